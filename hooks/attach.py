@@ -1,0 +1,147 @@
+"""attach: put interventions on a model, and take them off again without a trace."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol
+
+from torch import nn
+
+from regaze.hooks.edits import Edit, TowerInfo
+from regaze.hooks.reading import Reader
+from regaze.hooks.report import InterventionReport, Report
+from regaze.hooks.seat import Entry, Seat
+from regaze.hooks.tokens import Spans
+from regaze.hooks.towers import find_tower, split_target
+
+_SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
+
+
+class Attachable(Protocol):
+    """What `attach` needs of an intervention."""
+
+    @property
+    def label(self) -> str:
+        """Short text for reports."""
+
+    def resolve(self, tower: TowerInfo) -> Attachable:
+        """Fill in what depends on the model; raise if it can't act there."""
+
+    def bind(self, tower: TowerInfo) -> Edit:
+        """Make the edit."""
+
+
+class Attachment:
+    """Interventions on a model, until `detach` or the end of the ``with`` block.
+
+    Attributes:
+        specs: The interventions with every field filled in, in the order in which they act.
+    """
+
+    def __init__(self, seat: Seat, specs: Sequence[Attachable], entries: Sequence[Entry]) -> None:
+        self.specs = tuple(specs)
+        self._seat = seat
+        self._entries = list(entries)
+        self._attached = True
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Take the interventions off. Others stay; a second call does nothing."""
+        if self._attached:
+            self._attached = False
+            for entry in reversed(self._entries):
+                self._seat.pop(entry)
+
+    def report(self) -> Report:
+        """What fired, where, how often and how strongly, since the interventions were attached."""
+        return Report(
+            tuple(
+                InterventionReport(
+                    spec.label,
+                    entry.prompts,
+                    tuple(entry.tally.layers()),
+                    exempt=not entry.edit.layers,
+                )
+                for spec, entry in zip(self.specs, self._entries, strict=True)
+            )
+        )
+
+    @contextmanager
+    def partial_prompt(self) -> Iterator[None]:
+        """Forward passes inside are parts of a prompt that goes on; their last row isn't its last.
+
+        Needed when a prompt is fed in chunks, or a shared prefix is encoded first; without it the
+        end of every multi-token block counts as the end of a prompt.
+        """
+        reader = self._seat.reader
+        before, reader.partial = reader.partial, True
+        try:
+            yield
+        finally:
+            reader.partial = before
+
+
+def attach(
+    target: Any,
+    *interventions: Attachable,
+    processor: Any = None,
+    spans: Sequence[Spans] | Spans | None = None,
+) -> Attachment:
+    """Attach interventions to a model that is already loaded.
+
+    They act in the order given; a second `attach` adds to the first. Nothing is replaced in the
+    model but the name of its attention function, and `Attachment.detach` restores that exactly.
+
+    Args:
+        target: A transformers vision-language model, or a pipeline that holds one.
+        *interventions: Specs, e.g. ``VAR()`` or ``parse("vhr:alpha=2")``.
+        processor: The model's processor. Not needed by most; tells row-end and tile tokens of
+            Mistral3, Idefics3 and SmolVLM from text.
+        spans: Overrides what is found from token ids: ``{"image": [(start, end), ...]}`` in
+            columns of the padded batch, for all rows or one mapping per row.
+
+    Returns:
+        A handle, usable as a context manager.
+
+    Raises:
+        TypeError: The target isn't a model that can be attached to.
+        ValueError: An intervention can't act on this model; the message says why and what can.
+    """
+    model, processor = split_target(target, processor)
+    info = find_tower(model, processor)
+    specs = [one.resolve(info) for one in interventions]
+    entries = [Entry(spec.bind(info)) for spec in specs]
+    seat = seat_of(info, spans)
+    pushed: list[Entry] = []
+    try:
+        for entry in entries:
+            seat.push(entry)
+            pushed.append(entry)
+    except BaseException:
+        for entry in reversed(pushed):
+            seat.pop(entry)
+        raise
+    return Attachment(seat, specs, entries)
+
+
+def seat_of(info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> Seat:
+    """The one seat of a text tower, made on first use."""
+    seat = _SEATS.get(info.tower)
+    if seat is None or not seat.entries:
+        seat = _SEATS[info.tower] = Seat(Reader(info, spans))
+    elif spans is not None:
+        seat.reader.spans = spans
+    return seat

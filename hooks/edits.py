@@ -1,0 +1,230 @@
+"""What an edit sees and what it may do; the seat calls it, methods subclass it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks.tokens import Kind, TokenMap
+
+Rows = Literal["last", "text"]
+
+
+@dataclass(frozen=True)
+class TowerInfo:
+    """Facts about a model's text tower that specs are checked against.
+
+    Attributes:
+        model: The model that was attached to.
+        tower: Its text decoder, the module with ``.layers``.
+        processor: The processor or tokenizer, if the caller gave one.
+        model_type: The config's ``model_type``.
+        n_layers: Decoder layers.
+        n_heads: Query heads per layer.
+        n_kv_heads: Key/value heads per layer.
+        hidden_size: Width of the residual stream.
+        image_columns: Whether image patches are columns of the tower's self-attention. False for
+            Q-Former outputs (resampled: no patch behind a column) and cross-attention models.
+        image_ids: Token ids that stand for image or video features.
+    """
+
+    model: nn.Module
+    tower: nn.Module
+    processor: Any
+    model_type: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_size: int
+    image_columns: bool
+    image_ids: frozenset[int]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Bool masks "B 1 1 K" over the key columns of one layer's attention call.
+
+    Attributes:
+        image: Image patches.
+        system: Text before the first image.
+        offset: The prompt column that key 0 is; more than 0 once a sliding window has moved on.
+    """
+
+    image: Tensor
+    system: Tensor
+    offset: int = 0
+
+    def align(self, mask: Tensor) -> Tensor:
+        """Bring a mask "B T" over prompt columns to this call's keys; later columns are False."""
+        n_keys = self.image.shape[-1]
+        mask = mask[:, self.offset : self.offset + n_keys]
+        return nn.functional.pad(mask, (0, n_keys - mask.shape[1]))[:, None, None]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The query rows that a set of edits recomputes in one block.
+
+    Attributes:
+        rows: "B R" row indices within the block.
+        valid: "B R" bool; the others only pad ragged samples, in front of the valid ones.
+        acts: Per selector, "B 1 R 1" bool: where its edits apply; None means everywhere.
+        covers_all: Every row of the block is recomputed, so the stock kernel isn't needed.
+    """
+
+    rows: Tensor
+    valid: Tensor
+    acts: dict[Rows, Tensor | None]
+    covers_all: bool
+
+
+@dataclass
+class Step:
+    """One forward pass of the text tower: a prompt, a chunk of it, or a decode step.
+
+    Attributes:
+        tokens: All columns up to and including this block (real batch rows only).
+        past: Columns before this block.
+        length: Query rows Q in this block.
+        index: Blocks since the prompt began; 0 is the (first) prefill block.
+        prompt_end: The block ends the prompt, or is a decode step.
+        n_last: How many trailing rows count as "last" (more than one only when assisted decoding
+            checks several candidates at once).
+        device: Where masks are needed.
+    """
+
+    tokens: TokenMap
+    past: int
+    length: int
+    index: int
+    prompt_end: bool
+    n_last: int
+    device: torch.device
+    _columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
+    _plans: dict[tuple[Rows, ...], RowPlan | None] = field(default_factory=dict)
+    _last: Tensor | None = None
+
+    @property
+    def prompt_start(self) -> bool:
+        """Whether a new prompt begins; edits drop what they know of the one before."""
+        return self.past == 0
+
+    @property
+    def batch(self) -> int:
+        """Number of batch rows B."""
+        return self.tokens.batch
+
+    @property
+    def last_rows(self) -> Tensor:
+        """Row index "B" of each sample's last real token in this block."""
+        if self._last is None:
+            real = self._block(~self.tokens.is_kind(Kind.PAD))
+            steps = torch.arange(1, self.length + 1)
+            self._last = (real * steps).argmax(1).to(self.device)
+        return self._last
+
+    def columns(self, offset: int, n_keys: int) -> Columns:
+        """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""
+        key = (offset, n_keys)
+        if key not in self._columns:
+            kinds = self.tokens.kinds[:, offset : offset + n_keys].to(self.device)
+            # A static cache is longer than what has been seen.
+            kinds = nn.functional.pad(kinds, (0, n_keys - kinds.shape[1]))[:, None, None]
+            self._columns[key] = Columns(kinds == Kind.IMAGE, kinds == Kind.SYSTEM, offset)
+        return self._columns[key]
+
+    def plan(self, selectors: Sequence[Rows]) -> RowPlan | None:
+        """Rows to recompute for edits with these selectors; None if there are none."""
+        key = tuple(sorted(set(selectors)))
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(key)
+        return self._plans[key]
+
+    def _make_plan(self, selectors: tuple[Rows, ...]) -> RowPlan | None:
+        chosen = {name: self._select(name) for name in selectors}
+        union = torch.stack(list(chosen.values())).any(0)
+        count = int(union.sum(1).max())
+        if count == 0:
+            return None
+        # Stable sort brings each sample's chosen rows to the end, in order.
+        rows = union.int().argsort(dim=1, stable=True)[:, -count:]
+        acts: dict[Rows, Tensor | None] = {}
+        for name, mask in chosen.items():
+            picked = mask.gather(1, rows)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(self.device)
+        return RowPlan(
+            rows.to(self.device),
+            union.gather(1, rows).to(self.device),
+            acts,
+            covers_all=bool(union.all()),
+        )
+
+    def _select(self, selector: Rows) -> Tensor:
+        after = self._block(self.tokens.after_image)
+        if selector == "text":
+            return after
+        last = torch.zeros_like(after)
+        if self.prompt_end:
+            real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
+            from_end = real.flip(1).cumsum(1).flip(1)
+            last = (real == 1) & (from_end <= self.n_last)
+        return last & self.tokens.is_kind(Kind.IMAGE).any(1, keepdim=True)
+
+    def _block(self, mask: Tensor) -> Tensor:
+        return mask[:, self.past : self.past + self.length]
+
+
+class Edit:
+    """What one bound method does inside one model. Override what the method needs.
+
+    A new object is made for each attachment; state kept between calls belongs to one prompt and
+    is dropped in `begin` when ``step.prompt_start``.
+
+    Attributes:
+        layers: Layers at which the edit acts.
+        rows: Which query rows `edit_logits` gets: "last" (last prompt row and decode rows),
+            "text" (text rows after the image and decode rows), or None for no row edit.
+        watches_hidden: Whether `see_hidden` wants the layers' inputs.
+        null_rows: Whether prompts must also be run without their images; see `scale_heads`.
+        null_positions: For `null_rows`: "drop" renumbers positions as if the image tokens were
+            not there, "mask" keeps them.
+    """
+
+    rows: Rows | None = None
+    watches_hidden: bool = False
+    null_rows: bool = False
+    null_positions: Literal["drop", "mask"] = "drop"
+    scales_heads: bool = False
+
+    def __init__(self, layers: Collection[int]) -> None:
+        self.layers = frozenset(layers)
+
+    def begin(self, step: Step) -> None:
+        """A block begins."""
+
+    def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
+        """Read the residual stream "B Q E" entering a layer, before its norm."""
+
+    def active(self, layer: int, step: Step) -> bool:
+        """Whether `edit_logits` has anything to do here; False keeps the stock output."""
+        return True
+
+    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
+        """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
+        return logits
+
+    def scale_heads(self, layer: int, out: Tensor, step: Step) -> Tensor | None:
+        """Return a factor "B H" for all rows of each head's output, or None.
+
+        Args:
+            layer: Layer index.
+            out: "B Q H D", head outputs before the output projection. On prompts of an edit with
+                ``null_rows`` it is "2B Q H D": the second half ran without the images, and gets
+                the same factors.
+            step: The block.
+        """
+        return None

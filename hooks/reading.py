@@ -1,0 +1,177 @@
+"""Reading what goes into the text tower: token ids, padding, and where in the prompt we are."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks.edits import Step, TowerInfo
+from regaze.hooks.tokens import Kind, Spans, TokenMap
+from regaze.hooks.towers import separator_ids
+
+
+class Reader:
+    """Keeps the `TokenMap` of the current prompt up to date and hands out a `Step` per block."""
+
+    def __init__(self, info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> None:
+        self._model = weakref.ref(info.model)
+        self._tower = weakref.ref(info.tower)
+        self._image_ids = info.image_ids
+        self._separators = separator_ids(info.processor)
+        self.spans: Sequence[Spans] | Spans | None = spans
+        self.partial = False
+        self.tokens: TokenMap | None = None
+        self.inputs: dict[str, Any] = {}
+        self._embedded: Tensor | None = None
+        self._index = 0
+
+    @property
+    def tower(self) -> Any:
+        """The text decoder.
+
+        Raises:
+            RuntimeError: The model is gone.
+        """
+        tower = self._tower()
+        if tower is None:
+            raise RuntimeError("the model that this was attached to no longer exists")
+        return tower
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any row of the current prompt has image columns."""
+        return self.tokens is not None and bool(self.tokens.is_kind(Kind.IMAGE).any())
+
+    def install(self) -> list[Any]:
+        """Watch the ids: at the model's entry, else where they are embedded."""
+        model = self._model()
+        if model is None:
+            raise RuntimeError("the model that this was attached to no longer exists")
+        handles = []
+        if model is not self.tower:
+            handles.append(model.register_forward_pre_hook(self._enter, with_kwargs=True))
+            handles.append(model.register_forward_hook(self._leave, always_call=True))
+        embeddings = self.tower.get_input_embeddings()
+        handles.append(embeddings.register_forward_pre_hook(self._embed, with_kwargs=True))
+        return handles
+
+    def forget(self) -> None:
+        """Drop the prompt."""
+        self.tokens, self._embedded, self.inputs = None, None, {}
+
+    @torch.compiler.disable
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model is self._model():
+            self.inputs = dict(zip(("input_ids",), args, strict=False)) | kwargs
+            self._embedded = None
+
+    @torch.compiler.disable
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if model is self._model():
+            self.inputs, self._embedded = {}, None
+
+    @torch.compiler.disable
+    def _embed(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module is self.tower.get_input_embeddings():
+            self._embedded = args[0] if args else kwargs.get("input")
+
+    def read(self, kwargs: Mapping[str, Any]) -> Step:
+        """Note the next block that enters the tower.
+
+        Args:
+            kwargs: The tower's arguments.
+
+        Raises:
+            ValueError: The token ids can't be seen and no ``spans`` were given, or the cache holds
+                columns that were never seen.
+        """
+        embeds = kwargs.get("inputs_embeds")
+        entering: Tensor = kwargs["input_ids"] if embeds is None else embeds
+        batch, length = entering.shape[:2]
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
+        candidates = self._last_candidates(length) if past else 1
+        if past == 0:
+            self.tokens = self._read_block(kwargs, batch, length, 0)
+            self._index = 0
+        else:
+            self._index += 1
+            seen = self._seen(past, batch)
+            # One column, or candidates of assisted decoding, are generated text.
+            if length == 1 or candidates > 1:
+                self.tokens = seen.grow(length)
+            else:
+                self.tokens = seen.append(self._read_block(kwargs, batch, length, past))
+        if self.tokens is None:
+            raise RuntimeError("no tokens were read")
+        return Step(
+            tokens=self.tokens,
+            past=past,
+            length=length,
+            index=self._index,
+            prompt_end=not self.partial,
+            n_last=candidates,
+            device=entering.device,
+        )
+
+    def _last_candidates(self, length: int) -> int:
+        """Assisted decoding asks for the logits of all candidates of a block."""
+        keep = self.inputs.get("logits_to_keep")
+        return min(keep, length) if isinstance(keep, int) and keep > 1 else 1
+
+    def _seen(self, past: int, batch: int) -> TokenMap:
+        tokens = self.tokens
+        if tokens is None or past > tokens.length:
+            known = 0 if tokens is None else tokens.length
+            raise ValueError(
+                f"the cache holds {past} columns but regaze saw only {known}: the prompt was "
+                "encoded before attaching (or by another model); attach first, then prefill"
+            )
+        tokens = tokens.crop(past)
+        if batch != tokens.batch:
+            if batch % tokens.batch:
+                raise ValueError(
+                    f"the batch changed from {tokens.batch} to {batch} rows within one prompt; "
+                    "regaze can follow repeated rows (beams), not this"
+                )
+            tokens = tokens.repeat(batch // tokens.batch)
+        return tokens
+
+    def _read_block(
+        self, kwargs: Mapping[str, Any], batch: int, length: int, past: int
+    ) -> TokenMap:
+        mask = self._padding(kwargs, batch, length, past)
+        if self.spans is not None and past == 0:
+            spans = [self.spans] * batch if isinstance(self.spans, Mapping) else list(self.spans)
+            if len(spans) != batch and batch % len(spans) == 0:
+                spans = [s for s in spans for _ in range(batch // len(spans))]
+            if len(spans) != batch:
+                raise ValueError(f"spans are given for {len(spans)} rows, the batch has {batch}")
+            return TokenMap.from_spans(spans, length, mask)
+        shape = (batch, length)
+        for ids in (self.inputs.get("input_ids"), kwargs.get("input_ids"), self._embedded):
+            if isinstance(ids, Tensor) and ids.shape == shape:
+                return TokenMap.from_ids(ids, self._image_ids, self._separators, mask)
+        raise ValueError(
+            "regaze can't see the prompt's token ids (the model was given inputs_embeds); pass "
+            'spans={"image": [(start, end)]} to attach, in columns of the padded batch'
+        )
+
+    def _padding(
+        self, kwargs: Mapping[str, Any], batch: int, length: int, past: int
+    ) -> Tensor | None:
+        for mask in (self.inputs.get("attention_mask"), kwargs.get("attention_mask")):
+            if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch:
+                return mask[:, past : past + length] if mask.shape[1] > length else mask
+        # With a static cache the mask arrives prepared; the last row sees all that isn't padding.
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, Mapping):
+            mask = mask.get("full_attention")
+        if isinstance(mask, Tensor) and mask.ndim == 4:
+            last = mask[:, 0, -1, past : past + length].expand(batch, -1)
+            return last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+        return None

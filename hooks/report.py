@@ -1,0 +1,147 @@
+"""Proof that an intervention acted: how often, where, and how strongly."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.edits import Step
+
+# The change is measured in a prompt's first two blocks (prefill and first decode step) and only
+# counted afterwards, so that decoding stays as fast as without it.
+MEASURED_BLOCKS = 2
+
+
+class Tally:
+    """Counters of one edit; sums stay on the device, so that counting never waits for it."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[int] = Counter()
+        self._sums: dict[int, Tensor] = {}
+
+    def add_rows(
+        self, layer: int, before: Tensor, after: Tensor, valid: Tensor, step: Step
+    ) -> None:
+        """Count a row edit and measure how far each row's weights moved (total variation).
+
+        Args:
+            layer: Layer index.
+            before: "B H R K" logits.
+            after: The same, edited.
+            valid: "B R", rows that count.
+            step: The block.
+        """
+        self.calls[layer] += 1
+        if step.index < MEASURED_BLOCKS:
+            moved = 0.5 * (after.softmax(-1) - before.softmax(-1)).abs().sum(-1)
+            self._measure(layer, moved.masked_fill(~valid[:, None], 0), valid[:, None])
+
+    def add_factor(self, layer: int, factor: Tensor, step: Step) -> None:
+        """Count a head scaling; its effect is how far the factors are from one."""
+        self.calls[layer] += 1
+        if step.index < MEASURED_BLOCKS:
+            self._measure(layer, (factor.float() - 1).abs(), torch.ones_like(factor))
+
+    def add_sight(self, layer: int) -> None:
+        """Count a reading that changes nothing."""
+        self.calls[layer] += 1
+
+    def _measure(self, layer: int, change: Tensor, counts: Tensor) -> None:
+        total = counts.expand_as(change).sum()
+        sums = torch.stack([(change > 0).sum(), change.sum(), total]).double()
+        self._sums[layer] = self._sums[layer] + sums if layer in self._sums else sums
+
+    def layers(self) -> list[LayerReport]:
+        """The sums as numbers; waits for the device."""
+        reports = []
+        for layer in sorted(self.calls):
+            heads, effect, total = self._sums[layer].tolist() if layer in self._sums else (0, 0, 1)
+            total = max(total, 1)
+            reports.append(LayerReport(layer, self.calls[layer], heads / total, effect / total))
+        return reports
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What one intervention did at one layer.
+
+    Attributes:
+        layer: Layer index.
+        calls: Attention calls in which it edited.
+        heads: Share of (head, edited row) pairs that it changed, where measured.
+        effect: Mean size of the change over them all: total variation between a row's attention
+            weights before and after (0 to 1), or |factor - 1| for head scaling.
+    """
+
+    layer: int
+    calls: int
+    heads: float
+    effect: float
+
+
+@dataclass(frozen=True)
+class InterventionReport:
+    """What one intervention did.
+
+    Attributes:
+        label: The spec's label.
+        prompts: Prompts seen while attached.
+        layers: One entry per layer at which it was called.
+        exempt: It is a no-op by its own settings (strength zero), so silence is no alarm.
+    """
+
+    label: str
+    prompts: int
+    layers: tuple[LayerReport, ...]
+    exempt: bool = False
+
+    @property
+    def fired(self) -> bool:
+        """Whether it changed anything."""
+        return any(layer.effect > 0 for layer in self.layers)
+
+    @property
+    def effect(self) -> float:
+        """Mean effect over the layers at which it was called."""
+        return sum(layer.effect for layer in self.layers) / max(1, len(self.layers))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What all interventions of one `attach` did."""
+
+    interventions: tuple[InterventionReport, ...]
+
+    @property
+    def fired(self) -> bool:
+        """Whether every intervention changed something."""
+        return all(i.fired or i.exempt for i in self.interventions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return {
+            "fired": self.fired,
+            "interventions": [
+                {**asdict(i), "fired": i.fired, "effect": i.effect} for i in self.interventions
+            ],
+        }
+
+    def __str__(self) -> str:
+        lines = []
+        for one in self.interventions:
+            state = "fired" if one.fired else "off by its settings" if one.exempt else "NEVER FIRED"
+            acted = [x for x in one.layers if x.effect > 0]
+            lines.append(
+                f"{one.label}: {state} in {len(acted)} layers over {one.prompts} prompts, "
+                f"mean effect {one.effect:.3f}"
+            )
+            lines += [
+                f"  layer {x.layer:3d}  calls {x.calls:6d}  heads {x.heads:6.1%}  "
+                f"effect {x.effect:.4f}"
+                for x in one.layers
+            ]
+        return "\n".join(lines)

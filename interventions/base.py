@@ -1,0 +1,181 @@
+"""What an intervention is: a frozen, JSON-able spec that knows how to bind itself to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+from regaze.hooks.edits import Edit, TowerInfo
+
+_REGISTRY: dict[str, type[Intervention]] = {}
+_T = TypeVar("_T", bound="type[Intervention]")
+
+
+@dataclass(frozen=True)
+class Intervention(ABC):
+    """Base of all methods. A subclass is a frozen dataclass whose fields are the method's settings.
+
+    The config *is* the value: two specs are the same intervention iff they compare equal, and
+    ``from_dict(spec.to_dict()) == spec``. Fields left at ``None`` are filled in by `resolve`, so
+    that a run's record holds every number that was used.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    paper: ClassVar[str]
+    needs_image_columns: ClassVar[bool] = True
+
+    @abstractmethod
+    def resolve(self, tower: TowerInfo) -> Intervention:
+        """Fill in every field that depends on the model.
+
+        Raises:
+            ValueError: The method can't act on this model, or a field doesn't fit it.
+        """
+
+    @abstractmethod
+    def bind(self, tower: TowerInfo) -> Edit:
+        """Make the edit that a seat runs; call it on a resolved spec."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The spec as JSON-able values: ``{"name": ..., field: value, ...}``."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {"name": self.name, **json.loads(json.dumps(fields))}
+
+    @property
+    def label(self) -> str:
+        """Short text such as ``vhr:alpha=3``: the name and the fields that aren't defaults."""
+        changed = [
+            f"{f.name}={json.dumps(value, separators=(',', ':'))}".replace('"', "")
+            for f in dataclasses.fields(self)
+            if (value := getattr(self, f.name)) != f.default
+        ]
+        return self.name + (":" + ",".join(changed) if changed else "")
+
+
+def register(cls: _T) -> _T:
+    """Make a method known by its name to `get`, `parse`, ``from_dict`` and the command line."""
+    if cls.name in _REGISTRY:
+        raise ValueError(f"an intervention named {cls.name!r} is already registered")
+    _REGISTRY[cls.name] = cls
+    return cls
+
+
+def names() -> list[str]:
+    """Names of all registered methods, sorted."""
+    return sorted(_REGISTRY)
+
+
+def get(name: str) -> type[Intervention]:
+    """Look a method up by name.
+
+    Raises:
+        ValueError: No such method; the message names the nearest ones.
+    """
+    if name not in _REGISTRY:
+        raise ValueError(unknown("intervention", name, _REGISTRY))
+    return _REGISTRY[name]
+
+
+def from_dict(spec: Mapping[str, Any]) -> Intervention:
+    """Rebuild a spec from `Intervention.to_dict`'s result.
+
+    Raises:
+        ValueError: Unknown name or field, or a value out of its domain.
+    """
+    fields = dict(spec)
+    if "name" not in fields:
+        raise ValueError(f'an intervention needs a "name": one of {", ".join(names())}')
+    cls = get(fields.pop("name"))
+    known = [f.name for f in dataclasses.fields(cls)]
+    for field in fields:
+        if field not in known:
+            raise ValueError(unknown(f"field of {cls.name}", field, known))
+    try:
+        return cls(**{key: _tuples(value) for key, value in fields.items()})
+    except TypeError as error:
+        raise ValueError(f"{cls.name}: a field has the wrong type: {error}") from error
+
+
+def parse(text: str) -> Intervention:
+    """Read the command line's form ``name`` or ``name:field=value,field=value``.
+
+    Values are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string.
+
+    Raises:
+        ValueError: Unknown name or field, a missing ``=``, or a value out of its domain.
+    """
+    name, _, rest = text.strip().partition(":")
+    spec: dict[str, Any] = {"name": name}
+    # Commas inside brackets belong to a list value.
+    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
+        field, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"{text!r}: expected field=value, got {part!r}")
+        try:
+            spec[field.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            spec[field.strip()] = value.strip()
+    return from_dict(spec)
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """The message for a name that isn't known: nearest matches first, else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {what} {given!r}; {hint}"
+
+
+def check_number(
+    method: str,
+    field: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    why: str = "",
+) -> None:
+    """Check that a field is a finite number in ``[low, high]``.
+
+    Raises:
+        ValueError: It isn't; the message says which field, the domain and the reason.
+    """
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not (fits and math.isfinite(float(value)) and low <= float(value) <= high):  # type: ignore[arg-type]
+        domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
+        raise ValueError(f"{method}: {field} must be {domain}, got {value!r}")
+
+
+def check_choice(method: str, field: str, value: str, choices: Iterable[str]) -> None:
+    """Check that a field is one of the named choices.
+
+    Raises:
+        ValueError: It isn't; the message names the nearest one.
+    """
+    if value not in set(choices):
+        raise ValueError(f"{method}: " + unknown(field, str(value), choices))
+
+
+def check_indices(method: str, field: str, values: Iterable[int], size: int, of: str) -> None:
+    """Check that indices exist, e.g. layers of a model.
+
+    Raises:
+        ValueError: One is out of range; the message gives the range.
+    """
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+            raise ValueError(
+                f"{method}: {field} holds {value!r}, but {of} has {size} (0 to {size - 1})"
+            )
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has lists where specs hold tuples."""
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Interventions on vision-language models, one per file."""

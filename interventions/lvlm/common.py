@@ -1,0 +1,45 @@
+"""Checks and layer choices that several methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regaze.hooks.edits import TowerInfo
+from regaze.interventions.base import check_indices, get, names
+
+
+def require_patches(method: str, tower: TowerInfo) -> None:
+    """Check that image patches are columns of the tower's attention.
+
+    Raises:
+        ValueError: They aren't; the message says which methods work on such a model.
+    """
+    if tower.image_columns:
+        return
+    able = [n for n in names() if not get(n).needs_image_columns] if tower.image_ids else []
+    raise ValueError(
+        f"{method} edits attention on image patches, but {tower.model_type} has none as columns of "
+        "its text tower (it goes through a resampler or cross-attention); "
+        + (f"these methods work on it: {', '.join(able)}" if able else "no method works on it yet")
+    )
+
+
+def choose_layers(
+    method: str, tower: TowerInfo, given: Sequence[int] | None, default: Sequence[int]
+) -> tuple[int, ...]:
+    """The layers asked for, checked, or the default ones.
+
+    Raises:
+        ValueError: A layer doesn't exist.
+    """
+    if given is None:
+        return tuple(default)
+    if isinstance(given, (int, str)):
+        raise ValueError(f"{method}: layers must be a list such as [9,10,11], got {given!r}")
+    check_indices(method, "layers", given, tower.n_layers, f"this {tower.model_type}")
+    return tuple(sorted(set(given)))
+
+
+def at_depth(of_32: int, n_layers: int) -> int:
+    """A layer at the same relative depth as layer ``of_32`` of a 32-layer model."""
+    return round(of_32 / 32 * n_layers)

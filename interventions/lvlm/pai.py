@@ -1,0 +1,100 @@
+"""PAI: pay more attention to the image, at the row that predicts the next token.
+
+On scaled logits z of the last row, image columns j, every head:
+
+    z_j <- z_j + alpha |z_j|
+
+Liu et al., arXiv 2407.21771, section 3.2; reference code LALBJ/PAI@9bbd8bd (attention.py). The
+absolute value matters: scaling a negative logit would lower its attention. The paper's second
+half, the contrast with a text-only prompt, is `contrast`: a function on next-token scores.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.edits import Columns, Edit, TowerInfo
+from regaze.interventions.base import Intervention, check_number, register
+from regaze.interventions.lvlm.common import choose_layers, require_patches
+
+
+@register
+@dataclass(frozen=True)
+class PAI(Intervention):
+    """Raise the last row's logits on image columns by a share of their size.
+
+    Attributes:
+        alpha: Share added, at least -1; 0 is a no-op and negative values look away (a control).
+            The repository's README runs 0.2 for both POPE and CHAIR.
+        layers: Where; by default all but the first two, as in the README (2 to 31 of 32).
+    """
+
+    name: ClassVar[str] = "pai"
+    summary: ClassVar[str] = "boost image logits at the predicting row"
+    paper: ClassVar[str] = "arXiv 2407.21771"
+
+    alpha: float = 0.2
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("pai", "alpha", self.alpha, low=-1, high=100)
+
+    def resolve(self, tower: TowerInfo) -> PAI:
+        """Choose the layers."""
+        require_patches("PAI", tower)
+        default = range(min(2, tower.n_layers - 1), tower.n_layers)
+        return replace(self, layers=choose_layers("pai", tower, self.layers, default))
+
+    def bind(self, tower: TowerInfo) -> Edit:
+        """Make the edit; no layers if alpha is 0."""
+        return _PAIEdit(self)
+
+
+class _PAIEdit(Edit):
+    rows = "last"
+
+    def __init__(self, spec: PAI) -> None:
+        super().__init__(spec.layers or () if spec.alpha else ())
+        self.alpha = spec.alpha
+
+    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
+        return boost_image(logits, columns.image, self.alpha)
+
+
+def boost_image(logits: Tensor, image: Tensor, alpha: float) -> Tensor:
+    """Add ``alpha |z|`` on image columns.
+
+    Args:
+        logits: "... K".
+        image: Bool, broadcastable to the logits.
+        alpha: Share added.
+    """
+    return torch.where(image, logits + alpha * logits.abs(), logits)
+
+
+def contrast(
+    scores: Tensor, text_scores: Tensor, gamma: float, plausibility: float = 0.1
+) -> Tensor:
+    """Contrast next-token scores with those of the prompt without image (section 3.3).
+
+    ``gamma (log p - log p_text) + log p_text``, with tokens less likely than ``plausibility``
+    times the likeliest one under p cut to -inf. As in the reference code ``gamma = 1`` gives
+    log p, uncut.
+
+    Args:
+        scores: Logits with the image, "B V".
+        text_scores: Logits without it, "B V".
+        gamma: Strength; the README uses 1.1.
+        plausibility: Cut-off relative to the best token.
+    """
+    log_p = scores.log_softmax(-1)
+    if gamma == 1:
+        return log_p
+    log_text = text_scores.log_softmax(-1)
+    mixed = gamma * (log_p - log_text) + log_text
+    floor = log_p.amax(-1, keepdim=True) + torch.tensor(plausibility).log()
+    return mixed.masked_fill(log_p < floor, -torch.inf)

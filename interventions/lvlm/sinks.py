@@ -1,0 +1,146 @@
+"""Attention sinks: the hidden dimensions that mark them, known for some models, found for others.
+
+Massive activations sit in the same few dimensions at the first token and at visual sinks
+(arXiv 2503.03321, section 3; dimensions of LLaVA-1.5 from seilk/VisAttnSink@98e62d6, of the
+others from the paper), so the first token of any text shows them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks.edits import TowerInfo
+from regaze.hooks.towers import find_tower
+
+DEFAULT_TAU = 20 / 4096**0.5
+"""The published threshold 20 at LLaVA-1.5-7B's hidden size, as a fraction of phi's bound."""
+
+_TEXTS = (
+    "Describe the image in detail.",
+    "Is there a dog in the image? Answer with yes or no.",
+    "What is the person on the left doing, and why?",
+)
+
+
+@dataclass(frozen=True)
+class SinkProfile:
+    """Which hidden dimensions mark sinks in a model.
+
+    Attributes:
+        sink_dims: The dimensions, strongest first.
+        tau: Threshold as a fraction of sqrt(hidden size).
+        strength: Mean |x_d| / RMS of the first token over the searched layers, per dimension.
+        source: "known" (published) or "found".
+    """
+
+    sink_dims: tuple[int, ...]
+    tau: float
+    strength: tuple[float, ...] = ()
+    source: str = "found"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able form."""
+        return asdict(self)
+
+
+# (model type, hidden size, layers, key/value heads) -> dimensions
+_KNOWN = {
+    ("llava", 4096, 32, 32): (2533, 1415),  # LLaVA-1.5-7B
+    ("llava", 5120, 40, 40): (2100, 4743),  # LLaVA-1.5-13B
+    ("qwen2_vl", 3584, 28, 4): (458, 2570),  # Qwen2-VL-7B
+    ("internvl", 4096, 32, 8): (3584,),  # InternVL2-8B
+}
+_FOUND: MutableMapping[nn.Module, dict[float, SinkProfile]] = weakref.WeakKeyDictionary()
+
+
+def known_sinks(tower: TowerInfo) -> SinkProfile | None:
+    """The published profile of a model, recognised by its shape."""
+    key = (tower.model_type, tower.hidden_size, tower.n_layers, tower.n_kv_heads)
+    dims = _KNOWN.get(key)
+    tau = 20 / tower.hidden_size**0.5
+    return None if dims is None else SinkProfile(dims, tau, source="known")
+
+
+def sink_values(hidden: Tensor, dims: Sequence[int]) -> Tensor:
+    """phi: how strongly each token carries the sink dimensions.
+
+    Args:
+        hidden: "B T E", residual stream before a layer's norm.
+        dims: Sink dimensions.
+
+    Returns:
+        "B T", between 0 and sqrt(E).
+    """
+    hidden = hidden.float()
+    rms = (hidden.square().mean(-1) + 1e-6).sqrt()
+    return hidden[..., list(dims)].abs().amax(-1) / rms
+
+
+def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) -> SinkProfile:
+    """Find the hidden dimensions that mark sinks in a model.
+
+    Runs a few short texts, looks at the first token's residual stream entering layers 2 and up,
+    and keeps the dimensions whose |x_d| / RMS exceeds tau sqrt(E) in most of those layers.
+
+    Args:
+        model: A transformers model or pipeline.
+        processor: Its processor; without one, arbitrary token ids follow the BOS token.
+        tau: Threshold as a fraction of sqrt(hidden size).
+
+    Returns:
+        The profile; ``sink_dims`` is empty if nothing stands out.
+    """
+    return find_sinks(find_tower(getattr(model, "model", model), processor), tau)
+
+
+def find_sinks(tower: TowerInfo, tau: float | None = None) -> SinkProfile:
+    """`discover_sinks` on a tower; remembered per model."""
+    tau = DEFAULT_TAU if tau is None else tau
+    found = _FOUND.setdefault(tower.tower, {})
+    if tau not in found:
+        found[tau] = _search(tower, tau)
+    return found[tau]
+
+
+@torch.no_grad()
+def _search(tower: TowerInfo, tau: float) -> SinkProfile:
+    first: list[list[Tensor]] = []
+
+    def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = (args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
+        first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
+
+    module: Any = tower.tower
+    searched = module.layers[min(2, tower.n_layers - 1) :]
+    handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in searched]
+    try:
+        for ids in _prompts(tower):
+            first.append([])
+            module(input_ids=ids.to(module.get_input_embeddings().weight.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    phi = torch.stack([torch.stack(layers) for layers in first]).mean(0)  # "L E"
+    often = (phi > tau * tower.hidden_size**0.5).float().mean(0) > 0.5
+    strength = phi.mean(0)
+    dims = [int(d) for d in strength.argsort(descending=True) if often[d]]
+    return SinkProfile(tuple(dims), tau, tuple(round(float(strength[d]), 3) for d in dims))
+
+
+def _prompts(tower: TowerInfo) -> list[Tensor]:
+    tokenizer = getattr(tower.processor, "tokenizer", tower.processor)
+    if callable(tokenizer):
+        return [torch.tensor([tokenizer(text)["input_ids"]]) for text in _TEXTS]
+    config: Any = tower.tower.config
+    generator = torch.Generator().manual_seed(0)
+    bos = [config.bos_token_id] if getattr(config, "bos_token_id", None) is not None else []
+    size = min(config.vocab_size, 1000)
+    low = min(10, size - 1)
+    rest = [torch.randint(low, size, (16,), generator=generator).tolist() for _ in _TEXTS]
+    return [torch.tensor([bos + ids]) for ids in rest]

@@ -1,0 +1,89 @@
+"""VAF (ClearSight): scale the logits of middle layers, image up and system prompt down.
+
+On scaled logits z of text rows after the image, every head, before the mask:
+
+    z_j <- enhance * z_j on image columns,  suppress * z_j on system columns
+
+Yin et al., arXiv 2503.13107; reference code ustc-hyin/ClearSight@5466c94. The code hard-codes
+columns 0-34 as system prompt and 35-610 as image and treats any block of at most 611 rows as
+decoding; with the columns where they really are, neither matters.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.edits import Columns, Edit, TowerInfo
+from regaze.interventions.base import Intervention, check_number, register
+from regaze.interventions.lvlm.common import at_depth, choose_layers, require_patches
+
+
+@register
+@dataclass(frozen=True)
+class VAF(Intervention):
+    """Scale text rows' logits on image and system columns.
+
+    Note that a factor above 1 lowers attention where a logit is negative.
+
+    Attributes:
+        enhance: Factor on image columns.
+        suppress: Factor on system columns (text before the first image).
+        layers: Where; by default 9 to 14 of 32, at the same depth in other models.
+    """
+
+    name: ClassVar[str] = "vaf"
+    summary: ClassVar[str] = "scale image logits up and system logits down in middle layers"
+    paper: ClassVar[str] = "arXiv 2503.13107"
+
+    enhance: float = 1.15
+    suppress: float = 0.95
+    layers: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        check_number("vaf", "enhance", self.enhance, low=0, high=100)
+        check_number("vaf", "suppress", self.suppress, low=0, high=100)
+
+    def resolve(self, tower: TowerInfo) -> VAF:
+        """Choose the layers."""
+        require_patches("VAF", tower)
+        first, last = at_depth(9, tower.n_layers), at_depth(15, tower.n_layers)
+        default = range(first, max(last, first + 1))
+        return replace(self, layers=choose_layers("vaf", tower, self.layers, default))
+
+    def bind(self, tower: TowerInfo) -> Edit:
+        """Make the edit; no layers if both factors are 1."""
+        return _VAFEdit(self)
+
+
+class _VAFEdit(Edit):
+    rows = "text"
+
+    def __init__(self, spec: VAF) -> None:
+        acts = spec.enhance != 1 or spec.suppress != 1
+        super().__init__(spec.layers or () if acts else ())
+        self.spec = spec
+
+    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
+        return scale_logits(
+            logits, columns.image, columns.system, self.spec.enhance, self.spec.suppress
+        )
+
+
+def scale_logits(
+    logits: Tensor, image: Tensor, system: Tensor, enhance: float, suppress: float
+) -> Tensor:
+    """Scale columns of the logits.
+
+    Args:
+        logits: "... K".
+        image: Bool, broadcastable to the logits.
+        system: Likewise.
+        enhance: Factor on image columns.
+        suppress: Factor on system columns.
+    """
+    one = torch.ones((), device=logits.device)
+    return logits * torch.where(image, enhance, torch.where(system, suppress, one))

@@ -1,0 +1,162 @@
+"""VHR: reinforce the attention heads that react to the image.
+
+At the prompt's last position, layer by layer, with A the output of a head before the output
+projection and A0 the same head's output with the image removed:
+
+    VHD = ||A - A0||_2
+    VHD := 0 where VHD > mean + std over heads  and  ||A0||^2 > mean + std over heads
+    heads with VHD > median are multiplied by alpha, then the next layer follows
+
+The chosen heads stay fixed for the sample and every row is scaled, so cached keys and values stay
+consistent. He et al., arXiv 2412.13949, section 4. Both prompts run as rows of one forward pass,
+and both are reinforced layer by layer; the paper leaves that and the kind of std open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.edits import Edit, Step, TowerInfo
+from regaze.hooks.tokens import Kind
+from regaze.interventions.base import Intervention, check_choice, check_number, register
+from regaze.interventions.lvlm.common import at_depth, choose_layers
+
+
+@register
+@dataclass(frozen=True)
+class VHR(Intervention):
+    """Scale the outputs of the half of the heads that the image moves most.
+
+    Attributes:
+        alpha: Factor; 2 in the paper. 1 is a no-op; at 4 and more text breaks down.
+        layers: Where; by default the second layer and the last 14 of 32 (InstructBLIP: the last
+            18), at the same depth in other models.
+        null_image: How the image is removed: "drop" renumbers positions as if its tokens weren't
+            there, "mask" hides its columns and keeps positions. The paper doesn't say; "drop" is
+            what a prompt without image would be.
+        outlier_filter: Step two of the formula.
+        unbiased: Whether its std divides by n - 1; the paper doesn't say.
+        heads: Which half: "top" is the method, "bottom" and "random" are controls.
+    """
+
+    name: ClassVar[str] = "vhr"
+    summary: ClassVar[str] = "amplify the heads that react to the image"
+    paper: ClassVar[str] = "arXiv 2412.13949"
+    needs_image_columns: ClassVar[bool] = False
+
+    alpha: float = 2.0
+    layers: tuple[int, ...] | None = None
+    null_image: Literal["drop", "mask"] = "drop"
+    outlier_filter: bool = True
+    unbiased: bool = True
+    heads: Literal["top", "bottom", "random"] = "top"
+
+    def __post_init__(self) -> None:
+        check_number("vhr", "alpha", self.alpha, low=0, high=100)
+        check_choice("vhr", "null_image", self.null_image, ("drop", "mask"))
+        check_choice("vhr", "heads", self.heads, ("top", "bottom", "random"))
+
+    def resolve(self, tower: TowerInfo) -> VHR:
+        """Choose the layers.
+
+        Raises:
+            ValueError: The image isn't in the tower's sequence, so it can't be removed from it.
+        """
+        if not tower.image_ids:
+            raise ValueError(
+                f"VHR removes the image from the prompt, but {tower.model_type} has no image "
+                "tokens in its text tower's sequence (a text model, or cross-attention)"
+            )
+        n = tower.n_layers
+        if tower.model_type.startswith("instructblip"):
+            default = list(range(at_depth(14, n), n))
+        else:
+            default = sorted({min(1, n - 1), *range(at_depth(18, n), n)})
+        return replace(self, layers=choose_layers("vhr", tower, self.layers, default))
+
+    def bind(self, tower: TowerInfo) -> Edit:
+        """Make the edit; no layers if alpha is 1."""
+        return _VHREdit(self)
+
+
+class _VHREdit(Edit):
+    scales_heads = True
+
+    def __init__(self, spec: VHR) -> None:
+        super().__init__(spec.layers or () if spec.alpha != 1 else ())
+        self.spec = spec
+        self.null_rows = True
+        self.null_positions = spec.null_image
+        self.factors: dict[int, Tensor] = {}
+        self.has_image = torch.empty(0)
+
+    def begin(self, step: Step) -> None:
+        if step.prompt_start:
+            self.factors = {}
+            self.has_image = step.tokens.is_kind(Kind.IMAGE).any(1).to(step.device)
+
+    def scale_heads(self, layer: int, out: Tensor, step: Step) -> Tensor | None:
+        if layer not in self.factors:
+            if out.shape[0] == step.batch:
+                return None  # No image in the batch: nothing to compare with.
+            at = step.last_rows[:, None, None, None].expand(-1, 1, *out.shape[2:])
+            seen, blind = (half.gather(1, at)[:, 0].float() for half in out.chunk(2))
+            chosen = choose_heads(
+                seen, blind, self.spec.outlier_filter, self.spec.unbiased, self.spec.heads
+            )
+            chosen = chosen & self.has_image[:, None]
+            self.factors[layer] = torch.where(
+                chosen, self.spec.alpha, torch.ones_like(seen[..., 0])
+            )
+        factor = self.factors[layer]
+        # Beams repeat a sample's rows; its heads go with them.
+        return factor.repeat_interleave(step.batch // factor.shape[0], 0)
+
+
+def choose_heads(
+    with_image: Tensor,
+    without: Tensor,
+    outlier_filter: bool = True,
+    unbiased: bool = True,
+    heads: str = "top",
+) -> Tensor:
+    """Half of the heads by vision-aware head divergence.
+
+    Args:
+        with_image: "B H D", head outputs at the last position.
+        without: The same without the image.
+        outlier_filter: Zero heads that surge both ways: high divergence and high activity
+            without image.
+        unbiased: Whether the filter's std divides by n - 1.
+        heads: "top", "bottom" (control: as many, from the other end) or "random" (control: as
+            many, drawn with a fixed seed).
+
+    Returns:
+        Bool "B H".
+    """
+    divergence = (with_image - without).norm(dim=-1)
+    if outlier_filter:
+        activity = without.square().sum(-1)
+        surges = _above_std(divergence, unbiased) & _above_std(activity, unbiased)
+        divergence = divergence.masked_fill(surges, 0)
+    chosen = divergence > divergence.median(-1, keepdim=True).values
+    if heads == "top":
+        return chosen
+    if heads == "random":
+        # Drawn on the CPU, so that every device draws the same heads.
+        generator = torch.Generator().manual_seed(0)
+        key = torch.rand(divergence.shape[-1], generator=generator).to(divergence.device)
+        key = key.expand_as(divergence)
+    else:
+        key = -divergence
+    rank = key.argsort(-1, descending=True).argsort(-1)
+    return rank < chosen.sum(-1, keepdim=True)
+
+
+def _above_std(x: Tensor, unbiased: bool) -> Tensor:
+    std = x.std(-1, correction=int(unbiased), keepdim=True)
+    return x > x.mean(-1, keepdim=True) + std

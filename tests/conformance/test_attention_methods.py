@@ -1,0 +1,158 @@
+"""VAR, PAI and VAF against numbers that the papers' own code produced.
+
+The folder comes from REGAZE_CONFORMANCE, so that other vector sets of the same layout can be run
+through these tests; every case that a folder's meta.json lists is a test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from regaze.hooks.attention import mix_values, row_logits
+from regaze.interventions import VAR
+from regaze.interventions.lvlm.pai import boost_image, contrast
+from regaze.interventions.lvlm.sinks import sink_values
+from regaze.interventions.lvlm.vaf import scale_logits
+from regaze.interventions.lvlm.var import redistribution
+
+HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
+FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE)
+Tensors = dict[str, Tensor]
+
+
+def vectors(method: str) -> tuple[Tensors, Tensors]:
+    folder = FOLDER / method
+    return load_file(folder / "inputs.safetensors"), load_file(folder / "expected.safetensors")
+
+
+def cases(method: str) -> list[Any]:
+    path = FOLDER / method / "meta.json"
+    if not path.exists():
+        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no vectors in {path.parent}"))]
+    listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    return [pytest.param(case, id=case["name"]) for case in listed]
+
+
+def attention_inputs(inputs: Tensors, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a case; a decode step appends to its prefill's."""
+    if not name.endswith(".decode"):
+        return inputs[f"{name}.q"], inputs[f"{name}.k"], inputs[f"{name}.v"]
+    prefill = name.removesuffix(".decode") + ".prefill"
+    key = torch.cat([inputs[f"{prefill}.k"], inputs[f"{name}.k_new"]], 2)
+    value = torch.cat([inputs[f"{prefill}.v"], inputs[f"{name}.v_new"]], 2)
+    return inputs[f"{name}.q"], key, value
+
+
+def causal_logits(query: Tensor, key: Tensor, edit: Any) -> Tensor:
+    """Logits of all rows; ``edit(unmasked logits)`` comes before the causal mask."""
+    rows, columns = query.shape[2], key.shape[2]
+    logits = edit(row_logits(query, key, query.shape[-1] ** -0.5))
+    visible = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+    return logits.masked_fill(~visible, -torch.inf)
+
+
+def span(length: int, start: int, end: int) -> Tensor:
+    columns = torch.arange(length)
+    return (columns >= start) & (columns < end)
+
+
+@pytest.mark.parametrize("case", cases("var"))
+def test_var_equals_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("var")
+    if "layers" in case:
+        for layer in case["layers"]:
+            hidden = inputs[f"{case['name']}.layer{layer}.hidden_states"]
+            phi = sink_values(hidden, case["sink_dims"])
+            wanted = expected[f"{case['name']}.layer{layer}.phi"]
+            torch.testing.assert_close(phi, wanted, atol=1e-5, rtol=1e-5)
+            found = (phi[0] > case["tau"]).nonzero().flatten()
+            assert torch.equal(found, expected[f"{case['name']}.layer{layer}.indices"])
+        return
+    weights, code, paper = inputs[case["input"]], case["code_sense"], case["paper_sense"]
+    image_end = case["image_start"] + case["image_len"]
+    image = span(weights.shape[-1], case["image_start"], image_end)[None, None, None]
+    sinks = torch.zeros_like(image)
+    sinks[..., case["sink_indices"]] = True
+    both = (
+        VAR(rho=code["rho"], p=code["p"], floor=code["summ"], sense="code"),
+        VAR(
+            rho=paper["rho_non_sink_ratio_at_least"],
+            p=paper["p_removed_fraction"],
+            floor=code["summ"],
+        ),
+    )
+    for spec in both:
+        bias = redistribution(
+            weights.float(), image, sinks, spec.keep, spec.least_share, spec.floor
+        )
+        edited = weights.float() * bias.exp()
+        if case["phase"] == "prefill":
+            before_image_end = torch.arange(weights.shape[2])[:, None] < image_end
+            edited = torch.where(before_image_end, weights.float(), edited)
+        wanted = expected[f"{case['name']}.attn"]
+        half = wanted.dtype == torch.float16
+        rtol, atol = (2e-3, 1e-4) if half else (0, 1e-6)
+        torch.testing.assert_close(edited, wanted.float(), rtol=rtol, atol=atol)
+        selected = expected[f"{case['name']}.head_selected"]
+        moves = (bias != 0).any(-1)
+        if 0 < spec.keep < 1:
+            assert torch.equal(moves, selected)
+        else:
+            assert not (moves & ~selected).any()
+        if case["rows_changed"] == 0:
+            assert torch.equal(edited, weights.float())
+
+
+@pytest.mark.parametrize("case", cases("pai"))
+def test_pai_equals_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("pai")
+    name = case["name"]
+    if "gamma" in case:
+        scores = contrast(inputs["cfg.scores"], inputs["cfg.uncond_logits"], case["gamma"])
+        torch.testing.assert_close(scores, expected[f"{name}.scores"], atol=1e-5, rtol=1e-5)
+        return
+    query, key, value = attention_inputs(inputs, name)
+    image = span(key.shape[2], case.get("img_start", 0), case.get("img_end_exclusive", 0))
+    logits = causal_logits(query, key, lambda z: z)
+    # The text-only branch runs without the edit.
+    if not case.get("use_cfg"):
+        logits[:, :, -1] = boost_image(logits[:, :, -1], image, case["alpha"])
+    weights = logits.softmax(-1)
+    torch.testing.assert_close(
+        weights[:, :, -1], expected[f"{name}.attn_last_row"], atol=2e-6, rtol=0
+    )
+    out = mix_values(weights, value).flatten(2)
+    torch.testing.assert_close(out, expected[f"{name}.out"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("vaf"))
+def test_vaf_equals_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("vaf")
+    name, first = case["name"], case["system_len"]
+    query, key, value = attention_inputs(inputs, name)
+    end = first + case["image_len"]
+    rows = query.shape[2]
+    system, image = span(key.shape[2], 0, first), span(key.shape[2], first, end)
+    # A block of at most `end` rows counts as decoding in the released code: every row is edited.
+    acts = torch.arange(rows)[:, None] >= (end if rows > end else 0)
+
+    def edit(logits: Tensor) -> Tensor:
+        scaled = scale_logits(logits, image, system, case["enhance"], case["suppress"])
+        return torch.where(acts, scaled, logits)
+
+    weights = causal_logits(query, key, edit).softmax(-1)
+    out = mix_values(weights, value).flatten(2)
+    torch.testing.assert_close(out, expected[f"{name}.out"], atol=1e-5, rtol=0)
+    wanted = {k: v for k, v in expected.items() if k.startswith(f"{name}.attn")}
+    assert wanted
+    for key_name, tensor in wanted.items():
+        start = int(key_name.rsplit("_", 1)[1]) if "from_row" in key_name else 0
+        torch.testing.assert_close(weights[:, :, start:], tensor, atol=2e-6, rtol=0)
