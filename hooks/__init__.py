@@ -1,12 +1,14 @@
 """How an edit gets into a model, exactly and reversibly."""
 
 from regaze.hooks.attach import Attachment, attach
+from regaze.hooks.capture import Capture, capture
 from regaze.hooks.edits import Columns, Edit, Step, TowerInfo
 from regaze.hooks.report import Report
 from regaze.hooks.tokens import Kind, TokenMap
 
 __all__ = [
     "Attachment",
+    "Capture",
     "Columns",
     "Edit",
     "Kind",
@@ -15,4 +17,5 @@ __all__ = [
     "TokenMap",
     "TowerInfo",
     "attach",
+    "capture",
 ]

@@ -13,7 +13,8 @@ from torch import nn
 from regaze.hooks.edits import Edit, TowerInfo
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, Report
-from regaze.hooks.seat import Entry, Seat
+from regaze.hooks.rows import Entry
+from regaze.hooks.seat import Seat
 from regaze.hooks.tokens import Spans
 from regaze.hooks.towers import find_tower, split_target
 

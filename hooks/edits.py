@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.tokens import Kind, TokenMap
 
-Rows = Literal["last", "text"]
+Rows = Literal["last", "question", "text"]
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,31 @@ class RowPlan:
     Attributes:
         rows: "B R" row indices within the block.
         valid: "B R" bool; the others only pad ragged samples, in front of the valid ones.
+        written: "B R" bool: rows that an edit may change; the others are only read.
         acts: Per selector, "B 1 R 1" bool: where its edits apply; None means everywhere.
-        covers_all: Every row of the block is recomputed, so the stock kernel isn't needed.
+        covers_all: Every row of the block is written, so the stock kernel isn't needed.
     """
 
     rows: Tensor
     valid: Tensor
+    written: Tensor
     acts: dict[Rows, Tensor | None]
     covers_all: bool
+
+    def parts(self, count: int) -> Iterator[RowPlan]:
+        """The plan in pieces of at most ``count`` rows."""
+        if self.rows.shape[1] <= count:
+            yield self
+            return
+        for start in range(0, self.rows.shape[1], count):
+            cut = slice(start, start + count)
+            yield RowPlan(
+                self.rows[:, cut],
+                self.valid[:, cut],
+                self.written[:, cut],
+                {k: None if v is None else v[:, :, cut] for k, v in self.acts.items()},
+                self.covers_all,
+            )
 
 
 @dataclass
@@ -105,7 +122,7 @@ class Step:
     n_last: int
     device: torch.device
     _columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
-    _plans: dict[tuple[Rows, ...], RowPlan | None] = field(default_factory=dict)
+    _plans: dict[tuple[tuple[Rows, bool], ...], RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
 
     @property
@@ -137,19 +154,23 @@ class Step:
             self._columns[key] = Columns(kinds == Kind.IMAGE, kinds == Kind.SYSTEM, offset)
         return self._columns[key]
 
-    def plan(self, selectors: Sequence[Rows]) -> RowPlan | None:
-        """Rows to recompute for edits with these selectors; None if there are none."""
-        key = tuple(sorted(set(selectors)))
+    def plan(self, edits: Sequence[Edit]) -> RowPlan | None:
+        """Rows to recompute for these edits; None if there are none."""
+        key = tuple(sorted({(e.rows, e.reads_only) for e in edits if e.rows is not None}))
         if key not in self._plans:
             self._plans[key] = self._make_plan(key)
         return self._plans[key]
 
-    def _make_plan(self, selectors: tuple[Rows, ...]) -> RowPlan | None:
-        chosen = {name: self._select(name) for name in selectors}
+    def _make_plan(self, wanted: tuple[tuple[Rows, bool], ...]) -> RowPlan | None:
+        chosen = {name: self._select(name) for name, _ in wanted}
         union = torch.stack(list(chosen.values())).any(0)
         count = int(union.sum(1).max())
         if count == 0:
             return None
+        written = torch.zeros_like(union)
+        for name, reads_only in wanted:
+            if not reads_only:
+                written |= chosen[name]
         # Stable sort brings each sample's chosen rows to the end, in order.
         rows = union.int().argsort(dim=1, stable=True)[:, -count:]
         acts: dict[Rows, Tensor | None] = {}
@@ -159,14 +180,17 @@ class Step:
         return RowPlan(
             rows.to(self.device),
             union.gather(1, rows).to(self.device),
+            written.gather(1, rows).to(self.device),
             acts,
-            covers_all=bool(union.all()),
+            covers_all=bool(written.all()),
         )
 
     def _select(self, selector: Rows) -> Tensor:
         after = self._block(self.tokens.after_image)
         if selector == "text":
             return after
+        if selector == "question":
+            return after & self._block(self.tokens.is_kind(Kind.QUESTION))
         last = torch.zeros_like(after)
         if self.prompt_end:
             real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
@@ -178,6 +202,19 @@ class Step:
         return mask[:, self.past : self.past + self.length]
 
 
+def check_layers(given: Iterable[int], size: int, what: str) -> list[int]:
+    """Check indices of layers or heads.
+
+    Raises:
+        ValueError: One doesn't exist.
+    """
+    indices = sorted({int(i) for i in given})
+    for index in indices:
+        if not 0 <= index < size:
+            raise ValueError(f"there is no {what} {index}: the model has {what}s 0 to {size - 1}")
+    return indices
+
+
 class Edit:
     """What one bound method does inside one model. Override what the method needs.
 
@@ -187,7 +224,9 @@ class Edit:
     Attributes:
         layers: Layers at which the edit acts.
         rows: Which query rows `edit_logits` gets: "last" (last prompt row and decode rows),
-            "text" (text rows after the image and decode rows), or None for no row edit.
+            "question" (prompt text after the image), "text" (that and decode rows), or None for
+            no row edit.
+        reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         watches_hidden: Whether `see_hidden` wants the layers' inputs.
         null_rows: Whether prompts must also be run without their images; see `scale_heads`.
         null_positions: For `null_rows`: "drop" renumbers positions as if the image tokens were
@@ -195,6 +234,7 @@ class Edit:
     """
 
     rows: Rows | None = None
+    reads_only: bool = False
     watches_hidden: bool = False
     null_rows: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
@@ -216,6 +256,9 @@ class Edit:
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
+
+    def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
 
     def scale_heads(self, layer: int, out: Tensor, step: Step) -> Tensor | None:
         """Return a factor "B H" for all rows of each head's output, or None.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.edits import Step, TowerInfo
+from regaze.hooks.grids import columns_per_image
 from regaze.hooks.tokens import Kind, Spans, TokenMap
 from regaze.hooks.towers import separator_ids
 
@@ -22,6 +23,7 @@ class Reader:
         self._tower = weakref.ref(info.tower)
         self._image_ids = info.image_ids
         self._separators = separator_ids(info.processor)
+        self._per_image = columns_per_image(getattr(info.model, "config", None))
         self.spans: Sequence[Spans] | Spans | None = spans
         self.partial = False
         self.tokens: TokenMap | None = None
@@ -155,7 +157,9 @@ class Reader:
         shape = (batch, length)
         for ids in (self.inputs.get("input_ids"), kwargs.get("input_ids"), self._embedded):
             if isinstance(ids, Tensor) and ids.shape == shape:
-                return TokenMap.from_ids(ids, self._image_ids, self._separators, mask)
+                return TokenMap.from_ids(
+                    ids, self._image_ids, self._separators, mask, self._per_image
+                )
         raise ValueError(
             "regaze can't see the prompt's token ids (the model was given inputs_embeds); pass "
             'spans={"image": [(start, end)]} to attach, in columns of the padded batch'

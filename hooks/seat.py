@@ -14,7 +14,6 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, MutableMapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,30 +22,13 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks import null_rows
-from regaze.hooks.attention import (
-    gather_rows,
-    mix_values,
-    row_logits,
-    scatter_rows,
-    visible_columns,
-)
-from regaze.hooks.edits import Edit, RowPlan, Rows, Step
+from regaze.hooks.edits import Step
 from regaze.hooks.reading import Reader
-from regaze.hooks.report import Tally
+from regaze.hooks.rows import Call, Entry, overwrite, recompute
 
 PREFIX = "regaze_"
 _SEATS: MutableMapping[nn.Module, tuple[Seat, int]] = weakref.WeakKeyDictionary()
 _Attention = tuple[Tensor, Tensor | None]
-
-
-@dataclass(eq=False)
-class Entry:
-    """One edit on the stack, with its tally."""
-
-    edit: Edit
-    tally: Tally = field(default_factory=Tally)
-    prompts: int = 0
-    handles: list[Any] = field(default_factory=list)
 
 
 class Seat:
@@ -65,7 +47,17 @@ class Seat:
     # -- installing ---------------------------------------------------------------------------
 
     def push(self, entry: Entry) -> None:
-        """Put an edit on top of the stack; the first one installs the seat."""
+        """Put an edit on top of the stack; the first one installs the seat.
+
+        Raises:
+            ValueError: It contradicts one that is already there.
+        """
+        null = {e.edit.null_positions for e in [*self.entries, entry] if e.edit.null_rows}
+        if len(null) > 1:
+            raise ValueError(
+                'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
+                "give both the same null_image"
+            )
         if not self.entries:
             self._install()
         if entry.edit.watches_hidden:
@@ -106,7 +98,8 @@ class Seat:
         self._configs.clear()
         if (tower := self.tower()) is not None:
             for layer in tower.layers:
-                _SEATS.pop(getattr(layer, "self_attn", None), None)  # type: ignore[call-overload]
+                if hasattr(layer, "self_attn"):
+                    _SEATS.pop(layer.self_attn, None)
         self.step = None
         self.reader.forget()
 
@@ -173,132 +166,33 @@ class Seat:
 
     # -- inside one attention call ------------------------------------------------------------
 
-    def attend(
-        self,
-        layer: int,
-        base: Callable[..., _Attention],
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        **kwargs: Any,
-    ) -> _Attention:
+    def attend(self, layer: int, stock: Callable[..., _Attention], call: Call) -> _Attention:
         """The stock attention with this layer's edits written over it."""
         step = self.step
         here = [e for e in self.entries if layer in e.edit.layers] if step else []
         if step is None or not here:
-            return base(module, query, key, value, mask, **kwargs)
+            return call.run(stock)
         by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
-        plan = step.plan([e.edit.rows for e in by_row if e.edit.rows]) if by_row else None
-        weights: Tensor | None = None
-        if plan is not None and plan.covers_all and not self.null_batch and _keeps_no_map(kwargs):
-            rows, _ = self._edit_rows(layer, by_row, plan, module, query, key, value, mask, kwargs)
-            out = rows.to(query.dtype)
+        plan = step.plan([e.edit for e in by_row]) if by_row else None
+        if plan is None:
+            out, weights = call.run(stock)
         else:
-            out, weights = base(module, query, key, value, mask, **kwargs)
-            if plan is not None:
-                real = slice(0, step.batch)
-                rows, new = self._edit_rows(
-                    layer, by_row, plan, module, query[real], key[real], value[real],
-                    _rows_of(mask, real), kwargs,
-                )  # fmt: skip
-                edited = scatter_rows(out[real], plan.rows, plan.valid, rows)
-                out = torch.cat([edited, out[step.batch :]]) if self.null_batch else edited
-                if isinstance(weights, Tensor) and weights.ndim == 4:
-                    kept = scatter_rows(
-                        weights[real].transpose(1, 2), plan.rows, plan.valid, new.transpose(1, 2)
-                    ).transpose(1, 2)
-                    weights = torch.cat([kept, weights[step.batch :]])
+            # Null rows come after the real ones and are never edited.
+            real = call.first(step.batch) if self.null_batch else call
+            edited = recompute(real, by_row, plan, layer, step, self._offsets.get(layer, 0))
+            if plan.covers_all and not self.null_batch:
+                out, weights = edited[0].to(call.query.dtype), edited[1]
+            else:
+                out, weights = overwrite(call.run(stock), edited, plan, step.batch)
         for entry in here:
             if entry.edit.scales_heads:
                 factor = entry.edit.scale_heads(layer, out, step)
                 if factor is not None:
-                    out = out * _twice(factor, out)[:, None, :, None].to(out.dtype)
+                    # The rows without image get the same factors.
+                    both = factor.repeat(out.shape[0] // factor.shape[0], 1)
+                    out = out * both[:, None, :, None].to(out.dtype)
                     entry.tally.add_factor(layer, factor, step)
         return out, weights
-
-    def _edit_rows(
-        self,
-        layer: int,
-        entries: list[Entry],
-        plan: RowPlan,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        mask: Any,
-        kwargs: dict[str, Any],
-    ) -> tuple[Tensor, Tensor]:
-        """Recompute the plan's rows with the edits; outputs "B R H D" and weights "B H R K"."""
-        step = self.step
-        for name in ("s_aux", "position_bias"):
-            if kwargs.get(name) is not None:
-                raise NotImplementedError(
-                    f"{type(module).__name__} uses {name}, which regaze's row edits don't know yet"
-                )
-        if step is None:
-            raise RuntimeError("attention ran outside the text tower's forward pass")
-        n_keys = key.shape[2]
-        offset = self._offsets.get(layer, 0)
-        causal = kwargs.get("is_causal")
-        chosen = query if step.length == 1 else gather_rows(query, plan.rows)
-        scaling = kwargs.get("scaling")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        logits = row_logits(chosen, key, scaling, kwargs.get("softcap"))
-        visible: Tensor | None = None
-        if step.length > 1 or mask is not None:
-            visible, bias = visible_columns(
-                mask,
-                plan.rows,
-                n_keys,
-                query_offset=step.past - offset,
-                causal=getattr(module, "is_causal", True) if causal is None else causal,
-                window=kwargs.get("sliding_window"),
-            )
-            if bias is not None:
-                logits = logits + bias
-            if visible is not None:
-                logits = logits.masked_fill(~visible, -torch.inf)
-        columns = step.columns(offset, n_keys)
-        for entry in entries:
-            acts = plan.acts[_selector(entry)]
-            new = entry.edit.edit_logits(layer, logits, columns)
-            if new is logits:
-                continue
-            # Arithmetic on masked logits may give NaN; what was masked stays masked.
-            where = acts if visible is None else visible if acts is None else visible & acts
-            if where is not None:
-                new = torch.where(where, new, logits)
-            entry.tally.add_rows(layer, logits, new, _counted(plan, acts), step)
-            logits = new
-        weights = logits.softmax(-1)
-        return mix_values(weights, value), weights
-
-
-def _selector(entry: Entry) -> Rows:
-    if entry.edit.rows is None:
-        raise RuntimeError("an edit without rows was asked for row logits")
-    return entry.edit.rows
-
-
-def _counted(plan: RowPlan, acts: Tensor | None) -> Tensor:
-    return plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-
-
-def _keeps_no_map(kwargs: dict[str, Any]) -> bool:
-    return not kwargs.get("output_attentions")
-
-
-def _rows_of(mask: Any, rows: slice) -> Any:
-    if isinstance(mask, Tensor) and mask.shape[0] > 1:
-        return mask[rows]
-    return mask
-
-
-def _twice(factor: Tensor, out: Tensor) -> Tensor:
-    """The rows without image get the same factors."""
-    return factor if factor.shape[0] == out.shape[0] else torch.cat([factor, factor])
 
 
 def _register(base: str | None) -> str:
@@ -322,7 +216,8 @@ def _register(base: str | None) -> str:
             if found is None or args:
                 return stock(module, query, key, value, attention_mask, *args, **kwargs)
             seat, layer = found
-            return seat.attend(layer, stock, module, query, key, value, attention_mask, **kwargs)
+            call = Call(module, query, key, value, attention_mask, kwargs, maps=base == "eager")
+            return seat.attend(layer, stock, call)
 
         ALL_ATTENTION_FUNCTIONS.register(name, attention)
         if base in ALL_MASK_ATTENTION_FUNCTIONS:

@@ -49,6 +49,7 @@ class TokenMap:
         image_ids: Collection[int],
         separator_ids: Collection[int] = (),
         attention_mask: Tensor | None = None,
+        columns_per_image: int | None = None,
     ) -> TokenMap:
         """Read the prompt.
 
@@ -58,12 +59,19 @@ class TokenMap:
             separator_ids: Ids of structure tokens; they count as separators only between image
                 columns, and join the runs on both sides into one image.
             attention_mask: "B T", 0 on padding.
+            columns_per_image: Length of every image, where images may stand side by side with
+                nothing between them.
         """
         ids = ids.cpu()
         image = torch.isin(ids, torch.tensor(sorted(image_ids), dtype=ids.dtype))
         separator = torch.isin(ids, torch.tensor(sorted(separator_ids), dtype=ids.dtype))
         real = torch.ones_like(image) if attention_mask is None else attention_mask.cpu().bool()
-        return cls._classify(image & real, separator & real, real)
+        tokens = cls._classify(image & real, separator & real, real)
+        if columns_per_image:
+            count = tokens.is_kind(Kind.IMAGE).cumsum(1) - 1
+            number = (count // columns_per_image).to(torch.int16)
+            tokens.images.copy_(torch.where(tokens.images >= 0, number, tokens.images))
+        return tokens
 
     @classmethod
     def from_spans(

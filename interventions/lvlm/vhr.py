@@ -153,10 +153,12 @@ def choose_heads(
         key = key.expand_as(divergence)
     else:
         key = -divergence
-    rank = key.argsort(-1, descending=True).argsort(-1)
-    return rank < chosen.sum(-1, keepdim=True)
+    rank: Tensor = key.argsort(-1, descending=True).argsort(-1)
+    picked: Tensor = rank < chosen.sum(-1, keepdim=True)
+    return picked
 
 
 def _above_std(x: Tensor, unbiased: bool) -> Tensor:
     std = x.std(-1, correction=int(unbiased), keepdim=True)
-    return x > x.mean(-1, keepdim=True) + std
+    above: Tensor = x > x.mean(-1, keepdim=True) + std
+    return above

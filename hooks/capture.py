@@ -1,0 +1,218 @@
+"""capture: look at attention without building the T x T map.
+
+Only the rows asked for are computed, beside the model's own fused attention, and what the model
+outputs is untouched bit for bit. Captured rows see the edits that were attached before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from regaze.hooks.attach import seat_of
+from regaze.hooks.edits import Columns, Edit, RowPlan, Rows, Step, check_layers
+from regaze.hooks.grids import GRID_INPUTS, grid_size, patch_grid
+from regaze.hooks.reading import Reader
+from regaze.hooks.rows import Entry
+from regaze.hooks.tokens import Kind, TokenMap
+from regaze.hooks.towers import find_tower, split_target
+
+
+@dataclass(frozen=True)
+class Rowset:
+    """Attention weights of the captured rows of one layer in one forward pass.
+
+    Attributes:
+        layer: Layer index.
+        rows: "B R" prompt columns of the query rows.
+        valid: "B R" bool; samples with fewer rows are padded in front.
+        weights: "B H R K" float32 on the CPU; key k is prompt column ``offset + k``.
+        offset: See above; more than 0 once a sliding window has moved on.
+    """
+
+    layer: int
+    rows: Tensor
+    valid: Tensor
+    weights: Tensor
+    offset: int
+
+
+class Capture(Edit):
+    """Rows captured of the latest prompt, and its generated tokens if ``rows`` covers them."""
+
+    reads_only = True
+
+    def __init__(
+        self,
+        reader: Reader,
+        config: Any,
+        layers: Iterable[int],
+        rows: Rows,
+        heads: list[int] | None,
+    ) -> None:
+        super().__init__(frozenset(layers))
+        self.rows: Rows = rows
+        self.heads = heads
+        self.captured: list[Rowset] = []
+        self.tokens: TokenMap | None = None
+        self._reader = reader
+        self._config = config
+        self._inputs: dict[str, Any] = {}
+
+    def begin(self, step: Step) -> None:
+        """Forget the prompt before."""
+        if step.prompt_start:
+            self.captured = []
+            self._inputs = {k: v for k, v in self._reader.inputs.items() if k in GRID_INPUTS}
+        self.tokens = step.tokens
+        self._past = step.past
+
+    def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        """Keep the rows' weights."""
+        acts = plan.acts[self.rows]
+        valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+        weights = logits.softmax(-1)
+        if self.heads is not None:
+            weights = weights[:, self.heads]
+        rows = (plan.rows + self._past).cpu()
+        self.captured.append(
+            Rowset(layer, rows, valid.cpu(), weights.detach().cpu(), columns.offset)
+        )
+
+    def mass(self, sample: int = 0) -> Tensor:
+        """Mean attention that the captured rows of a sample give each prompt column: "K".
+
+        Averaged over layers, heads and rows; sums to 1 over columns.
+
+        Raises:
+            ValueError: Nothing was captured for this sample.
+        """
+        tokens = self._seen(sample)
+        total, count = torch.zeros(tokens.length), 0
+        for one in self.captured:
+            picked = one.weights[sample][:, one.valid[sample]]  # "H R K"
+            keys = min(picked.shape[-1], tokens.length - one.offset)
+            total[one.offset : one.offset + keys] += picked[..., :keys].sum((0, 1))
+            count += picked.shape[0] * picked.shape[1]
+        return total / max(count, 1)
+
+    def heat(self, sample: int = 0, image: int = 0) -> NDArray[np.float32]:
+        """`mass` on the patches of one image, as a grid over the picture.
+
+        Args:
+            sample: Batch row.
+            image: Number of the image within that row's prompt.
+
+        Returns:
+            "rows cols".
+
+        Raises:
+            ValueError: There is no such image, or its grid can't be known.
+        """
+        tokens = self._seen(sample)
+        if not 0 <= image < tokens.n_images(sample):
+            raise ValueError(
+                f"sample {sample} has {tokens.n_images(sample)} images; there is no image {image}"
+            )
+        run = tokens.image_columns(sample, image)
+        inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
+        number = sum(tokens.n_images(row) for row in range(sample)) + image
+        grid = patch_grid(
+            self._config, len(run), grid_size(self._inputs, number), int(inside.sum())
+        )
+        if grid is None:
+            raise ValueError(
+                f"the patch grid of this {getattr(self._config, 'model_type', 'model')}'s image "
+                f"({len(run)} columns) can't be known; pass processor= to capture, and call the "
+                "model with the processor's own inputs (image_sizes, image_grid_thw)"
+            )
+        return self.mass(sample)[run[grid]].numpy()
+
+    def _seen(self, sample: int) -> TokenMap:
+        if self.tokens is None or not self.captured:
+            raise ValueError(
+                f"nothing was captured: no forward pass ran, or its prompt has no {self.rows!r} "
+                "rows after an image"
+            )
+        if not 0 <= sample < self.tokens.batch:
+            raise ValueError(f"the batch has {self.tokens.batch} rows; there is no row {sample}")
+        return self.tokens
+
+
+class Capturing:
+    """A capture on a model, until the end of the ``with`` block or `detach`."""
+
+    def __init__(self, seat: Any, capture: Capture) -> None:
+        self.capture = capture
+        self._seat = seat
+        self._entry: Entry | None = Entry(capture)
+        seat.push(self._entry)
+
+    def __enter__(self) -> Capture:
+        return self.capture
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    def detach(self) -> None:
+        """Stop capturing; what was captured stays. A second call does nothing."""
+        if self._entry is not None:
+            self._seat.pop(self._entry)
+            self._entry = None
+
+
+def capture(
+    target: Any,
+    rows: Rows = "last",
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    processor: Any = None,
+) -> Capturing:
+    """Capture the attention of chosen query rows.
+
+    Example:
+        >>> with capture(model, rows="question", layers=[8, 9]) as seen:  # doctest: +SKIP
+        ...     model(**inputs)
+        >>> seen.heat(sample=0, image=0)  # doctest: +SKIP
+
+    Args:
+        target: A transformers model or pipeline.
+        rows: "last" (the row that predicts the next token, at every step), "question" (prompt
+            rows after the image) or "text" (question and generated rows).
+        layers: Layers to look at; all by default.
+        heads: Heads to keep; all by default.
+        processor: Tells row-end and tile tokens of some families; see `regaze.hooks.attach`.
+
+    Raises:
+        TypeError: The target can't be attached to.
+        ValueError: A layer or head doesn't exist, an unknown kind of rows, or a model whose
+            images are no columns.
+    """
+    model, processor = split_target(target, processor)
+    info = find_tower(model, processor)
+    if rows not in ("last", "question", "text"):
+        raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
+    if not info.image_ids:
+        raise ValueError(f"{info.model_type} has no image columns in its text tower to look at")
+    chosen = (
+        range(info.n_layers) if layers is None else check_layers(layers, info.n_layers, "layer")
+    )
+    picked = None if heads is None else check_layers(heads, info.n_heads, "head")
+    seat = seat_of(info)
+    config = getattr(model, "config", None)
+    return Capturing(seat, Capture(seat.reader, config, chosen, rows, picked))
+
+
+__all__ = ["Capture", "Capturing", "Rowset", "capture"]

@@ -1,0 +1,104 @@
+"""Which image column is which patch: from a run of columns to a grid over the picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.models.llava_next.modeling_llava_next import (
+    get_anyres_image_grid_shape,
+    unpad_image,
+)
+
+GRID_INPUTS = ("image_grid_thw", "image_sizes")
+"""Model inputs that tell the grids; one row per image, over the batch in reading order."""
+
+
+def patch_grid(config: Any, columns: int, size: Tensor | None, breaks: int = 0) -> Tensor | None:
+    """Where the patches of one image lie in its run of columns.
+
+    Models that cut an image into tiles and add the whole picture, small, give the grid that covers
+    the picture: the unpadded tiles of LLaVA-NeXT and OneVision, the small picture of InternVL,
+    Idefics3 and SmolVLM.
+
+    Args:
+        config: The model's config.
+        columns: Number of image columns of this image.
+        size: This image's row of the `GRID_INPUTS` that the model uses, if any.
+        breaks: Row-break columns seen inside the image (Mistral3).
+
+    Returns:
+        "rows cols" indices into the run, or None if the grid can't be known.
+    """
+    kind = getattr(config, "model_type", "")
+    first, shape = 0, None
+    if kind.startswith("qwen") and size is not None:
+        merge = config.vision_config.spatial_merge_size
+        frames, height, width = (int(v) for v in size)
+        # One picture; of a video's frames the first is shown.
+        shape = (height // merge, width // merge)
+        if columns != frames * shape[0] * shape[1]:
+            return None
+    elif kind in ("llava_next", "llava_onevision"):
+        return _any_resolution(config, columns, size)
+    elif kind in ("internvl", "idefics3", "smolvlm"):
+        side = _tile_side(config)
+        first, shape = columns - side * side, (side, side)
+    elif breaks:
+        shape = (breaks + 1, columns // (breaks + 1))
+    elif (side := math.isqrt(columns)) ** 2 == columns:
+        shape = (side, side)
+    if shape is None or first < 0 or first + shape[0] * shape[1] > columns:
+        return None
+    return first + torch.arange(shape[0] * shape[1]).reshape(shape)
+
+
+def columns_per_image(config: Any) -> int | None:
+    """Columns of one image for families whose images stand side by side with nothing between."""
+    if getattr(config, "model_type", "") == "paligemma":
+        return int(config.text_config.num_image_tokens)
+    if getattr(config, "model_type", "") == "llava":
+        return int(config.image_seq_length)
+    return None
+
+
+def grid_size(inputs: Mapping[str, Any], image: int) -> Tensor | None:
+    """The size entry of one image, counted over the batch in reading order."""
+    for name in GRID_INPUTS:
+        sizes = inputs.get(name)
+        if isinstance(sizes, Tensor) and sizes.ndim == 2 and image < len(sizes):
+            return sizes[image]
+    return None
+
+
+def _tile_side(config: Any) -> int:
+    if config.model_type == "internvl":
+        return math.isqrt(config.image_seq_length)
+    vision = config.vision_config
+    return int(vision.image_size // vision.patch_size // config.scale_factor)
+
+
+def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | None:
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    tiles = columns - side * side
+    if tiles <= 1 or size is None:
+        return torch.arange(side * side).reshape(side, side) if tiles >= 0 else None
+    shape = get_anyres_image_grid_shape(
+        size.tolist(), config.image_grid_pinpoints, vision.image_size
+    )
+    canvas = torch.empty(1, shape[0] * side, shape[1] * side)
+    rows, cols = unpad_image(canvas, size.tolist()).shape[1:]
+    if config.model_type == "llava_onevision":
+        most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(rows * cols / (most * side**2))
+        if ratio > 1.1:
+            rows, cols = int(rows // ratio), int(cols // ratio)
+    if tiles != rows * (cols + 1):
+        return None
+    # Each row of tiles ends in a newline column, which is no patch.
+    grid: Tensor = side * side + torch.arange(tiles).reshape(rows, cols + 1)[:, :-1]
+    return grid
