@@ -72,7 +72,7 @@ class Attachment:
             tuple(
                 InterventionReport(
                     spec.label,
-                    entry.prompts,
+                    entry.tally.prompts,
                     tuple(entry.tally.layers()),
                     exempt=not entry.edit.layers,
                 )
@@ -119,7 +119,8 @@ def attach(
 
     Raises:
         TypeError: The target isn't a model that can be attached to.
-        ValueError: An intervention can't act on this model; the message says why and what can.
+        ValueError: An intervention can't act on this model (the message says why and what can),
+            or contradicts what is attached already.
     """
     model, processor = split_target(target, processor)
     info = find_tower(model, processor)
@@ -143,6 +144,9 @@ def seat_of(info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> Se
     seat = _SEATS.get(info.tower)
     if seat is None or not seat.entries:
         seat = _SEATS[info.tower] = Seat(Reader(info, spans))
-    elif spans is not None:
-        seat.reader.spans = spans
+    elif spans is not None and spans != seat.reader.spans:
+        raise ValueError(
+            "this model already has interventions attached with other spans; attach them all in "
+            "one call, or detach first"
+        )
     return seat

@@ -109,8 +109,8 @@ class Step:
         length: Query rows Q in this block.
         index: Blocks since the prompt began; 0 is the (first) prefill block.
         prompt_end: The block ends the prompt, or is a decode step.
-        n_last: How many trailing rows count as "last" (more than one only when assisted decoding
-            checks several candidates at once).
+        n_last: How many trailing rows count as "last": those whose logits are asked for (more
+            than one when assisted decoding checks several candidates at once).
         device: Where masks are needed.
     """
 
@@ -137,11 +137,12 @@ class Step:
 
     @property
     def last_rows(self) -> Tensor:
-        """Row index "B" of each sample's last real token in this block."""
+        """Row index "B" of each sample's last real token before any proposed by a draft."""
         if self._last is None:
             real = self._block(~self.tokens.is_kind(Kind.PAD))
-            steps = torch.arange(1, self.length + 1)
-            self._last = (real * steps).argmax(1).to(self.device)
+            known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1
+            self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
+            self._last = self._last.to(self.device)
         return self._last
 
     def columns(self, offset: int, n_keys: int) -> Columns:

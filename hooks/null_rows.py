@@ -62,7 +62,8 @@ def add_null_rows(
         config: The tower's config.
 
     Raises:
-        NotImplementedError: The attention mask is of a kind that can't be doubled.
+        NotImplementedError: The attention mask is of a kind that can't be doubled, or a sliding
+            window would still count the image columns.
     """
     image = step.tokens.is_kind(Kind.IMAGE, Kind.SEPARATOR).to(step.device)
     doubled = dict(kwargs)
@@ -82,6 +83,13 @@ def add_null_rows(
         doubled["attention_mask"] = {k: _hide(m, image, step) for k, m in mask.items()}
     else:
         doubled["attention_mask"] = _hide(mask, image, step)
+    window = getattr(config, "sliding_window", None)
+    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
+    if window and slides and window < step.length and positions == "drop":
+        raise NotImplementedError(
+            f"the prompt is longer than this model's sliding window ({window}), which counts image "
+            'columns that aren\'t there in a prompt without image; use null_image="mask"'
+        )
 
     given = kwargs.get("position_ids")
     if given is None:

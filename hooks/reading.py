@@ -30,6 +30,7 @@ class Reader:
         self.inputs: dict[str, Any] = {}
         self._embedded: Tensor | None = None
         self._index = 0
+        self._goes_on = False
 
     @property
     def tower(self) -> Any:
@@ -96,18 +97,20 @@ class Reader:
         batch, length = entering.shape[:2]
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        candidates = self._last_candidates(length) if past else 1
+        candidates = self._last_candidates(length)
         if past == 0:
-            self.tokens = self._read_block(kwargs, batch, length, 0)
+            block = self._read_block(kwargs, batch, length, 0)
+            # All but the first of these rows are tokens that a draft proposes after the prompt.
+            self.tokens = block.crop(length - candidates + 1).grow(candidates - 1)
             self._index = 0
         else:
             self._index += 1
             seen = self._seen(past, batch)
-            # One column, or candidates of assisted decoding, are generated text.
-            if length == 1 or candidates > 1:
+            if not self._goes_on and (length == 1 or candidates > 1):
                 self.tokens = seen.grow(length)
             else:
                 self.tokens = seen.append(self._read_block(kwargs, batch, length, past))
+        self._goes_on = self.partial
         if self.tokens is None:
             raise RuntimeError("no tokens were read")
         return Step(
@@ -121,7 +124,10 @@ class Reader:
         )
 
     def _last_candidates(self, length: int) -> int:
-        """Assisted decoding asks for the logits of all candidates of a block."""
+        """Rows that predict a token: one, or as many as logits are asked for.
+
+        Assisted decoding asks for those of the last known token and of all proposed ones.
+        """
         keep = self.inputs.get("logits_to_keep")
         return min(keep, length) if isinstance(keep, int) and keep > 1 else 1
 

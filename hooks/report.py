@@ -11,21 +11,27 @@ from torch import Tensor
 
 from regaze.hooks.edits import Step
 
-# The change is measured in a prompt's first two blocks (prefill and first decode step) and only
-# counted afterwards, so that decoding stays as fast as without it.
-MEASURED_BLOCKS = 2
+# Per prompt and layer the change is measured the first few times and only counted afterwards, so
+# that decoding stays as fast as without it.
+MEASURED = 2
 
 
 class Tally:
     """Counters of one edit; sums stay on the device, so that counting never waits for it."""
 
     def __init__(self) -> None:
+        self.prompts = 0
         self.calls: Counter[int] = Counter()
+        self._measured: Counter[int] = Counter()
         self._sums: dict[int, Tensor] = {}
 
-    def add_rows(
-        self, layer: int, before: Tensor, after: Tensor, valid: Tensor, step: Step
-    ) -> None:
+    def begin(self, step: Step) -> None:
+        """A block begins."""
+        if step.prompt_start:
+            self.prompts += step.batch
+            self._measured.clear()
+
+    def add_rows(self, layer: int, before: Tensor, after: Tensor, valid: Tensor) -> None:
         """Count a row edit and measure how far each row's weights moved (total variation).
 
         Args:
@@ -33,24 +39,20 @@ class Tally:
             before: "B H R K" logits.
             after: The same, edited.
             valid: "B R", rows that count.
-            step: The block.
         """
         self.calls[layer] += 1
-        if step.index < MEASURED_BLOCKS:
+        if self._measured[layer] < MEASURED:
             moved = 0.5 * (after.softmax(-1) - before.softmax(-1)).abs().sum(-1)
             self._measure(layer, moved.masked_fill(~valid[:, None], 0), valid[:, None])
 
-    def add_factor(self, layer: int, factor: Tensor, step: Step) -> None:
+    def add_factor(self, layer: int, factor: Tensor) -> None:
         """Count a head scaling; its effect is how far the factors are from one."""
         self.calls[layer] += 1
-        if step.index < MEASURED_BLOCKS:
+        if self._measured[layer] < MEASURED:
             self._measure(layer, (factor.float() - 1).abs(), torch.ones_like(factor))
 
-    def add_sight(self, layer: int) -> None:
-        """Count a reading that changes nothing."""
-        self.calls[layer] += 1
-
     def _measure(self, layer: int, change: Tensor, counts: Tensor) -> None:
+        self._measured[layer] += 1
         total = counts.expand_as(change).sum()
         sums = torch.stack([(change > 0).sum(), change.sum(), total]).double()
         self._sums[layer] = self._sums[layer] + sums if layer in self._sums else sums

@@ -29,7 +29,6 @@ class Entry:
 
     edit: Edit
     tally: Tally = field(default_factory=Tally)
-    prompts: int = 0
     handles: list[Any] = field(default_factory=list)
 
 
@@ -138,7 +137,7 @@ def _recompute(
         if where is not None:
             new = torch.where(where, new, logits)
         counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-        entry.tally.add_rows(layer, logits, new, counted, step)
+        entry.tally.add_rows(layer, logits, new, counted)
         logits = new
     weights = logits.softmax(-1)
     return mix_values(weights, call.value), weights

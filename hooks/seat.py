@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from regaze.hooks.rows import Call, Entry, overwrite, recompute
 
 PREFIX = "regaze_"
 _SEATS: MutableMapping[nn.Module, tuple[Seat, int]] = weakref.WeakKeyDictionary()
+_INSTALLED: weakref.WeakSet[Seat] = weakref.WeakSet()
 _Attention = tuple[Tensor, Tensor | None]
 
 
@@ -40,6 +42,8 @@ class Seat:
         self.entries: list[Entry] = []
         self.step: Step | None = None
         self.null_batch = 0
+        self.paused = False
+        self._compared = False
         self._offsets: dict[int, int] = {}
         self._handles: list[Any] = []
         self._configs: list[tuple[Any, str]] = []
@@ -58,10 +62,15 @@ class Seat:
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
-        if not self.entries:
-            self._install()
-        if entry.edit.watches_hidden:
-            self._watch(entry)
+        try:
+            if not self.entries:
+                self._install()
+            if entry.edit.watches_hidden:
+                self._watch(entry)
+        except BaseException:
+            if not self.entries:
+                self._uninstall()
+            raise
         self.entries.append(entry)
 
     def pop(self, entry: Entry) -> None:
@@ -77,10 +86,13 @@ class Seat:
         attentions = [layer.self_attn for layer in tower.layers if hasattr(layer, "self_attn")]
         configs = {id(m.config): m.config for m in [tower, *attentions]}
         for config in configs.values():
-            base = config._attn_implementation
+            # A config that another attached model shares, or that was copied while attached,
+            # already has our name.
+            base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
             self._configs.append((config, base))
             # The property's setter would pass the name on to sub-configs.
             config._attn_implementation_internal = _register(base)
+        _INSTALLED.add(self)
         for module in attentions:
             _SEATS[module] = (self, module.layer_idx)
         self._handles += self.reader.install()
@@ -93,8 +105,11 @@ class Seat:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        _INSTALLED.discard(self)
+        shared = {id(config) for seat in _INSTALLED for config, _ in seat._configs}
         for config, base in self._configs:
-            config._attn_implementation_internal = base
+            if id(config) not in shared:
+                config._attn_implementation_internal = base
         self._configs.clear()
         if (tower := self.tower()) is not None:
             for layer in tower.layers:
@@ -124,7 +139,7 @@ class Seat:
     def _begin(
         self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if tower is not self.tower():
+        if tower is not self.tower() or self.paused:
             return None
         for config, _ in self._configs:
             if not str(config._attn_implementation).startswith(PREFIX):
@@ -142,15 +157,18 @@ class Seat:
             self._offsets = {i: cache.get_mask_sizes(step.length, i)[1] for i in layers}
         for entry in self.entries:
             entry.edit.begin(step)
-            entry.prompts += step.batch if step.prompt_start else 0
+            entry.tally.begin(step)
         wants = [e.edit for e in self.entries if e.edit.null_rows and e.edit.layers]
         self.null_batch = 0
-        if wants and step.index == 0 and self.reader.has_images:
-            if not step.prompt_end:
+        if step.prompt_start:
+            self._compared = False
+        if wants and not self._compared and self.reader.has_images:
+            if step.index > 0 or not step.prompt_end:
                 raise NotImplementedError(
                     "this intervention compares the prompt with and without its image and needs "
-                    "the whole prompt in one block; don't prefill it in parts"
+                    "the whole prompt, image and question, in one block"
                 )
+            self._compared = True
             self.null_batch = step.batch
             kwargs = null_rows.add_null_rows(
                 kwargs, step, wants[0].null_positions, self.reader.tower.config
@@ -191,13 +209,25 @@ class Seat:
                     # The rows without image get the same factors.
                     both = factor.repeat(out.shape[0] // factor.shape[0], 1)
                     out = out * both[:, None, :, None].to(out.dtype)
-                    entry.tally.add_factor(layer, factor, step)
+                    entry.tally.add_factor(layer, factor)
         return out, weights
 
 
-def _register(base: str | None) -> str:
+@contextmanager
+def paused(tower: nn.Module) -> Iterator[None]:
+    """Forward passes of the tower inside are none of the attached interventions' business."""
+    seats = [seat for seat in _INSTALLED if seat.tower() is tower]
+    for seat in seats:
+        seat.paused = True
+    try:
+        yield
+    finally:
+        for seat in seats:
+            seat.paused = False
+
+
+def _register(base: str) -> str:
     """Register the pair of functions for one stock implementation; return their name."""
-    base = base or "eager"
     name = PREFIX + base
     if name not in ALL_ATTENTION_FUNCTIONS:
 

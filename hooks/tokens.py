@@ -159,17 +159,20 @@ class TokenMap:
 
     def append(self, block: TokenMap) -> TokenMap:
         """Add the columns of the next block of the same prompt (chunked prefill, new turn)."""
-        has_image = self.is_kind(Kind.IMAGE).any(1, keepdim=True)
-        kinds = torch.where(
-            has_image & (block.kinds == Kind.SYSTEM), int(Kind.QUESTION), block.kinds
-        ).to(torch.int8)
+        had = self.is_kind(Kind.IMAGE).any(1, keepdim=True)
+        has = block.is_kind(Kind.IMAGE).any(1, keepdim=True)
+        # Text is before or after the first image only once both blocks are known.
+        late = had & (block.kinds == Kind.SYSTEM)
+        early = ~had & has & (self.kinds == Kind.QUESTION)
+        kinds = torch.where(late, int(Kind.QUESTION), block.kinds).to(torch.int8)
+        seen = torch.where(early, int(Kind.SYSTEM), self.kinds).to(torch.int8)
         # A run cut by the block boundary goes on as the same image.
         last = self.images.amax(1, keepdim=True)
         goes_on = (self.images[:, -1:] >= 0) & (block.images[:, :1] >= 0)
         shift = last + 1 - goes_on.to(torch.int16)
         images = torch.where(block.images >= 0, block.images + shift, block.images)
         return TokenMap(
-            torch.cat([self.kinds, kinds], 1), torch.cat([self.images, images.to(torch.int16)], 1)
+            torch.cat([seen, kinds], 1), torch.cat([self.images, images.to(torch.int16)], 1)
         )
 
     def grow(self, count: int) -> TokenMap:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeVar
 from regaze.hooks.edits import Edit, TowerInfo
 
 _REGISTRY: dict[str, type[Intervention]] = {}
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _T = TypeVar("_T", bound="type[Intervention]")
 
 
@@ -31,6 +32,18 @@ class Intervention(ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     needs_image_columns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
+        self.check()
+
+    def check(self) -> None:  # noqa: B027 (a method without fields has nothing to check)
+        """Check the fields' domains.
+
+        Raises:
+            ValueError: A value is out of its domain; the message names the field and the domain.
+        """
 
     @abstractmethod
     def resolve(self, tower: TowerInfo) -> Intervention:
@@ -99,7 +112,7 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
         if field not in known:
             raise ValueError(unknown(f"field of {cls.name}", field, known))
     try:
-        return cls(**{key: _tuples(value) for key, value in fields.items()})
+        return cls(**fields)
     except TypeError as error:
         raise ValueError(f"{cls.name}: a field has the wrong type: {error}") from error
 
@@ -119,10 +132,13 @@ def parse(text: str) -> Intervention:
         field, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: expected field=value, got {part!r}")
+        field, value = field.strip(), value.strip()
+        if field in spec:
+            raise ValueError(f"{text!r}: {field} is given twice")
         try:
-            spec[field.strip()] = json.loads(value)
+            spec[field] = json.loads(_PYTHON_WORDS.get(value, value))
         except json.JSONDecodeError:
-            spec[field.strip()] = value.strip()
+            spec[field] = value
     return from_dict(spec)
 
 
@@ -163,12 +179,16 @@ def check_choice(method: str, field: str, value: str, choices: Iterable[str]) ->
         raise ValueError(f"{method}: " + unknown(field, str(value), choices))
 
 
-def check_indices(method: str, field: str, values: Iterable[int], size: int, of: str) -> None:
-    """Check that indices exist, e.g. layers of a model.
+def check_indices(method: str, field: str, values: object, size: int, of: str) -> None:
+    """Check that a field is a list of different indices that exist, e.g. layers of a model.
 
     Raises:
-        ValueError: One is out of range; the message gives the range.
+        ValueError: It isn't a list, or one is repeated or out of range.
     """
+    if not isinstance(values, tuple):
+        raise ValueError(f"{method}: {field} must be a list such as [1,2,3], got {values!r}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{method}: {field} holds an index twice: {list(values)}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
             raise ValueError(
@@ -176,6 +196,20 @@ def check_indices(method: str, field: str, values: Iterable[int], size: int, of:
             )
 
 
-def _tuples(value: Any) -> Any:
-    """JSON has lists where specs hold tuples."""
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+def check_flag(method: str, field: str, value: object) -> None:
+    """Check that a field is true or false.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{method}: {field} must be true or false, got {value!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Lists, ranges and NumPy or torch scalars as the tuples and numbers that specs hold."""
+    if isinstance(value, (list, tuple, range)):
+        return tuple(_plain(v) for v in value)
+    if not isinstance(value, (int, float, str)) and hasattr(value, "item"):
+        return value.item()
+    return value

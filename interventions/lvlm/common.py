@@ -34,10 +34,8 @@ def choose_layers(
     """
     if given is None:
         return tuple(default)
-    if isinstance(given, (int, str)):
-        raise ValueError(f"{method}: layers must be a list such as [9,10,11], got {given!r}")
     check_indices(method, "layers", given, tower.n_layers, f"this {tower.model_type}")
-    return tuple(sorted(set(given)))
+    return tuple(sorted(given))
 
 
 def at_depth(of_32: int, n_layers: int) -> int:

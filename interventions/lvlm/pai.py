@@ -40,7 +40,8 @@ class PAI(Intervention):
     alpha: float = 0.2
     layers: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the fields' domains."""
         check_number("pai", "alpha", self.alpha, low=-1, high=100)
 
     def resolve(self, tower: TowerInfo) -> PAI:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.edits import TowerInfo
+from regaze.hooks.seat import paused
 from regaze.hooks.towers import find_tower
 
 DEFAULT_TAU = 20 / 4096**0.5
@@ -120,9 +121,13 @@ def _search(tower: TowerInfo, tau: float) -> SinkProfile:
     searched = module.layers[min(2, tower.n_layers - 1) :]
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in searched]
     try:
-        for ids in _prompts(tower):
-            first.append([])
-            module(input_ids=ids.to(module.get_input_embeddings().weight.device), use_cache=False)
+        # Weights that are offloaded have no device; their hooks move the ids.
+        device = module.get_input_embeddings().weight.device
+        device = torch.device("cpu") if device.type == "meta" else device
+        with paused(module):
+            for ids in _prompts(tower):
+                first.append([])
+                module(input_ids=ids.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -43,7 +43,8 @@ class VAF(Intervention):
     suppress: float = 0.95
     layers: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the fields' domains."""
         check_number("vaf", "enhance", self.enhance, low=0, high=100)
         check_number("vaf", "suppress", self.suppress, low=0, high=100)
 

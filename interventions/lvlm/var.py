@@ -67,7 +67,8 @@ class VAR(Intervention):
     layers: tuple[int, ...] | None = None
     sense: Literal["paper", "code"] = "paper"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the fields' domains."""
         check_number("var", "rho", self.rho, 0, 1)
         check_number("var", "p", self.p, 0, 1)
         check_number("var", "floor", self.floor, 0, 1)
@@ -130,19 +131,21 @@ class _VAREdit(Edit):
             self.sinks, self.fires = {}, {}
 
     def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
-        if step.length == 1 or step.n_last > 1:
-            return  # Generated tokens never become sinks.
+        # Generated tokens never become sinks.
+        prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
+        if not prompt.any():
+            return
         phi = sink_values(hidden, self.dims)
         sinks = phi > self.tau if self.spec.sense == "code" else phi >= self.tau
-        block = slice(step.past, step.past + step.length)
-        real = ~step.tokens.is_kind(Kind.PAD)[:, block]
-        sinks = sinks & real.to(sinks.device)
+        sinks = sinks & prompt.to(sinks.device)
         if layer in self.sinks:
-            sinks = torch.cat([self.sinks[layer], sinks], 1)
-        image = step.tokens.is_kind(Kind.IMAGE)[:, : sinks.shape[1]].to(sinks.device)
-        # A sample without a visual sink is left alone: it gets no sinks at all.
-        self.sinks[layer] = sinks & (sinks & image).any(1, keepdim=True)
-        self.fires[layer] = bool(self.sinks[layer].any())
+            # Since the block before, text may have been generated (or rolled back).
+            before = self.sinks[layer][:, : step.past]
+            gap = step.past - before.shape[1]
+            sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
+        self.sinks[layer] = sinks
+        image = step.tokens.is_kind(Kind.IMAGE).to(sinks.device)
+        self.fires[layer] = bool((sinks & image).any())
 
     def active(self, layer: int, step: Step) -> bool:
         return self.fires.get(layer, False)

@@ -22,7 +22,13 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit, Step, TowerInfo
 from regaze.hooks.tokens import Kind
-from regaze.interventions.base import Intervention, check_choice, check_number, register
+from regaze.interventions.base import (
+    Intervention,
+    check_choice,
+    check_flag,
+    check_number,
+    register,
+)
 from regaze.interventions.lvlm.common import at_depth, choose_layers
 
 
@@ -55,8 +61,11 @@ class VHR(Intervention):
     unbiased: bool = True
     heads: Literal["top", "bottom", "random"] = "top"
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check the fields' domains."""
         check_number("vhr", "alpha", self.alpha, low=0, high=100)
+        check_flag("vhr", "outlier_filter", self.outlier_filter)
+        check_flag("vhr", "unbiased", self.unbiased)
         check_choice("vhr", "null_image", self.null_image, ("drop", "mask"))
         check_choice("vhr", "heads", self.heads, ("top", "bottom", "random"))
 
