@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.edits import Step, TowerInfo
-from regaze.hooks.grids import columns_per_image
 from regaze.hooks.tokens import Kind, Spans, TokenMap
-from regaze.hooks.towers import separator_ids
+from regaze.hooks.towers import image_tokens
 
 
 class Reader:
@@ -21,13 +20,14 @@ class Reader:
     def __init__(self, info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> None:
         self._model = weakref.ref(info.model)
         self._tower = weakref.ref(info.tower)
-        self._image_ids = info.image_ids
-        self._separators = separator_ids(info.processor)
-        self._per_image = columns_per_image(getattr(info.model, "config", None))
+        self._image_tokens = image_tokens(info)
         self.spans: Sequence[Spans] | Spans | None = spans
         self.partial = False
         self.tokens: TokenMap | None = None
         self.inputs: dict[str, Any] = {}
+        # All that was read of the prompt: ids (-1 for generated text), and which are no padding.
+        self._ids = torch.empty(0, 0, dtype=torch.long)
+        self._real = torch.empty(0, 0, dtype=torch.bool)
         self._embedded: Tensor | None = None
         self._index = 0
         self._goes_on = False
@@ -65,6 +65,7 @@ class Reader:
     def forget(self) -> None:
         """Drop the prompt."""
         self.tokens, self._embedded, self.inputs = None, None, {}
+        self._goes_on = False
 
     @torch.compiler.disable
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -99,17 +100,21 @@ class Reader:
         past = 0 if cache is None else int(cache.get_seq_length())
         candidates = self._last_candidates(length)
         if past == 0:
-            block = self._read_block(kwargs, batch, length, 0)
-            # All but the first of these rows are tokens that a draft proposes after the prompt.
-            self.tokens = block.crop(length - candidates + 1).grow(candidates - 1)
             self._index = 0
+            self._ids = torch.empty(batch, 0, dtype=torch.long)
+            self._real = torch.empty(batch, 0, dtype=torch.bool)
         else:
             self._index += 1
-            seen = self._seen(past, batch)
-            if not self._goes_on and (length == 1 or candidates > 1):
-                self.tokens = seen.grow(length)
-            else:
-                self.tokens = seen.append(self._read_block(kwargs, batch, length, past))
+            self._rewind(past, batch)
+        if past and not self._goes_on and (length == 1 or candidates > 1):
+            self._note(torch.full((batch, length), -1), None)
+            self.tokens = None if self.tokens is None else self.tokens.grow(length)
+        else:
+            ids = self._block_ids(kwargs, batch, length)
+            # All rows that predict but the first hold what a draft proposes after the prompt.
+            ids[:, length - candidates + 1 :] = -1
+            self._note(ids, self._padding(kwargs, batch, length, past))
+            self.tokens = self._classify(batch)
         self._goes_on = self.partial
         if self.tokens is None:
             raise RuntimeError("no tokens were read")
@@ -131,7 +136,8 @@ class Reader:
         keep = self.inputs.get("logits_to_keep")
         return min(keep, length) if isinstance(keep, int) and keep > 1 else 1
 
-    def _seen(self, past: int, batch: int) -> TokenMap:
+    def _rewind(self, past: int, batch: int) -> None:
+        """Bring what was read in line with the cache: tokens rolled back, rows repeated."""
         tokens = self.tokens
         if tokens is None or past > tokens.length:
             known = 0 if tokens is None else tokens.length
@@ -139,37 +145,45 @@ class Reader:
                 f"the cache holds {past} columns but regaze saw only {known}: the prompt was "
                 "encoded before attaching (or by another model); attach first, then prefill"
             )
-        tokens = tokens.crop(past)
-        if batch != tokens.batch:
-            if batch % tokens.batch:
-                raise ValueError(
-                    f"the batch changed from {tokens.batch} to {batch} rows within one prompt; "
-                    "regaze can follow repeated rows (beams), not this"
-                )
-            tokens = tokens.repeat(batch // tokens.batch)
-        return tokens
+        if batch % tokens.batch:
+            raise ValueError(
+                f"the batch changed from {tokens.batch} to {batch} rows within one prompt; regaze "
+                "can follow repeated rows (beams), not this"
+            )
+        times = batch // tokens.batch
+        self.tokens = tokens.crop(past).repeat(times)
+        self._ids = self._ids[:, :past].repeat_interleave(times, 0)
+        self._real = self._real[:, :past].repeat_interleave(times, 0)
 
-    def _read_block(
-        self, kwargs: Mapping[str, Any], batch: int, length: int, past: int
-    ) -> TokenMap:
-        mask = self._padding(kwargs, batch, length, past)
-        if self.spans is not None and past == 0:
+    def _note(self, ids: Tensor, mask: Tensor | None) -> None:
+        real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
+        self._ids = torch.cat([self._ids, ids.cpu()], 1)
+        self._real = torch.cat([self._real, real], 1)
+
+    def _classify(self, batch: int) -> TokenMap:
+        """Read the whole prompt again; what a column is may depend on what comes after it."""
+        if self.spans is None:
+            tokens = TokenMap.from_ids(self._ids, self._image_tokens, self._real)
+        else:
             spans = [self.spans] * batch if isinstance(self.spans, Mapping) else list(self.spans)
             if len(spans) != batch and batch % len(spans) == 0:
                 spans = [s for s in spans for _ in range(batch // len(spans))]
             if len(spans) != batch:
                 raise ValueError(f"spans are given for {len(spans)} rows, the batch has {batch}")
-            return TokenMap.from_spans(spans, length, mask)
-        shape = (batch, length)
+            length = self._ids.shape[1]
+            tokens = TokenMap.from_spans(spans, length, self._real, self.partial)
+        return tokens.mark_generated((self._ids == -1) & self._real)
+
+    def _block_ids(self, kwargs: Mapping[str, Any], batch: int, length: int) -> Tensor:
         for ids in (self.inputs.get("input_ids"), kwargs.get("input_ids"), self._embedded):
-            if isinstance(ids, Tensor) and ids.shape == shape:
-                return TokenMap.from_ids(
-                    ids, self._image_ids, self._separators, mask, self._per_image
-                )
-        raise ValueError(
-            "regaze can't see the prompt's token ids (the model was given inputs_embeds); pass "
-            'spans={"image": [(start, end)]} to attach, in columns of the padded batch'
-        )
+            if isinstance(ids, Tensor) and ids.shape == (batch, length):
+                return ids.cpu().clone()
+        if self.spans is None:
+            raise ValueError(
+                "regaze can't see the prompt's token ids (the model was given inputs_embeds); "
+                'pass spans={"image": [(start, end)]} to attach, in columns of the padded batch'
+            )
+        return torch.zeros(batch, length, dtype=torch.long)
 
     def _padding(
         self, kwargs: Mapping[str, Any], batch: int, length: int, past: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
@@ -28,6 +28,38 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
+class ImageTokens:
+    """Token ids by which images are recognised in a prompt.
+
+    Attributes:
+        image: Ids that stand for image or video features.
+        inside: Structure between the patches of one image: row ends, tile marks.
+        breaks: Line breaks; part of an image's structure where they stand beside ``inside``.
+        fence: Tile mark that stands twice in a row only where one image ends and another begins.
+        first_tile: Mark of an image's first tile.
+        per_image: Columns of every image, where images may stand side by side with nothing
+            between them.
+    """
+
+    image: frozenset[int]
+    inside: frozenset[int] = frozenset()
+    breaks: frozenset[int] = frozenset()
+    fence: int | None = None
+    first_tile: int | None = None
+    per_image: int | None = None
+
+    def is_structure(self, gap: Sequence[int]) -> bool:
+        """Whether the tokens between two runs of image columns are image structure, not text."""
+        return not self.inside.isdisjoint(gap) and self.inside.union(self.breaks).issuperset(gap)
+
+    def starts_image(self, gap: Sequence[int]) -> bool:
+        """Whether a new image begins after these tokens."""
+        if not self.is_structure(gap) or self.first_tile in gap:
+            return True
+        return any(a == b == self.fence for a, b in zip(gap, gap[1:], strict=False))
+
+
+@dataclass(frozen=True)
 class TokenMap:
     """Kinds of all columns seen so far, and which image each image column belongs to.
 
@@ -44,38 +76,45 @@ class TokenMap:
 
     @classmethod
     def from_ids(
-        cls,
-        ids: Tensor,
-        image_ids: Collection[int],
-        separator_ids: Collection[int] = (),
-        attention_mask: Tensor | None = None,
-        columns_per_image: int | None = None,
+        cls, ids: Tensor, tokens: ImageTokens, attention_mask: Tensor | None = None
     ) -> TokenMap:
         """Read the prompt.
 
         Args:
             ids: "B T" token ids, image placeholders already expanded by the processor.
-            image_ids: Ids that stand for image or video features.
-            separator_ids: Ids of structure tokens; they count as separators only between image
-                columns, and join the runs on both sides into one image.
+            tokens: Which ids are images.
             attention_mask: "B T", 0 on padding.
-            columns_per_image: Length of every image, where images may stand side by side with
-                nothing between them.
         """
         ids = ids.cpu()
-        image = torch.isin(ids, torch.tensor(sorted(image_ids), dtype=ids.dtype))
-        separator = torch.isin(ids, torch.tensor(sorted(separator_ids), dtype=ids.dtype))
+        image = torch.isin(ids, torch.tensor(sorted(tokens.image), dtype=ids.dtype))
         real = torch.ones_like(image) if attention_mask is None else attention_mask.cpu().bool()
-        tokens = cls._classify(image & real, separator & real, real)
-        if columns_per_image:
-            count = tokens.is_kind(Kind.IMAGE).cumsum(1) - 1
-            number = (count // columns_per_image).to(torch.int16)
-            tokens.images.copy_(torch.where(tokens.images >= 0, number, tokens.images))
-        return tokens
+        image &= real
+        separator = torch.zeros_like(image)
+        number = torch.full(image.shape, -1, dtype=torch.int16)
+        for row in range(len(ids)):
+            last, run, current = -1, 0, -1
+            for column in image[row].nonzero().flatten().tolist():
+                gap = ids[row, last + 1 : column].tolist() if column > last + 1 else []
+                if (
+                    last < 0
+                    or (gap and tokens.starts_image(gap))
+                    or not gap
+                    and run == tokens.per_image
+                ):
+                    current, run = current + 1, 0
+                if last >= 0 and gap and tokens.is_structure(gap):
+                    separator[row, last + 1 : column] = True
+                number[row, column] = current
+                last, run = column, run + 1
+        return cls._classify(image, separator & real, real, number)
 
     @classmethod
     def from_spans(
-        cls, spans: Sequence[Spans], length: int, attention_mask: Tensor | None = None
+        cls,
+        spans: Sequence[Spans],
+        length: int,
+        attention_mask: Tensor | None = None,
+        partial: bool = False,
     ) -> TokenMap:
         """Build the map from the caller's own half-open column ranges, one mapping per batch row.
 
@@ -84,12 +123,14 @@ class TokenMap:
                 ``"system"`` ranges override what is called system.
             length: Number of columns T.
             attention_mask: "B T", 0 on padding.
+            partial: The prompt goes on, so ranges may lie further on.
 
         Raises:
             ValueError: An unknown kind, or a range outside the prompt.
         """
         shape = (len(spans), length)
         image = torch.zeros(shape, dtype=torch.bool)
+        number = torch.full(shape, -1, dtype=torch.int16)
         real = torch.ones(shape, dtype=torch.bool)
         if attention_mask is not None:
             real = attention_mask.cpu().bool()
@@ -97,37 +138,30 @@ class TokenMap:
             for kind, ranges in given.items():
                 if kind not in ("image", "system"):
                     raise ValueError(f'spans: unknown kind {kind!r}; use "image" and "system"')
-                for start, end in ranges:
-                    if not 0 <= start < end <= length:
+                for index, (start, end) in enumerate(ranges):
+                    if not 0 <= start < end or (end > length and not partial):
                         raise ValueError(
                             f"spans: row {row} has {kind} columns [{start}, {end}), but the "
                             f"prompt has {length} columns"
                         )
                     if kind == "image":
                         image[row, start:end] = True
-        tokens = cls._classify(image & real, torch.zeros_like(image), real)
+                        number[row, start:end] = index
+        image &= real
+        tokens = cls._classify(image, torch.zeros_like(image), real, number)
         for row, given in enumerate(spans):
-            for number, (start, end) in enumerate(given.get("image", ())):
-                tokens.images[row, start:end] = number
             for start, end in given.get("system", ()):
                 tokens.kinds[row, start:end] = Kind.SYSTEM
         return tokens
 
     @classmethod
-    def _classify(cls, image: Tensor, separator: Tensor, real: Tensor) -> TokenMap:
-        after_first = image.cumsum(1) > 0
-        before_last = image.flip(1).cumsum(1).flip(1) > 0
-        separator = separator & after_first & before_last
+    def _classify(cls, image: Tensor, separator: Tensor, real: Tensor, number: Tensor) -> TokenMap:
         kinds = torch.full(image.shape, int(Kind.SYSTEM), dtype=torch.int8)
-        kinds[after_first | ~image.any(1, keepdim=True)] = Kind.QUESTION
+        kinds[(image.cumsum(1) > 0) | ~image.any(1, keepdim=True)] = Kind.QUESTION
         kinds[separator] = Kind.SEPARATOR
         kinds[image] = Kind.IMAGE
         kinds[~real] = Kind.PAD
-        # An image is a run of image and separator columns.
-        inside = (image | separator).int()
-        starts = (inside - torch.nn.functional.pad(inside, (1, 0))[:, :-1]) == 1
-        images = torch.where(image, starts.cumsum(1) - 1, -1).to(torch.int16)
-        return cls(kinds, images)
+        return cls(kinds, torch.where(image, number, -1))
 
     @property
     def length(self) -> int:
@@ -157,23 +191,9 @@ class TokenMap:
         """Number of images in one batch row."""
         return int(self.images[sample].max()) + 1
 
-    def append(self, block: TokenMap) -> TokenMap:
-        """Add the columns of the next block of the same prompt (chunked prefill, new turn)."""
-        had = self.is_kind(Kind.IMAGE).any(1, keepdim=True)
-        has = block.is_kind(Kind.IMAGE).any(1, keepdim=True)
-        # Text is before or after the first image only once both blocks are known.
-        late = had & (block.kinds == Kind.SYSTEM)
-        early = ~had & has & (self.kinds == Kind.QUESTION)
-        kinds = torch.where(late, int(Kind.QUESTION), block.kinds).to(torch.int8)
-        seen = torch.where(early, int(Kind.SYSTEM), self.kinds).to(torch.int8)
-        # A run cut by the block boundary goes on as the same image.
-        last = self.images.amax(1, keepdim=True)
-        goes_on = (self.images[:, -1:] >= 0) & (block.images[:, :1] >= 0)
-        shift = last + 1 - goes_on.to(torch.int16)
-        images = torch.where(block.images >= 0, block.images + shift, block.images)
-        return TokenMap(
-            torch.cat([seen, kinds], 1), torch.cat([self.images, images.to(torch.int16)], 1)
-        )
+    def mark_generated(self, generated: Tensor) -> TokenMap:
+        """The same columns, with those in the mask "B K" known to be generated."""
+        return replace(self, kinds=self.kinds.masked_fill(generated, int(Kind.GENERATED)))
 
     def grow(self, count: int) -> TokenMap:
         """Add ``count`` generated columns."""

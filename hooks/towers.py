@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from regaze.hooks.edits import TowerInfo
+from regaze.hooks.grids import columns_per_image
+from regaze.hooks.tokens import ImageTokens
 
 # What model configs call the ids of image and video placeholders.
 _IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
 # Configs with one of these send the image through learned queries: columns, but not patches.
 _RESAMPLERS = ("qformer_config", "perceiver_config")
 # Structure inside an image, by the names processors give it: row ends (Mistral3), tiles (Idefics3).
-_SEPARATORS = (
+_FENCE, _FIRST_TILE = "<fake_token_around_image>", "<row_1_col_1>"
+_INSIDE = (
     "[IMG_BREAK]",
-    "<fake_token_around_image>",
     "<global-img>",
+    _FENCE,
     *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
 )
+_BREAKS = ("\n", "\n\n", "\u010a", "\u010a\u010a", "<0x0A>")
 
 
 def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
@@ -86,11 +91,23 @@ def _decoder(model: nn.Module) -> nn.Module:
     )
 
 
-def separator_ids(processor: Any) -> frozenset[int]:
-    """Ids of tokens that sit between the patches of one image, from the processor's tokenizer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
+def image_tokens(info: TowerInfo) -> ImageTokens:
+    """Which token ids are images, and what stands inside them, from config and tokenizer."""
+    per_image = columns_per_image(getattr(info.model, "config", None))
+    tokenizer = getattr(info.processor, "tokenizer", info.processor)
     if not hasattr(tokenizer, "convert_tokens_to_ids"):
-        return frozenset()
-    found = zip(_SEPARATORS, tokenizer.convert_tokens_to_ids(list(_SEPARATORS)), strict=True)
+        return ImageTokens(info.image_ids, per_image=per_image)
     unknown = getattr(tokenizer, "unk_token_id", None)
-    return frozenset(i for _, i in found if i is not None and i != unknown)
+
+    def ids(names: Sequence[str]) -> list[int | None]:
+        found = tokenizer.convert_tokens_to_ids(list(names))
+        return [None if i == unknown else i for i in found]
+
+    return ImageTokens(
+        image=info.image_ids,
+        inside=frozenset(i for i in ids(_INSIDE) if i is not None),
+        breaks=frozenset(i for i in ids(_BREAKS) if i is not None),
+        fence=ids([_FENCE])[0],
+        first_tile=ids([_FIRST_TILE])[0],
+        per_image=per_image,
+    )
