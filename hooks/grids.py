@@ -60,8 +60,6 @@ def columns_per_image(config: Any) -> int | None:
     """Columns of one image for families whose images stand side by side with nothing between."""
     if getattr(config, "model_type", "") == "paligemma":
         return int(config.text_config.num_image_tokens)
-    if getattr(config, "model_type", "") == "llava":
-        return int(config.image_seq_length)
     return None
 
 

@@ -95,12 +95,8 @@ class TokenMap:
             last, run, current = -1, 0, -1
             for column in image[row].nonzero().flatten().tolist():
                 gap = ids[row, last + 1 : column].tolist() if column > last + 1 else []
-                if (
-                    last < 0
-                    or (gap and tokens.starts_image(gap))
-                    or not gap
-                    and run == tokens.per_image
-                ):
+                starts = tokens.starts_image(gap) if gap else run == tokens.per_image
+                if last < 0 or starts:
                     current, run = current + 1, 0
                 if last >= 0 and gap and tokens.is_structure(gap):
                     separator[row, last + 1 : column] = True

@@ -152,7 +152,7 @@ def choose_heads(
         activity = without.square().sum(-1)
         surges = _above_std(divergence, unbiased) & _above_std(activity, unbiased)
         divergence = divergence.masked_fill(surges, 0)
-    chosen = divergence > divergence.median(-1, keepdim=True).values
+    chosen: Tensor = divergence > divergence.median(-1, keepdim=True).values
     if heads == "top":
         return chosen
     if heads == "random":
