@@ -44,6 +44,25 @@ class TowerInfo:
     image_ids: frozenset[int]
 
 
+class GrowingMask:
+    """A mask over prompt columns that can be looked at beyond their end, where it is zero.
+
+    Text grows by one column a step; room is added in larger pieces.
+    """
+
+    _ROOM = 256
+
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+
+    def view(self, offset: int, count: int) -> Tensor:
+        """Columns ``offset ... offset + count`` of the last dimension."""
+        missing = offset + count - self._mask.shape[-1]
+        if missing > 0:
+            self._mask = nn.functional.pad(self._mask, (0, missing + self._ROOM))
+        return self._mask[..., offset : offset + count]
+
+
 @dataclass(frozen=True)
 class Columns:
     """Bool masks "B 1 1 K" over the key columns of one layer's attention call.
@@ -58,11 +77,19 @@ class Columns:
     system: Tensor
     offset: int = 0
 
-    def align(self, mask: Tensor) -> Tensor:
-        """Bring a mask "B T" over prompt columns to this call's keys; later columns are False."""
-        n_keys = self.image.shape[-1]
-        mask = mask[:, self.offset : self.offset + n_keys]
-        return nn.functional.pad(mask, (0, n_keys - mask.shape[1]))[:, None, None]
+    def of(self, mask: GrowingMask) -> Tensor:
+        """A mask of the edit's own at this call's keys."""
+        return mask.view(self.offset, self.image.shape[-1])
+
+
+class PromptMasks:
+    """What stays the same while a prompt's answer is decoded: column masks and row plans."""
+
+    def __init__(self, tokens: TokenMap, device: torch.device) -> None:
+        kinds = tokens.kinds.to(device)[:, None, None]
+        self.image = GrowingMask(kinds == Kind.IMAGE)
+        self.system = GrowingMask(kinds == Kind.SYSTEM)
+        self.plans: dict[tuple[tuple[Rows, bool], ...], RowPlan | None] = {}
 
 
 @dataclass(frozen=True)
@@ -112,6 +139,7 @@ class Step:
         n_last: How many trailing rows count as "last": those whose logits are asked for (more
             than one when assisted decoding checks several candidates at once).
         device: Where masks are needed.
+        masks: Shared by the steps of one prompt.
     """
 
     tokens: TokenMap
@@ -121,14 +149,25 @@ class Step:
     prompt_end: bool
     n_last: int
     device: torch.device
+    masks: PromptMasks
     _columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
     _plans: dict[tuple[tuple[Rows, bool], ...], RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.decodes:
+            # One new row: the same plan at every step.
+            self._plans = self.masks.plans
 
     @property
     def prompt_start(self) -> bool:
         """Whether a new prompt begins; edits drop what they know of the one before."""
         return self.past == 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the block is one generated token per sample."""
+        return self.length == 1 and self.tokens.generated > 0
 
     @property
     def batch(self) -> int:
@@ -149,10 +188,8 @@ class Step:
         """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""
         key = (offset, n_keys)
         if key not in self._columns:
-            kinds = self.tokens.kinds[:, offset : offset + n_keys].to(self.device)
-            # A static cache is longer than what has been seen.
-            kinds = nn.functional.pad(kinds, (0, n_keys - kinds.shape[1]))[:, None, None]
-            self._columns[key] = Columns(kinds == Kind.IMAGE, kinds == Kind.SYSTEM, offset)
+            image, system = self.masks.image.view(*key), self.masks.system.view(*key)
+            self._columns[key] = Columns(image, system, offset)
         return self._columns[key]
 
     def plan(self, edits: Sequence[Edit]) -> RowPlan | None:
@@ -197,7 +234,7 @@ class Step:
             real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
             from_end = real.flip(1).cumsum(1).flip(1)
             last = (real == 1) & (from_end <= self.n_last)
-        return last & self.tokens.is_kind(Kind.IMAGE).any(1, keepdim=True)
+        return last & self.tokens.has_image[:, None]
 
     def _block(self, mask: Tensor) -> Tensor:
         return mask[:, self.past : self.past + self.length]

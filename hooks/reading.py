@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.edits import Step, TowerInfo
-from regaze.hooks.tokens import Kind, Spans, TokenMap
+from regaze.hooks.edits import PromptMasks, Step, TowerInfo
+from regaze.hooks.tokens import Spans, TokenMap
 from regaze.hooks.towers import image_tokens
 
 
@@ -29,6 +29,7 @@ class Reader:
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._real = torch.empty(0, 0, dtype=torch.bool)
         self._embedded: Tensor | None = None
+        self._masks: PromptMasks | None = None
         self._index = 0
         self._goes_on = False
 
@@ -47,7 +48,7 @@ class Reader:
     @property
     def has_images(self) -> bool:
         """Whether any row of the current prompt has image columns."""
-        return self.tokens is not None and bool(self.tokens.is_kind(Kind.IMAGE).any())
+        return self.tokens is not None and bool(self.tokens.has_image.any())
 
     def install(self) -> list[Any]:
         """Watch the ids: at the model's entry, else where they are embedded."""
@@ -107,16 +108,16 @@ class Reader:
             self._index += 1
             self._rewind(past, batch)
         if past and not self._goes_on and (length == 1 or candidates > 1):
-            self._note(torch.full((batch, length), -1), None)
             self.tokens = None if self.tokens is None else self.tokens.grow(length)
         else:
             ids = self._block_ids(kwargs, batch, length)
             # All rows that predict but the first hold what a draft proposes after the prompt.
             ids[:, length - candidates + 1 :] = -1
-            self._note(ids, self._padding(kwargs, batch, length, past))
+            self._note(ids, self._padding(kwargs, batch, length, past), past)
             self.tokens = self._classify(batch)
+            self._masks = PromptMasks(self.tokens, entering.device)
         self._goes_on = self.partial
-        if self.tokens is None:
+        if self.tokens is None or self._masks is None:
             raise RuntimeError("no tokens were read")
         return Step(
             tokens=self.tokens,
@@ -126,6 +127,7 @@ class Reader:
             prompt_end=not self.partial,
             n_last=candidates,
             device=entering.device,
+            masks=self._masks,
         )
 
     def _last_candidates(self, length: int) -> int:
@@ -151,14 +153,22 @@ class Reader:
                 "can follow repeated rows (beams), not this"
             )
         times = batch // tokens.batch
-        self.tokens = tokens.crop(past).repeat(times)
-        self._ids = self._ids[:, :past].repeat_interleave(times, 0)
-        self._real = self._real[:, :past].repeat_interleave(times, 0)
+        if past < tokens.length:
+            self.tokens = tokens = tokens.crop(past)
+            self._ids, self._real = self._ids[:, :past], self._real[:, :past]
+        if times > 1:
+            self.tokens = tokens.repeat(times)
+            self._ids = self._ids.repeat_interleave(times, 0)
+            self._real = self._real.repeat_interleave(times, 0)
+            self._masks = PromptMasks(self.tokens, self.tower.device)
 
-    def _note(self, ids: Tensor, mask: Tensor | None) -> None:
+    def _note(self, ids: Tensor, mask: Tensor | None, past: int) -> None:
         real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
-        self._ids = torch.cat([self._ids, ids.cpu()], 1)
-        self._real = torch.cat([self._real, real], 1)
+        # What was generated since the block before wasn't kept.
+        gap = (0, past - self._ids.shape[1])
+        pad = torch.nn.functional.pad
+        self._ids = torch.cat([pad(self._ids, gap, value=-1), ids.cpu()], 1)
+        self._real = torch.cat([pad(self._real, gap, value=True), real], 1)
 
     def _classify(self, batch: int) -> TokenMap:
         """Read the whole prompt again; what a column is may depend on what comes after it."""

@@ -11,6 +11,7 @@ seat of the module that calls them and find none for every other model.
 
 from __future__ import annotations
 
+import functools
 import sys
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
@@ -40,6 +41,7 @@ class Seat:
         self.reader = reader
         self.tower = weakref.ref(reader.tower)
         self.entries: list[Entry] = []
+        self._sort()
         self.step: Step | None = None
         self.null_batch = 0
         self.paused = False
@@ -72,14 +74,22 @@ class Seat:
                 self._uninstall()
             raise
         self.entries.append(entry)
+        self._sort()
 
     def pop(self, entry: Entry) -> None:
         """Take an edit off, from anywhere in the stack; the last one uninstalls the seat."""
         self.entries.remove(entry)
+        self._sort()
         for handle in entry.handles:
             handle.remove()
         if not self.entries:
             self._uninstall()
+
+    def _sort(self) -> None:
+        self._by_layer: dict[int, list[Entry]] = {}
+        for entry in self.entries:
+            for layer in entry.edit.layers:
+                self._by_layer.setdefault(layer, []).append(entry)
 
     def _install(self) -> None:
         tower = self.reader.tower
@@ -153,8 +163,7 @@ class Seat:
         cache = kwargs.get("past_key_values")
         self._offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
-            layers = {index for entry in self.entries for index in entry.edit.layers}
-            self._offsets = {i: cache.get_mask_sizes(step.length, i)[1] for i in layers}
+            self._offsets = {i: cache.get_mask_sizes(step.length, i)[1] for i in self._by_layer}
         for entry in self.entries:
             entry.edit.begin(step)
             entry.tally.begin(step)
@@ -187,7 +196,7 @@ class Seat:
     def attend(self, layer: int, stock: Callable[..., _Attention], call: Call) -> _Attention:
         """The stock attention with this layer's edits written over it."""
         step = self.step
-        here = [e for e in self.entries if layer in e.edit.layers] if step else []
+        here = self._by_layer.get(layer)
         if step is None or not here:
             return call.run(stock)
         by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
@@ -241,7 +250,7 @@ def _register(base: str) -> str:
             *args: Any,
             **kwargs: Any,
         ) -> _Attention:
-            stock = _stock_attention(module, base)
+            stock = _stock_attention(type(module), base)  # type: ignore[arg-type]
             found = _SEATS.get(module)
             if found is None or args:
                 return stock(module, query, key, value, attention_mask, *args, **kwargs)
@@ -255,9 +264,10 @@ def _register(base: str) -> str:
     return name
 
 
-def _stock_attention(module: nn.Module, base: str) -> Callable[..., _Attention]:
+@functools.cache
+def _stock_attention(kind: Any, base: str) -> Callable[..., _Attention]:
     """What the module would have called: its own file may override a name, and owns eager."""
-    for cls in type(module).__mro__:
+    for cls in kind.__mro__:
         home = sys.modules.get(cls.__module__)
         functions = getattr(home, "ALL_ATTENTION_FUNCTIONS", None)
         if functions is not None:
@@ -265,4 +275,4 @@ def _stock_attention(module: nn.Module, base: str) -> Callable[..., _Attention]:
             found: Callable[..., _Attention] | None = functions.get(base, eager)
             if found is not None:
                 return found
-    raise RuntimeError(f"{type(module).__name__}: no attention function named {base!r}")
+    raise RuntimeError(f"{kind.__name__}: no attention function named {base!r}")

@@ -67,12 +67,14 @@ class TokenMap:
     anywhere in the prompt need no configuration.
 
     Attributes:
-        kinds: "B K" int8 of `Kind`, on the CPU.
-        images: "B K" int16: number of the image within its row, -1 for other columns.
+        kinds: "B P" int8 of `Kind`, on the CPU, of the P columns that were read.
+        images: "B P" int16: number of the image within its row, -1 for other columns.
+        generated: Generated columns after those, which needn't be read.
     """
 
     kinds: Tensor
     images: Tensor
+    generated: int = 0
 
     @classmethod
     def from_ids(
@@ -162,7 +164,7 @@ class TokenMap:
     @property
     def length(self) -> int:
         """Number of columns K."""
-        return self.kinds.shape[1]
+        return self.kinds.shape[1] + self.generated
 
     @property
     def batch(self) -> int:
@@ -171,7 +173,14 @@ class TokenMap:
 
     def is_kind(self, *kinds: Kind) -> Tensor:
         """Bool "B K": columns of any of the given kinds."""
-        return torch.isin(self.kinds, torch.tensor([int(k) for k in kinds], dtype=torch.int8))
+        found = torch.isin(self.kinds, torch.tensor([int(k) for k in kinds], dtype=torch.int8))
+        grown = Kind.GENERATED in kinds
+        return torch.nn.functional.pad(found, (0, self.generated), value=grown)
+
+    @property
+    def has_image(self) -> Tensor:
+        """Bool "B": rows with image columns."""
+        return (self.kinds == Kind.IMAGE).any(1)
 
     @property
     def after_image(self) -> Tensor:
@@ -193,15 +202,12 @@ class TokenMap:
 
     def grow(self, count: int) -> TokenMap:
         """Add ``count`` generated columns."""
-        pad = torch.nn.functional.pad
-        return TokenMap(
-            pad(self.kinds, (0, count), value=int(Kind.GENERATED)),
-            pad(self.images, (0, count), value=-1),
-        )
+        return replace(self, generated=self.generated + count)
 
     def crop(self, length: int) -> TokenMap:
         """Forget the columns from ``length`` on (assisted decoding rolls back rejected tokens)."""
-        return TokenMap(self.kinds[:, :length], self.images[:, :length])
+        read = min(length, self.kinds.shape[1])
+        return TokenMap(self.kinds[:, :read], self.images[:, :read], length - read)
 
     def repeat(self, times: int) -> TokenMap:
         """Repeat each batch row in place, as a cache does for beams."""

@@ -18,13 +18,14 @@ default is the paper's, which is what the names mean.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Columns, Edit, Step, TowerInfo
+from regaze.hooks.edits import Columns, Edit, GrowingMask, Step, TowerInfo
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
@@ -124,14 +125,16 @@ class _VAREdit(Edit):
         self.dims = list(spec.sink_dims or ())
         self.tau = (spec.tau or 0) * tower.hidden_size**0.5
         self.sinks: dict[int, Tensor] = {}
+        self.groups: dict[int, GrowingMask] = {}
         self.fires: dict[int, bool] = {}
 
     def begin(self, step: Step) -> None:
         if step.prompt_start:
-            self.sinks, self.fires = {}, {}
+            self.sinks, self.groups, self.fires = {}, {}, {}
 
     def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
-        # Generated tokens never become sinks.
+        if step.decodes:
+            return  # Generated tokens never become sinks.
         prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
         if not prompt.any():
             return
@@ -145,30 +148,43 @@ class _VAREdit(Edit):
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
         image = step.tokens.is_kind(Kind.IMAGE).to(sinks.device)
+        self.groups[layer] = GrowingMask(sink_groups(image, sinks))
         self.fires[layer] = bool((sinks & image).any())
 
     def active(self, layer: int, step: Step) -> bool:
         return self.fires.get(layer, False)
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        sinks = self.sinks[layer]
-        times = logits.shape[0] // sinks.shape[0]
-        sinks = columns.align(sinks.repeat_interleave(times, 0))
+        groups = columns.of(self.groups[layer])
+        if len(groups) < len(logits):
+            groups = groups.repeat_interleave(len(logits) // len(groups), 0)  # beams
         spec = self.spec
         return logits + redistribution(
-            logits.softmax(-1), columns.image, sinks, spec.keep, spec.least_share, spec.floor
+            logits.softmax(-1), groups, spec.keep, spec.least_share, spec.floor
         )
 
 
+def sink_groups(image: Tensor, sinks: Tensor) -> Tensor:
+    """The column groups that VAR sums over.
+
+    Args:
+        image: Bool "B K".
+        sinks: Bool "B K", text and visual.
+
+    Returns:
+        Float "B 1 4 K" of 0 and 1: image, image that is no sink, sinks, visual sinks.
+    """
+    return torch.stack([image, image & ~sinks, sinks, image & sinks], 1)[:, None].float()
+
+
 def redistribution(
-    weights: Tensor, image: Tensor, sinks: Tensor, keep: float, least_share: float, floor: float
+    weights: Tensor, groups: Tensor, keep: float, least_share: float, floor: float
 ) -> Tensor:
     """The logit bias that turns attention weights into VAR's.
 
     Args:
-        weights: "B H R K", rows summing to 1.
-        image: Bool "B 1 1 K".
-        sinks: Bool "B 1 1 K", text and visual.
+        weights: "B H R K", float32, rows summing to 1.
+        groups: "B 1 4 K" of `sink_groups`.
         keep: Share of a sink's weight that stays.
         least_share: Least share of the image mass that must not be on sinks.
         floor: Least image mass.
@@ -176,15 +192,13 @@ def redistribution(
     Returns:
         "B H R K"; 0 in heads and rows that are not image-centric.
     """
-    rest = image & ~sinks
-    groups = torch.cat([image, rest, sinks], 2).to(weights.dtype)  # "B 1 3 K"
-    on_image, on_rest, on_sinks = (weights @ groups.transpose(-1, -2)).unbind(-1)
+    on_image, on_rest, on_sinks, _ = (weights @ groups.transpose(-1, -2)).unbind(-1)
+    n_image, _, _, n_visual_sinks = groups.sum(-1, keepdim=True).unbind(2)
     # The reference divides by the sum over image tokens of (a + 1e-6).
-    share = 1 - (on_image - on_rest) / (on_image + 1e-6 * image.sum(-1))
-    centric = (share >= least_share) & (on_image >= floor) & (on_rest > 0)
-    centric = centric & (image & sinks).any(-1)
-    gain = torch.log1p((1 - keep) * on_sinks / on_rest.clamp_min(1e-30))
-    loss = torch.full_like(gain, keep).log()
-    zero = torch.zeros((), dtype=weights.dtype, device=weights.device)
-    bias = torch.where(rest, gain[..., None], torch.where(sinks, loss[..., None], zero))
-    return torch.where(centric[..., None], bias, zero)
+    share = 1 - (on_image - on_rest) / (on_image + 1e-6 * n_image)
+    centric = (share >= least_share) & (on_image >= floor) & (on_rest > 0) & (n_visual_sinks > 0)
+    gain = torch.log1p((1 - keep) * on_sinks / on_rest.clamp_min(1e-30)) * centric
+    # exp(-1e4) is 0: all is taken.
+    loss = max(math.log(keep), -1e4) if keep > 0 else -1e4
+    factors = torch.stack([gain, loss * centric], -1)
+    return factors @ groups[:, :, 1:3]

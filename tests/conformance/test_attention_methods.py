@@ -21,7 +21,7 @@ from regaze.interventions import VAR
 from regaze.interventions.lvlm.pai import boost_image, contrast
 from regaze.interventions.lvlm.sinks import sink_values
 from regaze.interventions.lvlm.vaf import scale_logits
-from regaze.interventions.lvlm.var import redistribution
+from regaze.interventions.lvlm.var import redistribution, sink_groups
 
 HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
 FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE)
@@ -78,9 +78,10 @@ def test_var_equals_the_released_code(case: dict[str, Any]) -> None:
         return
     weights, code, paper = inputs[case["input"]], case["code_sense"], case["paper_sense"]
     image_end = case["image_start"] + case["image_len"]
-    image = span(weights.shape[-1], case["image_start"], image_end)[None, None, None]
+    image = span(weights.shape[-1], case["image_start"], image_end)[None]
     sinks = torch.zeros_like(image)
-    sinks[..., case["sink_indices"]] = True
+    sinks[:, case["sink_indices"]] = True
+    groups = sink_groups(image, sinks)
     both = (
         VAR(rho=code["rho"], p=code["p"], floor=code["summ"], sense="code"),
         VAR(
@@ -90,9 +91,7 @@ def test_var_equals_the_released_code(case: dict[str, Any]) -> None:
         ),
     )
     for spec in both:
-        bias = redistribution(
-            weights.float(), image, sinks, spec.keep, spec.least_share, spec.floor
-        )
+        bias = redistribution(weights.float(), groups, spec.keep, spec.least_share, spec.floor)
         edited = weights.float() * bias.exp()
         if case["phase"] == "prefill":
             before_image_end = torch.arange(weights.shape[2])[:, None] < image_end
