@@ -7,6 +7,8 @@ the caller's cache.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,9 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.utils.generic import ModelOutput
 
+from regaze.hooks.attention import gather_rows
 from regaze.hooks.edits import Step
+from regaze.hooks.rows import Call
 from regaze.hooks.tokens import Kind
 
 
@@ -83,9 +87,8 @@ def add_null_rows(
         doubled["attention_mask"] = {k: _hide(m, image, step) for k, m in mask.items()}
     else:
         doubled["attention_mask"] = _hide(mask, image, step)
-    window = getattr(config, "sliding_window", None)
-    slides = "sliding_attention" in (getattr(config, "layer_types", None) or ["sliding_attention"])
-    if window and slides and window < step.length and positions == "drop":
+    window = sliding_window(config)
+    if window is not None and window < step.length and positions == "drop":
         raise NotImplementedError(
             f"the prompt is longer than this model's sliding window ({window}), which counts image "
             'columns that aren\'t there in a prompt without image; use null_image="mask"'
@@ -111,6 +114,51 @@ def add_null_rows(
     return doubled
 
 
+def text_columns(kwargs: dict[str, Any], step: Step) -> Tensor | None:
+    """The columns "B S" of the prompt without its images, if all attention there is plain causal.
+
+    Then copies can attend among these columns only (`run_apart`), with no mask to build: less work
+    than a row with image. With padding, prepared masks, sliding windows or a static cache, None.
+
+    Args:
+        kwargs: The tower's arguments before doubling.
+        step: The prompt.
+    """
+    mask = kwargs.get("attention_mask")
+    plain = mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask.all()))
+    text = ~step.tokens.is_kind(Kind.IMAGE, Kind.SEPARATOR)
+    counts = text.sum(1)
+    if not plain or step.tokens.is_kind(Kind.PAD).any() or (counts != counts[0]).any():
+        return None
+    if getattr(kwargs.get("past_key_values"), "is_compileable", False):
+        return None
+    return text.nonzero()[:, 1].reshape(step.batch, -1).to(step.device)
+
+
+def run_apart(
+    stock: Callable[..., Any], call: Call, batch: int, columns: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Attention of the real rows as always, and of the copies among their text columns.
+
+    Args:
+        stock: The stock attention function.
+        call: Both halves.
+        batch: Real rows B.
+        columns: "B S" of `text_columns`.
+
+    Returns:
+        "2B Q H D"; zero at the image columns of the copies, which nobody reads.
+    """
+    kwargs = {k: v for k, v in call.kwargs.items() if k != "position_ids"}
+    real, _ = replace(call.first(batch), mask=None, kwargs=kwargs).run(stock)
+    query, key, value = (
+        gather_rows(x[batch:], columns) for x in (call.query, call.key, call.value)
+    )
+    text, _ = replace(call, query=query, key=key, value=value, mask=None, kwargs=kwargs).run(stock)
+    index = columns[:, :, None, None].expand_as(text)
+    return torch.cat([real, torch.zeros_like(real).scatter(1, index, text)]), None
+
+
 def drop_null_rows(output: Any, batch: int) -> Any:
     """Keep the real rows of the tower's output."""
 
@@ -128,6 +176,13 @@ def drop_null_rows(output: Any, batch: int) -> Any:
             output[name] = keep(output[name])
         return output
     return keep(output)
+
+
+def sliding_window(config: Any) -> int | None:
+    """The window of the tower's sliding layers, if it has any."""
+    window: int | None = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    return window if types is None or "sliding_attention" in types else None
 
 
 def _hide(mask: Any, image: Tensor, step: Step) -> Tensor:

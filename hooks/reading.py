@@ -81,7 +81,9 @@ class Reader:
 
     @torch.compiler.disable
     def _embed(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if module is self.tower.get_input_embeddings():
+        # A deep copy of the model carries this hook along, and may outlive it.
+        tower: Any = self._tower()
+        if tower is not None and module is tower.get_input_embeddings():
             self._embedded = args[0] if args else kwargs.get("input")
 
     def read(self, kwargs: Mapping[str, Any]) -> Step:
@@ -99,7 +101,7 @@ class Reader:
         batch, length = entering.shape[:2]
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
-        candidates = self._last_candidates(length)
+        candidates = self._last_candidates(length) if cache is not None else 1
         if past == 0:
             self._index = 0
             self._ids = torch.empty(batch, 0, dtype=torch.long)
@@ -107,7 +109,7 @@ class Reader:
         else:
             self._index += 1
             self._rewind(past, batch)
-        if past and not self._goes_on and (length == 1 or candidates > 1):
+        if past and not self._goes_on and (length == 1 or candidates == length):
             self.tokens = None if self.tokens is None else self.tokens.grow(length)
         else:
             ids = self._block_ids(kwargs, batch, length)
@@ -131,9 +133,10 @@ class Reader:
         )
 
     def _last_candidates(self, length: int) -> int:
-        """Rows that predict a token: one, or as many as logits are asked for.
+        """Rows that predict a token: one, or in assisted decoding the last known and all proposed.
 
-        Assisted decoding asks for those of the last known token and of all proposed ones.
+        Assisted decoding asks for the logits of just these rows and brings a cache; a plain
+        forward that asks for some logits doesn't.
         """
         keep = self.inputs.get("logits_to_keep")
         return min(keep, length) if isinstance(keep, int) and keep > 1 else 1

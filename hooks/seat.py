@@ -1,37 +1,23 @@
-"""The seat: where edits sit inside a transformers model.
-
-One attention function and one mask function are registered under the same name, and that name is
-set on the text tower's config only. The function calls the attention the model had before (sdpa,
-flash, flex, eager) and then writes recomputed rows over its output. Without the mask function
-under the same name transformers would hand out no padding mask at all, silently.
-
-Registration is global to the process, so the registered functions hold no state: they look up the
-seat of the module that calls them and find none for every other model.
-"""
+"""The seat: the ordered stack of edits of one text tower, and what runs them."""
 
 from __future__ import annotations
 
 import functools
-import sys
 import weakref
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks import null_rows
+from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register
 from regaze.hooks.edits import Step
 from regaze.hooks.reading import Reader
 from regaze.hooks.rows import Call, Entry, overwrite, recompute
 
-PREFIX = "regaze_"
-_SEATS: MutableMapping[nn.Module, tuple[Seat, int]] = weakref.WeakKeyDictionary()
 _INSTALLED: weakref.WeakSet[Seat] = weakref.WeakSet()
-_Attention = tuple[Tensor, Tensor | None]
 
 
 class Seat:
@@ -46,6 +32,7 @@ class Seat:
         self.null_batch = 0
         self.paused = False
         self._compared = False
+        self._text_columns: Tensor | None = None
         self._offsets: dict[int, int] = {}
         self._handles: list[Any] = []
         self._configs: list[tuple[Any, str]] = []
@@ -85,6 +72,11 @@ class Seat:
         if not self.entries:
             self._uninstall()
 
+    def _attentions(self) -> list[Any]:
+        return [
+            layer.self_attn for layer in self.reader.tower.layers if hasattr(layer, "self_attn")
+        ]
+
     def _sort(self) -> None:
         self._by_layer: dict[int, list[Entry]] = {}
         for entry in self.entries:
@@ -92,8 +84,7 @@ class Seat:
                 self._by_layer.setdefault(layer, []).append(entry)
 
     def _install(self) -> None:
-        tower = self.reader.tower
-        attentions = [layer.self_attn for layer in tower.layers if hasattr(layer, "self_attn")]
+        tower, attentions = self.reader.tower, self._attentions()
         configs = {id(m.config): m.config for m in [tower, *attentions]}
         for config in configs.values():
             # A config that another attached model shares, or that was copied while attached,
@@ -101,10 +92,10 @@ class Seat:
             base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
             self._configs.append((config, base))
             # The property's setter would pass the name on to sub-configs.
-            config._attn_implementation_internal = _register(base)
+            config._attn_implementation_internal = register(base)
         _INSTALLED.add(self)
         for module in attentions:
-            _SEATS[module] = (self, module.layer_idx)
+            SEATS[module] = (self, module.layer_idx)
         self._handles += self.reader.install()
         self._handles += [
             tower.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -124,7 +115,7 @@ class Seat:
         if (tower := self.tower()) is not None:
             for layer in tower.layers:
                 if hasattr(layer, "self_attn"):
-                    _SEATS.pop(layer.self_attn, None)
+                    SEATS.pop(layer.self_attn, None)
         self.step = None
         self.reader.forget()
 
@@ -137,7 +128,9 @@ class Seat:
     def _watcher(self, entry: Entry, index: int) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             # A deep copy of the model carries this hook along; it must not feed this seat.
-            if self.step is not None and module is self.reader.tower.layers[index]:
+            tower: Any = self.tower()
+            mine = tower is not None and module is tower.layers[index]
+            if self.step is not None and mine:
                 hidden = args[0] if args else kwargs["hidden_states"]
                 entry.edit.see_hidden(index, hidden[: self.step.batch], self.step)
 
@@ -179,9 +172,14 @@ class Seat:
                 )
             self._compared = True
             self.null_batch = step.batch
+            self._text_columns = None
+            if self._skips_masks() and wants[0].null_positions == "drop":
+                self._text_columns = null_rows.text_columns(kwargs, step)
             kwargs = null_rows.add_null_rows(
                 kwargs, step, wants[0].null_positions, self.reader.tower.config
             )
+            if self._text_columns is not None:
+                kwargs["attention_mask"] = None
         return (), kwargs
 
     @torch.compiler.disable
@@ -193,16 +191,17 @@ class Seat:
 
     # -- inside one attention call ------------------------------------------------------------
 
-    def attend(self, layer: int, stock: Callable[..., _Attention], call: Call) -> _Attention:
+    def attend(self, layer: int, stock: Callable[..., Attention], call: Call) -> Attention:
         """The stock attention with this layer's edits written over it."""
         step = self.step
         here = self._by_layer.get(layer)
         if step is None or not here:
-            return call.run(stock)
+            return self._run(stock, call)
         by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
         plan = step.plan([e.edit for e in by_row]) if by_row else None
+        run = functools.partial(self._run, stock, call)
         if plan is None:
-            out, weights = call.run(stock)
+            out, weights = run()
         else:
             # Null rows come after the real ones and are never edited.
             real = call.first(step.batch) if self.null_batch else call
@@ -210,7 +209,7 @@ class Seat:
             if plan.covers_all and not self.null_batch:
                 out, weights = edited[0].to(call.query.dtype), edited[1]
             else:
-                out, weights = overwrite(call.run(stock), edited, plan, step.batch)
+                out, weights = overwrite(run(), edited, plan, step.batch)
         for entry in here:
             if entry.edit.scales_heads:
                 factor = entry.edit.scale_heads(layer, out, step)
@@ -220,6 +219,18 @@ class Seat:
                     out = out * both[:, None, :, None].to(out.dtype)
                     entry.tally.add_factor(layer, factor)
         return out, weights
+
+    def _run(self, stock: Callable[..., Attention], call: Call) -> Attention:
+        if self.null_batch and self._text_columns is not None:
+            return null_rows.run_apart(stock, call, self.null_batch, self._text_columns)
+        return call.run(stock)
+
+    def _skips_masks(self) -> bool:
+        """Whether a causal prompt needs no mask: the kernel knows, and no window slides."""
+        config, base = self._configs[0]
+        causal = all(getattr(m, "is_causal", False) for m in self._attentions())
+        kernel = base == "sdpa" or "flash" in base
+        return kernel and causal and null_rows.sliding_window(config) is None
 
 
 @contextmanager
@@ -233,46 +244,3 @@ def paused(tower: nn.Module) -> Iterator[None]:
     finally:
         for seat in seats:
             seat.paused = False
-
-
-def _register(base: str) -> str:
-    """Register the pair of functions for one stock implementation; return their name."""
-    name = PREFIX + base
-    if name not in ALL_ATTENTION_FUNCTIONS:
-
-        @torch.compiler.disable
-        def attention(
-            module: nn.Module,
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attention_mask: Any,
-            *args: Any,
-            **kwargs: Any,
-        ) -> _Attention:
-            stock = _stock_attention(type(module), base)  # type: ignore[arg-type]
-            found = _SEATS.get(module)
-            if found is None or args:
-                return stock(module, query, key, value, attention_mask, *args, **kwargs)
-            seat, layer = found
-            call = Call(module, query, key, value, attention_mask, kwargs, maps=base == "eager")
-            return seat.attend(layer, stock, call)
-
-        ALL_ATTENTION_FUNCTIONS.register(name, attention)
-        if base in ALL_MASK_ATTENTION_FUNCTIONS:
-            ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base])
-    return name
-
-
-@functools.cache
-def _stock_attention(kind: Any, base: str) -> Callable[..., _Attention]:
-    """What the module would have called: its own file may override a name, and owns eager."""
-    for cls in kind.__mro__:
-        home = sys.modules.get(cls.__module__)
-        functions = getattr(home, "ALL_ATTENTION_FUNCTIONS", None)
-        if functions is not None:
-            eager = getattr(home, "eager_attention_forward", None)
-            found: Callable[..., _Attention] | None = functions.get(base, eager)
-            if found is not None:
-                return found
-    raise RuntimeError(f"{kind.__name__}: no attention function named {base!r}")

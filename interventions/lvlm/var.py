@@ -87,6 +87,11 @@ class VAR(Intervention):
         """Least share of the image mass that an image-centric head has off the sinks."""
         return 1 - self.rho if self.sense == "code" else self.rho
 
+    @property
+    def epsilon(self) -> float:
+        """What the released code adds to each image weight."""
+        return 1e-6 if self.sense == "code" else 0.0
+
     def resolve(self, tower: TowerInfo) -> VAR:
         """Find the sink dimensions and choose the layers.
 
@@ -160,7 +165,7 @@ class _VAREdit(Edit):
             groups = groups.repeat_interleave(len(logits) // len(groups), 0)  # beams
         spec = self.spec
         return logits + redistribution(
-            logits.softmax(-1), groups, spec.keep, spec.least_share, spec.floor
+            logits.softmax(-1), groups, spec.keep, spec.least_share, spec.floor, spec.epsilon
         )
 
 
@@ -178,7 +183,12 @@ def sink_groups(image: Tensor, sinks: Tensor) -> Tensor:
 
 
 def redistribution(
-    weights: Tensor, groups: Tensor, keep: float, least_share: float, floor: float
+    weights: Tensor,
+    groups: Tensor,
+    keep: float,
+    least_share: float,
+    floor: float,
+    epsilon: float = 0.0,
 ) -> Tensor:
     """The logit bias that turns attention weights into VAR's.
 
@@ -188,14 +198,15 @@ def redistribution(
         keep: Share of a sink's weight that stays.
         least_share: Least share of the image mass that must not be on sinks.
         floor: Least image mass.
+        epsilon: Added to each image weight in the denominator of the share; 1e-6 in the released
+            code.
 
     Returns:
         "B H R K"; 0 in heads and rows that are not image-centric.
     """
     on_image, on_rest, on_sinks, _ = (weights @ groups.transpose(-1, -2)).unbind(-1)
     n_image, _, _, n_visual_sinks = groups.sum(-1, keepdim=True).unbind(2)
-    # The reference divides by the sum over image tokens of (a + 1e-6).
-    share = 1 - (on_image - on_rest) / (on_image + 1e-6 * n_image)
+    share = 1 - (on_image - on_rest) / (on_image + epsilon * n_image)
     centric = (share >= least_share) & (on_image >= floor) & (on_rest > 0) & (n_visual_sinks > 0)
     gain = torch.log1p((1 - keep) * on_sinks / on_rest.clamp_min(1e-30)) * centric
     # exp(-1e4) is 0: all is taken.

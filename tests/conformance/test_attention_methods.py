@@ -91,7 +91,9 @@ def test_var_equals_the_released_code(case: dict[str, Any]) -> None:
         ),
     )
     for spec in both:
-        bias = redistribution(weights.float(), groups, spec.keep, spec.least_share, spec.floor)
+        bias = redistribution(
+            weights.float(), groups, spec.keep, spec.least_share, spec.floor, spec.epsilon
+        )
         edited = weights.float() * bias.exp()
         if case["phase"] == "prefill":
             before_image_end = torch.arange(weights.shape[2])[:, None] < image_end

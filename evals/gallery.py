@@ -1,0 +1,135 @@
+"""Items whose answer an intervention flipped: image, both answers and where the model looked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from regaze.evals.generation import Answerer
+from regaze.evals.plots import data_uri, heat_layers
+from regaze.evals.runner import RunResult
+from regaze.evals.scores import TaskScores
+from regaze.evals.task import Item
+from regaze.hooks.attach import attach
+from regaze.hooks.capture import capture
+from regaze.interventions import Intervention, from_dict
+
+PER_DIRECTION = 6
+_SIDE = 336
+
+
+@dataclass(frozen=True)
+class Flip:
+    """One flipped item, ready to show.
+
+    Attributes:
+        item: The item.
+        gained: Whether it went from wrong to right.
+        image: Data URI, as the model saw it (cropped, where its processor crops).
+        before: The unedited model's answer.
+        after: The edited model's answer.
+        heat_before: Data URI of the attention map to lay over the image; None if there is none.
+        heat_after: The same for the edited model.
+    """
+
+    item: Item
+    gained: bool
+    image: str
+    before: str
+    after: str
+    heat_before: str | None
+    heat_after: str | None
+
+    @property
+    def truth(self) -> str:
+        """What is right, in words."""
+        target = self.item.target
+        return ", ".join(target["objects"]) if isinstance(target, Mapping) else str(target)
+
+
+def flips(
+    result: RunResult, scores: TaskScores, label: str, answerer: Answerer | None
+) -> list[Flip]:
+    """The first flipped items of a condition in data order, one per image, both directions.
+
+    Args:
+        result: The run.
+        scores: Its scores, which say what flipped.
+        label: The condition.
+        answerer: Makes attention maps by asking again; None leaves them out.
+    """
+    condition = next(c for c in scores.conditions if c.label == label)
+    if condition.change is None:
+        return []
+    items = {item.id: item for item in result.items}
+    texts = {a.label: {r.id: r.text for r in a.records.values()} for a in result.answers}
+    config = next(a.manifest["config"] for a in result.answers if a.label == label)
+    specs = [from_dict(spec) for spec in config["interventions"]]
+    before, after = texts[result.answers[0].label], texts[label]
+    shown = []
+    flipped = condition.change.macro
+    for gained, ids in ((False, flipped.lost), (True, flipped.gained)):
+        for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]:
+            image = result.task.load_image(item)
+            heats = _heats(answerer, item, image, specs) if answerer else {}
+            seen = _as_seen(image, answerer.processor if answerer else None)
+            shown.append(
+                Flip(
+                    item,
+                    gained,
+                    data_uri(seen),
+                    before[item.id],
+                    after[item.id],
+                    heats.get("before"),
+                    heats.get("after"),
+                )
+            )
+    return shown
+
+
+def _one_per_image(items: Sequence[Item]) -> list[Item]:
+    return list({item.cluster: item for item in reversed(items)}.values())[::-1]
+
+
+def _heats(
+    answerer: Answerer, item: Item, image: Image.Image, specs: Sequence[Intervention]
+) -> dict[str, str]:
+    """Where the rows that choose the answer's tokens look, without and with the interventions."""
+    try:
+        maps = {
+            "before": _heat(answerer, item, image, ()),
+            "after": _heat(answerer, item, image, specs),
+        }
+    except ValueError:
+        # The model's image columns don't form a known grid, so there is no map to draw.
+        return {}
+    return heat_layers(maps)
+
+
+def _heat(
+    answerer: Answerer, item: Item, image: Image.Image, specs: Sequence[Intervention]
+) -> NDArray[np.float32]:
+    with ExitStack() as stack:
+        stack.enter_context(attach(answerer.model, *specs, processor=answerer.processor))
+        seen = stack.enter_context(capture(answerer.model, processor=answerer.processor))
+        answerer([item.prompt], [image])
+        return seen.heat()
+
+
+def _as_seen(image: Image.Image, processor: Any) -> Image.Image:
+    """A thumbnail of what is left of the image after the processor's crop."""
+    settings: Any = getattr(processor, "image_processor", None)
+    tiles = getattr(settings, "image_grid_pinpoints", None)
+    if getattr(settings, "do_center_crop", False) and tiles is None:
+        crop = settings.crop_size
+        side = min(image.size)
+        image = ImageOps.fit(image, (side, round(side * crop["height"] / crop["width"])))
+    image = image.copy()
+    image.thumbnail((_SIDE, _SIDE))
+    return image

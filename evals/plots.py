@@ -1,0 +1,133 @@
+"""Pictures for reports: forest plots as inline SVG, attention maps as transparent PNG."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+_PIXELS = 72  # matplotlib's SVG has 72 units an inch
+_WIDTH = 330
+_ROW = 26
+# Stand-ins for the page's CSS variables, so that a plot follows its light or dark scheme.
+_COLOURS = {
+    "ink": "#010101",
+    "faint": "#020202",
+    "better": "#030303",
+    "worse": "#040404",
+    "moved": "#050505",
+    "open": "#060606",
+}
+
+
+@dataclass(frozen=True)
+class Whisker:
+    """One row of a forest plot, in the units of the axis."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    verdict: str
+
+
+def forest(key: str, name: str, unit: str, rows: Sequence[Whisker]) -> str:
+    """Changes against the unedited model with their intervals, as an SVG element.
+
+    Rows whose interval excludes zero are filled and coloured, the others hollow, so that the plot
+    reads without colours too.
+
+    Args:
+        key: Tells this plot from the others on its page.
+        name: What the changes are of.
+        unit: Label of the axis.
+        rows: From top to bottom.
+    """
+    height = _ROW * len(rows) + 58
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 10.5}):
+        figure = Figure(figsize=(_WIDTH / _PIXELS, height / _PIXELS))
+        figure.patch.set_alpha(0)
+        left = 0.31
+        axes = figure.add_axes(
+            (left, 34 / height, 0.97 - left, _ROW * len(rows) / height), facecolor="none"
+        )
+        axes.axvline(0, color=_COLOURS["faint"], linewidth=1, zorder=0)
+        for y, row in enumerate(rows):
+            colour = _COLOURS[row.verdict]
+            axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.6, zorder=1)
+            hollow = row.verdict == "open"
+            axes.plot(
+                row.value,
+                y,
+                "o",
+                markersize=6.5,
+                markeredgewidth=1.6,
+                markeredgecolor=colour,
+                markerfacecolor="none" if hollow else colour,
+                zorder=2,
+            )
+        reach = max([abs(end) for row in rows for end in (row.low, row.high)] + [1e-9]) * 1.12
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_yticks(range(len(rows)), [_short(row.label) for row in rows])
+        axes.tick_params(axis="y", length=0, pad=6, labelcolor=_COLOURS["ink"])
+        axes.tick_params(axis="x", color=_COLOURS["faint"], labelcolor=_COLOURS["ink"])
+        axes.locator_params(axis="x", nbins=5)
+        axes.set_xlabel(unit, color=_COLOURS["ink"])
+        axes.spines[:].set_visible(False)
+        axes.spines["bottom"].set_visible(True)
+        axes.spines["bottom"].set_color(_COLOURS["faint"])
+        figure.text(0.01, 1 - 5 / height, name, va="top", color=_COLOURS["ink"], fontweight="bold")
+        file = io.StringIO()
+        figure.savefig(file, format="svg")
+    return _inline(file.getvalue(), f"Forest plot: {key}")
+
+
+def heat_layers(heats: Mapping[str, NDArray[np.float32]]) -> dict[str, str]:
+    """Attention maps as data URIs, transparent where there is little; all on one scale.
+
+    Args:
+        heats: Maps "rows cols" of attention mass.
+    """
+    top = max(float(heat.max()) for heat in heats.values()) or 1.0
+    colours = mpl.colormaps["inferno"]
+    layers = {}
+    for name, heat in heats.items():
+        level = heat / top
+        rgba = colours(0.25 + 0.75 * level)
+        rgba[..., 3] = 0.9 * level**0.7
+        layers[name] = data_uri(Image.fromarray((rgba * 255).round().astype(np.uint8)))
+    return layers
+
+
+def data_uri(image: Image.Image) -> str:
+    """An image inside a URI: PNG, or JPEG where a PNG would be large."""
+    photo = image.mode == "RGB" and image.width * image.height > 128 * 128
+    kind = "jpeg" if photo else "png"
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 85} if photo else {"optimize": True}))
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _short(label: str) -> str:
+    return label if len(label) <= 16 else label[:15] + "…"
+
+
+def _inline(svg: str, title: str) -> str:
+    """Only the element itself, scalable, named, and with the page's colours and font."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
+    # In a page every svg element would repeat these ids; those of references are hashes.
+    svg = re.sub(r' id="[a-z\d.]+_\d+"| xmlns(:\w+)?="[^"]*"|font-family: [^;"]*;', "", svg)
+    svg = svg.replace("xlink:href", "href")
+    for variable, colour in _COLOURS.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()

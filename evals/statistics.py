@@ -1,0 +1,172 @@
+"""Statistics of paired scores: bootstrap over clusters, McNemar's test, Holm's method.
+
+Items about one image are not independent, so images (clusters) are resampled, never items, and
+metrics are computed from resampled sums: F1 or CHAIR_i are treated exactly like an accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import binom, binomtest
+
+Array = NDArray[np.float64]
+
+DRAWS = 10_000
+_ENDS = (2.5, 97.5)
+_BLOCK = 500
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric of one system.
+
+    Attributes:
+        value: From all items; NaN where undefined.
+        low: Lower end of the 95 % percentile interval.
+        high: Upper end.
+        dropped: Bootstrap replicates left out because the metric is undefined in them; above 1 %
+            of the draws the interval is doubtful.
+    """
+
+    value: float
+    low: float
+    high: float
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """A metric of two systems on the same items.
+
+    Attributes:
+        baseline: Value of the first system; NaN where undefined.
+        other: Value of the second.
+        delta: ``other - baseline``.
+        low: Lower end of the delta's 95 % percentile interval.
+        high: Upper end.
+        p: Two-sided bootstrap p-value of a delta of zero.
+        dropped: As in `Estimate`.
+    """
+
+    baseline: float
+    other: float
+    delta: float
+    low: float
+    high: float
+    p: float
+    dropped: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Exact test on flips. It takes items as independent, which items of one image are not.
+
+    Attributes:
+        p: Exact two-sided p-value.
+        mid_p: The same with half weight for the observed table: less conservative.
+    """
+
+    p: float
+    mid_p: float
+
+
+def bootstrap_sums(counts: Array, draws: int = DRAWS, seed: int = 0) -> Array:
+    """Sums over clusters drawn with replacement, by numpy's PCG64.
+
+    Args:
+        counts: One row of counts per cluster, shape ``(clusters, ...)``.
+        draws: Replicates.
+        seed: Seed of the draw.
+
+    Returns:
+        Shape ``(draws, ...)``.
+
+    Raises:
+        ValueError: Fewer than two clusters.
+    """
+    clusters = len(counts)
+    if clusters < 2:
+        raise ValueError(
+            f"a bootstrap needs at least two clusters (images), got {clusters}: score more images"
+        )
+    rng = np.random.Generator(np.random.PCG64(seed))
+    flat = counts.reshape(clusters, -1)
+    sums = np.empty((draws, flat.shape[1]))
+    for start in range(0, draws, _BLOCK):  # blocks bound the memory, the draw is the same
+        size = min(_BLOCK, draws - start)
+        drawn = rng.integers(clusters, size=(size, clusters))
+        cells = drawn + clusters * np.arange(size)[:, None]
+        times = np.bincount(cells.ravel(), minlength=size * clusters).reshape(size, clusters)
+        sums[start : start + size] = times.astype(np.float64) @ flat
+    return sums.reshape(draws, *counts.shape[1:])
+
+
+def estimate(point: float, replicas: Array) -> Estimate:
+    """Summary of a bootstrap: the value of all items and those of the replicates."""
+    return Estimate(point, *_interval(replicas))
+
+
+def change(point: Array, replicas: Array) -> Change:
+    """Summary of a paired bootstrap.
+
+    Args:
+        point: Values of the two systems, shape ``(2,)``.
+        replicas: Their values in each replicate, shape ``(draws, 2)``.
+    """
+    deltas = replicas[:, 1] - replicas[:, 0]
+    low, high, dropped = _interval(deltas)
+    kept = deltas[np.isfinite(deltas)]
+    tail = min((kept <= 0).sum(), (kept >= 0).sum())
+    return Change(
+        baseline=float(point[0]),
+        other=float(point[1]),
+        delta=float(point[1] - point[0]),
+        low=low,
+        high=high,
+        p=min(1.0, 2 * float(tail + 1) / (kept.size + 1)) if kept.size else math.nan,
+        dropped=dropped,
+    )
+
+
+def mcnemar(lost: int, gained: int) -> McNemar:
+    """McNemar's exact test for the numbers of items that only one of two systems got right."""
+    n, fewer = lost + gained, min(lost, gained)
+    if n == 0:
+        return McNemar(1.0, 1.0)
+    mid = 2 * binom.cdf(fewer, n, 0.5) - binom.pmf(fewer, n, 0.5)
+    return McNemar(p=float(binomtest(fewer, n).pvalue), mid_p=min(1.0, float(mid)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment for several tests, in the given order; NaN stays NaN."""
+    adjusted = [math.nan] * len(p_values)
+    tested = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    running = 0.0
+    for rank, (p, i) in enumerate(tested):
+        running = max(running, min(1.0, (len(tested) - rank) * p))
+        adjusted[i] = running
+    return adjusted
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> Array:
+    """Elementwise quotient; NaN where the denominator is zero."""
+    above, below = np.broadcast_arrays(
+        np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
+    )
+    quotient = np.full(below.shape, np.nan)
+    np.divide(above, below, out=quotient, where=below != 0)
+    return quotient
+
+
+def _interval(values: Array) -> tuple[float, float, int]:
+    """Ends of the 95 % percentile interval, and how many values were undefined."""
+    kept = values[np.isfinite(values)]
+    if not kept.size:
+        return math.nan, math.nan, values.size
+    low, high = np.percentile(kept, _ENDS)
+    return float(low), float(high), values.size - kept.size
