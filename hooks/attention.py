@@ -28,7 +28,11 @@ def row_logits(query: Tensor, key: Tensor, scaling: float, softcap: float | None
     groups = key.shape[1]
     # Folding the heads of a group into rows spares the H / G copies of the keys.
     folded = (query.float() * scaling).reshape(batch, groups, heads // groups * rows, size)
-    logits = folded @ key.float().transpose(-1, -2)
+    if folded.shape[2] == 1:
+        # One row: a matrix times a vector, with the matrix as it lies in memory.
+        logits = (key.float() @ folded.transpose(-1, -2)).transpose(-1, -2)
+    else:
+        logits = folded @ key.float().transpose(-1, -2)
     logits = logits.reshape(batch, heads, rows, -1)
     return logits if softcap is None else softcap * torch.tanh(logits / softcap)
 

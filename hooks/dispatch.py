@@ -78,5 +78,20 @@ def _stock_attention(kind: Any, base: str) -> Callable[..., Attention]:
             eager = getattr(home, "eager_attention_forward", None)
             found: Callable[..., Attention] | None = functions.get(base, eager)
             if found is not None:
-                return found
+                return found if base in ("eager", "sdpa", "flex_attention") else _named(found, base)
     raise RuntimeError(f"{kind.__name__}: no attention function named {base!r}")
+
+
+def _named(stock: Callable[..., Attention], base: str) -> Callable[..., Attention]:
+    """A stock function that looks its kernel up by the config's name: flash and hub kernels."""
+
+    def attention(module: nn.Module, *args: Any, **kwargs: Any) -> Attention:
+        config: Any = module.config
+        ours = config._attn_implementation_internal
+        config._attn_implementation_internal = base
+        try:
+            return stock(module, *args, **kwargs)
+        finally:
+            config._attn_implementation_internal = ours
+
+    return attention

@@ -266,15 +266,15 @@ class Edit:
             no row edit.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         watches_hidden: Whether `see_hidden` wants the layers' inputs.
-        null_rows: Whether prompts must also be run without their images; see `scale_heads`.
-        null_positions: For `null_rows`: "drop" renumbers positions as if the image tokens were
-            not there, "mask" keeps them.
+        null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
+        null_positions: Then "drop" renumbers positions as if the image tokens were not there,
+            "mask" keeps them.
     """
 
     rows: Rows | None = None
     reads_only: bool = False
     watches_hidden: bool = False
-    null_rows: bool = False
+    null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
     scales_heads: bool = False
 
@@ -298,14 +298,17 @@ class Edit:
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
 
-    def scale_heads(self, layer: int, out: Tensor, step: Step) -> Tensor | None:
+    def scale_heads(
+        self, layer: int, out: Tensor, null: Tensor | None, step: Step
+    ) -> Tensor | None:
         """Return a factor "B H" for all rows of each head's output, or None.
 
         Args:
             layer: Layer index.
-            out: "B Q H D", head outputs before the output projection. On prompts of an edit with
-                ``null_rows`` it is "2B Q H D": the second half ran without the images, and gets
-                the same factors.
+            out: "B Q H D", head outputs before the output projection.
+            null: "B H D", the same at the prompt's last token when run without its images; given
+                on prompts with images of an edit with ``null_prompt``. That run gets the same
+                factors.
             step: The block.
         """
         return None

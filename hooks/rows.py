@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,14 +61,6 @@ class Call:
         )
         return out, weights
 
-    def first(self, batch: int) -> Call:
-        """The call on the first ``batch`` rows."""
-        mask = self.mask
-        if isinstance(mask, Tensor) and mask.shape[0] > batch:
-            mask = mask[:batch]
-        query, key, value = (x[:batch] for x in (self.query, self.key, self.value))
-        return replace(self, query=query, key=key, value=value, mask=mask)
-
 
 def recompute(
     call: Call, entries: Sequence[Entry], plan: RowPlan, layer: int, step: Step, offset: int
@@ -97,6 +89,8 @@ def recompute(
     batch, heads = call.query.shape[:2]
     at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
     parts = [_recompute(call, entries, part, layer, step, offset) for part in plan.parts(at_once)]
+    if len(parts) == 1:
+        return parts[0][0], parts[0][1] if call.maps else None
     out = torch.cat([out for out, _ in parts], 1)
     return out, torch.cat([w for _, w in parts], 2) if call.maps else None
 
@@ -144,24 +138,19 @@ def _recompute(
 
 
 def overwrite(
-    stock: tuple[Tensor, Tensor | None],
-    edited: tuple[Tensor, Tensor | None],
-    plan: RowPlan,
-    batch: int,
+    stock: tuple[Tensor, Tensor | None], edited: tuple[Tensor, Tensor | None], plan: RowPlan
 ) -> tuple[Tensor, Tensor | None]:
-    """Write recomputed rows over the stock result of the first ``batch`` samples.
+    """Write recomputed rows over the stock result.
 
     Args:
-        stock: "B Q H D" and maybe "B H Q K"; more than ``batch`` samples if null rows ran along.
+        stock: "B Q H D" and maybe "B H Q K".
         edited: "B R H D" and maybe "B H R K".
         plan: The rows.
-        batch: Number of real samples.
     """
     out, weights = stock
-    new = scatter_rows(out[:batch], plan.rows, plan.written, edited[0])
-    out = new if len(out) == batch else torch.cat([new, out[batch:]])
+    out = scatter_rows(out, plan.rows, plan.written, edited[0])
     if weights is not None and edited[1] is not None:
-        kept = weights[:batch].transpose(1, 2)
-        kept = scatter_rows(kept, plan.rows, plan.written, edited[1].transpose(1, 2))
-        weights = torch.cat([kept.transpose(1, 2), weights[batch:]])
+        new = edited[1].transpose(1, 2)
+        kept = scatter_rows(weights.transpose(1, 2), plan.rows, plan.written, new)
+        weights = kept.transpose(1, 2)
     return out, weights

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from regaze.hooks import null_rows
 from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register
 from regaze.hooks.edits import Step
+from regaze.hooks.null_prompt import NullPrompt
 from regaze.hooks.reading import Reader
 from regaze.hooks.rows import Call, Entry, overwrite, recompute
 
@@ -29,10 +29,9 @@ class Seat:
         self.entries: list[Entry] = []
         self._sort()
         self.step: Step | None = None
-        self.null_batch = 0
+        self._null: NullPrompt | None = None
         self.paused = False
         self._compared = False
-        self._text_columns: Tensor | None = None
         self._offsets: dict[int, int] = {}
         self._handles: list[Any] = []
         self._configs: list[tuple[Any, str]] = []
@@ -45,7 +44,7 @@ class Seat:
         Raises:
             ValueError: It contradicts one that is already there.
         """
-        null = {e.edit.null_positions for e in [*self.entries, entry] if e.edit.null_rows}
+        null = {e.edit.null_positions for e in [*self.entries, entry] if e.edit.null_prompt}
         if len(null) > 1:
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
@@ -127,12 +126,14 @@ class Seat:
 
     def _watcher(self, entry: Entry, index: int) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            step = self.step
+            if step is None or step.decodes:
+                return
             # A deep copy of the model carries this hook along; it must not feed this seat.
             tower: Any = self.tower()
-            mine = tower is not None and module is tower.layers[index]
-            if self.step is not None and mine:
+            if tower is not None and module is tower.layers[index]:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                entry.edit.see_hidden(index, hidden[: self.step.batch], self.step)
+                entry.edit.see_hidden(index, hidden[:, : step.length], step)
 
         return see
 
@@ -145,11 +146,12 @@ class Seat:
         if tower is not self.tower() or self.paused:
             return None
         for config, _ in self._configs:
-            if not str(config._attn_implementation).startswith(PREFIX):
+            now = config._attn_implementation_internal  # The public property is slow.
+            if not str(now).startswith(PREFIX):
                 raise RuntimeError(
-                    "the model's attention implementation was changed to "
-                    f"{config._attn_implementation!r} while interventions were attached, which "
-                    "would silently switch them off; detach first, then change it"
+                    f"the model's attention implementation was changed to {now!r} while "
+                    "interventions were attached, which would silently switch them off; detach "
+                    "first, then change it"
                 )
         kwargs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
         self.step = step = self.reader.read(kwargs)
@@ -160,10 +162,10 @@ class Seat:
         for entry in self.entries:
             entry.edit.begin(step)
             entry.tally.begin(step)
-        wants = [e.edit for e in self.entries if e.edit.null_rows and e.edit.layers]
-        self.null_batch = 0
         if step.prompt_start:
             self._compared = False
+        wants = [e.edit for e in self.entries if e.edit.null_prompt and e.edit.layers]
+        self._null = None
         if wants and not self._compared and self.reader.has_images:
             if step.index > 0 or not step.prompt_end:
                 raise NotImplementedError(
@@ -171,66 +173,46 @@ class Seat:
                     "the whole prompt, image and question, in one block"
                 )
             self._compared = True
-            self.null_batch = step.batch
-            self._text_columns = None
-            if self._skips_masks() and wants[0].null_positions == "drop":
-                self._text_columns = null_rows.text_columns(kwargs, step)
-            kwargs = null_rows.add_null_rows(
-                kwargs, step, wants[0].null_positions, self.reader.tower.config
-            )
-            if self._text_columns is not None:
-                kwargs["attention_mask"] = None
+            self._null = NullPrompt.of(step)
+            kwargs = self._null.pack(kwargs, wants[0].null_positions, tower.config)
         return (), kwargs
 
     @torch.compiler.disable
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
         if tower is not self.tower():
             return None
-        batch, self.null_batch, self.step = self.null_batch, 0, None
-        return null_rows.drop_null_rows(output, batch) if batch and output is not None else None
+        null, self._null, self.step = self._null, None, None
+        return null.cut(output) if null is not None and output is not None else None
 
     # -- inside one attention call ------------------------------------------------------------
 
     def attend(self, layer: int, stock: Callable[..., Attention], call: Call) -> Attention:
         """The stock attention with this layer's edits written over it."""
-        step = self.step
+        step, null = self.step, self._null
         here = self._by_layer.get(layer)
+        run = call.run if null is None else functools.partial(null.run, call)
         if step is None or not here:
-            return self._run(stock, call)
+            return run(stock)
         by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
         plan = step.plan([e.edit for e in by_row]) if by_row else None
-        run = functools.partial(self._run, stock, call)
         if plan is None:
-            out, weights = run()
+            out, weights = run(stock)
         else:
-            # Null rows come after the real ones and are never edited.
-            real = call.first(step.batch) if self.null_batch else call
+            real = call if null is None else null.real(call)
             edited = recompute(real, by_row, plan, layer, step, self._offsets.get(layer, 0))
-            if plan.covers_all and not self.null_batch:
+            if plan.covers_all and null is None:
                 out, weights = edited[0].to(call.query.dtype), edited[1]
             else:
-                out, weights = overwrite(run(), edited, plan, step.batch)
+                out, weights = overwrite(run(stock), edited, plan)
         for entry in here:
             if entry.edit.scales_heads:
-                factor = entry.edit.scale_heads(layer, out, step)
+                blind = None if null is None else null.last_row(out)
+                factor = entry.edit.scale_heads(layer, out[:, : step.length], blind, step)
                 if factor is not None:
-                    # The rows without image get the same factors.
-                    both = factor.repeat(out.shape[0] // factor.shape[0], 1)
-                    out = out * both[:, None, :, None].to(out.dtype)
+                    # The prompt without image gets the same factors.
+                    out = out * factor[:, None, :, None].to(out.dtype)
                     entry.tally.add_factor(layer, factor)
         return out, weights
-
-    def _run(self, stock: Callable[..., Attention], call: Call) -> Attention:
-        if self.null_batch and self._text_columns is not None:
-            return null_rows.run_apart(stock, call, self.null_batch, self._text_columns)
-        return call.run(stock)
-
-    def _skips_masks(self) -> bool:
-        """Whether a causal prompt needs no mask: the kernel knows, and no window slides."""
-        config, base = self._configs[0]
-        causal = all(getattr(m, "is_causal", False) for m in self._attentions())
-        kernel = base == "sdpa" or "flash" in base
-        return kernel and causal and null_rows.sliding_window(config) is None
 
 
 @contextmanager

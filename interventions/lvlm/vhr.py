@@ -8,8 +8,9 @@ projection and A0 the same head's output with the image removed:
     heads with VHD > median are multiplied by alpha, then the next layer follows
 
 The chosen heads stay fixed for the sample and every row is scaled, so cached keys and values stay
-consistent. He et al., arXiv 2412.13949, section 4. Both prompts run as rows of one forward pass,
-and both are reinforced layer by layer; the paper leaves that and the kind of std open.
+consistent. He et al., arXiv 2412.13949, section 4. Both prompts run in one forward pass and are
+reinforced layer by layer; the paper leaves open whether the one without image is, and the kind of
+std.
 """
 
 from __future__ import annotations
@@ -94,11 +95,11 @@ class VHR(Intervention):
 
 class _VHREdit(Edit):
     scales_heads = True
+    null_prompt = True
 
     def __init__(self, spec: VHR) -> None:
         super().__init__(spec.layers or () if spec.alpha != 1 else ())
         self.spec = spec
-        self.null_rows = True
         self.null_positions = spec.null_image
         self.factors: dict[int, Tensor] = {}
         self.has_image = torch.empty(0)
@@ -108,22 +109,23 @@ class _VHREdit(Edit):
             self.factors = {}
             self.has_image = step.tokens.is_kind(Kind.IMAGE).any(1).to(step.device)
 
-    def scale_heads(self, layer: int, out: Tensor, step: Step) -> Tensor | None:
-        if layer not in self.factors:
-            if out.shape[0] == step.batch:
-                return None  # No image in the batch: nothing to compare with.
-            at = step.last_rows[:, None, None, None].expand(-1, 1, *out.shape[2:])
-            seen, blind = (half.gather(1, at)[:, 0].float() for half in out.chunk(2))
+    def scale_heads(
+        self, layer: int, out: Tensor, null: Tensor | None, step: Step
+    ) -> Tensor | None:
+        if null is not None:
+            seen = out[torch.arange(len(out), device=out.device), step.last_rows].float()
+            spec, rounding = self.spec, 4 * torch.finfo(out.dtype).eps
             chosen = choose_heads(
-                seen, blind, self.spec.outlier_filter, self.spec.unbiased, self.spec.heads
+                seen, null.float(), spec.outlier_filter, spec.unbiased, spec.heads, rounding
             )
-            chosen = chosen & self.has_image[:, None]
-            self.factors[layer] = torch.where(
-                chosen, self.spec.alpha, torch.ones_like(seen[..., 0])
-            )
-        factor = self.factors[layer]
-        # Beams repeat a sample's rows; its heads go with them.
-        return factor.repeat_interleave(step.batch // factor.shape[0], 0)
+            chosen &= self.has_image[:, None]
+            one = torch.ones((), device=out.device)
+            self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
+        factor = self.factors.get(layer)
+        if factor is not None and len(factor) < step.batch:
+            # Beams repeat a sample's rows; its heads go with them.
+            factor = factor.repeat_interleave(step.batch // len(factor), 0)
+        return factor
 
 
 def choose_heads(
@@ -132,6 +134,7 @@ def choose_heads(
     outlier_filter: bool = True,
     unbiased: bool = True,
     heads: str = "top",
+    rounding: float = 0.0,
 ) -> Tensor:
     """Half of the heads by vision-aware head divergence.
 
@@ -143,11 +146,14 @@ def choose_heads(
         unbiased: Whether the filter's std divides by n - 1.
         heads: "top", "bottom" (control: as many, from the other end) or "random" (control: as
             many, drawn with a fixed seed).
+        rounding: Relative differences up to this are none. (A sliding window may hide the image
+            from a whole layer; then no head reacts, and noise must not choose.)
 
     Returns:
         Bool "B H".
     """
     divergence = (with_image - without).norm(dim=-1)
+    divergence = divergence.masked_fill(divergence <= rounding * with_image.norm(dim=-1), 0)
     if outlier_filter:
         activity = without.square().sum(-1)
         surges = _above_std(divergence, unbiased) & _above_std(activity, unbiased)
