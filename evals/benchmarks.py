@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -114,13 +115,15 @@ def find(name: str) -> Benchmark:
 
 def _pope(source: Source, profile: str) -> Pope:
     if not source.data:
-        records = pope_records(source.split, source.n_images or 100, source.seed)
+        records = pope_records(source.split, source.n_images or 200, source.seed)
         return Pope.from_records(records, load_image, profile=profile)
     if source.n_images is not None:
         raise ValueError(
             "--n-images draws from the sandbox or for CHAIR; POPE's files take --limit"
         )
-    if len(source.data) == 1 and not Path(source.data[0]).exists() and source.images is None:
+    if re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.json)(?<!\.jsonl)", source.data[0]) and not (
+        source.images or Path(source.data[0]).exists()
+    ):
         return Pope.from_hub(source.data[0], profile=profile)
     return Pope.from_files(_files(source, "*.json*"), _images(source), profile=profile)
 
@@ -130,7 +133,7 @@ def _chair(source: Source, profile: str) -> Chair:
         if profile != "exact":
             raise ValueError("the sandbox's ground truth has only the profile 'exact'")
         return Chair.from_truth(
-            chair_truth(source.split, source.n_images or 200),
+            chair_truth(source.split, source.n_images or 300),
             phrase_extractor(COLOURS, SHAPES),
             load_image,
             prompt=CAPTION_PROMPT,
@@ -149,9 +152,11 @@ def _files(source: Source, pattern: str) -> list[Path]:
     """The files named, and those of the folders named."""
     files = []
     for path in map(Path, source.data):
+        if not path.exists():
+            raise ValueError(f"--data: there is no file or folder {path}")
         found = sorted(path.glob(pattern)) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"{path} holds no {pattern} file")
+            raise ValueError(f"--data: {path} holds no {pattern} file")
         files += found
     return files
 

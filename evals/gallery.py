@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from regaze.evals.generation import Answerer
 from regaze.evals.plots import data_uri, heat_layers
-from regaze.evals.runner import RunResult
+from regaze.evals.results import RunResult
 from regaze.evals.scores import TaskScores
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach

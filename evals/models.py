@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
@@ -88,7 +89,7 @@ def load(
         )
         if device_map is None:
             nn.Module.to(model, device)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
         raise ValueError(f"cannot load {name}: {_first_line(error)}") from error
     if not getattr(processor, "chat_template", None):
         raise ValueError(

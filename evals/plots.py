@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -130,4 +131,4 @@ def _inline(svg: str, title: str) -> str:
     svg = svg.replace("xlink:href", "href")
     for variable, colour in _COLOURS.items():
         svg = svg.replace(colour, f"var(--{variable})")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(title)}" ', 1).strip()

@@ -130,7 +130,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         OSError: The disk is full or the folder read-only; the message says so in one line.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.part")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

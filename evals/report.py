@@ -13,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from regaze.evals import tables
 from regaze.evals.gallery import PER_DIRECTION, flips
 from regaze.evals.generation import Answerer
+from regaze.evals.models import Loaded
 from regaze.evals.plots import Whisker, forest
 from regaze.evals.records import write_text
 from regaze.evals.scores import Row, TaskScores
@@ -22,13 +23,13 @@ from regaze.evals.study import Scored
 REPORT = "report.html"
 
 
-def write_report(path: Path, runs: Sequence[Scored], answerer: Answerer | None = None) -> None:
+def write_report(path: Path, runs: Sequence[Scored], loaded: Loaded | None = None) -> None:
     """Write the page.
 
     Args:
         path: Where.
         runs: What it is about.
-        answerer: Asks the flipped items again for attention maps; None leaves the maps out.
+        loaded: Is asked the flipped items again for attention maps; None leaves the maps out.
 
     Raises:
         OSError: The file can't be written.
@@ -41,10 +42,10 @@ def write_report(path: Path, runs: Sequence[Scored], answerer: Answerer | None =
         lstrip_blocks=True,
     )
     environment.filters.update(number=_number, p=tables.p_value, metric=tables.metric_name)
-    write_text(path, environment.get_template("report.html.j2").render(_page(runs, answerer)))
+    write_text(path, environment.get_template("report.html.j2").render(_page(runs, loaded)))
 
 
-def _page(runs: Sequence[Scored], answerer: Answerer | None) -> dict[str, Any]:
+def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
     labels = list(dict.fromkeys(a.label for run in runs for a in run.result.answers))
     manifest = runs[0].result.answers[0].manifest
     session, config = manifest["sessions"][-1], manifest["config"]
@@ -56,7 +57,7 @@ def _page(runs: Sequence[Scored], answerer: Answerer | None) -> dict[str, Any]:
         else f"How {model} does",
         "subtitle": f"{names}. {config['dtype']} on {session['device']}, "
         f"{session['started'][:10]}, regaze {session['packages']['regaze']}.",
-        "runs": [_run(run, answerer) for run in runs],
+        "runs": [_run(run, loaded) for run in runs],
         "labels": labels,
         "draws": DRAWS,
         "per_direction": PER_DIRECTION,
@@ -64,14 +65,20 @@ def _page(runs: Sequence[Scored], answerer: Answerer | None) -> dict[str, Any]:
     }
 
 
-def _run(run: Scored, answerer: Answerer | None) -> dict[str, Any]:
+def _run(run: Scored, loaded: Loaded | None) -> dict[str, Any]:
     main = run.scores[0]
+    changes = {c.label: c.change.macro for c in main.conditions if c.change}
+    answerer = None
+    if loaded:
+        decoding = run.result.answers[0].manifest["config"]["decoding"]
+        answerer = Answerer(loaded.model, loaded.processor, decoding["max_new_tokens"])
+    flipped = {label: (len(c.lost), len(c.gained)) for label, c in changes.items()}
     return {
         "scores": run.scores,
         "forests": [_forests(scores) for scores in run.scores],
-        "gallery": {
-            c.label: flips(run.result, main, c.label, answerer) for c in main.conditions if c.change
-        },
+        "flipped": flipped,
+        "most_flipped": max(flipped, key=lambda label: sum(flipped[label]), default=None),
+        "gallery": {label: flips(run.result, main, label, answerer) for label in changes},
         "manifests": {
             a.label: json.dumps(a.manifest, indent=2, ensure_ascii=False)
             for a in run.result.answers

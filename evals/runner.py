@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
-from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,57 +24,12 @@ from regaze.evals.conditions import Condition, baseline_first
 from regaze.evals.generation import Answerer
 from regaze.evals.models import identify, processor_settings
 from regaze.evals.records import Record
+from regaze.evals.results import RUN, RunResult, items_digest, load, take
 from regaze.evals.task import Item, Task
 from regaze.hooks.attach import attach
 from regaze.interventions.base import Intervention
 
-RUN = "run.json"
 _PACKAGES = ("regaze", "torch", "transformers", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What one condition has answered so far, and its manifest.
-
-    Attributes:
-        label: The condition's label.
-        records: Answers and errors by item id.
-        manifest: As on the disk.
-    """
-
-    label: str
-    records: Mapping[str, Record]
-    manifest: Mapping[str, Any]
-
-    @property
-    def firing(self) -> Mapping[str, Any] | None:
-        """What the interventions did in the last session that asked anything."""
-        reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
-        return reports[-1] if reports else None
-
-    @property
-    def silent(self) -> bool:
-        """Whether an intervention never acted, so that the answers say nothing about it."""
-        reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
-        return bool(reports) and not any(report["fired"] for report in reports)
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """All answers of one run directory.
-
-    Attributes:
-        task: The task, which scores them.
-        items: The items that were asked, in order.
-        answers: One entry per condition, the unedited model first.
-        out: The directory.
-    """
-
-    task: Task
-    items: Sequence[Item]
-    answers: Sequence[Answers]
-    out: Path
-
 
 Progress = Callable[[str, int, int], None]
 
@@ -120,12 +74,14 @@ def run(
     if batch_size < 1:
         raise ValueError(f"the batch size must be at least 1, got {batch_size}")
     answerer = Answerer(model, processor, max_new_tokens or task.max_new_tokens)
-    identity = dict(identity or identify(model))
+    identity = identity or identify(model)
+    name = str(identity.get("name", type(model).__name__))
     settings = {
         "task": task.name,
         "data_sha256": task.data_hash,
         "items": len(items),
-        "items_sha256": _digest(items),
+        "items_sha256": items_digest(items),
+        "first_prompt": items[0].prompt,
         "batch_size": batch_size,
         "decoding": answerer.settings,
         # A model's name or folder may change, what it holds may not.
@@ -142,7 +98,7 @@ def run(
             specs = tuple(cast(Intervention, spec) for spec in attached.specs)
         config = {**settings, "interventions": [spec.to_dict() for spec in specs]}
         folder = out / records.folder_name(condition.label)
-        plan = _Plan(condition.label, identity["name"], specs, folder, config)
+        plan = _Plan(condition.label, name, specs, folder, config)
         records.check_config(plan.folder, plan.config)
         plans.append(plan)
     order = [{"label": p.label, "folder": p.folder.name} for p in plans]
@@ -152,55 +108,6 @@ def run(
     for plan in plans:
         _answer_all(plan, task, batches, answerer, progress)
     return load(task, out)
-
-
-def load(task: Task, out: Path) -> RunResult:
-    """Read a run directory, finished or not.
-
-    Raises:
-        ValueError: It isn't one, its questions aren't the task's, or a file in it is damaged.
-    """
-    if not (out / RUN).exists():
-        raise ValueError(f"{out} is not a run directory: it has no {RUN}")
-    plan = records.read_json(out / RUN)
-    items = take(task.items, plan["limit"])
-    answers = []
-    for condition in plan["conditions"]:
-        folder = out / condition["folder"]
-        manifest: dict[str, Any] = {"config": {}, "sessions": []}
-        if (folder / records.MANIFEST).exists():
-            manifest = records.read_json(folder / records.MANIFEST)
-            if manifest["config"]["items_sha256"] != _digest(items):
-                raise ValueError(f"{folder} answers other questions than the {task.name} given")
-        found = records.read(folder / records.PREDICTIONS)
-        answers.append(Answers(condition["label"], found, manifest))
-    return RunResult(task, items, answers, out)
-
-
-def _digest(items: Sequence[Item]) -> str:
-    return records.digest([(item.id, item.cluster, item.prompt) for item in items])
-
-
-def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
-    """The first items of every group, as many from each as ``limit`` allows, in their order.
-
-    So 20 of POPE's three groups are the first 7, 7 and 6 questions: the same images in every group.
-
-    Raises:
-        ValueError: The limit isn't positive, or there are no items.
-    """
-    if not items:
-        raise ValueError("there is nothing to ask: the data holds no items")
-    if limit is None:
-        return items
-    if limit < 1:
-        raise ValueError(f"the limit must be at least 1, got {limit}")
-    groups: dict[str, list[Item]] = {}
-    for item in items:
-        groups.setdefault(item.group, []).append(item)
-    in_turn = (item for turn in zip_longest(*groups.values()) for item in turn if item)
-    chosen = {item.id for item in islice(in_turn, limit)}
-    return [item for item in items if item.id in chosen]
 
 
 @dataclass(frozen=True)

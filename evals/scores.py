@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from regaze.evals.compare import Comparison, Group, Score, compare, score
-from regaze.evals.runner import Answers, RunResult
+from regaze.evals.results import Answers, RunResult
 from regaze.evals.statistics import DRAWS, Estimate
 from regaze.evals.task import Task
 

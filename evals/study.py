@@ -12,10 +12,27 @@ from regaze.evals.benchmarks import Source, find
 from regaze.evals.compare import to_json
 from regaze.evals.conditions import Condition
 from regaze.evals.models import Loaded
-from regaze.evals.runner import RUN, Progress, RunResult, load, run, take
+from regaze.evals.results import RUN, RunResult, load, take
+from regaze.evals.runner import Progress, run
 from regaze.evals.scores import TaskScores, score_run
+from regaze.evals.task import Task
 
 SCORES = "scores.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A task to run.
+
+    Attributes:
+        source: What the task is built from.
+        tasks: The task under each profile; the first one is asked.
+        out: Directory of the run.
+    """
+
+    source: Source
+    tasks: Sequence[Task]
+    out: Path
 
 
 @dataclass(frozen=True)
@@ -26,54 +43,61 @@ class Scored:
     scores: Sequence[TaskScores]
 
 
+def prepare(source: Source, out: Path, limit: int | None = None) -> Job:
+    """Read a task's data.
+
+    Raises:
+        ValueError: The data don't fit, or ask about a single image, which allows no interval.
+        OSError: A file is missing or can't be read.
+    """
+    tasks = source.tasks()
+    if len({item.cluster for item in take(tasks[0].items, limit)}) < 2:
+        raise ValueError(
+            f"{source.title} would ask about a single image, and intervals need at least two: "
+            "raise --limit or --n-images"
+        )
+    return Job(source, tasks, out)
+
+
 def study(
-    sources: Sequence[tuple[Source, Path]],
+    jobs: Sequence[Job],
     loaded: Loaded,
     conditions: Sequence[Condition],
     *,
     progress: Callable[[str], Progress],
     seed: int = 0,
-    limit: int | None = None,
     **options: Any,
 ) -> list[Scored]:
     """Ask, score and write the scores of each run beside its answers.
 
     Args:
-        sources: Tasks and the directories of their runs.
+        jobs: The tasks.
         loaded: The model.
         conditions: What to compare.
         progress: Gives the callback of a task, by its title.
         seed: Of the bootstrap.
-        limit: Ask only so many items of each task, see `regaze.evals.runner.take`.
         **options: See `regaze.evals.runner.run`.
 
     Raises:
-        ValueError: Something doesn't fit; all data are read before the first answer.
-        OSError: A file can't be read or written.
+        ValueError: A condition doesn't fit the model, or a directory holds other answers.
+        OSError: A directory can't be written.
     """
-    built = [(source, out, source.tasks()) for source, out in sources]
-    for source, _, tasks in built:
-        if len({item.cluster for item in take(tasks[0].items, limit)}) < 2:
-            raise ValueError(
-                f"{source.title} would ask about a single image, and intervals need at least two: "
-                "raise --limit or --n-images"
-            )
     finished = []
-    for source, out, tasks in built:
+    for job in jobs:
+        title = job.source.title
         result = run(
-            tasks[0],
+            job.tasks[0],
             loaded.model,
             loaded.processor,
             conditions,
-            out=out,
+            out=job.out,
             identity=loaded.identity,
-            source=source.to_dict(),
-            limit=limit,
-            progress=progress(source.title),
+            source=job.source.to_dict(),
+            progress=progress(title),
             **options,
         )
-        scores = [score_run(result, task=task, title=source.title, seed=seed) for task in tasks]
-        records.write_json(out / SCORES, as_json(scores))
+        scores = [score_run(result, task=task, title=title, seed=seed) for task in job.tasks]
+        records.write_json(job.out / SCORES, as_json(scores))
         finished.append(Scored(result, scores))
     return finished
 

@@ -119,7 +119,9 @@ def render(scores: TaskScores) -> RenderableType:
     table.add_column("", min_width=14, max_width=24, overflow="fold")
     for metric in metrics:
         table.add_column(metric_name(metric), no_wrap=True)
-    table.add_column("flips\np", no_wrap=True)
+    compared = any(condition.change for condition in scores.conditions)
+    if compared:
+        table.add_column("flips\np", no_wrap=True)
     sections = scores.sections
     for section in sections:
         table.add_section()
@@ -131,29 +133,31 @@ def render(scores: TaskScores) -> RenderableType:
         Text(f"  {c.label}: {firing_line(c)}", style="dim") for c in scores.conditions if c.change
     ]
     warned = [Text(f"  ! {line}", style="yellow") for line in notes(scores)]
-    key = (
-        f"{_KEY} Flips: − right to wrong, + wrong to right; p belongs to {metric_name(metrics[0])}."
-    )
+    key = "Shares in percent, with 95 % intervals from a bootstrap over images."
+    if compared:
+        key = (
+            f"{_KEY} Flips: − right to wrong, + wrong to right; p belongs to "
+            f"{metric_name(metrics[0])}."
+        )
     return Group(_title(scores), Text(key, style="dim"), table, *fired, *warned, "")
 
 
 def summary(runs: Sequence[TaskScores]) -> RenderableType:
-    """Several tasks in one table: a column per condition, the mean of the groups where several."""
+    """Several tasks with a column per condition; of groups only their mean."""
     labels = list(dict.fromkeys(c.label for scores in runs for c in scores.conditions))
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", min_width=9, max_width=12)
-    for label in labels:
-        table.add_column(label, max_width=18, overflow="fold")
-    titles: list[Text] = []
+    parts: list[RenderableType] = []
     for scores in runs:
-        table.add_section()
         rows = {row.condition.label: row for row in scores.sections[-1].rows}
-        table.add_row(Text(str(len(titles) + 1) + ")", style="bold"))
-        titles.append(_title(scores))
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table.add_column("", min_width=9)
+        for label in labels:
+            # As wide as the widest interval, so that the tables stand in line.
+            table.add_column(label, min_width=14 if label in rows and rows[label].change else 5)
         for metric in shown_metrics(scores)[:3]:
             cells = [_cell(scores, rows.get(label), metric) for label in labels]
             table.add_row(metric_name(metric), *cells)
-    return Group(*titles, Text(_KEY, style="dim"), table)
+        parts += [_title(scores), table]
+    return Group(*parts, Text(f"{_KEY} Of groups the mean is shown.", style="dim"), "")
 
 
 def _title(scores: TaskScores) -> Text:
@@ -171,17 +175,19 @@ def _cells(scores: TaskScores, row: Row, metrics: Sequence[str]) -> list[Text]:
 
 
 def _cell(scores: TaskScores, row: Row | None, metric: str) -> Text:
-    """The value and its change, and on a second line the change's interval."""
+    """The value and its change, and on a second line the interval of what is new."""
     if row is None:
         return Text("–")
-    cell = Text(number(metric, row.metrics[metric].value))
+    own = row.metrics[metric]
+    cell = Text(number(metric, own.value))
+    ends = [number(metric, end) for end in (own.low, own.high)]
     if row.change:
         change, direction = row.change.metrics[metric], scores.directions[metric]
         moved = f" {number(metric, change.delta, signed=True)}{mark(change, direction)}"
         cell.append(moved, style=_STYLES[verdict(change, direction)])
-        if metric != "words":
-            ends = [number(metric, end, signed=True) for end in (change.low, change.high)]
-            cell.append(f"\n[{', '.join(ends)}]", style="dim")
+        ends = [number(metric, end, signed=True) for end in (change.low, change.high)]
+    if metric != "words" and (row.change or len(scores.conditions) == 1):
+        cell.append(f"\n[{', '.join(ends)}]", style="dim")
     return cell
 
 

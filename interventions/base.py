@@ -207,9 +207,9 @@ def check_flag(method: str, field: str, value: object) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Lists, ranges and NumPy or torch scalars as the tuples and numbers that specs hold."""
+    """Lists, ranges, arrays and their scalars as the tuples and numbers that specs hold."""
     if isinstance(value, (list, tuple, range)):
         return tuple(_plain(v) for v in value)
-    if not isinstance(value, (int, float, str)) and hasattr(value, "item"):
-        return value.item()
+    if not isinstance(value, (int, float, str)) and hasattr(value, "tolist"):
+        return _plain(value.tolist())
     return value

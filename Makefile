@@ -1,0 +1,78 @@
+# `make` or `make help` lists the targets. Settings, given as `make NAME=value`:
+#   PYTHON    the Python that makes .venv (3.10 or newer)
+#   PIP_ARGS  more arguments for `pip install`, e.g. --extra-index-url for another build of torch
+
+PYTHON   ?= python3
+PIP_ARGS ?=
+
+VENV := .venv
+BIN  := $(VENV)/bin
+# One stamp for what running needs and one for what developing needs: a second `make` installs
+# nothing, a changed requirement installs again.
+RUN  := $(VENV)/.installed
+DEV  := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check typecheck bench format clean
+
+help:  ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; write an HTML report.
+	@echo "==> Running the demo: nothing is downloaded, it takes a few minutes on a laptop"
+	@$(BIN)/regaze demo
+
+test: $(DEV)  ## Run the whole test suite.
+	@echo "==> Running the tests"
+	@$(BIN)/pytest
+
+check: $(DEV) typecheck  ## Lint, check formatting, types, import rules and documentation links.
+	@echo "==> Linting (ruff check)"
+	@$(BIN)/ruff check
+	@echo "==> Checking the format (ruff format)"
+	@$(BIN)/ruff format --check
+	@echo "==> Checking import rules and documentation links"
+	@$(BIN)/pytest tests/test_imports.py tests/test_docs.py
+
+# Type checkers follow no package-dir mapping, so they get the installed layout as links.
+typecheck: $(DEV)  ## Check the types (mypy --strict).
+	@echo "==> Checking the types (mypy)"
+	@rm -rf build/types/regaze && mkdir -p build/types/regaze
+	@for path in regaze/* hooks interventions evals; do \
+	    ln -sfn "$(CURDIR)/$$path" build/types/regaze/; done
+	@ln -sfn "$(CURDIR)/tests" build/types/tests
+	@cd build/types && "$(CURDIR)/$(BIN)/mypy" --config-file ../../pyproject.toml regaze tests
+
+bench: $(RUN)  ## Measure speed and memory beside the unmodified model.
+	@for file in benchmarks/[a-z]*.py; do \
+	    echo "==> Running $$file"; \
+	    $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" || exit; done
+
+format: $(DEV)  ## Sort imports, apply safe lint fixes and format.
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+clean:  ## Remove .venv and everything built or cached; runs/ stays.
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN): pyproject.toml constraints.txt | $(VENV)
+	@echo "==> Installing regaze and its pinned requirements into $(VENV)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): pyproject.toml constraints.txt | $(VENV)
+	@echo "==> Installing regaze with its development tools, all pinned, into $(VENV)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $(RUN) $@
+
+# A half-made environment is removed, or the next `make` would take it for a whole one.
+$(VENV):
+	@command -v $(PYTHON) >/dev/null || { \
+	    echo "No $(PYTHON) found. Install Python 3.10 or newer, or name one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	    echo "$(PYTHON) is `$(PYTHON) -V 2>&1`; regaze needs 3.10 or newer. Name one: make PYTHON=python3.11" >&2; exit 1; }
+	@echo "==> Making $(VENV) with `$(PYTHON) -V 2>&1`"
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "$(PYTHON) has no working venv and pip (Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }

@@ -1,0 +1,28 @@
+"""Surroundings that every test shares."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Before torch is imported: one thread fixes the order of sums, so that equal means equal bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# No test may reach for a model hub; a forgotten download fails at once instead of hanging.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository root."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the benchmarks' own files, which the repository may not hold."""
+    folder = os.environ.get("REGAZE_DATA")
+    if folder is None:
+        pytest.skip("REGAZE_DATA does not name a folder with the benchmarks' own files")
+    return Path(folder)

@@ -1,0 +1,140 @@
+"""What an attachment reads of the prompt, or is told, and what it says when it can't see it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, ask, logits
+from matrix import MAIN, METHODS
+from tiny import Tiny, tiny
+from torch import Tensor
+
+from regaze.hooks import attach
+
+
+def embedded(model: Tiny, inputs: dict[str, Any]) -> dict[str, Tensor]:
+    """The same prompt as embeddings, as callers who mix in their own do."""
+    noted: list[Tensor] = []
+    tower: Any = model.model.get_decoder()
+    handle = tower.register_forward_pre_hook(
+        lambda _, __, kwargs: noted.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        model.model(**inputs)
+    handle.remove()
+    return {"inputs_embeds": noted[0], "attention_mask": inputs["attention_mask"]}
+
+
+def spans_of(model: Tiny, inputs: dict[str, Any]) -> list[dict[str, list[tuple[int, int]]]]:
+    columns = [row.nonzero().flatten().tolist() for row in model.expected_image_columns(inputs)]
+    return [{"image": [(at[0], at[-1] + 1)] if at else []} for at in columns]
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_spans_tell_what_ids_would(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]), (SHORT, []))
+    mixed = embedded(model, inputs)
+    with attach(model.model, METHODS[name].acts, spans=spans_of(model, inputs)), torch.no_grad():
+        told = model.model(**inputs).logits
+        embeddings = model.model(**mixed).logits
+        generated = model.model.generate(**inputs, max_new_tokens=3, num_beams=2)
+    assert torch.equal(told, logits(model, inputs, METHODS[name].acts))
+    torch.testing.assert_close(embeddings, told, rtol=0, atol=1e-4)
+    with attach(model.model, METHODS[name].acts):
+        assert torch.equal(generated, model.model.generate(**inputs, max_new_tokens=3, num_beams=2))
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf"])
+def test_spans_choose_a_part_of_the_image(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    whole = logits(model, inputs, METHODS[name].acts)
+    with attach(model.model, METHODS[name].acts, spans={"image": [(3, 6)]}), torch.no_grad():
+        part = model.model(**inputs).logits
+    assert (part - whole)[0, -1].abs().max() > 0.01
+
+
+def test_one_mapping_of_spans_serves_every_row() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), (SHORT, [1]))
+    (spans, other) = spans_of(model, inputs)
+    assert spans == other
+    with attach(model.model, METHODS["vaf"].acts, spans=spans), torch.no_grad():
+        told = model.model(**inputs).logits
+    assert torch.equal(told, logits(model, inputs, METHODS["vaf"].acts))
+
+
+def test_embeddings_without_spans_raise_and_say_so() -> None:
+    model = tiny("llava")
+    given = embedded(model, ask(model, (SHORT, [0])))
+    with attach(model.model, METHODS["pai"].acts), pytest.raises(ValueError, match="spans="):
+        model.model(**given)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([{"image": [(0, 2)]}] * 2, "2 rows, the batch has 3"),
+        ({"image": [(0, 99)]}, "99"),
+        ({"picture": [(0, 2)]}, "picture"),
+    ],
+)
+def test_spans_that_do_not_fit_the_batch_raise(spans: Any, message: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), (SHORT, [1]), (SHORT, [2]))
+    with (
+        attach(model.model, METHODS["pai"].acts, spans=spans),
+        pytest.raises(ValueError, match=message),
+    ):
+        model.model(**inputs)
+
+
+def test_a_batch_that_changes_within_a_prompt_raises() -> None:
+    model = tiny("llava")
+    with attach(model.model, METHODS["pai"].acts), torch.no_grad():
+        two = model.model(**ask(model, (SHORT, [0]), (SHORT, [1])), use_cache=True)
+        three = two.past_key_values
+        three.batch_select_indices(torch.tensor([0, 1, 0]))
+        with pytest.raises(ValueError, match="from 2 to 3 rows"):
+            model.model(input_ids=torch.tensor([[7]] * 3), past_key_values=three)
+
+
+@pytest.mark.parametrize("call", ["positional", "keyword", "no mask", "the inner model"])
+def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    want = logits(model, inputs, *(METHODS[name].acts for name in MAIN))
+    rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+    with attach(model.model, *(METHODS[name].acts for name in MAIN)), torch.no_grad():
+        if call == "positional":
+            got = model.model(inputs["input_ids"], **rest).logits
+        elif call == "keyword":
+            got = model.model(**inputs).logits
+        elif call == "no mask":
+            got = model.model(input_ids=inputs["input_ids"], **rest).logits
+        else:
+            got = model.model.lm_head(model.model.model(**inputs).last_hidden_state)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_the_text_tower_can_be_called_alone() -> None:
+    model = tiny("llava")
+    ids = ask(model, (SHORT, []))["input_ids"]
+    tower: Any = model.model.get_decoder()
+    with torch.no_grad():
+        plain = tower(ids).last_hidden_state
+        with attach(model.model, METHODS["pai"].acts, METHODS["vhr"].acts):
+            assert torch.equal(tower(ids).last_hidden_state, plain)
+            assert torch.equal(tower(ids, torch.ones_like(ids)).last_hidden_state, plain)
+
+
+def test_tuples_are_returned_where_they_are_asked_for() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    for name in MAIN:
+        with attach(model.model, METHODS[name].acts), torch.no_grad():
+            as_tuple = model.model(**inputs, return_dict=False)[0]
+        assert torch.equal(as_tuple, logits(model, inputs, METHODS[name].acts))

@@ -1,0 +1,49 @@
+"""Long questions are recomputed in parts, which nobody notices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from asking import LONG, SHORT, ask
+from matrix import MAIN, METHODS
+from tiny import tiny
+
+from regaze.hooks import attach, capture, rows
+
+
+@pytest.mark.parametrize("most", [1, 600, 1200])
+@pytest.mark.parametrize("base", ["sdpa", "eager"])
+def test_rows_in_parts_equal_rows_at_once(
+    most: int, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llava", attn_implementation=base)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    results = []
+    for limit in (rows.MOST_ELEMENTS, most):
+        monkeypatch.setattr(rows, "MOST_ELEMENTS", limit)
+        with (
+            attach(model.model, *(METHODS[name].acts for name in MAIN)),
+            capture(model.model, rows="text") as seen,
+            torch.no_grad(),
+        ):
+            out = model.model(**inputs, output_attentions=base == "eager")
+        results.append((out.logits, seen.mass(0), seen.mass(1), *(out.attentions or ())))
+    for at_once, in_parts in zip(*results, strict=True):
+        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_parts_count_as_one_call_and_one_effect(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (LONG, [1]))
+    reports = []
+    for limit in (rows.MOST_ELEMENTS, 300):
+        monkeypatch.setattr(rows, "MOST_ELEMENTS", limit)
+        with attach(model.model, METHODS[name].acts) as run, torch.no_grad():
+            model.model(**inputs)
+        reports.append(run.report().interventions[0])
+    at_once, in_parts = reports
+    for whole, parts in zip(at_once.layers, in_parts.layers, strict=True):
+        assert parts.calls == whole.calls
+        assert parts.heads == pytest.approx(whole.heads, abs=1e-5)
+        assert parts.effect == pytest.approx(whole.effect, abs=1e-5)

@@ -1,0 +1,88 @@
+"""A batch gives row by row what single samples give, and no sample sees another."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, Row, answer, ask, logits
+from matrix import MAIN, METHODS, Method, pairs
+from tiny import FAMILIES, tiny
+
+from regaze.hooks import attach
+
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+# InstructBLIP pads between image and text, where a plain forward counts padding as positions.
+FORWARD = tuple(family for family in FAMILIES if family != "instructblip")
+PAIRED = tuple(f for f in FAMILIES if f not in ("instructblip", "mllama", "llava_onevision"))
+
+
+@pairs(families=FORWARD)
+def test_a_left_padded_batch_equals_single_samples(family: str, method: Method) -> None:
+    model = tiny(family)
+    batch = logits(model, ask(model, *ROWS), method.acts)
+    for together, row in zip(batch, ROWS, strict=True):
+        alone = logits(model, ask(model, row), method.acts)[0]
+        torch.testing.assert_close(together[-len(alone) :], alone, rtol=0, atol=1e-4)
+
+
+@pairs()
+def test_a_left_padded_batch_generates_what_single_samples_do(family: str, method: Method) -> None:
+    model = tiny(family)
+    batch = answer(model, ask(model, *ROWS), method.acts)
+    assert batch == [answer(model, ask(model, row), method.acts)[0] for row in ROWS]
+
+
+@pairs(families=PAIRED)
+def test_samples_with_one_and_two_images_share_a_batch(family: str, method: Method) -> None:
+    model = tiny(family)
+    rows: list[Row] = [(LONG, [1]), (SHORT, [0, 2])]
+    batch = answer(model, ask(model, *rows), method.acts)
+    assert batch == [answer(model, ask(model, row), method.acts)[0] for row in rows]
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_a_right_padded_batch_equals_single_samples(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    model.processor.tokenizer.padding_side = "right"
+    batch = logits(model, ask(model, *ROWS), METHODS[name].acts)
+    for together, row in zip(batch, ROWS, strict=True):
+        alone = logits(model, ask(model, row), METHODS[name].acts)[0]
+        torch.testing.assert_close(together[: len(alone)], alone, rtol=0, atol=1e-4)
+
+
+@pairs(families=("llava", "qwen2_vl", "gemma3", "instructblip"))
+def test_two_samples_in_a_row_equal_two_fresh_attachments(family: str, method: Method) -> None:
+    model = tiny(family)
+    prompts = [ask(model, (LONG, [1])), ask(model, (SHORT, [0])), ask(model, (LONG, [2]))]
+    with attach(model.model, method.acts, processor=model.processor):
+        in_a_row = [generate(model, inputs) for inputs in prompts]
+    assert in_a_row == [answer(model, inputs, method.acts)[0] for inputs in prompts]
+
+
+def generate(model: Any, inputs: dict[str, Any]) -> list[int]:
+    ids: list[int] = model.model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()
+    return ids[-5:]
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_same_prompt_asked_again_gives_the_same(name: str) -> None:
+    model = tiny("qwen2_vl")
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, METHODS[name].acts), torch.no_grad():
+        first = model.model(**inputs).logits
+        generate(model, ask(model, (LONG, [1])))
+        again = model.model(**inputs).logits
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_order_of_rows_in_a_batch_does_not_matter(name: str) -> None:
+    model = tiny("llava")
+    rows: list[Row] = [*ROWS, (SHORT, [2])]
+    alone = [answer(model, ask(model, row), METHODS[name].acts)[0] for row in rows]
+    for order in itertools.permutations(range(3)):
+        batch = answer(model, ask(model, *(rows[i] for i in order)), METHODS[name].acts)
+        assert batch == [alone[i] for i in order]

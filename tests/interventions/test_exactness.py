@@ -1,0 +1,108 @@
+"""The fused forms give what editing explicit attention maps gives, in prompts and in decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, ask
+from literal import literally
+from matrix import LAYERS, METHODS, SINKS, Method, pairs
+from tiny import FAMILIES, Tiny, tiny
+
+from regaze.hooks import attach
+from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
+
+FEW = ("llava", "qwen2_vl", "gemma3")  # MHA; GQA and M-RoPE; GQA, sliding and bidirectional
+PAIRED = tuple(family for family in FAMILIES if family not in ("instructblip", "mllama"))
+
+
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any], tokens: int = 4) -> tuple[Any, Any, Any]:
+    """Logits of the prompt's rows, then ids and logits of greedy decoding."""
+    prompt = model.model(**inputs).logits
+    made = model.model.generate(
+        **inputs,
+        max_new_tokens=tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return prompt, made.sequences, torch.stack(made.logits)
+
+
+def check(model: Tiny, inputs: dict[str, Any], *specs: Intervention) -> None:
+    with attach(model.model, *specs, processor=model.processor) as attached:
+        prompt, ids, steps = run(model, inputs)
+    assert attached.report().fired
+    with literally(model, inputs, attached.specs):
+        prompt_literal, ids_literal, steps_literal = run(model, inputs)
+    error = 1e-5 * float(prompt_literal.std())
+    torch.testing.assert_close(prompt, prompt_literal, rtol=0, atol=error)
+    assert torch.equal(ids, ids_literal)
+    torch.testing.assert_close(steps, steps_literal, rtol=0, atol=error)
+
+
+@pairs(*METHODS)
+def test_fused_edits_equal_edited_maps(family: str, method: Method) -> None:
+    model = tiny(family)
+    check(model, ask(model, (SHORT, [0])), method.acts)
+
+
+@pairs("vaf", "var", families=PAIRED)
+def test_several_images_equal_edited_maps(family: str, method: Method) -> None:
+    model = tiny(family)
+    check(model, ask(model, (SHORT, [0, 1])), method.acts)
+
+
+@pairs(families=FEW)
+def test_edits_over_eager_attention_equal_edited_maps(family: str, method: Method) -> None:
+    model = tiny(family, attn_implementation="eager")
+    check(model, ask(model, (SHORT, [1])), method.acts)
+
+
+@pytest.mark.parametrize("family", FEW)
+@pytest.mark.parametrize("order", [("pai", "vaf"), ("vaf", "pai"), ("var", "pai"), ("pai", "var")])
+def test_row_edits_act_on_logits_in_the_order_given(family: str, order: tuple[str, str]) -> None:
+    model = tiny(family)
+    check(model, ask(model, (SHORT, [0])), *(METHODS[name].acts for name in order))
+
+
+@torch.no_grad()
+def test_the_order_of_row_edits_matters() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    results = []
+    for order in (("vaf", "var"), ("var", "vaf")):
+        with attach(model.model, *(METHODS[name].acts for name in order)):
+            results.append(model.model(**inputs).logits[0, -1])
+    assert (results[0] - results[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "qwen3_vl", "paligemma"])
+def test_head_scaling_and_row_edits_compose(family: str) -> None:
+    model = tiny(family)
+    specs = VHR(layers=LAYERS), VAR(rho=0.45, p=0.8, **SINKS), PAI(alpha=0.5, layers=(1, 2))
+    check(model, ask(model, (LONG, [1])), *specs)
+
+
+@pytest.mark.parametrize("method", ["vhr", "var"])
+def test_head_scaling_within_the_sliding_window_equals_edited_maps(method: str) -> None:
+    model = tiny("gemma3", fresh=True)
+    model.model.config.text_config.sliding_window = 64  # the prompt has 27 columns
+    for layer in model.model.get_decoder().layers:
+        if layer.self_attn.sliding_window is not None:
+            layer.self_attn.sliding_window = 64
+    check(model, ask(model, (SHORT, [0])), METHODS[method].acts)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0])
+def test_the_extremes_equal_edited_maps(size: float) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    check(model, inputs, VAF(enhance=2 * size, suppress=0, layers=LAYERS))
+    check(model, inputs, PAI(alpha=-1 + 3 * size, layers=LAYERS))
+    if size:
+        check(model, inputs, VAR(rho=0.45, p=1, **SINKS))
+        check(model, inputs, VHR(alpha=0, layers=LAYERS))

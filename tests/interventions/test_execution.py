@@ -1,0 +1,265 @@
+"""Whatever kernel, precision, placement or wrapper runs the model, the edits are the same."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+from asking import LONG, SHORT, Row, answer, ask, logits
+from flash import use_flash
+from matrix import LAYERS, MAIN, METHODS, Method, pairs
+from tiny import Tiny, tiny
+from torch import Tensor
+from torch.nn.attention import flex_attention as flex
+from transformers import masking_utils, pipeline
+from transformers.integrations import flex_attention as flex_integration
+
+from regaze.hooks import attach
+from regaze.interventions import VAR, Intervention
+
+ALL = [METHODS[name].acts for name in MAIN]
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+
+
+def check_against_sdpa(model: Tiny, family: str, spec: Intervention) -> None:
+    inputs = ask(model, *ROWS)
+    real = inputs["attention_mask"].bool()
+    want = logits(tiny(family), inputs, spec)[real]
+    torch.testing.assert_close(logits(model, inputs, spec)[real], want, rtol=0, atol=1e-4)
+    assert answer(model, inputs, spec) == answer(tiny(family), inputs, spec)
+
+
+@pairs(families=("llava", "qwen3_vl", "gemma3", "paligemma", "instructblip"))
+def test_eager_attention_gives_what_sdpa_gives(family: str, method: Method) -> None:
+    check_against_sdpa(tiny(family, attn_implementation="eager"), family, method.acts)
+
+
+@pytest.fixture
+def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flex attention without the compiler, which would take minutes."""
+    uncompiled = functools.wraps(masking_utils.create_block_mask)(
+        lambda *args, _compile=True, **kwargs: flex.create_block_mask(*args, **kwargs)
+    )
+    monkeypatch.setattr(masking_utils, "create_block_mask", uncompiled)
+    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
+    monkeypatch.setattr(
+        flex_integration,
+        "compile_friendly_flex_attention",
+        lambda query, key, value, training=False, **options: flex.flex_attention(
+            query, key, value, **options
+        ),
+    )
+
+
+@pytest.mark.usefixtures("plain_flex")
+@pairs("pai", "vaf", "var", families=("llava", "gemma3"))
+def test_flex_attention_gives_what_sdpa_gives(family: str, method: Method) -> None:
+    check_against_sdpa(tiny(family, attn_implementation="flex_attention"), family, method.acts)
+
+
+@pytest.mark.usefixtures("plain_flex")
+@pairs("vhr", "vhr-mask", families=("llava", "gemma3", "paligemma"))
+def test_flex_attention_runs_the_prompt_without_image(family: str, method: Method) -> None:
+    check_against_sdpa(tiny(family, attn_implementation="flex_attention"), family, method.acts)
+
+
+@pairs(families=("llava", "llava_next", "qwen2_vl"))
+def test_flash_attention_gives_what_sdpa_gives(
+    family: str, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(family, fresh=True)
+    use_flash(model.model, monkeypatch)
+    check_against_sdpa(model, family, method.acts)
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+@pytest.mark.parametrize("base", ["sdpa", "eager", "flash"])
+def test_sliding_windows_that_the_kernel_applies_bound_what_edited_rows_see(
+    name: str, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `gemma3` tells for masks: the first image columns have left the last rows' window."""
+    spec = METHODS[name].acts
+    results = []
+    for implementation in ("sdpa", base):
+        model = tiny("mistral3", attn_implementation="sdpa", fresh=True)
+        config = model.model.config.text_config
+        config.sliding_window = 12
+        if implementation == "flash":
+            use_flash(model.model, monkeypatch)
+        else:
+            config._attn_implementation = implementation
+        inputs = ask(model, *ROWS)
+        real = inputs["attention_mask"].bool()
+        results.append((logits(model, inputs, spec)[real], answer(model, inputs, spec)))
+    torch.testing.assert_close(results[1][0], results[0][0], rtol=0, atol=1e-4)
+    assert results[1][1] == results[0][1]
+    unbounded = logits(tiny("mistral3"), inputs, spec)[real]
+    assert (unbounded - results[0][0]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pairs(families=("llava", "qwen2_vl", "gemma3", "instructblip"))
+def test_half_precision_stays_close_to_full(
+    family: str, method: Method, dtype: torch.dtype
+) -> None:
+    full, half = tiny(family), tiny(family, dtype=dtype)
+    inputs = ask(full, (SHORT, [0]))
+    cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    edited = logits(half, cast, method.acts)
+    assert edited.dtype == dtype
+    own = (logits(half, cast).float() - logits(full, inputs)).abs().mean()
+    effect = (logits(full, inputs, method.acts) - logits(full, inputs))[0, -1].abs().mean()
+    error = (edited.float() - logits(full, inputs, method.acts)).abs().mean()
+    # A threshold may fall to the other side; the typical logit may not.
+    assert error < 3 * own + 0.2 * effect
+    assert len(answer(half, cast, method.acts)[0]) == 5
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
+def test_returned_attention_is_the_edited_one(family: str, name: str) -> None:
+    if (family, name) == ("gemma3", "vhr"):
+        name = "vhr-mask"
+    model = tiny(family, attn_implementation="eager")
+    inputs = ask(model, *ROWS)
+    real = inputs["attention_mask"].bool()
+    outputs = [
+        run(model, inputs, *specs, output_attentions=True, output_hidden_states=True)
+        for specs in ([METHODS[name].acts], [])
+    ]
+    for maps in outputs[0].attentions:
+        assert maps.shape[0] == 2
+        sums = maps.sum(-1).transpose(1, 2)[real]
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
+    assert [h.shape for h in outputs[0].hidden_states] == [
+        h.shape for h in outputs[1].hidden_states
+    ]
+    edited, plain = (out.attentions[LAYERS[0]] for out in outputs)
+    assert name.startswith("vhr") == torch.equal(edited, plain)
+
+
+def run(model: Tiny, inputs: dict[str, Any], *specs: Intervention, **options: Any) -> Any:
+    with attach(model.model, *specs, processor=model.processor), torch.no_grad():
+        return model.model(**inputs, **options)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_generate_returns_edited_attention_of_every_step(name: str) -> None:
+    model = tiny("llava", attn_implementation="eager")
+    inputs = ask(model, *ROWS)
+    with attach(model.model, METHODS[name].acts):
+        made = model.model.generate(
+            **inputs, max_new_tokens=3, output_attentions=True, return_dict_in_generate=True
+        )
+    length = inputs["input_ids"].shape[1]
+    for step, layers in enumerate(made.attentions):
+        rows = length if step == 0 else 1
+        for maps in layers:
+            assert maps.shape == (2, 4, rows, length + step)
+            sums = maps[:, :, -1].sum(-1)
+            torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("place", ["cpu_offload", "disk_offload", "dispatch_model"])
+def test_dispatched_models_are_edited(name: str, place: str, tmp_path: Path) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, *ROWS)
+    if place == "cpu_offload":
+        accelerate.cpu_offload(model.model, execution_device="cpu")
+    elif place == "disk_offload":
+        accelerate.disk_offload(model.model, str(tmp_path), execution_device="cpu")
+    else:
+        accelerate.dispatch_model(
+            model.model,
+            {"model.vision_tower": "cpu", "model.multi_modal_projector": "cpu",
+             "model.language_model": "disk", "lm_head": "cpu"},
+            offload_dir=str(tmp_path),
+            main_device="cpu",
+        )  # fmt: skip
+    spec = METHODS[name].acts
+    assert torch.equal(logits(model, inputs, spec), logits(tiny("llava"), inputs, spec))
+    assert answer(model, inputs, spec) == answer(tiny("llava"), inputs, spec)
+    assert torch.equal(logits(model, inputs), logits(tiny("llava"), inputs))
+
+
+def test_sinks_are_discovered_in_offloaded_models() -> None:
+    model = tiny("llava", fresh=True)
+    accelerate.cpu_offload(model.model, execution_device="cpu")
+    with attach(model.model, VAR(tau=0.2)) as run:
+        offloaded = run.specs
+    with attach(tiny("llava").model, VAR(tau=0.2)) as run:
+        assert run.specs == offloaded
+
+
+def test_compiled_models_are_edited_however_early_they_were_compiled() -> None:
+    model = tiny("llava", fresh=True)
+    tower: Any = model.model.get_decoder()
+    inputs, longer = ask(model, (SHORT, [0])), ask(model, (LONG, [1]))
+    want = [logits(tiny("llava"), x, *ALL) for x in (inputs, longer)]
+    plain = logits(tiny("llava"), inputs)
+    torch._dynamo.reset()
+    tower.compile(backend="eager")  # guards and graph breaks as with any other backend
+    assert torch.equal(logits(model, inputs), plain)
+    for got, expected in zip((logits(model, x, *ALL) for x in (inputs, longer)), want, strict=True):
+        assert torch.equal(got, expected)
+    assert torch.equal(logits(model, inputs), plain)
+
+
+def test_a_model_compiled_as_one_graph_raises_rather_than_skip_the_edit() -> None:
+    model = tiny("llava", fresh=True)
+    tower: Any = model.model.get_decoder()
+    inputs = ask(model, (SHORT, [0]))
+    torch._dynamo.reset()
+    tower.compile(backend="eager", fullgraph=True)
+    plain = logits(model, inputs)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        logits(model, inputs, METHODS["pai"].acts)
+    assert torch.equal(logits(model, inputs), plain)
+
+
+def test_a_wrapped_compiled_model_is_a_target() -> None:
+    model = tiny("llava", fresh=True)
+    wrapped: Any = torch.compile(model.model, backend="eager")
+    with attach(wrapped, *ALL) as run:
+        inner = logits(tiny("llava"), ask(model, (SHORT, [0])), *ALL)
+        with torch.no_grad():
+            assert torch.equal(model.model(**ask(model, (SHORT, [0]))).logits, inner)
+    assert run.report().fired
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_a_pipeline_is_a_target(name: str) -> None:
+    model = tiny("qwen2_vl")
+    pipe = pipeline("image-text-to-text", model=model.model, processor=model.processor)
+    picture = model.picture(0)
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": SHORT}]
+    chat = [{"role": "user", "content": content}]
+
+    def say() -> str:
+        made = pipe(text=chat, max_new_tokens=5, generate_kwargs={"do_sample": False})
+        text: str = made[0]["generated_text"][-1]["content"]
+        return text
+
+    plain = say()
+    with attach(pipe, METHODS[name].acts) as run:
+        edited = say()
+    ids = answer(model, model.inputs([SHORT], [[picture]]), METHODS[name].acts)[0]
+    said = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
+    assert edited == said.removeprefix("##")  # it continues the prompt
+    assert run.report().fired
+    assert say() == plain
+
+
+def test_gradients_flow_through_edited_rows() -> None:
+    model = tiny("llava", fresh=True)
+    with attach(model.model, *ALL):
+        out: Tensor = model.model(**ask(model, (SHORT, [0]))).logits
+        out[0, -1].logsumexp(0).backward()
+    gradient = model.model.get_decoder().layers[0].self_attn.q_proj.weight.grad
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0

@@ -1,0 +1,272 @@
+"""However a prompt is fed and continued, the edits are the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, Row, answer, ask, logits
+from literal import literally
+from matrix import MAIN, METHODS, Method, pairs
+from tiny import Tiny, tiny
+from torch import Tensor
+from transformers import DynamicCache, set_seed
+
+from regaze.hooks import attach
+from regaze.interventions import Intervention
+
+FEW = ("llava", "qwen2_vl", "gemma3", "mistral3")
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+
+
+@pairs(families=("llava", "qwen2_5_vl", "gemma3", "internvl", "paligemma"))
+def test_plain_forward_passes_predict_what_generate_does(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    first = logits(model, inputs, method.acts)[0, -1].argmax()
+    assert answer(model, inputs, method.acts, tokens=1) == [[int(first)]]
+
+
+@pairs(families=FEW)
+def test_a_static_cache_equals_a_dynamic_one(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, *ROWS)
+    dynamic = answer(model, inputs, method.acts)
+    assert answer(model, inputs, method.acts, cache_implementation="static") == dynamic
+
+
+@pairs(families=FEW)
+def test_beams_of_a_batch_equal_those_of_single_samples(family: str, method: Method) -> None:
+    model = tiny(family)
+    options: dict[str, Any] = {"num_beams": 2, "num_return_sequences": 2, "tokens": 4}
+    together = answer(model, ask(model, *ROWS), method.acts, **options)
+    alone = [answer(model, ask(model, row), method.acts, **options) for row in ROWS]
+    assert together == [*alone[0], *alone[1]]
+    assert alone[0][0] != alone[0][1]
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_each_beam_scores_what_edited_maps_give_it(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
+    with attach(model.model, METHODS[name].acts) as run:
+        made = model.model.generate(
+            **inputs, max_new_tokens=4, output_scores=True, return_dict_in_generate=True, **options
+        )
+    for ids, score in zip(made.sequences[:, -4:], made.sequences_scores, strict=True):
+        with literally(model, inputs, run.specs), torch.no_grad():
+            out = model.model(**inputs, use_cache=True)
+            total = 0.0
+            for token in ids:
+                total += float(out.logits[0, -1].log_softmax(-1)[token])
+                cache = out.past_key_values
+                out = model.model(input_ids=token[None, None], past_key_values=cache)
+        assert total == pytest.approx(float(score), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_sampling_draws_as_it_would_without_an_intervention(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+    options: dict[str, Any] = {"do_sample": True, "temperature": 1.5, "tokens": 8}
+
+    def draw(*specs: Intervention) -> list[list[int]]:
+        set_seed(0)
+        return answer(model, inputs, *specs, **options)
+
+    assert draw(METHODS[name].acts) == draw(METHODS[name].acts)
+    assert draw(METHODS[name].idle) == draw()
+    assert draw(METHODS[name].acts) != draw()
+
+
+@pairs("pai", "vaf", "var", families=("llava", "qwen2_vl"))
+def test_assisted_decoding_equals_greedy_decoding(family: str, method: Method) -> None:
+    check_assisted(family, method)
+
+
+@pytest.mark.parametrize("proposed", [1, 4])
+@pairs("vhr", families=("llava", "qwen2_vl"))
+def test_assisted_decoding_keeps_the_heads_of_greedy_decoding(
+    family: str, method: Method, proposed: int
+) -> None:
+    check_assisted(family, method, proposed)
+
+
+def check_assisted(family: str, method: Method, proposed: int = 3) -> None:
+    model, helper = tiny(family), tiny(family, fresh=True)
+    with torch.no_grad():  # an assistant that is right now and then
+        for weight in helper.model.get_decoder().layers[-1].parameters():
+            weight.mul_(1.05)
+    helper.model.generation_config.num_assistant_tokens = proposed
+    inputs = ask(model, ROWS[0])
+    greedy = answer(model, inputs, method.acts, tokens=10)
+    assisted = answer(model, inputs, method.acts, tokens=10, assistant_model=helper.model)
+    assert assisted == greedy
+    assert greedy != answer(model, inputs, tokens=10)
+
+
+def in_parts(
+    model: Tiny, inputs: dict[str, Any], cuts: list[int], spec: Intervention
+) -> tuple[Tensor, bool]:
+    """Logits of a prompt that is fed in parts, and whether the edit was seen to act."""
+    ids, outputs = inputs["input_ids"], []
+    cache = DynamicCache(config=model.model.config.get_text_config())
+    edges = [0, *cuts, ids.shape[1]]
+    with attach(model.model, spec, processor=model.processor) as run, torch.no_grad():
+        for start, end in zip(edges, edges[1:], strict=False):
+            part = {k: inputs[k] for k in inputs if k not in ("input_ids", "attention_mask")}
+            if not model.expected_image_columns({"input_ids": ids[:, start:end]}).any():
+                part = {}
+            part |= {"input_ids": ids[:, start:end], "attention_mask": inputs["attention_mask"]}
+            part["attention_mask"] = part["attention_mask"][:, :end]
+            if end < ids.shape[1]:
+                with run.partial_prompt():
+                    outputs.append(model.model(**part, past_key_values=cache).logits)
+            else:
+                outputs.append(model.model(**part, past_key_values=cache).logits)
+    return torch.cat(outputs, 1), run.report().fired
+
+
+CUTS = {
+    "before the image": [3],
+    "within the system prompt": [1, 2, 3],
+    "after the image": [12],
+    "within the question": [15],
+    "everywhere": [2, 3, 12, 13, 14, 17, 18],
+    "before the last token": [-1],
+}
+
+
+@pytest.mark.parametrize("where", CUTS)
+@pytest.mark.parametrize("name", ["pai", "vaf", "var", "var-code"])
+def test_a_prompt_in_parts_equals_the_prompt_in_one(name: str, where: str) -> None:
+    model = tiny("llava")  # columns: 3 system, 9 image, 8 question
+    inputs = ask(model, (SHORT, [0]))
+    length = inputs["input_ids"].shape[1]
+    whole = logits(model, inputs, METHODS[name].acts)
+    parts, fired = in_parts(model, inputs, [c % length for c in CUTS[where]], METHODS[name].acts)
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
+    assert fired
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+def test_a_padded_batch_in_parts_equals_the_batch_in_one(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), ("is there a cat on it?", [1]))
+    start = int(model.expected_image_columns(inputs)[0].nonzero().max()) + 1
+    start = max(start, int(model.expected_image_columns(inputs)[1].nonzero().max()) + 1)
+    whole = logits(model, inputs, METHODS[name].acts)
+    parts, _ = in_parts(model, inputs, [start, start + 2], METHODS[name].acts)
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(parts[real], whole[real], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("where", CUTS)
+def test_a_method_that_needs_the_whole_prompt_raises_on_parts(where: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    cuts = [c % inputs["input_ids"].shape[1] for c in CUTS[where]]
+    with pytest.raises(NotImplementedError, match="whole prompt"):
+        in_parts(model, inputs, cuts, METHODS["vhr"].acts)
+    assert torch.equal(
+        logits(model, inputs, METHODS["vhr"].acts), logits(model, inputs, METHODS["vhr"].acts)
+    )
+
+
+def test_a_prompt_in_parts_that_is_not_said_to_go_on_ends_at_each_part() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, METHODS["pai"].acts) as run, torch.no_grad():
+        cache = DynamicCache(config=model.model.config.get_text_config())
+        first = {**inputs, "input_ids": inputs["input_ids"][:, :14], "past_key_values": cache}
+        first["attention_mask"] = inputs["attention_mask"][:, :14]
+        model.model(**first)
+        assert run.report().fired
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("second", ["what color is the cat on the left?", "ok"])
+def test_a_second_turn_continues_a_kept_cache(name: str, second: str) -> None:
+    """The same as feeding the generated tokens again one by one, and as editing maps."""
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    spec = METHODS[name].acts
+    question = model.processor.tokenizer(second, return_tensors="pt")["input_ids"]
+
+    def talk() -> tuple[list[int], list[int], Tensor]:
+        cache = DynamicCache(config=model.model.config.get_text_config())
+        options: dict[str, Any] = {"past_key_values": cache, "do_sample": False}
+        ids = model.model.generate(**inputs, max_new_tokens=4, **options)
+        longer = torch.cat([ids, question], 1)
+        made = model.model.generate(
+            longer,
+            attention_mask=torch.ones_like(longer),
+            max_new_tokens=4,
+            output_logits=True,
+            return_dict_in_generate=True,
+            **options,
+        )
+        return ids[0].tolist(), made.sequences[0].tolist(), torch.stack(made.logits)
+
+    with attach(model.model, spec) as run:
+        first, both, scores = talk()
+    with literally(model, inputs, run.specs):
+        first_literal, both_literal, scores_literal = talk()
+    assert first == first_literal
+    assert both == both_literal
+    torch.testing.assert_close(scores, scores_literal, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_without_a_cache_every_forward_pass_is_a_prompt_of_its_own(name: str) -> None:
+    model = tiny("llava")
+    inputs, spec = ask(model, (SHORT, [0])), METHODS[name].acts
+    want = []
+    longer = copy.copy(inputs)
+    for _ in range(4):
+        token = logits(model, longer, spec, use_cache=False)[:, -1:].argmax(-1)
+        want.append(int(token))
+        longer["input_ids"] = torch.cat([longer["input_ids"], token], 1)
+        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    assert answer(model, inputs, spec, tokens=4, use_cache=False) == [want]
+
+
+@pairs("vaf", families=FEW)
+def test_edits_of_all_text_rows_need_no_cache(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, *ROWS)
+    assert answer(model, inputs, method.acts, use_cache=False) == answer(model, inputs, method.acts)
+
+
+@pairs("vaf", "var", families=FEW)
+@pytest.mark.parametrize("count", [2, 12, 10_000])
+def test_asking_for_more_logits_does_not_change_them(
+    family: str, method: Method, count: int
+) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    some = logits(model, inputs, method.acts, logits_to_keep=count)
+    every = logits(model, inputs, method.acts)
+    torch.testing.assert_close(some, every[:, -some.shape[1] :], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_asking_for_one_logit_does_not_change_it(name: str) -> None:
+    model = tiny("qwen2_vl")
+    inputs = ask(model, *ROWS)
+    last = logits(model, inputs, METHODS[name].acts, logits_to_keep=1)
+    every = logits(model, inputs, METHODS[name].acts)
+    torch.testing.assert_close(last, every[:, -1:], rtol=0, atol=1e-5)
+
+
+def test_a_cache_from_before_the_attachment_raises() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    cache = DynamicCache(config=model.model.config.get_text_config())
+    with torch.no_grad():
+        model.model(**inputs, past_key_values=cache)
+    with attach(model.model, METHODS["pai"].acts), pytest.raises(ValueError, match="attach first"):
+        model.model(input_ids=torch.tensor([[7]]), past_key_values=cache)

@@ -1,0 +1,73 @@
+"""Strength zero, no image and no layers change not a single bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from asking import LONG, SHORT, answer, answer_and_report, ask, logits
+from matrix import METHODS, Method, pairs
+from tiny import FAMILIES, tiny
+
+TEXT_ONLY = tuple(f for f in FAMILIES if f not in ("instructblip", "paligemma", "mllama"))
+MIXED = ("llava", "llava_next", "qwen2_vl", "qwen3_vl", "internvl", "gemma3", "mistral3")
+ROW_METHODS = ("pai", "vaf", "var", "var-code")
+
+
+@pairs(*METHODS)
+def test_strength_zero_changes_nothing(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    assert torch.equal(logits(model, inputs, method.idle), logits(model, inputs))
+    generated, report = answer_and_report(model, inputs, method.idle)
+    assert generated == answer(model, inputs)
+    assert report.interventions[0].exempt
+    assert not report.interventions[0].fired
+
+
+@pairs(families=("llava", "gemma3"))
+def test_no_layers_changes_nothing(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    spec = replace(method.acts, layers=())
+    assert torch.equal(logits(model, inputs, spec), logits(model, inputs))
+    assert answer(model, inputs, spec) == answer(model, inputs)
+
+
+@pairs(families=TEXT_ONLY)
+def test_a_prompt_without_image_is_left_alone(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, []), (LONG, []))
+    assert torch.equal(logits(model, inputs, method.acts), logits(model, inputs))
+    generated, report = answer_and_report(model, inputs, method.acts)
+    assert generated == answer(model, inputs)
+    assert not report.fired
+    assert not report.interventions[0].layers
+
+
+@pairs(families=MIXED)
+def test_a_sample_without_image_is_left_alone_beside_one_with(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, []))
+    edited, plain = logits(model, inputs, method.acts), logits(model, inputs)
+    assert torch.equal(edited[1], plain[1])
+    assert not torch.equal(edited[0, -1], plain[0, -1])
+    with_image, without = answer(model, inputs, method.acts)
+    assert without == answer(model, inputs)[1]
+    assert len(with_image) == len(without)
+
+
+@pytest.mark.parametrize("name", ROW_METHODS)
+def test_rows_that_a_method_does_not_edit_keep_their_bits(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    changed = logits(model, inputs, METHODS[name].acts)[0] != logits(model, inputs)[0]
+    image_end = int(model.expected_image_columns(inputs)[0].nonzero().max())
+    edited = changed.any(-1).nonzero().flatten().tolist()
+    last = inputs["input_ids"].shape[1] - 1
+    if name == "pai":
+        assert edited == [last]
+    else:
+        assert edited
+        assert min(edited) > image_end

@@ -1,0 +1,118 @@
+"""Sink dimensions are found where they are, and not found where there are none."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from asking import SHORT, ask, logits
+from tiny import Tiny, tiny
+from transformers import pipeline
+
+from regaze.hooks import attach
+from regaze.interventions import VAR, SinkProfile, discover_sinks
+
+PLANTED = (5, 41)
+
+
+def planted(family: str) -> Tiny:
+    """A model with massive activations at the first token, whichever it is, and in the image."""
+    model = tiny(family, fresh=True)
+    tower: Any = model.model.get_decoder()
+
+    def add(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.shape[1] > 1:
+            hidden = hidden.clone()
+            hidden[:, ::4, PLANTED[0]] += 400  # every fourth token, the first and image tokens too
+            hidden[:, ::4, PLANTED[1]] -= 300
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    tower.layers[0].register_forward_hook(add, with_kwargs=True)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "internvl", "paligemma"])
+@pytest.mark.parametrize("told", [True, False])
+def test_planted_dimensions_are_found(family: str, told: bool) -> None:
+    model = planted(family)
+    profile = discover_sinks(model.model, model.processor if told else None)
+    assert profile.sink_dims == PLANTED  # strongest first
+    assert profile.source == "found"
+    assert profile.strength[0] > profile.strength[1] > 1
+    assert profile.tau == pytest.approx(20 / 4096**0.5)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3"])
+def test_var_finds_them_itself_and_acts(family: str) -> None:
+    model = planted(family)
+    inputs = ask(model, (SHORT, [0]))
+    plain = logits(model, inputs)
+    with attach(model.model, VAR(rho=0, floor=0)) as run, torch.no_grad():
+        edited = model.model(**inputs).logits
+    (spec,) = run.specs
+    assert isinstance(spec, VAR)
+    assert spec.sink_dims == PLANTED
+    assert run.report().fired
+    assert not torch.equal(edited, plain)
+
+
+def test_a_model_without_sinks_has_an_empty_profile_and_var_raises() -> None:
+    model = tiny("llava")
+    assert discover_sinks(model.model, model.processor).sink_dims == ()
+    with pytest.raises(ValueError, match="sink_dims=, or a lower tau="):
+        attach(model.model, VAR())
+
+
+def test_a_lower_threshold_finds_more() -> None:
+    model = tiny("llava")
+    counts = [len(discover_sinks(model.model, tau=tau).sink_dims) for tau in (0.3, 0.2, 0.1, 0.0)]
+    assert counts == sorted(counts)
+    assert counts[-1] == 64
+
+
+def test_discovery_leaves_no_trace_and_gives_the_same_again() -> None:
+    model = planted("llava")
+    inputs = ask(model, (SHORT, [0]))
+    plain = logits(model, inputs)
+    state = torch.get_rng_state()
+    tower: Any = model.model.get_decoder()
+    hooks = [len(layer._forward_pre_hooks) for layer in tower.layers]
+    first = discover_sinks(model.model)
+    assert discover_sinks(model.model) == first
+    assert [len(layer._forward_pre_hooks) for layer in tower.layers] == hooks
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(logits(model, inputs), plain)
+
+
+def test_discovery_in_the_middle_of_a_prompt_does_not_disturb_it() -> None:
+    model = planted("llava")
+    inputs = ask(model, (SHORT, [0]))
+    results = []
+    for disturbed in (False, True):
+        with attach(model.model, VAR(rho=0, floor=0, sink_dims=PLANTED)), torch.no_grad():
+            out = model.model(**inputs, use_cache=True)
+            if disturbed:
+                discover_sinks(model.model, tau=0.31)
+            token = torch.tensor([[7]])
+            step = model.model(input_ids=token, past_key_values=out.past_key_values)
+        results.append(step.logits)
+    assert torch.equal(*results)
+
+
+def test_a_pipeline_can_be_searched() -> None:
+    model = planted("qwen2_vl")
+    pipe = pipeline("image-text-to-text", model=model.model, processor=model.processor)
+    assert discover_sinks(pipe).sink_dims == PLANTED
+
+
+def test_a_profile_is_a_record() -> None:
+    profile = SinkProfile((5, 41), 0.3, (7.5, 5.0))
+    assert json.loads(json.dumps(profile.to_dict())) == {
+        "sink_dims": [5, 41],
+        "tau": 0.3,
+        "strength": [7.5, 5.0],
+        "source": "found",
+    }

@@ -1,0 +1,191 @@
+"""A spec is its value: it survives JSON, and what it can't be raises with a hint."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matrix import METHODS, Method, pairs
+from tiny import tiny
+
+from regaze.hooks import attach
+from regaze.interventions import PAI, VAF, VAR, VHR, Intervention, from_dict, get, names, parse
+
+SPECS = [
+    *(spec for method in METHODS.values() for spec in (method.acts, method.idle)),
+    *(get(name)() for name in names()),  # type: ignore[abstract]
+    VHR(heads="random", unbiased=False),
+    PAI(alpha=-1, layers=(0,)),
+]
+each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
+
+
+def through_json(spec: Intervention) -> Intervention:
+    return from_dict(json.loads(json.dumps(spec.to_dict())))
+
+
+@each_spec
+def test_a_spec_survives_json(spec: Intervention) -> None:
+    again = through_json(spec)
+    assert again == spec
+    assert type(again) is type(spec)
+    assert hash(again) == hash(spec)
+
+
+@each_spec
+def test_a_label_can_be_parsed_again(spec: Intervention) -> None:
+    assert parse(spec.label) == spec
+
+
+@pairs(families=("llava", "gemma3"))
+def test_a_resolved_spec_survives_json_and_resolves_to_itself(family: str, method: Method) -> None:
+    model = tiny(family)
+    with attach(
+        model.model, method.acts, *([] if method.name == "var" else [get(method.name)()])
+    ) as run:
+        specs = run.specs
+    assert all(value is not None for spec in specs for value in vars(spec).values())
+    again = [through_json(spec) for spec in specs]  # type: ignore[arg-type]
+    assert tuple(again) == specs
+    with attach(model.model, *again) as run:
+        assert run.specs == tuple(again)
+
+
+def test_lists_ranges_and_array_numbers_are_taken_as_what_they_hold() -> None:
+    want = PAI(alpha=0.5, layers=(1, 2))
+    for layers in (
+        [1, 2],
+        range(1, 3),
+        np.arange(1, 3),
+        torch.tensor([1, 2]),
+        list(np.arange(1, 3)),
+    ):
+        assert PAI(alpha=0.5, layers=layers) == want  # type: ignore[arg-type]
+        assert through_json(PAI(alpha=0.5, layers=layers)) == want  # type: ignore[arg-type]
+    for number in (np.float32(0.5), np.float64(0.5), torch.tensor(0.5)):
+        assert PAI(alpha=number, layers=(1, 2)) == want  # type: ignore[arg-type]
+
+
+def test_specs_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAI().alpha = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("pai", PAI()),
+        (" pai ", PAI()),
+        ("pai:", PAI()),
+        ("vhr:alpha=3", VHR(alpha=3)),
+        ("vaf:enhance=1.3,suppress=0.9", VAF(enhance=1.3, suppress=0.9)),
+        ("var:layers=[1,2,3],rho=0.8", VAR(rho=0.8, layers=(1, 2, 3))),
+        ("var: rho = 0.8 , sense = code", VAR(rho=0.8, sense="code")),
+        ('var:sense="code"', VAR(sense="code")),
+        ("var:tau=null,sink_dims=[5]", VAR(sink_dims=(5,))),
+        ("vhr:outlier_filter=false,unbiased=False", VHR(outlier_filter=False, unbiased=False)),
+        ("pai:alpha=-2e-1", PAI(alpha=-0.2)),
+    ],
+)
+def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
+    assert parse(text) == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("vra", "did you mean .*var"),
+        ("PAI", "known: pai, vaf, var, vhr"),
+        ("", "known: pai"),
+        ("vhr:alhpa=2", "did you mean alpha"),
+        ("var:rhoo=1", "did you mean rho"),
+        ("pai:zzz=1", "known: alpha, layers"),
+        ("pai:alpha", "expected field=value"),
+        ("pai:=2", "unknown field"),
+        ("pai:alpha=1,alpha=2", "twice"),
+        ("pai:name=vhr", "twice"),
+        ("vhr:heads=tpo", "did you mean top"),
+        ("vhr:null_image=drp", "did you mean drop"),
+        ("var:sense=papper", "did you mean paper"),
+    ],
+)
+def test_what_cannot_be_read_raises_with_a_hint(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [{}, {"alpha": 1}, {"name": "nope"}, {"name": None}, {"name": 3}, {"name": "pai", "x": 1}],
+)
+def test_records_that_are_no_spec_raise(spec: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="intervention|field"):
+        from_dict(spec)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "values"),
+    [
+        ("pai", "alpha", [-1.01, 101, NAN, INF, -INF, "0.5", None, True, [1]]),
+        ("vaf", "enhance", [-0.1, 101, NAN, INF, "1", None, True]),
+        ("vaf", "suppress", [-0.1, 101, NAN, INF, "1", None, False]),
+        ("vhr", "alpha", [-0.1, 101, NAN, INF, "2", None, True]),
+        ("vhr", "outlier_filter", ["False", 0, 1, None, "no"]),
+        ("vhr", "unbiased", ["False", 0, 1, None]),
+        ("vhr", "heads", ["Top", "", None, 1, ["top"]]),
+        ("vhr", "null_image", ["", None, True]),
+        ("var", "rho", [-0.1, 1.1, NAN, INF, "0.5", None]),
+        ("var", "p", [-0.1, 1.1, NAN, INF, "0.5", None]),
+        ("var", "floor", [-0.1, 1.1, NAN, INF, "0.5", None]),
+        ("var", "tau", [-0.1, 1.1, 20, NAN, INF, "0.3"]),
+        ("var", "sense", ["", None, "Paper", 3]),
+    ],
+)
+def test_values_out_of_their_domain_raise_and_name_the_field(
+    name: str, field: str, values: list[Any]
+) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=field):
+            get(name)(**{field: value})
+        with pytest.raises(ValueError, match=field):
+            from_dict({"name": name, field: value})
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf", "var", "vhr"])
+@pytest.mark.parametrize(
+    "layers", [(3,), (-1,), (0, 0), ("a",), "0", 1, 1.5, (1.0,), (True,), ((1,),), (None,), {}]
+)
+def test_layers_that_the_model_does_not_have_raise(name: str, layers: Any) -> None:
+    fields = {"sink_dims": (3,)} if name == "var" else {}
+    with pytest.raises(ValueError, match="layers"):
+        attach(tiny("llava").model, from_dict({"name": name, "layers": layers, **fields}))
+
+
+@pytest.mark.parametrize(
+    "dims", [(64,), (-1,), (3, 3), ("a",), "3", 3, (1.5,), (True,), ((1,),), ()]
+)
+def test_sink_dimensions_that_the_model_does_not_have_raise(dims: Any) -> None:
+    with pytest.raises(ValueError, match="sink"):
+        attach(tiny("llava").model, from_dict({"name": "var", "sink_dims": dims}))
+
+
+def test_contradicting_interventions_raise() -> None:
+    drop, mask = VHR(layers=(1,)), VHR(layers=(2,), null_image="mask")
+    with pytest.raises(ValueError, match="null_image"):
+        attach(tiny("llava").model, drop, mask)
+    with attach(tiny("llava").model, drop), pytest.raises(ValueError, match="null_image"):
+        attach(tiny("llava").model, mask)
+
+
+def test_every_registered_method_has_a_summary_and_a_paper() -> None:
+    for name in names():
+        assert get(name).name == name
+        assert get(name).summary
+        assert get(name).paper.startswith("arXiv ")

@@ -1,0 +1,74 @@
+"""Every method either works on a family or says why not; the README's table is made of this."""
+
+from __future__ import annotations
+
+import pytest
+from asking import SHORT, ask, logits
+from literal import HEAD_FACTORS, ROW_EDITS
+from matrix import CANNOT, LIMITS, METHODS, NEEDS_PROCESSOR, Method, pairs, support_table
+from tiny import FAMILIES, tiny
+
+from regaze.hooks import attach
+from regaze.interventions import get, names
+
+
+def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
+    assert {method.name for method in METHODS.values()} == set(names())
+    assert {*ROW_EDITS, *HEAD_FACTORS} == set(names())
+    assert {family for family, _ in CANNOT} <= set(FAMILIES)
+    assert {name for _, name in CANNOT} <= set(names())
+    assert {name for _, name in LIMITS} <= set(METHODS)
+
+
+@pairs()
+def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, method.acts, processor=model.processor) as run:
+        edited = model.model(**inputs).logits
+    report = run.report()
+    assert report.fired
+    assert [layer.layer for layer in report.interventions[0].layers] == [0, 1, 2]
+    assert (edited - logits(model, inputs)).abs().max() > 0.02
+
+
+@pytest.mark.parametrize(("family", "name"), CANNOT)
+def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: str) -> None:
+    able = [other for other in names() if (family, other) not in CANNOT]
+    with pytest.raises(ValueError, match=family) as error:
+        attach(tiny(family).model, get(name)())
+    assert "resampler" in str(error.value) or "cross-attention" in str(error.value)
+    for other in able:
+        assert other in str(error.value)
+
+
+@pytest.mark.parametrize(("family", "method"), LIMITS)
+def test_limits_raise_and_say_what_to_do(family: str, method: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    with pytest.raises(NotImplementedError, match='null_image="mask"'):
+        logits(model, inputs, METHODS[method].acts)
+    assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
+
+
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NEEDS_PROCESSOR])
+def test_other_families_need_no_processor(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    for method in METHODS.values():
+        if (family, method.name) in CANNOT or (family, method.id) in LIMITS:
+            continue
+        with attach(model.model, method.acts):
+            alone = model.model(**inputs).logits
+        assert (alone == logits(model, inputs, method.acts)).all()
+
+
+def test_the_table_has_a_row_per_family_and_a_column_per_method() -> None:
+    lines = support_table().splitlines()
+    assert lines[0] == "| model | PAI | VAF | VAR | VHR |"
+    rows = [line for line in lines[2:] if line.startswith("|")]
+    assert len(rows) == len(FAMILIES)
+    assert rows[0] == "| LLaVA | yes | yes | yes | yes |"
+    notes = lines[lines.index("") + 1 :]
+    assert len(notes) == len({*CANNOT.values(), *LIMITS.values()}) + 1
+    assert all(f"<sup>{number}</sup>" in support_table() for number in range(1, len(notes) + 1))
