@@ -1,4 +1,4 @@
-"""Where does the model look? Attention of the answer row on the picture, with and without VHR.
+"""Where does the model look? Attention of the answer row on the picture, with and without a method.
 
 Run:  python examples/attention_map.py [--model sandbox] [--out attention_map.png]
 """
@@ -23,13 +23,13 @@ def main() -> None:
     arguments.add_argument("--model", default="sandbox")
     arguments.add_argument("--image", type=Path, help="default: a drawn scene")
     arguments.add_argument("--question", default="Describe the image.")
-    arguments.add_argument("--with", dest="method", default="vhr", help="e.g. vhr:alpha=3")
+    arguments.add_argument("--with", dest="method", default="pai:alpha=0.5", help="e.g. vhr:alpha=3")
     arguments.add_argument("--out", type=Path, default=Path("attention_map.png"))
     given = arguments.parse_args()
 
     loaded = load(given.model)
     model, processor = loaded.model, loaded.processor
-    picture = Image.open(given.image).convert("RGB") if given.image else scene("test", 3).image
+    picture = Image.open(given.image).convert("RGB") if given.image else scene("test", 5).image
     turn = [{"type": "image"}, {"type": "text", "text": given.question}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": turn}], add_generation_prompt=True
@@ -49,11 +49,11 @@ def main() -> None:
     top = max(heat.max() for heat in maps.values())
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(3 * (1 + len(maps)), 3.4))
     axes[0].imshow(picture)
-    axes[0].set_title("picture")
+    axes[0].set_title("picture\n")
     for axis, (name, heat) in zip(axes[1:], maps.items(), strict=True):
         axis.imshow(picture.convert("L"), cmap="gray", extent=(0, 1, 0, 1))
         drawn = axis.imshow(heat, cmap="inferno", alpha=0.65, vmin=0, vmax=top, extent=(0, 1, 0, 1))
-        axis.set_title(f"{name}: {heat.sum():.0%} on the image")
+        axis.set_title(f"{name}\n{heat.sum():.0%} on the image")
     for axis in axes:
         axis.axis("off")
     figure.colorbar(drawn, ax=axes, shrink=0.8, label="attention per patch")

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from rich import print
 from torch import Tensor
 
 import regaze
@@ -52,7 +51,7 @@ class BlindfoldEdit(Edit):
 def main() -> None:
     loaded = load("sandbox")
     model, processor = loaded.model, loaded.processor
-    picture = scene("test", 3)
+    picture = scene("test", 5)
     turn = [{"type": "image"}, {"type": "text", "text": "Describe the image."}]
     text = processor.apply_chat_template(
         [{"role": "user", "content": turn}], add_generation_prompt=True
@@ -62,7 +61,7 @@ def main() -> None:
         with regaze.attach(model, *([spec] if spec else [])) as run:
             ids = model.generate(**inputs, max_new_tokens=40, do_sample=False)
         answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        print(f"[bold]{spec.label if spec else 'none':24}[/bold] {answer}")
+        print(f"{spec.label if spec else 'none':24} {answer}")
     print("truth".ljust(24), ", ".join(thing.phrase for thing in picture.objects))
     print(run.report())
 

@@ -29,7 +29,6 @@ class Entry:
 
     edit: Edit
     tally: Tally = field(default_factory=Tally)
-    handles: list[Any] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

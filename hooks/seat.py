@@ -34,6 +34,7 @@ class Seat:
         self._compared = False
         self._offsets: dict[int, int] = {}
         self._handles: list[Any] = []
+        self._watching: list[Any] = []
         self._configs: list[tuple[Any, str]] = []
 
     # -- installing ---------------------------------------------------------------------------
@@ -53,8 +54,6 @@ class Seat:
         try:
             if not self.entries:
                 self._install()
-            if entry.edit.watches_hidden:
-                self._watch(entry)
         except BaseException:
             if not self.entries:
                 self._uninstall()
@@ -66,8 +65,6 @@ class Seat:
         """Take an edit off, from anywhere in the stack; the last one uninstalls the seat."""
         self.entries.remove(entry)
         self._sort()
-        for handle in entry.handles:
-            handle.remove()
         if not self.entries:
             self._uninstall()
 
@@ -118,22 +115,23 @@ class Seat:
         self.step = None
         self.reader.forget()
 
-    def _watch(self, entry: Entry) -> None:
-        for index, layer in enumerate(self.reader.tower.layers):
-            if index in entry.edit.layers:
-                watch = self._watcher(entry, index)
-                entry.handles.append(layer.register_forward_pre_hook(watch, with_kwargs=True))
+    def _watch(self) -> None:
+        """Let edits see the layers' inputs in this pass; decode steps run without these hooks."""
+        layers = self.reader.tower.layers
+        for entry in self.entries:
+            if entry.edit.watches_hidden:
+                self._watching += [
+                    layers[index].register_forward_pre_hook(
+                        self._watcher(entry, index), with_kwargs=True
+                    )
+                    for index in entry.edit.layers
+                ]
 
     def _watcher(self, entry: Entry, index: int) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            step = self.step
-            if step is None or step.decodes:
-                return
-            # A deep copy of the model carries this hook along; it must not feed this seat.
-            tower: Any = self.tower()
-            if tower is not None and module is tower.layers[index]:
+            if self.step is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                entry.edit.see_hidden(index, hidden[:, : step.length], step)
+                entry.edit.see_hidden(index, hidden[:, : self.step.length], self.step)
 
         return see
 
@@ -175,12 +173,17 @@ class Seat:
             self._compared = True
             self._null = NullPrompt.of(step)
             kwargs = self._null.pack(kwargs, wants[0].null_positions, tower.config)
+        if not step.decodes:
+            self._watch()
         return (), kwargs
 
     @torch.compiler.disable
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
         if tower is not self.tower():
             return None
+        for handle in self._watching:
+            handle.remove()
+        self._watching.clear()
         null, self._null, self.step = self._null, None, None
         return null.cut(output) if null is not None and output is not None else None
 

@@ -94,7 +94,7 @@ class TokenMap:
         separator = torch.zeros_like(image)
         number = torch.full(image.shape, -1, dtype=torch.int16)
         for row in range(len(ids)):
-            last, run, current = -1, 0, -1
+            last, run, current, numbers = -1, 0, -1, []
             for column in image[row].nonzero().flatten().tolist():
                 gap = ids[row, last + 1 : column].tolist() if column > last + 1 else []
                 starts = tokens.starts_image(gap) if gap else run == tokens.per_image
@@ -102,8 +102,9 @@ class TokenMap:
                     current, run = current + 1, 0
                 if last >= 0 and gap and tokens.is_structure(gap):
                     separator[row, last + 1 : column] = True
-                number[row, column] = current
+                numbers.append(current)
                 last, run = column, run + 1
+            number[row, image[row]] = torch.tensor(numbers, dtype=torch.int16)
         return cls._classify(image, separator & real, real, number)
 
     @classmethod

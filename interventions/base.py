@@ -106,7 +106,7 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
     fields = dict(spec)
     if "name" not in fields:
         raise ValueError(f'an intervention needs a "name": one of {", ".join(names())}')
-    cls = get(fields.pop("name"))
+    cls = get(str(fields.pop("name")))
     known = [f.name for f in dataclasses.fields(cls)]
     for field in fields:
         if field not in known:

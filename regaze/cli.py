@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -170,7 +171,7 @@ def eval_(
     apart = not data and split is None
     sources = _on_test_splits(source, out) if apart else [(source, out)]
     jobs = [prepare(source, out, limit) for source, out in sources]
-    loaded = load(
+    loaded = _load(
         model,
         dtype=dtype,
         device=device,
@@ -219,7 +220,7 @@ def sinks(
     as_json_: Json = False,
 ) -> None:
     """Find the hidden dimensions that mark attention sinks, as VAR needs them."""
-    loaded = load(model, dtype=dtype, device=device, device_map=device_map)
+    loaded = _load(model, dtype=dtype, device=device, device_map=device_map)
     profile = discover_sinks(loaded.model, loaded.processor, tau=tau)
     dims = ",".join(map(str, profile.sink_dims))
     spec = f"var:sink_dims=[{dims}],tau={profile.tau:g}" if dims else None
@@ -249,7 +250,7 @@ def demo(
         for name, n_images in _DEMO_IMAGES.items()
         for split in _on_test_splits(Source(benchmark=name, n_images=n_images), out / name)
     ]
-    loaded = load(sandbox.MODELS[0])
+    loaded = _load(sandbox.MODELS[0])
     conditions = [Condition.parse(text) for text in _DEMO]
     try:
         finished = _study(jobs, loaded, conditions, batch_size=18)
@@ -268,6 +269,14 @@ def demo(
 def main() -> None:
     """Entry point of the command ``regaze``."""
     app(prog_name="regaze")
+
+
+def _load(model: str, **options: str | None) -> Loaded:
+    if sandbox.is_sandbox(model) and "OMP_NUM_THREADS" not in os.environ:
+        # So small a model only loses by threads that wait for each other, most of all on a busy
+        # machine; one thread also fixes the order of sums.
+        torch.set_num_threads(1)
+    return load(model, **options)
 
 
 def _on_test_splits(source: Source, out: Path) -> list[tuple[Source, Path]]:

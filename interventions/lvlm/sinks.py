@@ -78,9 +78,10 @@ def sink_values(hidden: Tensor, dims: Sequence[int]) -> Tensor:
     Returns:
         "B T", between 0 and sqrt(E).
     """
-    hidden = hidden.float()
-    rms = (hidden.square().mean(-1) + 1e-6).sqrt()
-    return hidden[..., list(dims)].abs().amax(-1) / rms
+    norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+    rms = (norm.square() / hidden.shape[-1] + 1e-6).sqrt()
+    phi: Tensor = hidden[..., list(dims)].float().abs().amax(-1) / rms
+    return phi
 
 
 def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) -> SinkProfile:

@@ -130,16 +130,14 @@ class _VAREdit(Edit):
         self.dims = list(spec.sink_dims or ())
         self.tau = (spec.tau or 0) * tower.hidden_size**0.5
         self.sinks: dict[int, Tensor] = {}
-        self.groups: dict[int, GrowingMask] = {}
-        self.fires: dict[int, bool] = {}
+        self.sums: dict[int, tuple[GrowingMask, Tensor]] = {}
 
     def begin(self, step: Step) -> None:
         if step.prompt_start:
-            self.sinks, self.groups, self.fires = {}, {}, {}
+            self.sinks, self.sums = {}, {}
 
     def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
-        if step.decodes:
-            return  # Generated tokens never become sinks.
+        # Generated tokens never become sinks.
         prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
         if not prompt.any():
             return
@@ -153,63 +151,69 @@ class _VAREdit(Edit):
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
         image = step.tokens.is_kind(Kind.IMAGE).to(sinks.device)
-        self.groups[layer] = GrowingMask(sink_groups(image, sinks))
-        self.fires[layer] = bool((sinks & image).any())
+        self.sums.pop(layer, None)
+        if (sinks & image).any():
+            sums, bounds = sums_and_bounds(
+                image, sinks, self.spec.least_share, self.spec.floor, self.spec.epsilon
+            )
+            self.sums[layer] = GrowingMask(sums), bounds
 
     def active(self, layer: int, step: Step) -> bool:
-        return self.fires.get(layer, False)
+        return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        groups = columns.of(self.groups[layer])
-        if len(groups) < len(logits):
-            groups = groups.repeat_interleave(len(logits) // len(groups), 0)  # beams
-        spec = self.spec
-        return logits + redistribution(
-            logits.softmax(-1), groups, spec.keep, spec.least_share, spec.floor, spec.epsilon
-        )
+        sums, bounds = columns.of(self.sums[layer][0]), self.sums[layer][1]
+        if len(sums) < len(logits):  # beams
+            times = len(logits) // len(sums)
+            sums, bounds = (x.repeat_interleave(times, 0) for x in (sums, bounds))
+        return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
 
 
-def sink_groups(image: Tensor, sinks: Tensor) -> Tensor:
-    """The column groups that VAR sums over.
+def sums_and_bounds(
+    image: Tensor, sinks: Tensor, least_share: float, floor: float, epsilon: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """What VAR sums over a row's weights, and the bounds that make a head image-centric.
+
+    With s the mass on the image and t the part of it on sinks, the share test
+    ``1 - t / (s + n epsilon) >= r`` is ``(1 - r) s - t >= -(1 - r) n epsilon``: a bound on a sum.
 
     Args:
         image: Bool "B K".
         sinks: Bool "B K", text and visual.
+        least_share: r, the least share of the image mass that must not be on sinks.
+        floor: Least image mass.
+        epsilon: Added to each of the n image weights; 1e-6 in the released code.
 
     Returns:
-        Float "B 1 4 K" of 0 and 1: image, image that is no sink, sinks, visual sinks.
+        Coefficients "B 1 4 K" of four sums: on sinks, on the rest of the image, the share test,
+        on the image; and lower bounds "B 1 1 3" for the last three. A sample without visual sinks
+        has a bound that nothing reaches.
     """
-    return torch.stack([image, image & ~sinks, sinks, image & sinks], 1)[:, None].float()
+    visual, rest = image & sinks, image & ~sinks
+    test = (1 - least_share) * image.float() - visual.float()
+    sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)[:, None]
+    slack = -(1 - least_share) * epsilon * image.sum(1)
+    smallest = torch.where(visual.any(1), 1e-30, torch.inf)
+    bounds = torch.stack([smallest, slack, torch.full_like(slack, floor)], -1)[:, None, None]
+    return sums, bounds
 
 
-def redistribution(
-    weights: Tensor,
-    groups: Tensor,
-    keep: float,
-    least_share: float,
-    floor: float,
-    epsilon: float = 0.0,
-) -> Tensor:
+def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
     """The logit bias that turns attention weights into VAR's.
 
     Args:
         weights: "B H R K", float32, rows summing to 1.
-        groups: "B 1 4 K" of `sink_groups`.
+        sums: "B 1 4 K" of `sums_and_bounds`.
+        bounds: "B 1 1 3".
         keep: Share of a sink's weight that stays.
-        least_share: Least share of the image mass that must not be on sinks.
-        floor: Least image mass.
-        epsilon: Added to each image weight in the denominator of the share; 1e-6 in the released
-            code.
 
     Returns:
         "B H R K"; 0 in heads and rows that are not image-centric.
     """
-    on_image, on_rest, on_sinks, _ = (weights @ groups.transpose(-1, -2)).unbind(-1)
-    n_image, _, _, n_visual_sinks = groups.sum(-1, keepdim=True).unbind(2)
-    share = 1 - (on_image - on_rest) / (on_image + epsilon * n_image)
-    centric = (share >= least_share) & (on_image >= floor) & (on_rest > 0) & (n_visual_sinks > 0)
-    gain = torch.log1p((1 - keep) * on_sinks / on_rest.clamp_min(1e-30)) * centric
+    mass = weights @ sums.transpose(-1, -2)
+    centric = (mass[..., 1:] >= bounds).all(-1, keepdim=True)
+    gain = torch.log1p((1 - keep) * mass[..., :1] / mass[..., 1:2])
     # exp(-1e4) is 0: all is taken.
-    loss = max(math.log(keep), -1e4) if keep > 0 else -1e4
-    factors = torch.stack([gain, loss * centric], -1)
-    return factors @ groups[:, :, 1:3]
+    loss = torch.full_like(gain, math.log(keep) if keep > 0 else -1e4)
+    factors = torch.where(centric, torch.cat([loss, gain], -1), 0.0)
+    return factors @ sums[:, :, :2]

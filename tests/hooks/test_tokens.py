@@ -12,7 +12,7 @@ from tiny import FAMILIES, tiny
 from torch import Tensor
 
 from regaze.hooks import Kind, TokenMap
-from regaze.hooks.tokens import ImageTokens
+from regaze.hooks.tokens import ImageTokens, Spans
 from regaze.hooks.towers import find_tower, image_tokens
 
 IMG, VIDEO, ROW_END, FENCE, FIRST, NEWLINE, TEXT = 9, 8, 7, 6, 5, 4, 1
@@ -150,7 +150,11 @@ def test_beams_repeat_each_row_in_place() -> None:
 
 
 def test_spans_overrule_what_ids_say() -> None:
-    spans = [{"image": [(1, 3), (3, 5)]}, {"image": [(0, 1)], "system": [(4, 5)]}, {"image": []}]
+    spans: list[Spans] = [
+        {"image": [(1, 3), (3, 5)]},
+        {"image": [(0, 1)], "system": [(4, 5)]},
+        {"image": []},
+    ]
     tokens = TokenMap.from_spans(spans, 6)
     assert [kinds(tokens, row) for row in range(3)] == ["sIIIIq", "Iqqqsq", "qqqqqq"]
     assert [number(tokens, row) for row in range(3)] == [".0011.", "0.....", "......"]

@@ -17,6 +17,9 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 from transformers import masking_utils, pipeline
 from transformers.integrations import flex_attention as flex_integration
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks import attach
 from regaze.interventions import VAR, Intervention
@@ -41,7 +44,7 @@ def test_eager_attention_gives_what_sdpa_gives(family: str, method: Method) -> N
 @pytest.fixture
 def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flex attention without the compiler, which would take minutes."""
-    uncompiled = functools.wraps(masking_utils.create_block_mask)(
+    uncompiled = functools.wraps(flex.create_block_mask)(
         lambda *args, _compile=True, **kwargs: flex.create_block_mask(*args, **kwargs)
     )
     monkeypatch.setattr(masking_utils, "create_block_mask", uncompiled)
@@ -235,7 +238,7 @@ def test_a_wrapped_compiled_model_is_a_target() -> None:
 @pytest.mark.parametrize("name", MAIN)
 def test_a_pipeline_is_a_target(name: str) -> None:
     model = tiny("qwen2_vl")
-    pipe = pipeline("image-text-to-text", model=model.model, processor=model.processor)
+    pipe: Any = pipeline("image-text-to-text", model=model.model, processor=model.processor)
     picture = model.picture(0)
     content = [{"type": "image", "image": picture}, {"type": "text", "text": SHORT}]
     chat = [{"role": "user", "content": content}]
@@ -263,3 +266,50 @@ def test_gradients_flow_through_edited_rows() -> None:
     gradient = model.model.get_decoder().layers[0].self_attn.q_proj.weight.grad
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_a_users_own_attention_function_is_called_and_its_output_edited(name: str) -> None:
+    calls: list[int] = []
+
+    def own(module: Any, *args: Any, **options: Any) -> Any:
+        calls.append(module.layer_idx)
+        return sdpa_attention_forward(module, *args, **options)
+
+    ALL_ATTENTION_FUNCTIONS.register("tests_own", own)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("tests_own", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model = tiny("llava", fresh=True)
+    model.model.get_decoder().config._attn_implementation = "tests_own"
+    inputs = ask(model, *ROWS)
+    edited = logits(model, inputs, METHODS[name].acts)
+    assert set(calls) == {*LAYERS}
+    assert torch.equal(edited, logits(tiny("llava"), inputs, METHODS[name].acts))
+    assert model.model.get_decoder().config._attn_implementation == "tests_own"
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_autocast_stays_close_to_full_precision(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = logits(model, inputs, METHODS[name].acts)
+    full = logits(model, inputs, METHODS[name].acts)
+    plain = logits(model, inputs)
+    effect = (full - plain)[:, -1].abs().mean()
+    assert (cast - full).abs().mean() < 0.05 * float(full.std()) + 0.2 * effect
+
+
+@pairs(families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))
+def test_a_video_of_one_frame_is_edited_as_an_image_is(family: str, method: Method) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    config: Any = model.model.config
+    video = dict(inputs)
+    ids = inputs["input_ids"]
+    video["input_ids"] = ids.masked_fill(ids == config.image_token_id, config.video_token_id)
+    video["mm_token_type_ids"] = 2 * inputs["mm_token_type_ids"]
+    video["pixel_values_videos"] = video.pop("pixel_values")
+    video["video_grid_thw"] = video.pop("image_grid_thw")
+    edited = logits(model, video, method.acts)
+    torch.testing.assert_close(edited, logits(model, inputs, method.acts), rtol=0, atol=1e-4)
+    assert answer(model, video, method.acts) == answer(model, inputs, method.acts)

@@ -220,6 +220,77 @@ def test_a_second_turn_continues_a_kept_cache(name: str, second: str) -> None:
     torch.testing.assert_close(scores, scores_literal, rtol=0, atol=1e-4)
 
 
+def ask_of_cache(model: Tiny, question: Tensor, cache: Any) -> Tensor:
+    """Logits after a question and after each of two more tokens."""
+    outputs = [model.model(input_ids=question, past_key_values=cache).logits[:, -1]]
+    for token in (30, 31):
+        ids = torch.full((len(question), 1), token)
+        outputs.append(model.model(input_ids=ids, past_key_values=cache).logits[:, -1])
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+@torch.no_grad()
+def test_questions_may_share_an_encoded_prefix(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    image_end = 12
+    config = model.model.config.get_text_config()
+    prefix = {"input_ids": inputs["input_ids"][:, :image_end], **pixels(inputs)}
+    questions = [
+        inputs["input_ids"][:, image_end:],
+        model.processor.tokenizer("what is on the left?", return_tensors="pt")["input_ids"],
+        torch.tensor([[60]]),
+    ]
+    with attach(model.model, METHODS[name].acts) as run:
+        shared = DynamicCache(config=config)
+        with run.partial_prompt():
+            model.model(**prefix, past_key_values=shared)
+        got = [ask_of_cache(model, question, copy.deepcopy(shared)) for question in questions]
+        twice = copy.deepcopy(shared)
+        twice.batch_repeat_interleave(2)
+        both = ask_of_cache(model, questions[0].repeat(2, 1), twice)
+    for question, answered in zip(questions[:2], got, strict=False):
+        whole = {"input_ids": torch.cat([prefix["input_ids"], question], 1), **pixels(inputs)}
+        with attach(model.model, METHODS[name].acts):
+            cache = DynamicCache(config=config)
+            first = model.model(**whole, past_key_values=cache).logits[:, -1]
+            rest = [
+                model.model(input_ids=torch.tensor([[token]]), past_key_values=cache).logits[:, -1]
+                for token in (30, 31)
+            ]
+        torch.testing.assert_close(answered, torch.stack([first, *rest]), rtol=0, atol=1e-4)
+    torch.testing.assert_close(both, got[0].repeat(1, 2, 1), rtol=0, atol=1e-4)
+
+
+def pixels(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("other", [(LONG, [1]), (LONG, []), (SHORT, [1])])
+@torch.no_grad()
+def test_prompts_decoded_in_turns_are_edited_right_or_refused(name: str, other: Row) -> None:
+    model = tiny("llava")
+    token = torch.tensor([[30]])
+
+    def decode(*prompts: dict[str, Any]) -> Tensor:
+        with attach(model.model, METHODS[name].acts):
+            caches = [model.model(**p, use_cache=True).past_key_values for p in prompts]
+            step: Tensor = model.model(input_ids=token, past_key_values=caches[0]).logits
+        return step
+
+    prompts = ask(model, (SHORT, [0])), ask(model, other)
+    want = decode(prompts[0])
+    refused, got = "", want
+    try:
+        got = decode(*prompts)
+    except ValueError as error:
+        refused = str(error)
+    assert not refused or "the cache" in refused
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("name", MAIN)
 def test_without_a_cache_every_forward_pass_is_a_prompt_of_its_own(name: str) -> None:
     model = tiny("llava")

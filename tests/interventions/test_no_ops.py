@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from asking import LONG, SHORT, answer, answer_and_report, ask, logits
 from matrix import METHODS, Method, pairs
 from tiny import FAMILIES, tiny
+
+from regaze.interventions import from_dict
 
 TEXT_ONLY = tuple(f for f in FAMILIES if f not in ("instructblip", "paligemma", "mllama"))
 MIXED = ("llava", "llava_next", "qwen2_vl", "qwen3_vl", "internvl", "gemma3", "mistral3")
@@ -30,7 +30,7 @@ def test_strength_zero_changes_nothing(family: str, method: Method) -> None:
 def test_no_layers_changes_nothing(family: str, method: Method) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    spec = replace(method.acts, layers=())
+    spec = from_dict({**method.acts.to_dict(), "layers": []})
     assert torch.equal(logits(model, inputs, spec), logits(model, inputs))
     assert answer(model, inputs, spec) == answer(model, inputs)
 

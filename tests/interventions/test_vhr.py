@@ -104,7 +104,7 @@ def test_the_prompt_without_image_is_the_prompt_with_its_image_tokens_dropped(
 def test_the_two_ways_to_remove_the_image_differ(family: str, method: Method) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    masked = dataclasses.replace(method.acts, null_image="mask")
+    masked = VHR(layers=LAYERS, null_image="mask")
     kept = [not image for image in literal.read(model, inputs).image]
     dropped, hidden = (compare_prompts(model, inputs, spec)[1][2] for spec in (method.acts, masked))
     # Rotary positions are relative: where no text stands before the image they agree.
