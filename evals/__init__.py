@@ -1,1 +1,1 @@
-
+"""Benchmarks, the runner that answers them with and without interventions, and the report."""

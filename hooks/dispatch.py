@@ -11,7 +11,6 @@ seat of the module that calls them and find none for every other model.
 
 from __future__ import annotations
 
-import functools
 import sys
 import weakref
 from collections.abc import Callable, MutableMapping
@@ -35,8 +34,9 @@ class Seated(Protocol):
         """Answer an attention call of one layer."""
 
 
-SEATS: MutableMapping[nn.Module, tuple[Seated, int]] = weakref.WeakKeyDictionary()
-"""Seat and layer index of each attention module with something attached."""
+Seating = tuple[Seated, int, Callable[..., Attention]]
+SEATS: MutableMapping[nn.Module, Seating] = weakref.WeakKeyDictionary()
+"""Seat, layer index and stock function of each attention module with something attached."""
 
 
 def register(base: str) -> str:
@@ -54,11 +54,11 @@ def register(base: str) -> str:
             *args: Any,
             **kwargs: Any,
         ) -> Attention:
-            stock = _stock_attention(type(module), base)  # type: ignore[arg-type]
             found = SEATS.get(module)
             if found is None or args:
+                stock = stock_attention(type(module), base)
                 return stock(module, query, key, value, attention_mask, *args, **kwargs)
-            seat, layer = found
+            seat, layer, stock = found
             call = Call(module, query, key, value, attention_mask, kwargs, maps=base == "eager")
             return seat.attend(layer, stock, call)
 
@@ -68,8 +68,7 @@ def register(base: str) -> str:
     return name
 
 
-@functools.cache
-def _stock_attention(kind: Any, base: str) -> Callable[..., Attention]:
+def stock_attention(kind: type[nn.Module], base: str) -> Callable[..., Attention]:
     """What the module would have called: its own file may override a name, and owns eager."""
     for cls in kind.__mro__:
         home = sys.modules.get(cls.__module__)

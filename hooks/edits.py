@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from regaze.hooks.tokens import Kind, TokenMap
 
 Rows = Literal["last", "question", "text"]
+PlanKey = tuple[tuple[tuple[Rows, bool], ...], bool]
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class PromptMasks:
         kinds = tokens.kinds.to(device)[:, None, None]
         self.image = GrowingMask(kinds == Kind.IMAGE)
         self.system = GrowingMask(kinds == Kind.SYSTEM)
-        self.plans: dict[tuple[tuple[Rows, bool], ...], RowPlan | None] = {}
+        self.plans: dict[PlanKey, RowPlan | None] = {}
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Step:
     device: torch.device
     masks: PromptMasks
     _columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
-    _plans: dict[tuple[tuple[Rows, bool], ...], RowPlan | None] = field(default_factory=dict)
+    _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -194,9 +195,10 @@ class Step:
 
     def plan(self, edits: Sequence[Edit]) -> RowPlan | None:
         """Rows to recompute for these edits; None if there are none."""
-        key = tuple(sorted({(e.rows, e.reads_only) for e in edits if e.rows is not None}))
+        wanted = tuple(sorted({(e.rows, e.reads_only) for e in edits if e.rows is not None}))
+        key = (wanted, self.prompt_end)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(key)
+            self._plans[key] = self._make_plan(wanted)
         return self._plans[key]
 
     def _make_plan(self, wanted: tuple[tuple[Rows, bool], ...]) -> RowPlan | None:

@@ -29,6 +29,9 @@ class Reader:
         self._ids = torch.empty(0, 0, dtype=torch.long)
         self._real = torch.empty(0, 0, dtype=torch.bool)
         self._embedded: Tensor | None = None
+        # The cache of this prompt, and those that prompts before it began.
+        self._cache: weakref.ref[Any] | None = None
+        self._earlier: weakref.WeakSet[Any] = weakref.WeakSet()
         self._masks: PromptMasks | None = None
         self._index = 0
         self._goes_on = False
@@ -94,13 +97,14 @@ class Reader:
 
         Raises:
             ValueError: The token ids can't be seen and no ``spans`` were given, or the cache holds
-                columns that were never seen.
+                columns that were never seen or belongs to an earlier prompt.
         """
         embeds = kwargs.get("inputs_embeds")
         entering: Tensor = kwargs["input_ids"] if embeds is None else embeds
         batch, length = entering.shape[:2]
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        self._follow(cache, past)
         candidates = self._last_candidates(length) if cache is not None else 1
         if past == 0:
             self._index = 0
@@ -140,6 +144,21 @@ class Reader:
         """
         keep = self.inputs.get("logits_to_keep")
         return min(keep, length) if isinstance(keep, int) and keep > 1 else 1
+
+    def _follow(self, cache: Any, past: int) -> None:
+        """Make sure that a cache that goes on is the current prompt's."""
+        if past and cache in self._earlier:
+            raise ValueError(
+                "a prompt that was begun before another one goes on: one attached model follows "
+                "one prompt at a time, so finish each before the next, or put them in one batch"
+            )
+        if past == 0:
+            before = None if self._cache is None else self._cache()
+            if before is not None and before is not cache:
+                self._earlier.add(before)
+            if cache is not None:
+                self._earlier.discard(cache)
+            self._cache = None if cache is None else weakref.ref(cache)
 
     def _rewind(self, past: int, batch: int) -> None:
         """Bring what was read in line with the cache: tokens rolled back, rows repeated."""

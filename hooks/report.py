@@ -23,6 +23,7 @@ class Tally:
         self.prompts = 0
         self.calls: Counter[int] = Counter()
         self._asked: Counter[int] = Counter()
+        self._due = False
         self._sums: dict[int, Tensor] = {}
 
     def begin(self, step: Step) -> None:
@@ -31,7 +32,9 @@ class Tally:
             self.prompts += step.batch
             self._asked.clear()
 
-    def add_rows(self, layer: int, before: Tensor, after: Tensor, valid: Tensor) -> None:
+    def add_rows(
+        self, layer: int, before: Tensor, after: Tensor, valid: Tensor, goes_on: bool = False
+    ) -> None:
         """Count a row edit and measure how far each row's weights moved (total variation).
 
         Args:
@@ -39,8 +42,11 @@ class Tally:
             before: "B H R K" logits.
             after: The same, edited.
             valid: "B R", rows that count.
+            goes_on: More rows of the call that was counted last.
         """
-        if self._counts(layer):
+        if not goes_on:
+            self._due = self._counts(layer)
+        if self._due:
             rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
             rows = rows.round().long().to(valid.device)
             old, new = before[:, :, rows].softmax(-1), after[:, :, rows].softmax(-1)

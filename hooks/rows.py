@@ -87,7 +87,10 @@ def recompute(
             )
     batch, heads = call.query.shape[:2]
     at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
-    parts = [_recompute(call, entries, part, layer, step, offset) for part in plan.parts(at_once)]
+    parts = [
+        _recompute(call, entries, part, layer, step, offset, goes_on=number > 0)
+        for number, part in enumerate(plan.parts(at_once))
+    ]
     if len(parts) == 1:
         return parts[0][0], parts[0][1] if call.maps else None
     out = torch.cat([out for out, _ in parts], 1)
@@ -95,7 +98,13 @@ def recompute(
 
 
 def _recompute(
-    call: Call, entries: Sequence[Entry], plan: RowPlan, layer: int, step: Step, offset: int
+    call: Call,
+    entries: Sequence[Entry],
+    plan: RowPlan,
+    layer: int,
+    step: Step,
+    offset: int,
+    goes_on: bool,
 ) -> tuple[Tensor, Tensor]:
     kwargs, n_keys = call.kwargs, call.key.shape[2]
     query = call.query if step.length == 1 else gather_rows(call.query, plan.rows)
@@ -130,7 +139,7 @@ def _recompute(
         if where is not None:
             new = torch.where(where, new, logits)
         counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-        entry.tally.add_rows(layer, logits, new, counted)
+        entry.tally.add_rows(layer, logits, new, counted, goes_on)
         logits = new
     weights = logits.softmax(-1)
     return mix_values(weights, call.value), weights

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register
+from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register, stock_attention
 from regaze.hooks.edits import Step
 from regaze.hooks.null_prompt import NullPrompt
 from regaze.hooks.reading import Reader
@@ -82,16 +82,19 @@ class Seat:
     def _install(self) -> None:
         tower, attentions = self.reader.tower, self._attentions()
         configs = {id(m.config): m.config for m in [tower, *attentions]}
-        for config in configs.values():
+        bases = {}
+        for key, config in configs.items():
             # A config that another attached model shares, or that was copied while attached,
             # already has our name.
             base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
             self._configs.append((config, base))
+            bases[key] = base
             # The property's setter would pass the name on to sub-configs.
             config._attn_implementation_internal = register(base)
         _INSTALLED.add(self)
         for module in attentions:
-            SEATS[module] = (self, module.layer_idx)
+            stock = stock_attention(type(module), bases[id(module.config)])
+            SEATS[module] = (self, module.layer_idx, stock)
         self._handles += self.reader.install()
         self._handles += [
             tower.register_forward_pre_hook(self._begin, with_kwargs=True),

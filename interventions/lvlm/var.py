@@ -147,6 +147,7 @@ class _VAREdit(Edit):
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
             before = self.sinks[layer][:, : step.past]
+            before = before.repeat_interleave(step.batch // len(before), 0)
             gap = step.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
