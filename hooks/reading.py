@@ -149,16 +149,22 @@ class Reader:
         """Make sure that a cache that goes on is the current prompt's."""
         if past and cache in self._earlier:
             raise ValueError(
-                "a prompt that was begun before another one goes on: one attached model follows "
-                "one prompt at a time, so finish each before the next, or put them in one batch"
+                "the cache is that of a prompt that was begun before another one: an attached "
+                "model follows one prompt at a time, so finish each before the next, or put them "
+                "in one batch"
             )
         if past == 0:
             before = None if self._cache is None else self._cache()
-            if before is not None and before is not cache:
+            if before is not None:
                 self._earlier.add(before)
-            if cache is not None:
-                self._earlier.discard(cache)
-            self._cache = None if cache is None else weakref.ref(cache)
+            self._cache = None
+            self.note_cache(cache)
+
+    def note_cache(self, cache: Any) -> None:
+        """The current prompt's cache; a model that is given none makes one."""
+        if cache is not None and self._cache is None:
+            self._earlier.discard(cache)
+            self._cache = weakref.ref(cache)
 
     def _rewind(self, past: int, batch: int) -> None:
         """Bring what was read in line with the cache: tokens rolled back, rows repeated."""

@@ -188,7 +188,12 @@ class Seat:
             handle.remove()
         self._watching.clear()
         null, self._null, self.step = self._null, None, None
-        return null.cut(output) if null is not None and output is not None else None
+        if output is None:
+            return None
+        if null is not None:
+            output = null.cut(output)
+        self.reader.note_cache(getattr(output, "past_key_values", None))
+        return output
 
     # -- inside one attention call ------------------------------------------------------------
 
