@@ -29,7 +29,7 @@ from regaze.evals.study import Job, Scored, as_json, prepare, reopen, study
 from regaze.interventions import discover_sinks, get, names
 
 _DEMO = ("none", "var", "vhr", "pai", "vaf")
-_DEMO_IMAGES = {"pope": 200, "chair": 250}
+_DEMO_IMAGES = {"pope": 150, "chair": 200}
 _out, _err = Console(), Console(stderr=True)
 
 
@@ -43,7 +43,7 @@ class _Commands(TyperGroup):
             _fail("stopped; finished answers are kept: the same command carries on", 130)
         except torch.OutOfMemoryError:
             _fail("out of memory: give a smaller --batch-size and another --out", 2)
-        except (ValueError, OSError, TypeError, ImportError) as error:
+        except (ValueError, OSError, TypeError, ImportError, NotImplementedError) as error:
             if ctx.params.get("debug"):
                 raise
             _fail(" ".join(str(error).split()) or type(error).__name__, 2)

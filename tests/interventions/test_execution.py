@@ -313,3 +313,17 @@ def test_a_video_of_one_frame_is_edited_as_an_image_is(family: str, method: Meth
     edited = logits(model, video, method.acts)
     torch.testing.assert_close(edited, logits(model, inputs, method.acts), rtol=0, atol=1e-4)
     assert answer(model, video, method.acts) == answer(model, inputs, method.acts)
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_inference_mode_gives_the_same_and_leaves_nothing_behind(name: str) -> None:
+    model = tiny("qwen2_vl")
+    inputs = ask(model, *ROWS)
+    with attach(model.model, METHODS[name].acts):
+        with torch.inference_mode():
+            inside = model.model(**inputs).logits.clone()
+        with torch.no_grad():
+            outside = model.model(**inputs).logits
+            made = model.model.generate(**inputs, max_new_tokens=3)
+    assert torch.equal(outside, inside)
+    assert made[:, -3:].tolist() == answer(model, inputs, METHODS[name].acts, tokens=3)

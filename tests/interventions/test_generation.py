@@ -164,6 +164,45 @@ def test_a_padded_batch_in_parts_equals_the_batch_in_one(name: str) -> None:
     torch.testing.assert_close(parts[real], whole[real], rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl"])
+@torch.no_grad()
+def test_parts_may_end_anywhere_in_an_image(family: str, name: str) -> None:
+    """The text tower alone, with placeholders for patches, can be fed in any parts.
+
+    Not so where tokens stand inside an image: whether one at the end of a part is text or a
+    row's end depends on what comes next.
+    """
+    model = tiny(family)
+    ids = ask(model, (SHORT, [0]))["input_ids"]
+    tower: Any = model.model.get_decoder()
+    image = (ids[0] == model.image_token_id).nonzero().flatten()
+    config = model.model.config.get_text_config()
+    with attach(model.model, METHODS[name].acts, processor=model.processor) as run:
+        whole = tower(input_ids=ids).last_hidden_state
+        for first, size in ((int(image[0]) + 2, 1), (int(image[3]), 5), (int(image[-1]), 40)):
+            cache, parts, start = DynamicCache(config=config), [], 0
+            for end in [*range(first, ids.shape[1], size), ids.shape[1]]:
+                part = {"input_ids": ids[:, start:end], "past_key_values": cache}
+                if end < ids.shape[1]:
+                    with run.partial_prompt():
+                        parts.append(tower(**part).last_hidden_state)
+                else:
+                    parts.append(tower(**part).last_hidden_state)
+                start = end
+            torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=0, atol=1e-4)
+
+
+def test_an_exception_in_a_partial_prompt_ends_the_part() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, METHODS["pai"].acts) as run, torch.no_grad():
+        with pytest.raises(KeyError), run.partial_prompt():
+            raise KeyError
+        got = model.model(**inputs).logits
+    assert torch.equal(got, logits(model, inputs, METHODS["pai"].acts))
+
+
 @pytest.mark.parametrize("where", CUTS)
 def test_a_method_that_needs_the_whole_prompt_raises_on_parts(where: str) -> None:
     model = tiny("llava")
@@ -269,14 +308,22 @@ def pixels(inputs: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MAIN)
 @pytest.mark.parametrize("other", [(LONG, [1]), (LONG, []), (SHORT, [1])])
+@pytest.mark.parametrize("cache", ["given", "made by the model"])
 @torch.no_grad()
-def test_prompts_decoded_in_turns_are_edited_right_or_refused(name: str, other: Row) -> None:
+def test_prompts_decoded_in_turns_are_edited_right_or_refused(
+    name: str, other: Row, cache: str
+) -> None:
     model = tiny("llava")
     token = torch.tensor([[30]])
 
+    def encode(prompt: dict[str, Any]) -> Any:
+        config = model.model.config.get_text_config()
+        given = DynamicCache(config=config) if cache == "given" else None
+        return model.model(**prompt, past_key_values=given, use_cache=True).past_key_values
+
     def decode(*prompts: dict[str, Any]) -> Tensor:
         with attach(model.model, METHODS[name].acts):
-            caches = [model.model(**p, use_cache=True).past_key_values for p in prompts]
+            caches = [encode(prompt) for prompt in prompts]
             step: Tensor = model.model(input_ids=token, past_key_values=caches[0]).logits
         return step
 
