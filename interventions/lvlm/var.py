@@ -131,19 +131,24 @@ class _VAREdit(Edit):
         self.tau = (spec.tau or 0) * tower.hidden_size**0.5
         self.sinks: dict[int, Tensor] = {}
         self.sums: dict[int, tuple[GrowingMask, Tensor]] = {}
+        self.prompt: Tensor | None = None
+        self.image = torch.empty(0)
 
     def begin(self, step: Step) -> None:
         if step.prompt_start:
             self.sinks, self.sums = {}, {}
+        if not step.decodes:
+            # Generated tokens never become sinks.
+            prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
+            self.prompt = prompt.to(step.device) if prompt.any() else None
+            self.image = step.tokens.is_kind(Kind.IMAGE).to(step.device)
 
     def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
-        # Generated tokens never become sinks.
-        prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
-        if not prompt.any():
+        if self.prompt is None:
             return
         phi = sink_values(hidden, self.dims)
         sinks = phi > self.tau if self.spec.sense == "code" else phi >= self.tau
-        sinks = sinks & prompt.to(sinks.device)
+        sinks = sinks & self.prompt.to(sinks.device)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
             before = self.sinks[layer][:, : step.past]
@@ -151,7 +156,7 @@ class _VAREdit(Edit):
             gap = step.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
-        image = step.tokens.is_kind(Kind.IMAGE).to(sinks.device)
+        image = self.image.to(sinks.device)
         self.sums.pop(layer, None)
         if (sinks & image).any():
             sums, bounds = sums_and_bounds(
