@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from regaze.hooks.tokens import Kind, TokenMap
 
 Rows = Literal["last", "question", "text"]
-PlanKey = tuple[tuple[tuple[Rows, bool], ...], bool]
+PlanKey = tuple[tuple[tuple[Rows, bool], ...], bool, torch.device]
 
 
 @dataclass(frozen=True)
@@ -84,13 +84,25 @@ class Columns:
 
 
 class PromptMasks:
-    """What stays the same while a prompt's answer is decoded: column masks and row plans."""
+    """What stays the same while a prompt's answer is decoded: column masks and row plans.
 
-    def __init__(self, tokens: TokenMap, device: torch.device) -> None:
-        kinds = tokens.kinds.to(device)[:, None, None]
-        self.image = GrowingMask(kinds == Kind.IMAGE)
-        self.system = GrowingMask(kinds == Kind.SYSTEM)
+    Kept for each device that a layer runs on; a large model may be spread over several.
+    """
+
+    def __init__(self, tokens: TokenMap) -> None:
+        self._kinds = tokens.kinds[:, None, None]
+        self._masks: dict[torch.device, tuple[GrowingMask, GrowingMask]] = {}
         self.plans: dict[PlanKey, RowPlan | None] = {}
+
+    def on(self, device: torch.device) -> tuple[GrowingMask, GrowingMask]:
+        """Masks of image and system columns."""
+        if device not in self._masks:
+            kinds = self._kinds.to(device)
+            self._masks[device] = (
+                GrowingMask(kinds == Kind.IMAGE),
+                GrowingMask(kinds == Kind.SYSTEM),
+            )
+        return self._masks[device]
 
 
 @dataclass(frozen=True)
@@ -139,7 +151,7 @@ class Step:
         prompt_end: The block ends the prompt, or is a decode step.
         n_last: How many trailing rows count as "last": those whose logits are asked for (more
             than one when assisted decoding checks several candidates at once).
-        device: Where masks are needed.
+        device: Where the block enters the tower; a layer may run elsewhere.
         masks: Shared by the steps of one prompt.
     """
 
@@ -151,7 +163,7 @@ class Step:
     n_last: int
     device: torch.device
     masks: PromptMasks
-    _columns: dict[tuple[int, int], Columns] = field(default_factory=dict)
+    _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
 
@@ -177,31 +189,32 @@ class Step:
 
     @property
     def last_rows(self) -> Tensor:
-        """Row index "B" of each sample's last real token before any proposed by a draft."""
+        """Row index "B" (on the CPU) of each sample's last real token that isn't a draft's."""
         if self._last is None:
             real = self._block(~self.tokens.is_kind(Kind.PAD))
             known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1
             self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
-            self._last = self._last.to(self.device)
         return self._last
 
-    def columns(self, offset: int, n_keys: int) -> Columns:
+    def columns(self, offset: int, n_keys: int, device: torch.device) -> Columns:
         """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""
-        key = (offset, n_keys)
+        key = (offset, n_keys, device)
         if key not in self._columns:
-            image, system = self.masks.image.view(*key), self.masks.system.view(*key)
+            image, system = (mask.view(offset, n_keys) for mask in self.masks.on(device))
             self._columns[key] = Columns(image, system, offset)
         return self._columns[key]
 
-    def plan(self, edits: Sequence[Edit]) -> RowPlan | None:
+    def plan(self, edits: Sequence[Edit], device: torch.device) -> RowPlan | None:
         """Rows to recompute for these edits; None if there are none."""
         wanted = tuple(sorted({(e.rows, e.reads_only) for e in edits if e.rows is not None}))
-        key = (wanted, self.prompt_end)
+        key = (wanted, self.prompt_end, device)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(wanted)
+            self._plans[key] = self._make_plan(wanted, device)
         return self._plans[key]
 
-    def _make_plan(self, wanted: tuple[tuple[Rows, bool], ...]) -> RowPlan | None:
+    def _make_plan(
+        self, wanted: tuple[tuple[Rows, bool], ...], device: torch.device
+    ) -> RowPlan | None:
         chosen = {name: self._select(name) for name, _ in wanted}
         union = torch.stack(list(chosen.values())).any(0)
         count = int(union.sum(1).max())
@@ -216,11 +229,11 @@ class Step:
         acts: dict[Rows, Tensor | None] = {}
         for name, mask in chosen.items():
             picked = mask.gather(1, rows)
-            acts[name] = None if picked.all() else picked[:, None, :, None].to(self.device)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
         return RowPlan(
-            rows.to(self.device),
-            union.gather(1, rows).to(self.device),
-            written.gather(1, rows).to(self.device),
+            rows.to(device),
+            union.gather(1, rows).to(device),
+            written.gather(1, rows).to(device),
             acts,
             covers_all=bool(written.all()),
         )

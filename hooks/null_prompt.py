@@ -80,7 +80,7 @@ class NullPrompt:
         size = int(text.sum(1).max())
         columns = text.int().argsort(dim=1, stable=True)[:, -size:]
         valid = text.gather(1, columns)
-        last = (columns == step.last_rows.cpu()[:, None]).int().argmax(1)
+        last = (columns == step.last_rows[:, None]).int().argmax(1)
         return cls(
             length=step.length,
             columns=columns.to(step.device),
@@ -131,7 +131,7 @@ class NullPrompt:
 
     def _take(self, x: Tensor) -> Tensor:
         """Packed columns of "B T ..."."""
-        index = self.columns.reshape(*self.columns.shape, *[1] * (x.ndim - 2))
+        index = self.columns.to(x.device).reshape(*self.columns.shape, *[1] * (x.ndim - 2))
         return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
     def _positions(self, given: Tensor | None, real: Tensor, positions: Positions) -> Tensor:
@@ -177,7 +177,8 @@ class NullPrompt:
 
     def last_row(self, out: Tensor) -> Tensor:
         """Head outputs "B H D" at the packed prompt's last token, out of "B T+S H D"."""
-        return out[torch.arange(len(out), device=out.device), self.length + self.last]
+        last = self.length + self.last.to(out.device)
+        return out[torch.arange(len(out), device=out.device), last]
 
     def _real_mask(self, mask: Any, n_keys: int) -> Any:
         if isinstance(mask, Tensor):
@@ -193,25 +194,26 @@ class NullPrompt:
         """The prompt's mask among its packed columns; what it doesn't say is causal."""
         if isinstance(mask, Tensor) and mask.ndim == 2:
             taken = self._take(mask)
-            return taken if self.valid is None else taken * self.valid
+            return taken if self.valid is None else taken * self.valid.to(taken.device)
         if mask is None and self.valid is None:
             return None
+        columns = self.columns.to(call.query.device)
         seen, bias = visible_columns(
             mask,
-            self.columns,
+            columns,
             call.key.shape[2],
             query_offset=0,
             causal=getattr(call.module, "is_causal", True),
             window=None,
         )
-        index = self.columns[:, None, None].expand(-1, 1, self.columns.shape[1], -1)
+        index = columns[:, None, None].expand(-1, 1, columns.shape[1], -1)
         if seen is None:
             raise RuntimeError("a mask that hides nothing was not expected here")
         seen = seen.expand(len(index), 1, *seen.shape[2:]).gather(3, index)
         if self.valid is not None:
             # A row that sees nothing would be NaN.
             itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-            seen = (seen & self.valid[:, None, None]) | itself
+            seen = (seen & self.valid[:, None, None].to(seen.device)) | itself
         if bias is None:
             return seen
         bias = bias.expand(len(index), 1, *bias.shape[2:]).gather(3, index)

@@ -121,7 +121,7 @@ class Reader:
             ids[:, length - candidates + 1 :] = -1
             self._note(ids, self._padding(kwargs, batch, length, past), past)
             self.tokens = self._classify(batch)
-            self._masks = PromptMasks(self.tokens, entering.device)
+            self._masks = PromptMasks(self.tokens)
         self._goes_on = self.partial
         if self.tokens is None or self._masks is None:
             raise RuntimeError("no tokens were read")
@@ -188,7 +188,7 @@ class Reader:
             self.tokens = tokens.repeat(times)
             self._ids = self._ids.repeat_interleave(times, 0)
             self._real = self._real.repeat_interleave(times, 0)
-            self._masks = PromptMasks(self.tokens, self.tower.device)
+            self._masks = PromptMasks(self.tokens)
 
     def _note(self, ids: Tensor, mask: Tensor | None, past: int) -> None:
         real = torch.ones(ids.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()

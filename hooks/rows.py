@@ -127,7 +127,7 @@ def _recompute(
             logits = logits + bias
         if visible is not None:
             logits = logits.masked_fill(~visible, -torch.inf)
-    columns = step.columns(offset, n_keys)
+    columns = step.columns(offset, n_keys, logits.device)
     for entry in entries:
         if entry.edit.reads_only:
             entry.edit.see_rows(layer, logits, plan, columns)

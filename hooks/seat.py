@@ -205,7 +205,7 @@ class Seat:
         if step is None or not here:
             return run(stock)
         by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
-        plan = step.plan([e.edit for e in by_row]) if by_row else None
+        plan = step.plan([e.edit for e in by_row], call.query.device) if by_row else None
         if plan is None:
             out, weights = run(stock)
         else:

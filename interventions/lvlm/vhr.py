@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.edits import Edit, Step, TowerInfo
-from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -107,18 +106,19 @@ class _VHREdit(Edit):
     def begin(self, step: Step) -> None:
         if step.prompt_start:
             self.factors = {}
-            self.has_image = step.tokens.is_kind(Kind.IMAGE).any(1).to(step.device)
+            self.has_image = step.tokens.has_image
 
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, step: Step
     ) -> Tensor | None:
         if null is not None:
-            seen = out[torch.arange(len(out), device=out.device), step.last_rows].float()
+            last = step.last_rows.to(out.device)
+            seen = out[torch.arange(len(out), device=out.device), last].float()
             spec, rounding = self.spec, 4 * torch.finfo(out.dtype).eps
             chosen = choose_heads(
                 seen, null.float(), spec.outlier_filter, spec.unbiased, spec.heads, rounding
             )
-            chosen &= self.has_image[:, None]
+            chosen &= self.has_image[:, None].to(out.device)
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
         factor = self.factors.get(layer)
