@@ -32,7 +32,9 @@ def random_heads(seed: int, heads: int) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize("heads", [4, 7, 32])
-@pytest.mark.parametrize(("outlier_filter", "unbiased"), itertools.product([True, False], repeat=2))
+@pytest.mark.parametrize(
+    ("outlier_filter", "unbiased"), [*itertools.product([True, False], repeat=2)]
+)
 def test_heads_are_chosen_as_the_formula_says(
     heads: int, outlier_filter: bool, unbiased: bool
 ) -> None:
