@@ -23,7 +23,9 @@ def main() -> None:
     arguments.add_argument("--model", default="sandbox")
     arguments.add_argument("--image", type=Path, help="default: a drawn scene")
     arguments.add_argument("--question", default="Describe the image.")
-    arguments.add_argument("--with", dest="method", default="pai:alpha=0.5", help="e.g. vhr:alpha=3")
+    arguments.add_argument(
+        "--with", dest="method", default="pai:alpha=0.5", help="e.g. vhr:alpha=3"
+    )
     arguments.add_argument("--out", type=Path, default=Path("attention_map.png"))
     given = arguments.parse_args()
 

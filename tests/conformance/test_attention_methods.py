@@ -54,7 +54,7 @@ def attention_inputs(inputs: Tensors, name: str) -> tuple[Tensor, Tensor, Tensor
 def causal_logits(query: Tensor, key: Tensor, edit: Any) -> Tensor:
     """Logits of all rows; ``edit(unmasked logits)`` comes before the causal mask."""
     rows, columns = query.shape[2], key.shape[2]
-    logits = edit(row_logits(query, key, query.shape[-1] ** -0.5))
+    logits: Tensor = edit(row_logits(query, key, query.shape[-1] ** -0.5))
     visible = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
     return logits.masked_fill(~visible, -torch.inf)
 
