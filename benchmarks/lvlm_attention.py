@@ -490,7 +490,7 @@ def main() -> None:
     """Measure, print, save."""
     options, path = parse_options()
     torch.set_num_threads(options.threads)
-    console = Console(width=max(104, Console().width))
+    console = Console(width=max(110, Console().width))
     machine = describe(options)
     rounds = options.repeats + 3 + options.decode + len(conditions(options.shape))
     results: dict[int, dict[str, Result]] = {}
