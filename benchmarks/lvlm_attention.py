@@ -76,6 +76,10 @@ class Options:
     dtype: str
     clock: str
 
+    def rounds(self, length: int) -> int:
+        """Rounds of prefills: short prompts are cheap, so they get more."""
+        return self.repeats * max(1, 2048 // length)
+
 
 @dataclass(frozen=True)
 class Condition:
@@ -276,7 +280,7 @@ def measure_times(
     for runner in runners:
         runner.prepare(length)
     runners[0].prefill()  # The first prefill of this length pays for the pages of all others.
-    take_turns("prefill", options.repeats, runners)
+    take_turns("prefill", options.rounds(length), runners)
     one_prompt = [runner for runner in runners if runner.condition.blind == "no"]
     take_turns("decode", 3, one_prompt)
     for result in results.values():
@@ -492,11 +496,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     console = Console(width=max(110, Console().width))
     machine = describe(options)
-    rounds = options.repeats + 3 + options.decode + len(conditions(options.shape))
+    prefills = sum(options.rounds(length) for length in options.prompts)
+    others = 3 + options.decode + len(conditions(options.shape))
     results: dict[int, dict[str, Result]] = {}
     # Drawn only between measurements: a thread that refreshes it would disturb them.
     with torch.inference_mode(), Progress(console=console, auto_refresh=False) as progress:
-        task = progress.add_task("measuring", total=rounds * len(options.prompts))
+        task = progress.add_task("measuring", total=prefills + others * len(options.prompts))
 
         def tick() -> None:
             progress.update(task, advance=1, refresh=True)

@@ -97,10 +97,6 @@ class Answerer:
         )
 
 
-def _user_turn(prompt: str) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
-
-
 def _greedy(model: PreTrainedModel, max_new_tokens: int) -> GenerationConfig:
     config = copy.deepcopy(model.generation_config)
     config.update(

@@ -342,13 +342,13 @@ def _idefics(
     )
     config = config_class(
         text_config=hf.LlamaConfig(**_text(tokenizer)),
-        vision_config=_vision(patch_size=4),
+        vision_config=_vision(patch_size=3, image_size=6 * SIDE),
         image_token_id=tokenizer.image_token_id,
         pad_token_id=tokenizer.pad_token_id,
         scale_factor=2,
     )
     images = image_processor_class(
-        size={"longest_edge": 2 * EDGE}, max_image_size={"longest_edge": EDGE}
+        size={"longest_edge": 12 * SIDE}, max_image_size={"longest_edge": 6 * SIDE}
     )
     return config, images, tokenizer
 

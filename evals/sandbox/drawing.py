@@ -168,11 +168,6 @@ def _jitter(colour: RGB, spread: int, rng: random.Random) -> RGB:
     return r, g, b
 
 
-def _blend(colour: RGB, base: RGB, share: float) -> RGB:
-    r, g, b = (round(share * c + (1 - share) * d) for c, d in zip(colour, base, strict=True))
-    return r, g, b
-
-
 def _unit_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Nearly normal noise of unit variance: sums of four uniform 16-bit parts of a word."""
     words = np.random.PCG64(seed).random_raw(math.prod(shape))
