@@ -22,13 +22,13 @@ from regaze.evals.chair_words import Caption, Mention, ObjectFinder, load_table
 from regaze.evals.coco import draw_images, image_id, read_annotations
 from regaze.evals.data import fingerprint, open_image
 from regaze.evals.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums
+from regaze.evals.task import Counts, Item, Sums, Task
 
 PROMPT = "Please describe this image in detail."
 
 
 @dataclass
-class Chair:
+class Chair(Task):
     """The task: one caption per image.
 
     An item's target holds the image's ``objects`` and its reference ``captions``. The truth is the
@@ -36,7 +36,7 @@ class Chair:
 
     Attributes:
         items: One per image.
-        open: Gives the image of a cluster, as RGB.
+        open: Gives the image of a key, as RGB.
         find: Reads a caption.
         profile: Name of the rules of ``find``, as reports show it; ``official/rule`` is
             ``official`` with the sentence rule that stands in for missing NLTK data.
@@ -49,6 +49,7 @@ class Chair:
     profile: str
     max_new_tokens: int = 512
     name: str = "chair"
+    headline: tuple[str, ...] = ("chair_s", "chair_i", "recall", "words")
 
     def __post_init__(self) -> None:
         if not self.items:
@@ -177,7 +178,7 @@ class Chair:
         Raises:
             OSError: Missing or unreadable; the message names the file.
         """
-        return self.open(item.cluster)
+        return self.open(str(item.image))
 
     def counts(self, item: Item, text: str) -> Counts:
         """What `count_mentions` finds, and whether the caption is ``empty``."""

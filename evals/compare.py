@@ -1,7 +1,7 @@
 """Score a task's answers and compare two systems that answered the same items.
 
 A bootstrap replicate draws images once and applies the draw to both systems and to all groups, so
-deltas are paired and the macro mean of the groups is resampled as a whole.
+deltas are paired and totals over the groups are resampled as a whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from regaze.evals.statistics import (
     estimate,
     mcnemar,
 )
-from regaze.evals.task import Item, Task
+from regaze.evals.task import Item, Task, Total
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,30 @@ class Comparison:
 
     Attributes:
         groups: By name, in order of first appearance.
-        macro: Metrics are unweighted means over the groups, taken within each replicate; the rest
-            is about all items together.
+        totals: Several groups together, as the task defines it; the last one is the most quoted.
         draws: Bootstrap replicates.
         seed: Seed of the resampling.
     """
 
     groups: Mapping[str, Group]
-    macro: Group
+    totals: Mapping[str, Group]
     draws: int
     seed: int
+
+    @property
+    def sections(self) -> Mapping[str, Group]:
+        """The groups and after them the totals."""
+        return {**self.groups, **self.totals}
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        """Ids of all items that only the baseline got right."""
+        return tuple(key for group in self.groups.values() for key in group.lost)
+
+    @property
+    def gained(self) -> tuple[str, ...]:
+        """Ids of all items that only the other system got right."""
+        return tuple(key for group in self.groups.values() for key in group.gained)
 
 
 @dataclass(frozen=True)
@@ -73,9 +87,14 @@ class Score:
     """One system on a task; the attributes are those of `Comparison`."""
 
     groups: Mapping[str, Mapping[str, Estimate]]
-    macro: Mapping[str, Estimate]
+    totals: Mapping[str, Mapping[str, Estimate]]
     draws: int
     seed: int
+
+    @property
+    def sections(self) -> Mapping[str, Mapping[str, Estimate]]:
+        """The groups and after them the totals."""
+        return {**self.groups, **self.totals}
 
 
 def score(
@@ -101,14 +120,18 @@ def score(
     table = _Table(task, items, [answers])
     replicas, point = table.replicas(draws, seed), table.point()
 
-    def estimates(group: int) -> dict[str, Estimate]:
+    def estimates(place: int) -> dict[str, Estimate]:
         return {
-            name: estimate(float(value[0, group]), replicas[name][:, 0, group])
+            name: estimate(float(value[0, place]), replicas[name][:, 0, place])
             for name, value in point.items()
         }
 
-    groups = {name: estimates(i) for i, name in enumerate(table.groups)}
-    return Score(groups, estimates(-1), draws, seed)
+    return Score(
+        {name: estimates(place) for place, name in enumerate(table.groups)},
+        {name: estimates(place) for place, name in enumerate(table.totals, len(table.groups))},
+        draws,
+        seed,
+    )
 
 
 def compare(
@@ -137,14 +160,15 @@ def compare(
     replicas, point = table.replicas(draws, seed), table.point()
     before, after = table.correct
 
-    def group(index: int, members: NDArray[np.bool_]) -> Group:
+    def group(place: int, names: Sequence[str]) -> Group:
+        members = np.isin(table.group_of, [table.groups.index(name) for name in names])
         lost = _ids(items, members & before & ~after)
         gained = _ids(items, members & ~before & after)
         return Group(
             items=int(members.sum()),
             clusters=len(set(table.cluster_of[members])),
             metrics={
-                name: change(value[:, index], replicas[name][..., index])
+                name: change(value[:, place], replicas[name][..., place])
                 for name, value in point.items()
             },
             lost=lost,
@@ -152,8 +176,15 @@ def compare(
             mcnemar=mcnemar(len(lost), len(gained)),
         )
 
-    groups = {name: group(i, table.group_of == i) for i, name in enumerate(table.groups)}
-    return Comparison(groups, group(-1, np.full(len(items), True)), draws, seed)
+    return Comparison(
+        {name: group(place, [name]) for place, name in enumerate(table.groups)},
+        {
+            name: group(place, names)
+            for place, (name, names) in enumerate(table.totals.items(), len(table.groups))
+        },
+        draws,
+        seed,
+    )
 
 
 def to_json(value: Any) -> Any:
@@ -168,7 +199,7 @@ def to_json(value: Any) -> Any:
 
 
 class _Table:
-    """Counts of each system, summed by cluster and group."""
+    """Tallies of each system by cluster and group."""
 
     def __init__(
         self, task: Task, items: Sequence[Item], systems: Sequence[Mapping[str, str]]
@@ -179,32 +210,57 @@ class _Table:
                     f"{len(missing)} of {len(items)} items have no answer, e.g. {missing[0]!r}: "
                     "score only items that every system has answered"
                 )
-        counted = [[task.counts(item, answers[item.id]) for item in items] for answers in systems]
+        self.task = task
         clusters, self.cluster_of = _codes([item.cluster for item in items])
         self.groups, self.group_of = _codes([item.group for item in items])
-        self.keys = list(counted[0][0]) if items else []
-        self.task = task
+        cells: dict[tuple[int, int], list[int]] = {}
+        for index, cell in enumerate(zip(self.cluster_of, self.group_of, strict=True)):
+            cells.setdefault(cell, []).append(index)
+        counted = [[task.counts(item, answers[item.id]) for item in items] for answers in systems]
         self.correct = np.array([[row["correct"] > 0 for row in rows] for rows in counted])
+        tallies = [
+            {
+                cell: task.tally([items[i] for i in members], [rows[i] for i in members])
+                for cell, members in cells.items()
+            }
+            for rows in counted
+        ]
+        self.keys = list(next(iter(tallies[0].values()))) if items else []
         # (clusters, systems, groups, keys)
         self.counts = np.zeros((len(clusters), len(systems), len(self.groups), len(self.keys)))
-        for system, rows in enumerate(counted):
-            values = np.array([[row[key] for key in self.keys] for row in rows])
-            np.add.at(self.counts[:, system], (self.cluster_of, self.group_of), values)
+        for system, cells_of in enumerate(tallies):
+            for (cluster, group), tally in cells_of.items():
+                self.counts[cluster, system, group] = [tally[key] for key in self.keys]
+        self.totals = {
+            name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
+        }
 
     def point(self) -> dict[str, Array]:
-        """Metrics from all items, shape (systems, groups + macro)."""
-        return {name: value[0] for name, value in self._metrics(self.counts.sum(0)[None]).items()}
+        """Metrics from all items, shape (systems, groups + totals)."""
+        return self._metrics(self.counts.sum(0))
 
     def replicas(self, draws: int, seed: int) -> dict[str, Array]:
-        """Metrics of each replicate, shape (draws, systems, groups + macro)."""
+        """Metrics of each replicate, shape (draws, systems, groups + totals)."""
         return self._metrics(bootstrap_sums(self.counts, draws, seed))
 
     def _metrics(self, sums: Array) -> dict[str, Array]:
-        metrics = self.task.metrics({key: sums[..., i] for i, key in enumerate(self.keys)})
+        metrics = self.task.metrics(self._named(sums))
+        totals = [total.metrics for total in self._totals(sums).values()]
+        nothing = np.full(sums.shape[:-2], np.nan)
         return {
-            name: np.concatenate([value, value.mean(-1, keepdims=True)], axis=-1)
+            name: np.stack(
+                [*np.moveaxis(value, -1, 0), *(total.get(name, nothing) for total in totals)],
+                axis=-1,
+            )
             for name, value in metrics.items()
         }
+
+    def _totals(self, sums: Array) -> Mapping[str, Total]:
+        groups = {name: self._named(sums[..., i, :]) for i, name in enumerate(self.groups)}
+        return self.task.totals(groups)
+
+    def _named(self, sums: Array) -> dict[str, Array]:
+        return {key: sums[..., i] for i, key in enumerate(self.keys)}
 
 
 def _codes(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:

@@ -58,7 +58,15 @@ def fingerprint(items: Sequence[Item]) -> str:
     """SHA-256 of all that the items say."""
     digest = hashlib.sha256()
     for item in items:
-        entry = [item.id, item.cluster, item.prompt, item.group, item.target]
+        entry = [
+            item.id,
+            item.image,
+            item.prompt,
+            item.group,
+            item.target,
+            item.choices,
+            item.cluster,
+        ]
         digest.update(json.dumps(entry, sort_keys=True).encode() + b"\n")
     return digest.hexdigest()
 

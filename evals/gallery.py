@@ -73,7 +73,7 @@ def flips(
     specs = [from_dict(spec) for spec in config["interventions"]]
     before, after = texts[result.answers[0].label], texts[label]
     shown = []
-    flipped = condition.change.macro
+    flipped = condition.change
     for gained, ids in ((False, flipped.lost), (True, flipped.gained)):
         for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]:
             image = result.task.load_image(item)
@@ -94,7 +94,7 @@ def flips(
 
 
 def _one_per_image(items: Sequence[Item]) -> list[Item]:
-    return list({item.cluster: item for item in reversed(items)}.values())[::-1]
+    return list({item.image: item for item in reversed(items)}.values())[::-1]
 
 
 def _heats(

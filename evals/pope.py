@@ -20,7 +20,7 @@ from PIL import Image
 from regaze.evals.data import fingerprint, open_image, read_records
 from regaze.evals.pope_profiles import PROFILES, find_profile
 from regaze.evals.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums
+from regaze.evals.task import Counts, Item, Sums, Task
 
 HUB_ID = "lmms-lab/POPE"
 SUBSETS = ("random", "popular", "adversarial")
@@ -30,12 +30,12 @@ _FIELDS = ("question_id", "image", "text", "label")
 
 
 @dataclass
-class Pope:
+class Pope(Task):
     """The task. An item's id is ``subset/question_id``, its target the label.
 
     Attributes:
         items: All questions; those about one image are neighbours.
-        open: Gives the image of a cluster, as RGB.
+        open: Gives the image of a key, as RGB.
         profile: How answers are read, see `regaze.evals.pope_profiles`.
         max_new_tokens: Longest answer to generate.
     """
@@ -45,6 +45,8 @@ class Pope:
     profile: str = "official"
     max_new_tokens: int = 10
     name: str = "pope"
+    headline: tuple[str, ...] = ("accuracy", "f1", "yes_ratio", "words")
+    yes_no: bool = True
 
     def __post_init__(self) -> None:
         find_profile(self.profile)
@@ -158,7 +160,7 @@ class Pope:
             if item.id in seen:
                 raise ValueError(f"{place}: question {item.id} is already at {seen[item.id]}")
             seen[item.id] = place
-            by_image.setdefault(item.cluster, []).append(item)
+            by_image.setdefault(str(item.image), []).append(item)
         items = tuple(item for group in by_image.values() for item in group)
         return cls(items, load, profile, max_new_tokens or rules.max_new_tokens)
 
@@ -173,7 +175,7 @@ class Pope:
         Raises:
             OSError: Missing or unreadable; the message names the file.
         """
-        return self.open(item.cluster)
+        return self.open(str(item.image))
 
     def counts(self, item: Item, text: str) -> Counts:
         """Confusion cell of one answer, and its length.
@@ -236,7 +238,7 @@ def _item(place: str, subset: str, record: Record, suffix: str) -> Item:
     subset = str(record.get("category") or subset)
     return Item(
         id=f"{subset}/{record['question_id']}",
-        cluster=str(record["image"]),
+        image=str(record["image"]),
         prompt=f"{record['text']}{suffix}",
         group=subset,
         target=record["label"],

@@ -67,7 +67,7 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
 
 def _run(run: Scored, loaded: Loaded | None) -> dict[str, Any]:
     main = run.scores[0]
-    changes = {c.label: c.change.macro for c in main.conditions if c.change}
+    changes = {c.label: c.change for c in main.conditions if c.change}
     answerer = None
     if loaded:
         decoding = run.result.answers[0].manifest["config"]["decoding"]

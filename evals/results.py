@@ -108,4 +108,4 @@ def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
 
 def items_digest(items: Sequence[Item]) -> str:
     """SHA-256 of what is asked: ids, images and prompts in order."""
-    return records.digest([(item.id, item.cluster, item.prompt) for item in items])
+    return records.digest([(item.id, item.image, item.prompt, item.choices) for item in items])

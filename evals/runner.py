@@ -192,20 +192,23 @@ def _ask(
     images: dict[str, Image.Image] = {}
     unreadable: dict[str, OSError] = {}
     for item in batch:
-        if item.cluster not in images and item.cluster not in unreadable:
+        name = str(item.image)
+        if name not in images and name not in unreadable:
             try:
-                images[item.cluster] = task.load_image(item)
+                images[name] = task.load_image(item)
             except OSError as error:
-                unreadable[item.cluster] = error
+                unreadable[name] = error
     found = {
-        item.id: Record(item.id, item.cluster, finish="error", error=str(unreadable[item.cluster]))
+        item.id: Record(
+            item.id, item.cluster, finish="error", error=str(unreadable[str(item.image)])
+        )
         for item in batch
-        if item.cluster in unreadable
+        if str(item.image) in unreadable
     }
     asked = [item for item in batch if item.id not in found]
     # Where all that was open has failed again, asking the others again would tell nothing.
     if not all(_answered(item, known) for item in asked):
-        answers = answerer([i.prompt for i in asked], [images[i.cluster] for i in asked])
+        answers = answerer([i.prompt for i in asked], [images[str(i.image)] for i in asked])
         seconds = round((time.perf_counter() - started) / len(asked), 4)
         for item, answer in zip(asked, answers, strict=True):
             found[item.id] = Record(item.id, item.cluster, **asdict(answer), seconds=seconds)

@@ -53,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Section:
-    """All reported conditions on one group of items, or on the mean of all groups."""
+    """All reported conditions on one group of items, or on several groups together."""
 
     title: str
     rows: tuple[Row, ...]
@@ -68,6 +68,7 @@ class TaskScores:
         task: The task's name.
         profile: The scoring rules.
         directions: For each metric +1, -1 or 0: which way is better.
+        headline: Metrics that stand in short tables, the most important one first.
         asked: Items asked.
         scored: Items that every reported condition has answered; only these are scored.
         clusters: Images that the scored items are about.
@@ -79,6 +80,7 @@ class TaskScores:
     task: str
     profile: str
     directions: Mapping[str, int]
+    headline: tuple[str, ...]
     asked: int
     scored: int
     clusters: int
@@ -92,22 +94,18 @@ class TaskScores:
 
     @property
     def sections(self) -> list[Section]:
-        """The groups, and after them their mean if there are several."""
+        """The groups, and after them the totals; the last one is the most quoted."""
         reported = [(c, c.score, c.change) for c in self.conditions if c.score]
-        names = list(reported[0][1].groups)
-        sections = [
+        return [
             Section(
                 name,
                 tuple(
-                    Row(c, s.groups[name], d.groups[name] if d else None) for c, s, d in reported
+                    Row(c, s.sections[name], d.sections[name] if d else None)
+                    for c, s, d in reported
                 ),
             )
-            for name in names
+            for name in reported[0][1].sections
         ]
-        if len(names) > 1:
-            mean = tuple(Row(c, s.macro, d.macro if d else None) for c, s, d in reported)
-            sections.append(Section(f"mean of the {len(names)}", mean))
-        return sections
 
 
 def score_run(
@@ -156,6 +154,7 @@ def score_run(
         task=task.name,
         profile=task.profile,
         directions=dict(task.directions),
+        headline=tuple(task.headline),
         asked=len(result.items),
         scored=len(items),
         clusters=len({item.cluster for item in items}),

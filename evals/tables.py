@@ -16,11 +16,6 @@ from regaze.evals.statistics import Change
 
 Verdict = Literal["better", "worse", "moved", "open"]
 
-# What fits a terminal of 80 columns; scores.json and the HTML report hold every metric.
-_COLUMNS: Mapping[str, tuple[str, ...]] = {
-    "pope": ("accuracy", "f1", "yes_ratio", "words"),
-    "chair": ("chair_s", "chair_i", "recall", "words"),
-}
 _NAMES = {"f1": "F1", "chair_s": "CHAIR_s", "chair_i": "CHAIR_i"}
 _STYLES: Mapping[Verdict, str] = {"better": "green", "worse": "red", "moved": "yellow", "open": ""}
 _MARKS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "moved": "●", "open": ""}
@@ -38,7 +33,7 @@ def metric_name(metric: str) -> str:
 
 def shown_metrics(scores: TaskScores) -> list[str]:
     """The metrics that stand in a short table, the first one being the headline."""
-    return [m for m in _COLUMNS.get(scores.task, scores.directions) if m in scores.directions]
+    return [m for m in scores.headline or scores.directions if m in scores.directions]
 
 
 def scale(metric: str) -> int:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,64 +13,130 @@ from PIL import Image
 
 Counts = Mapping[str, float]
 Sums = Mapping[str, NDArray[np.float64]]
+Metrics = Mapping[str, NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question about one image.
+    """One question, mostly about one image.
 
     Attributes:
         id: Unique within the task, stable between runs, e.g. ``"adversarial/17"``.
-        cluster: The image's name: the unit that statistics resample.
+        image: Key of the image for `Task.load_image`; None for a question about no image.
         prompt: The user's text, without chat template and without image placeholder.
         group: Subset the item belongs to, e.g. ``"adversarial"``; metrics are given per group.
         target: What the scorer needs to know of the truth (JSON-able).
+        choices: Answers to choose among by likelihood; the one with the lowest mean token
+            cross-entropy is the answer. Empty: the answer is generated.
+        cluster: The unit that statistics resample; default: the image.
     """
 
     id: str
-    cluster: str
+    image: str | None
     prompt: str
     group: str = "all"
     target: Any = field(default=None, hash=False)
+    choices: tuple[str, ...] = ()
+    cluster: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            if self.image is None:
+                raise ValueError(f"item {self.id} has no image, so it needs a cluster")
+            object.__setattr__(self, "cluster", self.image)
 
 
-class Task(Protocol):
+@dataclass(frozen=True)
+class Total:
+    """Metrics of several groups together.
+
+    Attributes:
+        groups: Which ones.
+        metrics: As `Task.metrics` gives them for one group, or some of them.
+    """
+
+    groups: tuple[str, ...]
+    metrics: Metrics
+
+
+class Task(ABC):
     """A benchmark. Scoring is pure: no model, no network, no clock.
 
     ``counts`` turns one answer into sufficient statistics (true positives, mentions, ...) and
     ``metrics`` turns their sums into scores; a paired bootstrap then needs nothing else, because
     resampling images only changes the sums. Raw answers are stored and parsed at scoring time, so
     the same answers can be scored under another profile.
+
+    Attributes:
+        name: The benchmark's name.
+        profile: Whose rules the answers are read by.
+        items: All items, in a fixed order; items of one image are neighbours.
+        max_new_tokens: Longest answer to generate.
+        headline: Metrics that stand in short tables, the most important one first.
+        yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
+            intervention ranks answers better or only moved the threshold; ``target`` is then
+            ``"yes"`` or ``"no"``.
     """
 
     name: str
     profile: str
+    items: Sequence[Item]
     max_new_tokens: int
+    headline: tuple[str, ...] = ()
+    yes_no: bool = False
 
     @property
-    def items(self) -> Sequence[Item]:
-        """All items, in a fixed order; items of one image are neighbours."""
-
-    @property
+    @abstractmethod
     def data_hash(self) -> str:
         """SHA-256 of the data the items were read from."""
 
+    @abstractmethod
     def load_image(self, item: Item) -> Image.Image:
-        """The item's image as RGB.
+        """The item's image as RGB; not asked of an item without one.
 
         Raises:
             OSError: The image is missing or unreadable; the message names the file.
         """
 
+    @abstractmethod
     def counts(self, item: Item, text: str) -> Counts:
         """Sufficient statistics of one answer; always the same keys.
 
         Holds ``correct`` (0 or 1): whether this answer counts as right, for flips and McNemar.
         """
 
+    def tally(self, items: Sequence[Item], counts: Sequence[Counts]) -> Counts:
+        """Sufficient statistics of all items that share a cluster and a group.
+
+        Here their sum. A benchmark that looks at answers jointly (both questions about an image
+        right) adds keys.
+        """
+        return {key: sum(each[key] for each in counts) for key in counts[0]}
+
+    @abstractmethod
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
-        """Scores from summed counts, elementwise over arrays of sums; NaN where undefined."""
+        """Scores from summed tallies, elementwise over arrays of sums; NaN where undefined."""
+
+    def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
+        """Scores of several groups together, by name, the most quoted one last.
+
+        Here the unweighted mean of all groups' metrics where there are several groups.
+
+        Args:
+            groups: Summed tallies of each group, elementwise as in `metrics`.
+        """
+        if len(groups) < 2:
+            return {}
+        each = [self.metrics(sums) for sums in groups.values()]
+        means = {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}
+        return {f"mean of the {len(groups)}": Total(tuple(groups), means)}
 
     @property
+    @abstractmethod
     def directions(self) -> Mapping[str, int]:
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither (yes ratio)."""
+
+
+def add_up(groups: Sequence[Sums]) -> Sums:
+    """Sums of several groups taken together, for totals that pool the items."""
+    return {key: np.sum([sums[key] for sums in groups], axis=0) for key in groups[0]}

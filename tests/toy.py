@@ -13,12 +13,12 @@ from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from regaze.evals.sandbox.build import build_model, build_processor
 from regaze.evals.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums
+from regaze.evals.task import Counts, Item, Sums, Task
 
 QUESTIONS = ("Is there a red star?", "Describe the image.", "Is there a blue ring in the image?")
 
 
-class ToyTask:
+class ToyTask(Task):
     """Three questions about each image, in two groups; right is an answer that has its word.
 
     Images named in ``missing`` can't be read.
@@ -41,10 +41,10 @@ class ToyTask:
         ]
 
     def load_image(self, item: Item) -> Image.Image:
-        self.loads.append(item.cluster)
-        if item.cluster in self.missing:
-            raise FileNotFoundError(f"no image file {item.cluster}.png")
-        seed = int(item.cluster.removeprefix("image "))
+        self.loads.append(str(item.image))
+        if item.image in self.missing:
+            raise FileNotFoundError(f"no image file {item.image}.png")
+        seed = int(str(item.image).removeprefix("image "))
         pixels = np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8)
         return Image.fromarray(pixels).resize((64, 64), Image.Resampling.NEAREST)
 

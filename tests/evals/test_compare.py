@@ -48,7 +48,7 @@ def test_identical_systems_differ_by_exactly_nothing() -> None:
     task = pope()
     answers = flip(right(task), "random/3", "popular/4")
     found = compare(task, task.items, answers, answers, draws=500)
-    for group in (*found.groups.values(), found.macro):
+    for group in found.sections.values():
         for metric in group.metrics.values():
             assert (metric.delta, metric.low, metric.high, metric.p) == (0, 0, 0, 1)
         assert group.lost == group.gained == ()
@@ -62,19 +62,19 @@ def test_flips_are_listed_both_ways_and_by_group() -> None:
     assert found.groups["random"].gained == ("random/3",)
     assert found.groups["random"].lost == ()
     assert set(found.groups["popular"].lost) == {"popular/0", "popular/1"}
-    assert set(found.macro.lost) == {"popular/0", "popular/1"}
-    assert found.macro.gained == ("random/3",)
-    assert found.macro.mcnemar.p == pytest.approx(1.0)
+    assert set(found.lost) == {"popular/0", "popular/1"}
+    assert found.gained == ("random/3",)
+    assert found.totals["mean of the 2"].mcnemar.p == pytest.approx(1.0)
 
 
-def test_values_are_those_of_the_metrics_and_the_macro_is_their_mean() -> None:
+def test_values_are_those_of_the_metrics_and_the_total_is_their_mean() -> None:
     task = pope()
     baseline = flip(right(task), "random/0", "random/2")
     found = compare(task, task.items, baseline, right(task), draws=100)
     accuracy = found.groups["random"].metrics["accuracy"]
     assert (accuracy.baseline, accuracy.other) == (14 / 16, 1.0)
     assert accuracy.delta == 2 / 16
-    assert found.macro.metrics["accuracy"].baseline == (14 / 16 + 1.0) / 2
+    assert found.totals["mean of the 2"].metrics["accuracy"].baseline == (14 / 16 + 1.0) / 2
     assert found.groups["random"].metrics["yes_ratio"].delta == 2 / 16
 
 
@@ -82,25 +82,25 @@ def test_groups_and_items_are_counted() -> None:
     task = pope(images=5)
     found = compare(task, task.items, right(task), right(task), draws=10)
     assert [(g.items, g.clusters) for g in found.groups.values()] == [(10, 5), (10, 5)]
-    assert (found.macro.items, found.macro.clusters) == (20, 5)
+    assert (found.totals["mean of the 2"].items, found.totals["mean of the 2"].clusters) == (20, 5)
     assert list(found.groups) == ["random", "popular"]
 
 
 def test_an_image_is_drawn_with_its_questions_in_all_groups() -> None:
-    """If both subsets flip on the same images, their macro mean must vary as much as each."""
+    """If both subsets flip on the same images, their mean must vary as much as each."""
     task = pope(images=12)
     wrong = [f"{subset}/{2 * image}" for subset in ("random", "popular") for image in range(4)]
     found = compare(task, task.items, flip(right(task), *wrong), right(task), draws=800)
     single = found.groups["random"].metrics["accuracy"]
-    macro = found.macro.metrics["accuracy"]
-    assert (macro.low, macro.high) == (single.low, single.high)
+    mean = found.totals["mean of the 2"].metrics["accuracy"]
+    assert (mean.low, mean.high) == (single.low, single.high)
 
 
 def test_pairing_makes_the_interval_of_a_constant_gain_a_point() -> None:
     task = pope(images=10, subsets=("random",))
     yes_wrong = [f"random/{2 * image}" for image in range(10)]
     found = compare(task, task.items, flip(right(task), *yes_wrong), right(task), draws=200)
-    accuracy = found.macro.metrics["accuracy"]
+    accuracy = found.groups["random"].metrics["accuracy"]
     assert (accuracy.delta, accuracy.low, accuracy.high) == (0.5, 0.5, 0.5)
     assert accuracy.p == pytest.approx(2 / 201)
 
@@ -109,13 +109,13 @@ def test_an_undefined_metric_is_dropped_and_becomes_null() -> None:
     task = pope(images=6)
     never = {item.id: "no" for item in task.items}
     found = compare(task, task.items, never, right(task), draws=50)
-    precision = found.macro.metrics["precision"]
+    precision = found.totals["mean of the 2"].metrics["precision"]
     assert math.isnan(precision.baseline)
     assert precision.dropped == 50
     stored = json.loads(json.dumps(to_json(found), allow_nan=False))
-    assert stored["macro"]["metrics"]["precision"]["baseline"] is None
-    assert stored["macro"]["metrics"]["accuracy"]["delta"] == 0.5
-    assert stored["macro"]["gained"] == list(found.macro.gained)
+    assert stored["totals"]["mean of the 2"]["metrics"]["precision"]["baseline"] is None
+    assert stored["totals"]["mean of the 2"]["metrics"]["accuracy"]["delta"] == 0.5
+    assert stored["totals"]["mean of the 2"]["gained"] == list(found.totals["mean of the 2"].gained)
 
 
 def test_the_result_follows_its_seed() -> None:
@@ -139,7 +139,7 @@ def test_only_the_given_items_are_compared() -> None:
     items = [item for item in task.items if item.group == "random"]
     found = compare(task, items, right(task), flip(right(task), "popular/0"), draws=20)
     assert list(found.groups) == ["random"]
-    assert found.macro.lost == ()
+    assert found.lost == ()
 
 
 @pytest.mark.parametrize("images", [0, 1])
@@ -157,8 +157,8 @@ def test_a_score_has_the_same_values_and_an_interval_around_them() -> None:
     accuracy = found.groups["random"]["accuracy"]
     assert accuracy.value == 14 / 16
     assert accuracy.low < accuracy.value < accuracy.high <= 1
-    assert found.macro["accuracy"].value == (14 / 16 + 15 / 16) / 2
-    assert found.macro["accuracy"].dropped == 0
+    assert found.totals["mean of the 2"]["accuracy"].value == (14 / 16 + 15 / 16) / 2
+    assert found.totals["mean of the 2"]["accuracy"].dropped == 0
 
 
 def test_json_values_survive_unchanged() -> None:

@@ -50,7 +50,7 @@ def test_questions_about_one_image_are_neighbours_across_subsets(tmp_path: Path)
         *("random/1", "random/3", "popular/1", "popular/3"),
         *("random/2", "popular/2"),
     ]
-    assert [item.cluster for item in items] == ["b.jpg"] * 4 + ["a.jpg"] * 2
+    assert [item.image for item in items] == ["b.jpg"] * 4 + ["a.jpg"] * 2
 
 
 def test_a_json_array_reads_like_json_lines(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def published(data_dir: Path) -> Pope:
 
 def test_published_files_hold_six_questions_an_image_and_subset(published: Pope) -> None:
     assert len(published.items) == 9000
-    by_subset_and_image = Counter((item.group, item.cluster) for item in published.items)
+    by_subset_and_image = Counter((item.group, item.image) for item in published.items)
     assert len(by_subset_and_image) == 1500
     assert set(by_subset_and_image.values()) == {6}
     signs = Counter((item.group, item.target) for item in published.items)
@@ -204,7 +204,7 @@ def test_published_files_hold_six_questions_an_image_and_subset(published: Pope)
 
 def test_published_files_come_in_500_blocks_of_one_image(published: Pope) -> None:
     blocks = [published.items[start : start + 18] for start in range(0, 9000, 18)]
-    assert [len({item.cluster for item in block}) for block in blocks] == [1] * 500
+    assert [len({item.image for item in block}) for block in blocks] == [1] * 500
     assert len({block[0].cluster for block in blocks}) == 500
 
 

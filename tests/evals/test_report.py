@@ -71,7 +71,7 @@ def test_flipped_items_are_shown_with_both_answers_and_attention_maps(
 ) -> None:
     change = run.scores[0].conditions[1].change
     assert change is not None
-    first = (*change.macro.lost, *change.macro.gained)[0]
+    first = (*change.lost, *change.gained)[0]
     card = page[page.index(f"<small>{first}</small>") :].partition("</article>")[0]
     texts = [a.records[first].text for a in run.result.answers[:2]]
     for text in texts:
@@ -84,9 +84,7 @@ def test_one_flip_per_image_and_direction_is_shown(run: Scored, page: str) -> No
     change = run.scores[0].conditions[1].change
     assert change is not None
     clusters = {item.id: item.cluster for item in run.result.items}
-    expected = sum(
-        len({clusters[key] for key in ids}) for ids in (change.macro.lost, change.macro.gained)
-    )
+    expected = sum(len({clusters[key] for key in ids}) for ids in (change.lost, change.gained))
     assert page.count("<article") == expected
 
 

@@ -48,10 +48,10 @@ def test_a_condition_is_scored_and_compared_with_the_first() -> None:
     none, vhr = scored(answers("none", WRONG), answers("vhr", RIGHT, acted=True)).conditions
     assert (none.status, none.change) == ("scored", None)
     assert none.score is not None and vhr.score is not None and vhr.change is not None
-    assert none.score.macro["accuracy"].value == 0
-    change = vhr.change.macro.metrics["accuracy"]
+    assert none.score.totals["mean of the 2"]["accuracy"].value == 0
+    change = vhr.change.totals["mean of the 2"].metrics["accuracy"]
     assert (change.delta, change.low, change.high) == (1, 1, 1)
-    assert set(vhr.change.macro.gained) == set(IDS)
+    assert set(vhr.change.gained) == set(IDS)
     assert vhr.config_sha256 == "vhr"
 
 
@@ -103,4 +103,4 @@ def test_another_profile_scores_the_same_answers() -> None:
     strict = score_run(run, task=Strict(images=3), draws=200)
     assert strict.profile == "strict"
     assert strict.conditions[0].score is not None
-    assert strict.conditions[0].score.macro["accuracy"].value == 0
+    assert strict.conditions[0].score.totals["mean of the 2"]["accuracy"].value == 0
