@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from regaze.hooks.edits import Edit, TowerInfo
+from regaze.hooks.edits import TowerInfo
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, Report
 from regaze.hooks.rows import Entry
@@ -28,10 +28,14 @@ class Attachable(Protocol):
     def label(self) -> str:
         """Short text for reports."""
 
-    def resolve(self, tower: TowerInfo) -> Attachable:
+    @property
+    def acts_on(self) -> str:
+        """What it can be attached to."""
+
+    def resolve(self, tower: Any) -> Attachable:
         """Fill in what depends on the model; raise if it can't act there."""
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, tower: Any) -> Any:
         """Make the edit."""
 
 
@@ -100,19 +104,26 @@ def attach(
     *interventions: Attachable,
     processor: Any = None,
     spans: Sequence[Spans] | Spans | None = None,
+    cond_rows: slice | None = None,
+    fork: bool = True,
 ) -> Attachment:
-    """Attach interventions to a model that is already loaded.
+    """Attach interventions to a model or pipeline that is already loaded.
 
     They act in the order given; a second `attach` adds to the first. Nothing is replaced in the
     model but the name of its attention function, and `Attachment.detach` restores that exactly.
 
     Args:
-        target: A transformers vision-language model, or a pipeline that holds one.
+        target: A transformers vision-language model or a pipeline that holds one; a diffusers
+            pipeline, or its U-Net or transformer alone.
         *interventions: Specs, e.g. ``VAR()`` or ``parse("vhr:alpha=2")``.
         processor: The model's processor. Not needed by most; tells row-end and tile tokens of
             Mistral3, Idefics3 and SmolVLM from text.
         spans: Overrides what is found from token ids: ``{"image": [(start, end), ...]}`` in
             columns of the padded batch, for all rows or one mapping per row.
+        cond_rows: Diffusers only: which rows of a denoiser's batch are conditional. Needed for a
+            bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
+            pipelines that don't say.
+        fork: Diffusers only: False runs whole extra passes for perturbed branches.
 
     Returns:
         A handle, usable as a context manager.
@@ -122,6 +133,22 @@ def attach(
         ValueError: An intervention can't act on this model (the message says why and what can),
             or contradicts what is attached already.
     """
+    # Here, because it builds on this module; it doesn't load diffusers.
+    from regaze.hooks.diffusion.attach import attach_denoisers, find_denoisers
+
+    denoisers = find_denoisers(target)
+    wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
+    for one in interventions:
+        if one.acts_on != wanted:
+            raise ValueError(
+                f"{one.label} acts on {one.acts_on}, and {type(target).__name__} is none"
+            )
+    if denoisers is not None:
+        if processor is not None or spans is not None:
+            raise ValueError("processor and spans are for vision-language models")
+        return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
+    if cond_rows is not None or not fork:
+        raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
     info = find_tower(model, processor)
     specs = [one.resolve(info) for one in interventions]

@@ -29,8 +29,10 @@ class Tally:
     def begin(self, step: Step) -> None:
         """A block begins."""
         if step.prompt_start:
-            self.prompts += step.batch
             self._asked.clear()
+        # At its end: a beginning may be shared by several prompts.
+        if step.prompt_end and step.tokens.generated == 0:
+            self.prompts += step.batch
 
     def add_rows(
         self, layer: int, before: Tensor, after: Tensor, valid: Tensor, goes_on: bool = False
@@ -88,13 +90,16 @@ class LayerReport:
         calls: Attention calls in which it edited.
         heads: Share of (head, edited row) pairs that it changed, where measured.
         effect: Mean size of the change over them all: total variation between a row's attention
-            weights before and after (0 to 1), or |factor - 1| for head scaling.
+            weights before and after (0 to 1), |factor - 1| for head scaling, or for a denoiser
+            |new - old| / |old| of a head's output.
+        name: The module's path, where layers have one.
     """
 
     layer: int
     calls: int
     heads: float
     effect: float
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,16 @@ class InterventionReport:
         prompts: Prompts seen while attached.
         layers: One entry per layer at which it was called.
         exempt: It is a no-op by its own settings (strength zero), so silence is no alarm.
+        steps: Sampling steps in which it acted (denoisers).
+        note: How it ran, if that needs saying.
     """
 
     label: str
     prompts: int
     layers: tuple[LayerReport, ...]
     exempt: bool = False
+    steps: int | None = None
+    note: str = ""
 
     @property
     def fired(self) -> bool:
@@ -149,13 +158,14 @@ class Report:
         for one in self.interventions:
             state = "fired" if one.fired else "off by its settings" if one.exempt else "NEVER FIRED"
             acted = [x for x in one.layers if x.effect > 0]
+            over = f"{one.prompts} prompts" if one.steps is None else f"{one.steps} steps"
             lines.append(
-                f"{one.label}: {state} in {len(acted)} layers over {one.prompts} prompts, "
-                f"mean effect {one.effect:.3f}"
+                f"{one.label}: {state} in {len(acted)} layers over {over}, "
+                f"mean effect {one.effect:.3f}" + (f" ({one.note})" if one.note else "")
             )
             lines += [
                 f"  layer {x.layer:3d}  calls {x.calls:6d}  heads {x.heads:6.1%}  "
-                f"effect {x.effect:.4f}"
+                f"effect {x.effect:.4f}" + (f"  {x.name}" if x.name else "")
                 for x in one.layers
             ]
         return "\n".join(lines)

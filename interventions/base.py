@@ -12,8 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
-from regaze.hooks.edits import Edit, TowerInfo
-
 _REGISTRY: dict[str, type[Intervention]] = {}
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _T = TypeVar("_T", bound="type[Intervention]")
@@ -31,7 +29,11 @@ class Intervention(ABC):
     name: ClassVar[str]
     summary: ClassVar[str]
     paper: ClassVar[str]
+    acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
+    shares_prefix: ClassVar[bool] = True
+    """Whether questions about an image may share what was computed of it: False for a method that
+    edits the image's columns, or compares whole prompts, by what is asked."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -46,16 +48,27 @@ class Intervention(ABC):
         """
 
     @abstractmethod
-    def resolve(self, tower: TowerInfo) -> Intervention:
+    def resolve(self, tower: Any) -> Intervention:
         """Fill in every field that depends on the model.
+
+        Args:
+            tower: What is known of the model: a ``TowerInfo`` or a ``Denoiser``.
 
         Raises:
             ValueError: The method can't act on this model, or a field doesn't fit it.
         """
 
     @abstractmethod
-    def bind(self, tower: TowerInfo) -> Edit:
-        """Make the edit that a seat runs; call it on a resolved spec."""
+    def bind(self, tower: Any) -> Any:
+        """Make the ``Edit`` or ``Guidance`` that a seat runs; call it on a resolved spec."""
+
+    def controls(self) -> Mapping[str, Intervention]:
+        """Variants that should not help if the method works for the reason it gives, by name.
+
+        For instance as many heads drawn at random, or the same edit with its sign flipped. Empty
+        for a method that has none, and for a spec that is a control itself.
+        """
+        return {}
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-able values: ``{"name": ..., field: value, ...}``."""
@@ -81,9 +94,13 @@ def register(cls: _T) -> _T:
     return cls
 
 
-def names() -> list[str]:
-    """Names of all registered methods, sorted."""
-    return sorted(_REGISTRY)
+def names(acts_on: str | None = None) -> list[str]:
+    """Names of all registered methods, sorted.
+
+    Args:
+        acts_on: Only those for this, as in `Intervention.acts_on`.
+    """
+    return sorted(n for n, cls in _REGISTRY.items() if acts_on in (None, cls.acts_on))
 
 
 def get(name: str) -> type[Intervention]:
@@ -120,7 +137,8 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
 def parse(text: str) -> Intervention:
     """Read the command line's form ``name`` or ``name:field=value,field=value``.
 
-    Values are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string.
+    Values are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string, in lists
+    too.
 
     Raises:
         ValueError: Unknown name or field, a missing ``=``, or a value out of its domain.
@@ -135,10 +153,7 @@ def parse(text: str) -> Intervention:
         field, value = field.strip(), value.strip()
         if field in spec:
             raise ValueError(f"{text!r}: {field} is given twice")
-        try:
-            spec[field] = json.loads(_PYTHON_WORDS.get(value, value))
-        except json.JSONDecodeError:
-            spec[field] = value
+        spec[field] = _value(value)
     return from_dict(spec)
 
 
@@ -204,6 +219,16 @@ def check_flag(method: str, field: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise ValueError(f"{method}: {field} must be true or false, got {value!r}")
+
+
+def _value(text: str) -> Any:
+    """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
+    try:
+        return json.loads(_PYTHON_WORDS.get(text, text))
+    except json.JSONDecodeError:
+        if text.startswith("[") and text.endswith("]"):
+            return [_value(part.strip()) for part in text[1:-1].split(",")]
+        return text
 
 
 def _plain(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from regaze.hooks.edits import TowerInfo
-from regaze.interventions.base import check_indices, get, names
+from regaze.interventions.base import Intervention, check_indices, get, names
 
 
 def require_patches(method: str, tower: TowerInfo) -> None:
@@ -16,7 +16,8 @@ def require_patches(method: str, tower: TowerInfo) -> None:
     """
     if tower.image_columns:
         return
-    able = [n for n in names() if not get(n).needs_image_columns] if tower.image_ids else []
+    here = names(Intervention.acts_on) if tower.image_ids else []
+    able = [n for n in here if not get(n).needs_image_columns]
     raise ValueError(
         f"{method} edits attention on image patches, but {tower.model_type} has none as columns of "
         "its text tower (it goes through a resampler or cross-attention); "

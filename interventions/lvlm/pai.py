@@ -11,6 +11,7 @@ half, the contrast with a text-only prompt, is `contrast`: a function on next-to
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -43,6 +44,10 @@ class PAI(Intervention):
     def check(self) -> None:
         """Check the fields' domains."""
         check_number("pai", "alpha", self.alpha, low=-1, high=100)
+
+    def controls(self) -> Mapping[str, Intervention]:
+        """Looking away from the image by as much, as far as alpha allows."""
+        return {"flipped sign": replace(self, alpha=-self.alpha)} if 0 < self.alpha <= 1 else {}
 
     def resolve(self, tower: TowerInfo) -> PAI:
         """Choose the layers."""

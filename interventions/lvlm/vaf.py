@@ -11,6 +11,7 @@ decoding; with the columns where they really are, neither matters.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -47,6 +48,15 @@ class VAF(Intervention):
         """Check the fields' domains."""
         check_number("vaf", "enhance", self.enhance, low=0, high=100)
         check_number("vaf", "suppress", self.suppress, low=0, high=100)
+
+    def controls(self) -> Mapping[str, Intervention]:
+        """Both factors mirrored at 1, as far as they stay positive."""
+        if not (1 <= self.enhance < 2 and self.suppress <= 1) or self.enhance == self.suppress:
+            return {}
+        mirrored = replace(
+            self, enhance=round(2 - self.enhance, 9), suppress=round(2 - self.suppress, 9)
+        )
+        return {"flipped sign": mirrored}
 
     def resolve(self, tower: TowerInfo) -> VAF:
         """Choose the layers."""

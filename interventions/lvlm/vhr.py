@@ -15,6 +15,7 @@ std.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -53,6 +54,7 @@ class VHR(Intervention):
     summary: ClassVar[str] = "amplify the heads that react to the image"
     paper: ClassVar[str] = "arXiv 2412.13949"
     needs_image_columns: ClassVar[bool] = False
+    shares_prefix: ClassVar[bool] = False
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
@@ -68,6 +70,15 @@ class VHR(Intervention):
         check_flag("vhr", "unbiased", self.unbiased)
         check_choice("vhr", "null_image", self.null_image, ("drop", "mask"))
         check_choice("vhr", "heads", self.heads, ("top", "bottom", "random"))
+
+    def controls(self) -> Mapping[str, Intervention]:
+        """As many heads, drawn at random or from the other end."""
+        if self.heads != "top":
+            return {}
+        return {
+            "random heads": replace(self, heads="random"),
+            "bottom heads": replace(self, heads="bottom"),
+        }
 
     def resolve(self, tower: TowerInfo) -> VHR:
         """Choose the layers.

@@ -35,6 +35,21 @@ def test_prompts_are_counted_per_sample_and_over_passes() -> None:
     assert run.report().interventions[0].prompts == 6
 
 
+def test_prompts_that_share_a_beginning_count_each() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    ids = inputs["input_ids"]
+    with attach(model.model, PAI(0.5)) as run, torch.no_grad():
+        with run.partial_prompt():
+            first = {**inputs, "input_ids": ids[:, :-2]}
+            first["attention_mask"] = inputs["attention_mask"][:, :-2]
+            cache = model.model(**first, use_cache=True).past_key_values
+        cache.batch_repeat_interleave(3)
+        for new in (ids[:, -2:], ids[:, -1:]):  # the ends of the prompts, and a decode step
+            model.model(input_ids=new.repeat(3, 1), past_key_values=cache)
+    assert run.report().interventions[0].prompts == 3
+
+
 @pytest.mark.parametrize("rows", [[(SHORT, [0])], [(SHORT, [0]), (LONG, [1])]])
 def test_the_effect_is_how_far_weights_moved(rows: list[tuple[str, list[int]]]) -> None:
     model = tiny("llava", attn_implementation="eager")

@@ -13,13 +13,14 @@ from matrix import METHODS, Method, pairs
 from tiny import tiny
 
 from regaze.hooks import attach
-from regaze.interventions import PAI, VAF, VAR, VHR, Intervention, from_dict, get, names, parse
+from regaze.interventions import PAG, PAI, VAF, VAR, VHR, Intervention, from_dict, get, names, parse
 
 SPECS = [
     *(spec for method in METHODS.values() for spec in (method.acts, method.idle)),
     *(get(name)() for name in names()),  # type: ignore[abstract]
     VHR(heads="random", unbiased=False),
     PAI(alpha=-1, layers=(0,)),
+    PAG(layers=("mid", "blocks.13", 2)),
 ]
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
 
@@ -99,8 +100,8 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
     ("text", "hint"),
     [
         ("vra", "did you mean .*var"),
-        ("PAI", "known: pai, vaf, var, vhr"),
-        ("", "known: pai"),
+        ("PAI", "known: pag, pai, seg, softpag"),
+        ("", "known: pag, pai"),
         ("vhr:alhpa=2", "did you mean alpha"),
         ("var:rhoo=1", "did you mean rho"),
         ("pai:zzz=1", "known: alpha, layers"),

@@ -1,0 +1,8 @@
+"""How an edit gets into a diffusers denoiser."""
+
+from regaze.hooks.diffusion.attach import Denoiser, DenoiserAttachment, sites
+from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.sites import Layout, Site
+
+__all__ = ["Call", "Denoiser", "DenoiserAttachment", "Guidance", "Layout", "Site", "sites"]

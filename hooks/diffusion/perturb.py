@@ -1,0 +1,127 @@
+"""The perturbed attentions as pure tensor functions, none of which builds the N x N map.
+
+A perturbation replaces a head's map A = softmax(QK'/sqrt d + M) by (1-u) A + u T. The output A V is
+linear in A, so the head's output becomes (1-u) A V + u T V, and T V is cheap for every target:
+
+    identity      V                                    PAG, arXiv 2403.17377
+    uniform       mean_j V_j                           this and the next two: arXiv 2506.10978
+    query_mean    attention of one query, the mean of all, for every row
+    temperature   attention with logits divided by tau: softmax(log A / tau)
+    blur          attention of blurred queries         SEG, arXiv 2408.00760
+    image block   image rows see themselves and the text; by log-sum-exp, without a mask
+
+Shapes: query "B H N D", key and value "B G N D" with H a multiple of G, outputs "B H N D".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Kernel = Callable[..., Tensor]
+"""The stock kernel of a call with its mask and scale bound: ``kernel(query, key, value)``."""
+
+
+def blend(output: Tensor, target: Tensor, u: Tensor) -> Tensor:
+    """``(1-u) output + u target``; heads with u = 0 keep the output bit for bit.
+
+    Args:
+        output: "B H N D", the unperturbed heads.
+        target: Broadcastable to it.
+        u: "H 1 1", strength per head.
+    """
+    return torch.where(u == 0, output, torch.lerp(output, target.to(output.dtype), u))
+
+
+def as_query_heads(x: Tensor, heads: int) -> Tensor:
+    """Keys or values of grouped heads, "B G N D", repeated to "B H N D"."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
+
+
+def mean_query(query: Tensor, visible: Tensor | None = None) -> Tensor:
+    """The mean of all queries, "B H 1 D".
+
+    Args:
+        query: "B H N D".
+        visible: "B 1 N 1" bool, tokens that aren't padding; the mean is over them.
+    """
+    if visible is None:
+        return query.mean(2, keepdim=True)
+    # where, not a product: what padding holds may be anything, also NaN.
+    kept = torch.where(visible, query.float(), 0.0).sum(2, keepdim=True)
+    return (kept / visible.sum(2, keepdim=True).clamp(min=1)).to(query.dtype)
+
+
+def blur_queries(query: Tensor, grid: tuple[int, ...], sigma: float) -> Tensor:
+    """Blur queries over the image's token grid, which blurs the logits along the query axis.
+
+    The released code's kernel (SusungHong/SEG-SDXL@cf8256d, pipeline_seg.py): of odd side
+    ``ceil(6 sigma) + 1``, as long as the grid's side at most (one more if that is even), separable,
+    edges reflected. There the grid is square; here each side bounds its own kernel, and the frames
+    of a video blur apart.
+
+    Args:
+        query: "B H N D" of the image tokens alone.
+        grid: (rows, columns) or (frames, rows, columns), with product N.
+        sigma: Standard deviation in tokens, positive.
+    """
+    batch, heads, tokens, size = query.shape
+    rows, columns = grid[-2:]
+    x = query.reshape(batch * heads, -1, rows, columns, size).movedim(-1, 2)
+    x = x.reshape(-1, 1, rows, columns)
+    for axis, side in ((-2, rows), (-1, columns)):
+        kernel = gaussian(sigma, side).to(x)
+        half = len(kernel) // 2
+        if half == 0:
+            continue
+        pad = (0, 0, half, half) if axis == -2 else (half, half, 0, 0)
+        shape = (1, 1, -1, 1) if axis == -2 else (1, 1, 1, -1)
+        x = F.conv2d(F.pad(x, pad, mode="reflect"), kernel.reshape(shape))
+    x = x.reshape(batch * heads, -1, size, rows, columns).movedim(2, -1)
+    return x.reshape(batch, heads, tokens, size)
+
+
+def gaussian(sigma: float, side: int) -> Tensor:
+    """SEG's kernel for a grid side, float32, summing to 1."""
+    length = math.ceil(6 * sigma) + 1
+    length = min(length - 1 + length % 2, side + 1 - side % 2)
+    x = torch.linspace(-(length - 1) / 2, (length - 1) / 2, length)
+    weights = torch.exp(-0.5 * (x / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def image_block_identity(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, image: slice, kernel: Kernel
+) -> Tensor:
+    """Each image token sees itself and the text, no other image token; text rows are unchanged.
+
+    With s_i the logit of token i on itself and (O_i, lse_i) its attention to the text,
+    ``g_i = sigmoid(s_i - lse_i)`` and the output is ``g_i v_i + (1 - g_i) O_i``: diffusers' SD3
+    variant of PAG (0.42.1, PAGJointAttnProcessor2_0), which builds an N x N mask for it.
+
+    Args:
+        query: "B H N D".
+        key: The same shape.
+        value: The same shape.
+        scale: Factor of the logits.
+        image: Where the image tokens are among the N; the others are text.
+        kernel: The call's kernel.
+    """
+    start, stop, _ = image.indices(query.shape[2])
+    text = [slice(0, start), slice(stop, query.shape[2])]
+    text_key = torch.cat([key[:, :, part] for part in text], 2)
+    text_value = torch.cat([value[:, :, part] for part in text], 2)
+    rows, own = query[:, :, start:stop].float(), key[:, :, start:stop].float()
+    # Text is short: this is N x text, as in cross-attention, never N x N.
+    logits = rows @ text_key.float().transpose(-1, -2) * scale
+    gate = torch.sigmoid((rows * own).sum(-1) * scale - logits.logsumexp(-1))[..., None]
+    mixed = logits.softmax(-1) @ text_value.float()
+    image_out = gate * value[:, :, start:stop].float() + (1 - gate) * mixed
+    out = [kernel(query[:, :, part], key, value) for part in text if part.start < part.stop]
+    position = 1 if start > 0 else 0
+    out.insert(position, image_out.to(query.dtype))
+    return torch.cat(out, 2)

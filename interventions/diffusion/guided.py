@@ -1,0 +1,92 @@
+"""What methods that guide by a perturbed branch share: fields, their checks, choice of layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.sites import Site, choose
+from regaze.interventions.base import Intervention, check_number
+
+_Self = TypeVar("_Self", bound="Guided")
+
+
+@dataclass(frozen=True)
+class Guided(Intervention):
+    """Guidance away from a perturbed branch: ``eps + scale (eps_cond - eps_perturbed)``.
+
+    Attributes:
+        scale: Weight of the difference; 0 is a no-op. 3 in the PAG and SEG papers' experiments.
+        layers: Where: numbers (``[7, 8]``), "L7", or parts of module paths as in diffusers ("mid",
+            "up_blocks.1", "blocks.13"; regular expressions work); `regaze.hooks.diffusion.sites`
+            lists them. By default the middle block of a U-Net, as in the PAG paper and in
+            diffusers, and of a transformer the layer at 9/24 of its depth, which is the one that
+            arXiv 2506.10978 sweeps in SD3.
+        start: Share of the sampling steps at which the guidance begins.
+        stop: Share of the sampling steps at which it ends; all steps by default, as in the papers.
+        adaptive: What the scale loses per timestep, as in diffusers:
+            ``max(0, scale - adaptive (1000 - t))``.
+    """
+
+    acts_on: ClassVar[str] = "diffusers pipelines"
+
+    scale: float = 3.0
+    layers: tuple[str | int, ...] | None = None
+    start: float = 0.0
+    stop: float = 1.0
+    adaptive: float = 0.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_number(self.name, "scale", self.scale)
+        check_number(self.name, "start", self.start, low=0, high=1)
+        check_number(self.name, "stop", self.stop, low=0, high=1)
+        check_number(self.name, "adaptive", self.adaptive, low=0)
+        if self.start >= self.stop:
+            raise ValueError(
+                f"{self.name}: start={self.start} isn't before stop={self.stop}; it would never act"
+            )
+        for layer in self.layers or ():
+            if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+                raise ValueError(
+                    f"{self.name}: layers holds {layer!r}; give numbers or parts of module paths"
+                )
+
+    def resolve(self: _Self, tower: Denoiser) -> _Self:
+        """Choose the layers, by their full names."""
+        return replace(self, layers=tuple(site.name for site in self.sites(tower)))
+
+    def sites(self, denoiser: Denoiser) -> list[Site]:
+        """The chosen layers of a model.
+
+        Raises:
+            ValueError: One names no layer of this model.
+        """
+        wanted = default_layers(denoiser) if self.layers is None else self.layers
+        try:
+            return choose(denoiser.sites, wanted)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+
+    def window(self) -> dict[str, Any]:
+        """The fields that every guidance takes as they are."""
+        return {
+            "scale": self.scale,
+            "start": self.start,
+            "stop": self.stop,
+            "adaptive": self.adaptive,
+        }
+
+
+def default_layers(denoiser: Denoiser) -> tuple[str | int, ...]:
+    """Where to perturb a model if nobody says: see `Guided.layers`."""
+    middle = [site.name for site in denoiser.layers if site.block == "mid_block"]
+    if middle:
+        return tuple(middle)
+    return (round(9 / 24 * len(denoiser.layers)),)

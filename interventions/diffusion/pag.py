@@ -1,0 +1,82 @@
+"""PAG: guidance away from what the denoiser predicts if chosen layers attend to nothing.
+
+In the perturbed branch every token of a chosen layer attends to itself alone (A' = I, so the heads
+give V), and
+
+    eps + s (eps_cond - eps_perturbed)
+
+Ahn et al., arXiv 2403.17377; reference code cvlab-kaist/Perturbed-Attention-Guidance, whose
+``eps' + s (eps - eps')`` with s = 4 is a scale of 3 here and in the paper.
+
+In joint attention of text and image, "image rows" differ: ``variant="joint"`` makes the whole map
+the identity, as in arXiv 2506.10978 (SD3, FLUX), and is the default because it needs no
+special case. ``variant="image"`` is diffusers' SD3 pipeline: image tokens see themselves and the
+text, text rows are unchanged. diffusers' own code for it forgets the q/k norms of SD3.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
+from regaze.hooks.diffusion.seat import Call
+from regaze.interventions.base import check_choice, register
+from regaze.interventions.diffusion.guided import Guided
+
+
+@register
+@dataclass(frozen=True)
+class PAG(Guided):
+    """Perturbed-attention guidance.
+
+    Attributes:
+        variant: What the identity covers in joint attention: the whole map ("joint"), or its
+            image-image block alone ("image"). The same in image self-attention, where there is no
+            text.
+    """
+
+    name: ClassVar[str] = "pag"
+    summary: ClassVar[str] = "guide away from a branch whose tokens see only themselves"
+    paper: ClassVar[str] = "arXiv 2403.17377"
+
+    variant: str = "joint"
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        super().check()
+        check_choice("pag", "variant", self.variant, ("joint", "image"))
+
+    def bind(self, tower: Denoiser) -> Guidance:
+        """Make the guidance."""
+        sites = self.sites(tower)
+        if self.variant == "image":
+            for site in sites:
+                if site.order == "unknown":
+                    raise ValueError(
+                        f"pag: variant='image' needs to know in which order {site.name} holds text "
+                        "and image, which isn't known for this model; use variant='joint'"
+                    )
+        perturb = _image_alone if self.variant == "image" else _alone
+        return Guidance(tuple(sites), perturb, **self.window())
+
+
+def _alone(call: Call) -> Tensor:
+    return as_query_heads(call.value, call.query.shape[1])
+
+
+def _image_alone(call: Call) -> Tensor:
+    if call.site.kind == "self":
+        return _alone(call)
+    if call.mask is not None:
+        raise NotImplementedError(
+            f"pag: variant='image' allows for no attention mask, and {call.site.name} has one; use "
+            "variant='joint'"
+        )
+    heads = call.query.shape[1]
+    key, value = as_query_heads(call.key, heads), as_query_heads(call.value, heads)
+    return image_block_identity(call.query, key, value, call.scale, call.image(), call.kernel)

@@ -1,0 +1,100 @@
+"""SEG: guidance away from a branch whose attention energy is smoothed by blurring queries.
+
+The paper blurs the logits along the query axis over the image's token grid with a Gaussian of
+standard deviation sigma; blurring the queries is the same, because logits are linear in them. An
+infinite blur gives every token the mean query. Hong, arXiv 2408.00760, section 4; released code
+SusungHong/SEG-SDXL@cf8256d (pipeline_seg.py).
+
+Where paper and code differ, ``sense`` chooses. The code, which made the published images and is the
+default, perturbs the conditional branch and adds ``scale (cond - perturbed)``. The paper writes
+``gamma eps - (gamma - 1) perturbed``, so its weight is gamma - 1, and with classifier-free guidance
+it blurs the *unconditional* branch: ``(1 - g + gamma) uncond + g cond - gamma perturbed``. With
+``sense="paper"`` the field ``scale`` is gamma.
+
+Queries are taken where the kernel gets them, after normalisation and rotary embedding: so it is the
+logits that are blurred, in models that have these too. In joint attention the image's queries are
+blurred, the text's aren't.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.perturb import blur_queries, mean_query
+from regaze.hooks.diffusion.seat import Call
+from regaze.interventions.base import check_choice, check_number, register
+from regaze.interventions.diffusion.guided import Guided
+
+INFINITE = 9999.0
+"""Above this sigma the blur is infinite, as in the released code."""
+
+
+@register
+@dataclass(frozen=True)
+class SEG(Guided):
+    """Smoothed-energy guidance.
+
+    Attributes:
+        sigma: Standard deviation of the blur in tokens of the layer's grid; above 9999 every token
+            gets the mean query, which is the default as in the released code.
+        sense: "code" or "paper": which branch is perturbed, and what ``scale`` means.
+    """
+
+    name: ClassVar[str] = "seg"
+    summary: ClassVar[str] = "guide away from a branch whose queries are blurred"
+    paper: ClassVar[str] = "arXiv 2408.00760"
+
+    sigma: float = 9999999.0
+    sense: str = "code"
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        super().check()
+        check_number("seg", "sigma", self.sigma, low=0)
+        check_choice("seg", "sense", self.sense, ("code", "paper"))
+
+    def bind(self, tower: Denoiser) -> Guidance:
+        """Make the guidance; a sigma of 0 blurs nothing and is a no-op."""
+        sites = self.sites(tower) if self.sigma else []
+        for site in sites:
+            if site.kind == "temporal":
+                raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
+            if site.order == "unknown":
+                raise ValueError(
+                    f"seg: in which order {site.name} holds text and image isn't known for this "
+                    "model; softpag with target=query_mean needs no order"
+                )
+        paper = self.sense == "paper"
+        return Guidance(
+            tuple(sites),
+            lambda call: _blurred(call, self.sigma),
+            branch="uncond" if paper else "cond",
+            scale_alone=self.scale - 1 if paper else None,
+            **self.window(),
+        )
+
+
+def _blurred(call: Call, sigma: float) -> Tensor:
+    image = call.image()
+    rows = call.query[:, :, image]
+    if sigma > INFINITE:
+        blurred = mean_query(rows)
+        if call.site.kind == "self" and (call.mask is None or call.mask.shape[-2] == 1):
+            return call.kernel(blurred, call.key, call.value).expand(*rows.shape[:3], -1)
+        blurred = blurred.expand_as(rows)
+    else:
+        grid = call.layout.grid(rows.shape[2])
+        if grid is None:
+            raise ValueError(
+                f"seg: a finite sigma needs the grid of the {rows.shape[2]} image tokens of "
+                f"{call.site.name}, which isn't known for this model; use sigma=9999999"
+            )
+        blurred = blur_queries(rows, grid, sigma)
+    query = torch.cat([call.query[:, :, : image.start], blurred, call.query[:, :, image.stop :]], 2)
+    return call.kernel(query, call.key, call.value)

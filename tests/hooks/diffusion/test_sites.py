@@ -1,0 +1,132 @@
+"""Finding and choosing attention modules, and the grid of their tokens."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from tiny_pipelines import FAMILIES, tiny
+
+import regaze
+from regaze.hooks.diffusion import Layout, sites
+from regaze.hooks.diffusion.sites import choose
+
+CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds", "order"),
+    [
+        ("sd", {"self": 4, "cross": 4}, "image"),
+        ("sdxl", {"self": 5, "cross": 5}, "image"),
+        ("sd3", {"joint": 4}, "image-text"),
+        ("sd35", {"joint": 4, "self": 2}, "image-text"),
+        ("flux", {"joint": 4}, "text-image"),
+        ("pixart", {"self": 4, "cross": 4}, "image"),
+        ("wan", {"self": 4, "cross": 4}, "image"),
+        ("qwen", {"joint": 4}, "text-image"),
+    ],
+)
+def test_every_attention_module_is_found_and_told_apart(
+    family: str, kinds: dict[str, int], order: str
+) -> None:
+    found = sites(tiny(family))
+    assert Counter(site.kind for site in found) == kinds
+    layers = [site for site in found if site.layer is not None]
+    assert [site.layer for site in layers] == list(range(len(layers)))
+    assert {site.order for site in layers} == {order}
+    denoiser = getattr(tiny(family), FAMILIES[family].denoiser)
+    assert all(denoiser.get_submodule(s.name).heads == s.heads for s in found)
+    assert all(s.name.startswith(s.block + ".") for s in found)
+
+
+def test_temporal_attention_is_none_of_the_numbered_layers() -> None:
+    found = sites(tiny("animatediff"))
+    temporal = [site for site in found if "motion_modules" in site.name]
+    assert temporal
+    assert {site.kind for site in temporal} == {"temporal"}
+    assert {site.layer for site in temporal} == {None}
+    assert [choose(found, [temporal[0].name])[0]] == temporal[:1]
+
+
+@pytest.mark.parametrize("family", ["sd", "sd35", "flux", "animatediff"])
+def test_layers_are_numbered_in_the_order_in_which_they_run(family: str) -> None:
+    pipe, kind = tiny(family), FAMILIES[family]
+    denoiser = getattr(pipe, kind.denoiser)
+    ran: list[str] = []
+    handles = [
+        denoiser.get_submodule(site.name).register_forward_pre_hook(
+            lambda m, a, name=site.name: ran.append(name)
+        )
+        for site in sites(pipe)
+        if site.layer is not None
+    ]
+    kind.run(pipe, guided=False, num_inference_steps=1)
+    for handle in handles:
+        handle.remove()
+    assert ran == [site.name for site in sites(pipe) if site.layer is not None]
+
+
+def test_a_second_image_attention_has_no_number() -> None:
+    names = {site.name: site.layer for site in sites(tiny("sd35"))}
+    assert names["transformer_blocks.1.attn"] == 1
+    assert names["transformer_blocks.1.attn2"] is None
+    assert names["transformer_blocks.2.attn"] == 2
+
+
+@pytest.mark.parametrize(
+    ("wanted", "layers"),
+    [
+        (["mid"], [1]), (["mid_block"], [1]), ([3], [3]), (["L3", 0], [0, 3]), (["up"], [2, 3]),
+        (["down_blocks.0"], [0]), (["attentions.0"], [0, 1, 2]), (["(down|up)_blocks"], [0, 2, 3]),
+        (["mid_block.attentions.0.transformer_blocks.0.attn1"], [1]),
+    ],
+)  # fmt: skip
+def test_layers_are_chosen_as_in_diffusers(wanted: list[Any], layers: list[int]) -> None:
+    assert [site.layer for site in choose(sites(tiny("sd")), wanted)] == layers
+
+
+def test_a_number_in_a_path_is_matched_whole() -> None:
+    found = [site for site in sites(tiny("sd3"))]
+    assert [site.layer for site in choose(found, ["blocks.1"])] == [1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        (regaze.PAG(layers=("mid_blok",)), "nearest: mid_block"),
+        (regaze.PAG(layers=(4,)), "L0 to L3"),
+        (regaze.PAG(layers=("L17",)), "4 layers"),
+        (regaze.PAG(layers=(CROSS,)), "cross-attention"),
+        (regaze.PAG(layers=("mid(",)), "no regular expression"),
+        (regaze.SoftPAG(heads={"L1": [4]}), "head 4 of L1"),
+        (regaze.SoftPAG(heads="L9H0"), "no layer"),
+    ],
+)  # fmt: skip
+def test_what_does_not_exist_raises_with_the_nearest(spec: Any, hint: str) -> None:
+    pipe = tiny("sd")
+    with pytest.raises(ValueError, match=hint):
+        regaze.attach(pipe, spec)
+    assert not pipe.unet._forward_hooks
+
+
+def test_a_bare_denoiser_has_sites_and_other_things_have_none() -> None:
+    assert sites(tiny("sd").unet) == sites(tiny("sd"))
+    with pytest.raises(TypeError, match="no diffusers pipeline"):
+        sites(torch.nn.Linear(2, 2))
+
+
+@pytest.mark.parametrize(
+    ("finest", "halves", "tokens", "grid"),
+    [
+        ((8, 6), True, 48, (8, 6)), ((8, 6), True, 12, (4, 3)), ((8, 6), True, 4, (2, 2)),
+        ((9, 7), True, 20, (5, 4)), ((8, 6), False, 12, None), ((2, 4, 3), False, 24, (2, 4, 3)),
+        ((1, 4, 3), False, 12, (1, 4, 3)), ((8, 6), True, 1, (1, 1)), (None, True, 48, None),
+    ],
+)  # fmt: skip
+def test_grids_follow_the_latents(
+    finest: tuple[int, ...] | None, halves: bool, tokens: int, grid: tuple[int, ...] | None
+) -> None:
+    assert Layout(finest, 5, halves).grid(tokens) == grid

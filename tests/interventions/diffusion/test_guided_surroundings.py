@@ -1,0 +1,259 @@
+"""Adapters, offloading, compilation and other attention backends around an attached guidance."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload
+from accelerate.hooks import remove_hook_from_submodules
+from diffusers import FirstBlockCacheConfig
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
+from diffusion_matrix import METHODS
+from tiny_pipelines import FAMILIES, quiet, tiny
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import regaze
+
+
+def fresh(family: str) -> Any:
+    """A pipeline that a test may change."""
+    return quiet(FAMILIES[family].build())
+
+
+def guided(family: str, pipe: Any, **more: Any) -> tuple[Tensor, str]:
+    """Its latents with PAG attached, and how the guidance ran."""
+    kind = FAMILIES[family]
+    with regaze.attach(pipe, METHODS["pag"].on(kind), **more) as run:
+        latents = kind.run(pipe)
+    report = run.report()
+    assert report.fired
+    return latents, report.interventions[0].note
+
+
+def close(got: Tensor, want: Tensor) -> bool:
+    return bool((got - want).abs().max() < 1e-5 * want.abs().max())
+
+
+@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)], ids=repr)
+def test_processors_without_the_kernel_are_switched_for_edited_layers_only(processor: Any) -> None:
+    pipe, kind = fresh("sd"), FAMILIES["sd"]
+    want, _ = guided("sd", pipe)
+    pipe.unet.set_attn_processor(processor)
+    plain = kind.run(pipe)
+    got, _ = guided("sd", pipe)
+    assert close(got, want)
+    assert all(p is processor for p in pipe.unet.attn_processors.values())
+    assert torch.equal(kind.run(pipe), plain)
+
+
+@pytest.mark.parametrize("family", ["flux", "wan", "qwen"])
+def test_another_backend_is_switched_for_edited_layers_only(family: str) -> None:
+    pipe = fresh(family)
+    want, _ = guided(family, pipe)
+    pipe.transformer.set_attention_backend("flex")
+    layers = pipe.transformer.attn_processors.values()
+    before = [vars(p).get("_attention_backend") for p in layers]
+    assert set(before) == {"flex"}
+    pipe.transformer.set_attention_backend("_native_math")
+    got, _ = guided(family, pipe)
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+    assert {vars(p).get("_attention_backend") for p in layers} == {"_native_math"}
+    pipe.transformer.reset_attention_backend()
+    assert close(guided(family, pipe)[0], want)
+
+
+def test_a_processor_that_calls_no_kernel_raises_and_leaves_no_trace() -> None:
+    class Ours:
+        def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            return hidden_states
+
+    pipe, kind = fresh("sd"), FAMILIES["sd"]
+    pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor = Ours()
+    plain = kind.run(pipe)
+    with (
+        regaze.attach(pipe, regaze.PAG()),
+        pytest.raises(RuntimeError, match=r"Ours made no call.*skipped silently"),
+    ):
+        kind.run(pipe)
+    assert torch.equal(kind.run(pipe), plain)
+
+
+def test_step_caching_raises() -> None:
+    pipe = fresh("flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(ValueError, match="disable_cache"):
+        regaze.attach(pipe, regaze.PAG())
+
+
+def test_fused_projections() -> None:
+    pipe = fresh("sd")
+    want, _ = guided("sd", pipe)
+    pipe.unet.fuse_qkv_projections()
+    assert close(guided("sd", pipe)[0], want)
+
+
+class _LowRank(nn.Module):
+    """A LoRA layer around a linear one, as peft wraps it."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        generator = torch.Generator().manual_seed(0)
+        self.a = nn.Parameter(torch.randn(2, base.in_features, generator=generator))
+        self.b = nn.Parameter(torch.randn(base.out_features, 2, generator=generator))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.base(x)
+        return out + x @ self.a.T @ self.b.T
+
+
+def test_an_unmerged_adapter_equals_the_merged_one() -> None:
+    pipe = fresh("sd")
+    merged = copy.deepcopy(pipe)
+    for one in (pipe, merged):
+        attn = one.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+        low_rank = _LowRank(attn.to_v)
+        if one is merged:
+            attn.to_v.weight.data += low_rank.b @ low_rank.a
+        else:
+            attn.to_v = low_rank
+    got, want = guided("sd", pipe)[0], guided("sd", merged)[0]
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
+def test_an_ip_adapter_keeps_working() -> None:
+    pipe, kind = fresh("sd"), FAMILIES["sd"]
+    processors: dict[str, Any] = {}
+    torch.manual_seed(3)
+    for name, old in pipe.unet.attn_processors.items():
+        width = pipe.unet.get_submodule(name.removesuffix(".processor")).to_q.out_features
+        cross = IPAdapterAttnProcessor2_0(width, 16, num_tokens=(2,), scale=0.7)
+        processors[name] = old if "attn1" in name else cross
+    pipe.unet.set_attn_processor(processors)
+    pipe.unet.config.encoder_hid_dim_type = "ip_image_proj"
+    pipe.unet.encoder_hid_proj = nn.Identity()
+    stock = pipe.unet.forward
+    images = [torch.randn(4, 1, 2, 16)]
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        rows = len(args[0])
+        kwargs["added_cond_kwargs"] = {"image_embeds": [images[0][:rows]]}
+        return stock(*args, **kwargs)
+
+    call = kind.call(2, True)
+    text = torch.cat([call["negative_prompt_embeds"], call["prompt_embeds"]])
+    sample = torch.cat([call["latents"]] * 2)
+    added = {"image_embeds": images}
+    args = {"encoder_hidden_states": text, "added_cond_kwargs": added, "return_dict": False}
+    with torch.no_grad():
+        plain = pipe.unet(sample, torch.tensor(500), **args)[0]
+        bare = {"cond_rows": slice(2, 4)}
+        with regaze.attach(pipe.unet, regaze.PAG(scale=2.0), **bare):  # type: ignore[arg-type]
+            forked = pipe.unet(sample, torch.tensor(500), **args)[0]
+        with regaze.attach(pipe.unet, regaze.PAG(scale=2.0), fork=False, **bare):  # type: ignore[arg-type]
+            whole = pipe.unet(sample, torch.tensor(500), **args)[0]
+    assert close(forked, whole)
+    assert (forked - plain).abs().max() > 1e-3
+    assert (forked[2:] - plain[2:] - (forked[:2] - plain[:2])).abs().max() < 1e-5
+
+
+@contextmanager
+def offloaded(module: nn.Module) -> Iterator[None]:
+    """Weights live elsewhere and come layer by layer, as with sequential offloading."""
+    cpu_offload(module, execution_device=torch.device("cpu"))
+    try:
+        yield
+    finally:
+        remove_hook_from_submodules(module)
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_sequential_offloading(family: str) -> None:
+    pipe = fresh(family)
+    want, note = guided(family, pipe)
+    with offloaded(getattr(pipe, FAMILIES[family].denoiser)):
+        got, offloaded_note = guided(family, pipe)
+    assert close(got, want)
+    assert note == offloaded_note
+
+
+def test_group_offloading_runs_whole_extra_passes() -> None:
+    pipe = fresh("flux")
+    want, _ = guided("flux", pipe)
+    pipe.transformer.enable_group_offload(
+        torch.device("cpu"), torch.device("cpu"), offload_type="block_level",
+        num_blocks_per_group=1,
+    )  # fmt: skip
+    got, note = guided("flux", pipe)
+    assert close(got, want)
+    assert "whole extra passes" in note
+
+
+@pytest.mark.parametrize("way", ["wrapped", "in place", "blocks"])
+def test_compiled_denoisers(way: str) -> None:
+    """The main branch runs compiled, without new graphs; the perturbed one as it is."""
+    torch._dynamo.reset()
+    pipe, kind = fresh("flux"), FAMILIES["flux"]
+    want, _ = guided("flux", pipe)
+    counter = CompileCounterWithBackend("eager")
+    if way == "wrapped":
+        pipe.transformer = torch.compile(pipe.transformer, backend=counter)
+    elif way == "in place":
+        pipe.transformer.compile(backend=counter)
+    else:
+        pipe.transformer.compile_repeated_blocks(backend=counter)
+    plain = kind.run(pipe)
+    graphs = counter.frame_count
+    got, note = guided("flux", pipe)
+    assert close(got, want)
+    assert ("whole extra passes" in note) == (way != "blocks")
+    assert counter.frame_count > 0
+    if way != "in place":  # There the hooks are part of what is compiled.
+        assert counter.frame_count == graphs
+    assert torch.equal(kind.run(pipe), plain)
+
+
+def test_inputs_that_a_denoiser_consumes_are_kept_for_its_branches() -> None:
+    """T2I adapters' residuals are popped off a list, and added to what blocks returned."""
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+    call = kind.call(2, True)
+    args: dict[str, Any] = {"encoder_hidden_states": call["prompt_embeds"], "return_dict": False}
+
+    def run(**more: Any) -> tuple[Tensor, str]:
+        residuals = [torch.ones(2, 8, 8, 6), torch.ones(2, 16, 4, 3)]
+        with torch.no_grad(), regaze.attach(pipe.unet, regaze.PAG(), **more) as attached:
+            out: Tensor = pipe.unet(
+                call["latents"], torch.tensor(500), **args,
+                down_intrablock_additional_residuals=residuals,
+            )[0]  # fmt: skip
+        return out, attached.report().interventions[0].note
+
+    (got, note), (want, _) = run(), run(fork=False)
+    assert close(got, want)
+    assert "T2I adapter" in note
+
+
+def test_the_stock_processor_class_is_never_replaced_while_running() -> None:
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+    seen: set[Any] = set()
+
+    def look(module: nn.Module, args: Any) -> None:
+        seen.add(type(module.processor))
+
+    attn = pipe.unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    handle = attn.register_forward_pre_hook(look)
+    with regaze.attach(pipe, regaze.PAG()):
+        kind.run(pipe)
+    handle.remove()
+    assert seen == {AttnProcessor2_0}
