@@ -1,0 +1,102 @@
+"""Make pictures: one prompt and one seed each, the same noise whatever is attached."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+
+from regaze.interventions.base import unknown
+
+# What a run sets itself, and what would make its pictures depend on more than JSON can hold.
+_OURS = (
+    "prompt",
+    "generator",
+    "latents",
+    "num_images_per_prompt",
+    "num_videos_per_prompt",
+    "output_type",
+    "return_dict",
+)
+
+
+class Shot(NamedTuple):
+    """What to make: the prompt, and the seed of the noise to start from."""
+
+    prompt: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """What came of a shot.
+
+    Attributes:
+        frames: RGB; one, unless the pipeline makes videos.
+        flagged: Whether the pipeline's safety checker held it back, so that it is black.
+    """
+
+    frames: tuple[Image.Image, ...]
+    flagged: bool = False
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, of a video the frame in the middle."""
+        return self.frames[len(self.frames) // 2]
+
+
+class Painter:
+    """Makes pictures with one pipeline and one choice of its arguments.
+
+    Args:
+        pipeline: A diffusers text-to-image or text-to-video pipeline.
+        arguments: Of the pipeline's call, e.g. ``guidance_scale`` and ``num_inference_steps``.
+
+    Attributes:
+        settings: The arguments, and the pipeline's defaults where they are numbers or strings.
+
+    Raises:
+        ValueError: The pipeline takes no prompt, doesn't know an argument, or it isn't free to be
+            chosen.
+    """
+
+    def __init__(self, pipeline: Any, arguments: Mapping[str, Any]) -> None:
+        known = inspect.signature(type(pipeline).__call__).parameters
+        name = type(pipeline).__name__
+        if "prompt" not in known:
+            raise ValueError(f"{name} takes no prompt, so it can't be asked for anything")
+        for argument in arguments:
+            if argument in _OURS:
+                raise ValueError(f"{argument} can't be set: it follows from the prompts and seeds")
+            if argument not in known:
+                free = [key for key in known if key not in {*_OURS, "self"}]
+                raise ValueError(unknown(f"argument of {name}", argument, free))
+        self.pipeline, self.arguments = pipeline, dict(arguments)
+        defaults = {key: value.default for key, value in known.items() if key not in _OURS}
+        plain = {k: v for k, v in defaults.items() if isinstance(v, (bool, int, float, str))}
+        self.settings: dict[str, Any] = {**plain, **arguments}
+
+    @torch.no_grad()
+    def paint(self, shots: Sequence[Shot]) -> list[Picture]:
+        """Make a batch of pictures.
+
+        Noise is drawn on the CPU by a generator of each picture's own, so that a picture starts
+        from the same noise in every batch, on every device and under every intervention.
+        """
+        output = self.pipeline(
+            prompt=[shot.prompt for shot in shots],
+            generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+            output_type="pil",
+            **self.arguments,
+        )
+        videos = getattr(output, "frames", None)
+        made = [[image] for image in output.images] if videos is None else videos
+        flags = getattr(output, "nsfw_content_detected", None) or [False] * len(made)
+        return [
+            Picture(tuple(frame.convert("RGB") for frame in frames), bool(flag))
+            for frames, flag in zip(made, flags, strict=True)
+        ]

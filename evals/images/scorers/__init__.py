@@ -1,0 +1,42 @@
+"""Scores of pictures, one file per kind; each loads its library and weights when it is used."""
+
+from regaze.evals.images.scorers.base import (
+    IMAGES,
+    Ready,
+    Scorer,
+    Spec,
+    check_lengths,
+    get,
+    names,
+    parse,
+    register,
+)
+from regaze.evals.images.scorers.clip import Aesthetic, ClipScore, PickScore
+from regaze.evals.images.scorers.hpsv2 import HPSv2
+from regaze.evals.images.scorers.painting import Painting
+from regaze.evals.images.scorers.sets import Fid, InceptionScore, Kid, SetScorer
+from regaze.evals.images.scorers.similarity import Lpips, Psnr, Ssim
+
+__all__ = [
+    "IMAGES",
+    "Aesthetic",
+    "ClipScore",
+    "Fid",
+    "HPSv2",
+    "InceptionScore",
+    "Kid",
+    "Lpips",
+    "Painting",
+    "PickScore",
+    "Psnr",
+    "Ready",
+    "Scorer",
+    "SetScorer",
+    "Spec",
+    "Ssim",
+    "check_lengths",
+    "get",
+    "names",
+    "parse",
+    "register",
+]
