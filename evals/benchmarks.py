@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.chair import Chair, phrase_extractor
-from regaze.evals.pope import Pope
-from regaze.evals.sandbox.drawing import COLOURS
-from regaze.evals.sandbox.scenes import SHAPES, SPLITS
-from regaze.evals.sandbox.tasks import chair_truth, load_image, pope_records
-from regaze.evals.sandbox.text import CAPTION_PROMPT
+from regaze.evals.building import TEXT_FILES, build
+from regaze.evals.sandbox.scenes import SPLITS
 from regaze.evals.task import Task
 from regaze.interventions.base import unknown
 
@@ -53,37 +49,72 @@ class Source:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Source:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`, also of what `noted` adds to it."""
         tuples = {key: tuple(fields[key]) for key in ("data", "profiles")}
-        return cls(**{**fields, **tuples})
+        return cls(**{**{k: v for k, v in fields.items() if k != "sha256"}, **tuples})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         return asdict(self)
 
+    def noted(self) -> dict[str, Any]:
+        """The fields and the SHA-256 of the files of questions, by name.
+
+        Files of the same name go round in several versions, e.g. POPE's for A-OKVQA.
+
+        Raises:
+            OSError: A file can't be read.
+        """
+        named = (Path(name) for name in self.data)
+        files = [
+            file
+            for path in named
+            for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+            if file.suffix in TEXT_FILES and file.is_file()
+        ]
+        sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return {**self.to_dict(), "sha256": sums}
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name as its authors write it."""
+        return find(self.benchmark).title
+
     @property
     def title(self) -> str:
         """What a reader calls the task."""
-        name = self.benchmark.upper()
         if self.data:
-            return name
-        return f"{name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
+            return self.name
+        return f"{self.name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
 
     def tasks(self) -> list[Task]:
         """The task under each profile; the first one is for asking, all are for scoring.
 
         Raises:
             ValueError: Unknown benchmark, split or profile, or data that don't fit.
+            ImportError: A package that the benchmark needs isn't installed.
             OSError: A file is missing or can't be read.
         """
         benchmark = find(self.benchmark)
+        if not self.data and not benchmark.sandbox:
+            there = ", ".join(name for name, each in BENCHMARKS.items() if each.sandbox)
+            raise ValueError(
+                f"--data is missing: where are the files of {self.name}? (The sandbox has "
+                f"scenes for {there} only)"
+            )
         if not self.data and self.split not in SPLITS:
             raise ValueError(unknown("split of the sandbox", self.split, SPLITS))
-        first, *others = self.profiles or benchmark.profiles(self)
-        tasks = [benchmark.build(self, first)]
+        if self.n_images is not None and self.data and not benchmark.draws:
+            raise ValueError(
+                f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "
+                f"{self.name} take --limit"
+            )
+        usual = benchmark.profiles if self.data else benchmark.sandbox
+        first, *others = self.profiles or usual
+        tasks = [build(self, first)]
         for profile in others:
             try:
-                tasks.append(benchmark.under(tasks[0], profile))
+                tasks.append(tasks[0].under(profile))
             except OSError as error:
                 if self.profiles:
                     raise
@@ -93,13 +124,23 @@ class Source:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What there is to know of a benchmark before any data are read."""
+    """What there is to know of a benchmark before any data are read.
 
+    Attributes:
+        title: Its name as its authors write it.
+        summary: What it asks.
+        paper: Where it is described.
+        profiles: The usual ones; the first decides what is asked.
+        sandbox: The usual profiles on the sandbox's scenes; empty: there is nothing to ask there.
+        draws: Whether files leave it open which images to ask about.
+    """
+
+    title: str
     summary: str
     paper: str
-    profiles: Callable[[Source], Sequence[str]]
-    build: Callable[[Source, str], Task]
-    under: Callable[[Any, str], Task]
+    profiles: Sequence[str]
+    sandbox: Sequence[str] = ()
+    draws: bool = False
 
 
 def find(name: str) -> Benchmark:
@@ -113,75 +154,81 @@ def find(name: str) -> Benchmark:
     return BENCHMARKS[name]
 
 
-def _pope(source: Source, profile: str) -> Pope:
-    if not source.data:
-        records = pope_records(source.split, source.n_images or 200, source.seed)
-        return Pope.from_records(records, load_image, profile=profile)
-    if source.n_images is not None:
-        raise ValueError(
-            "--n-images draws from the sandbox or for CHAIR; POPE's files take --limit"
-        )
-    if re.fullmatch(r"[\w-]+/[\w.-]+(?<!\.json)(?<!\.jsonl)", source.data[0]) and not (
-        source.images or Path(source.data[0]).exists()
-    ):
-        return Pope.from_hub(source.data[0], profile=profile)
-    return Pope.from_files(_files(source, "*.json*"), _images(source), profile=profile)
-
-
-def _chair(source: Source, profile: str) -> Chair:
-    if not source.data:
-        if profile != "exact":
-            raise ValueError("the sandbox's ground truth has only the profile 'exact'")
-        return Chair.from_truth(
-            chair_truth(source.split, source.n_images or 300),
-            phrase_extractor(COLOURS, SHAPES),
-            load_image,
-            prompt=CAPTION_PROMPT,
-        )
-    return Chair.from_coco(
-        [p for p in _files(source, "*.json") if p.name.startswith(("instances", "captions"))],
-        _images(source),
-        words=source.words,
-        profile=profile,
-        count=source.n_images or 500,
-        seed=source.seed,
-    )
-
-
-def _files(source: Source, pattern: str) -> list[Path]:
-    """The files named, and those of the folders named."""
-    files = []
-    for path in map(Path, source.data):
-        if not path.exists():
-            raise ValueError(f"--data: there is no file or folder {path}")
-        found = sorted(path.glob(pattern)) if path.is_dir() else [path]
-        if not found:
-            raise ValueError(f"--data: {path} holds no {pattern} file")
-        files += found
-    return files
-
-
-def _images(source: Source) -> Path:
-    if source.images is None:
-        raise ValueError(f"--data {source.data[0]} needs --images, the folder of its images")
-    if not Path(source.images).is_dir():
-        raise ValueError(f"--images: there is no folder {source.images}")
-    return Path(source.images)
-
-
 BENCHMARKS: Mapping[str, Benchmark] = {
     "pope": Benchmark(
+        "POPE",
         "yes/no questions about present and absent objects",
         "arXiv 2305.10355",
-        lambda source: ("official",),
-        _pope,
-        lambda task, profile: replace(task, profile=profile),
+        ("official",),
+        sandbox=("official",),
     ),
     "chair": Benchmark(
+        "CHAIR",
         "objects in captions that are not in the image",
         "arXiv 1809.02156",
-        lambda source: ("official", "opera") if source.data else ("exact",),
-        _chair,
-        lambda task, profile: task.under(profile),
+        ("official", "opera"),
+        sandbox=("exact",),
+        draws=True,
+    ),
+    "opope": Benchmark(
+        "OPOPE",
+        "POPE's objects, looked up in captions",
+        "arXiv 2403.00425",
+        ("official",),
+        draws=True,
+    ),
+    "amber": Benchmark(
+        "AMBER",
+        "yes/no questions about existence, attributes and relations",
+        "arXiv 2311.07397",
+        ("yesno", "strict"),
+    ),
+    "amber-generative": Benchmark(
+        "AMBER generative",
+        "objects in descriptions that are not in the image",
+        "arXiv 2311.07397",
+        ("official",),
+    ),
+    "mme": Benchmark(
+        "MME",
+        "two yes/no questions about each image, 14 subsets",
+        "arXiv 2306.13394",
+        ("lmms",),
+    ),
+    "mmvp": Benchmark(
+        "MMVP",
+        "a or b about pairs of images that CLIP takes for one",
+        "arXiv 2401.06209",
+        ("letter", "letter/original"),
+    ),
+    "hallusionbench": Benchmark(
+        "HallusionBench",
+        "illusions and edited figures, yes/no, some without image",
+        "arXiv 2310.14566",
+        ("yesno",),
+    ),
+    "textvqa": Benchmark(
+        "TextVQA",
+        "questions whose answer is written in the image",
+        "arXiv 1904.08920",
+        ("official",),
+    ),
+    "aokvqa": Benchmark(
+        "A-OKVQA",
+        "questions that need knowledge, multiple choice or direct",
+        "arXiv 2206.01718",
+        ("letter",),
+    ),
+    "vstar": Benchmark(
+        "V*Bench",
+        "small things in large images, multiple choice",
+        "arXiv 2312.14135",
+        ("letter",),
+    ),
+    "mmhal": Benchmark(
+        "MMHal-Bench",
+        "open questions, to be rated by a judge of your own",
+        "arXiv 2309.14525",
+        ("official",),
     ),
 }

@@ -9,23 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.statistics import (
-    DRAWS,
-    Array,
-    Change,
-    Estimate,
-    McNemar,
-    bootstrap_sums,
-    change,
-    estimate,
-    mcnemar,
-)
-from regaze.evals.task import Item, Task, Total
+from regaze.evals.statistics import DRAWS, Change, Estimate, McNemar, change, estimate, mcnemar
+from regaze.evals.tallies import System, Tallies
+from regaze.evals.task import Item, Task
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,8 +29,8 @@ class Group:
         items: Number of items.
         clusters: Number of images.
         metrics: Change of each of the task's metrics.
-        lost: Ids of items that only the baseline got right.
-        gained: Ids of items that only the other system got right.
+        lost: Ids of items that only the baseline got right; with several seeds: under most of them.
+        gained: Ids of items that only the other system got right, likewise.
         mcnemar: Test on ``lost`` and ``gained``. Where clusters hold several items the bootstrap
             p-value is the one to quote.
     """
@@ -84,10 +77,11 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Score:
-    """One system on a task; the attributes are those of `Comparison`."""
+    """One system on a task; the attributes are those of `Comparison`, and the sizes of groups."""
 
     groups: Mapping[str, Mapping[str, Estimate]]
     totals: Mapping[str, Mapping[str, Estimate]]
+    items: Mapping[str, int]
     draws: int
     seed: int
 
@@ -117,21 +111,8 @@ def score(
     Raises:
         ValueError: An item has no answer, or the items have fewer than two clusters.
     """
-    table = _Table(task, items, [answers])
-    replicas, point = table.replicas(draws, seed), table.point()
-
-    def estimates(place: int) -> dict[str, Estimate]:
-        return {
-            name: estimate(float(value[0, place]), replicas[name][:, 0, place])
-            for name, value in point.items()
-        }
-
-    return Score(
-        {name: estimates(place) for place, name in enumerate(table.groups)},
-        {name: estimates(place) for place, name in enumerate(table.totals, len(table.groups))},
-        draws,
-        seed,
-    )
+    ((found, _),) = assess(task, items, [System([answers])], draws=draws, seed=seed)
+    return found
 
 
 def compare(
@@ -156,19 +137,59 @@ def compare(
     Raises:
         ValueError: An item lacks an answer, or the items have fewer than two clusters.
     """
-    table = _Table(task, items, [baseline, other])
-    replicas, point = table.replicas(draws, seed), table.point()
-    before, after = table.correct
+    systems = [System([baseline]), System([other])]
+    return assess(task, items, systems, draws=draws, seed=seed)[1][1]
 
-    def group(place: int, names: Sequence[str]) -> Group:
-        members = np.isin(table.group_of, [table.groups.index(name) for name in names])
-        lost = _ids(items, members & before & ~after)
-        gained = _ids(items, members & ~before & after)
+
+def assess(
+    task: Task,
+    items: Sequence[Item],
+    systems: Sequence[System],
+    *,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> list[tuple[Score, Comparison]]:
+    """Score several systems on the same items and compare each with the first.
+
+    Where the task is one of yes/no questions and all margins are known, AUC and best accuracy
+    (`regaze.evals.thresholds`) stand among the metrics.
+
+    Args:
+        task: Scores the answers.
+        items: What all were asked.
+        systems: What they said, under equally many seeds; the first one is the baseline.
+        draws: Bootstrap replicates.
+        seed: Seed of the resampling.
+
+    Raises:
+        ValueError: An item lacks an answer, or the items have fewer than two clusters.
+    """
+    table = Tallies(task, items, systems)
+    point, replicas = table.point(), table.replicas(draws, seed)
+    sections = {**{name: [name] for name in table.groups}, **table.totals}
+    inside = {
+        name: np.isin(table.group_of, [table.groups.index(group) for group in groups])
+        for name, groups in sections.items()
+    }
+
+    def estimates(system: int, place: int) -> dict[str, Estimate]:
+        return {
+            name: estimate(value[system, :, place], replicas[name][:, system, place])
+            for name, value in point.items()
+        }
+
+    def group(system: int, place: int, members: NDArray[np.bool_]) -> Group:
+        pair = [0, system]
+        before, after = table.correct[pair]
+        lost, gained = (
+            tuple(item.id for item, yes in zip(items, members & flipped, strict=True) if yes)
+            for flipped in (before & ~after, ~before & after)
+        )
         return Group(
             items=int(members.sum()),
             clusters=len(set(table.cluster_of[members])),
             metrics={
-                name: change(value[:, place], replicas[name][..., place])
+                name: change(value[pair, :, place], replicas[name][:, pair, place])
                 for name, value in point.items()
             },
             lost=lost,
@@ -176,15 +197,18 @@ def compare(
             mcnemar=mcnemar(len(lost), len(gained)),
         )
 
-    return Comparison(
-        {name: group(place, [name]) for place, name in enumerate(table.groups)},
-        {
-            name: group(place, names)
-            for place, (name, names) in enumerate(table.totals.items(), len(table.groups))
-        },
-        draws,
-        seed,
-    )
+    found = []
+    for system in range(len(systems)):
+        scores = [estimates(system, place) for place in range(len(sections))]
+        changes = [group(system, *each) for each in enumerate(inside.values())]
+        sizes = {name: int(members.sum()) for name, members in inside.items()}
+        found.append(
+            (
+                Score(*_named(table, scores), sizes, draws, seed),
+                Comparison(*_named(table, changes), draws, seed),
+            )
+        )
+    return found
 
 
 def to_json(value: Any) -> Any:
@@ -198,76 +222,8 @@ def to_json(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class _Table:
-    """Tallies of each system by cluster and group."""
-
-    def __init__(
-        self, task: Task, items: Sequence[Item], systems: Sequence[Mapping[str, str]]
-    ) -> None:
-        for answers in systems:
-            if missing := [item.id for item in items if item.id not in answers]:
-                raise ValueError(
-                    f"{len(missing)} of {len(items)} items have no answer, e.g. {missing[0]!r}: "
-                    "score only items that every system has answered"
-                )
-        self.task = task
-        clusters, self.cluster_of = _codes([item.cluster for item in items])
-        self.groups, self.group_of = _codes([item.group for item in items])
-        cells: dict[tuple[int, int], list[int]] = {}
-        for index, cell in enumerate(zip(self.cluster_of, self.group_of, strict=True)):
-            cells.setdefault(cell, []).append(index)
-        counted = [[task.counts(item, answers[item.id]) for item in items] for answers in systems]
-        self.correct = np.array([[row["correct"] > 0 for row in rows] for rows in counted])
-        tallies = [
-            {
-                cell: task.tally([items[i] for i in members], [rows[i] for i in members])
-                for cell, members in cells.items()
-            }
-            for rows in counted
-        ]
-        self.keys = list(next(iter(tallies[0].values()))) if items else []
-        # (clusters, systems, groups, keys)
-        self.counts = np.zeros((len(clusters), len(systems), len(self.groups), len(self.keys)))
-        for system, cells_of in enumerate(tallies):
-            for (cluster, group), tally in cells_of.items():
-                self.counts[cluster, system, group] = [tally[key] for key in self.keys]
-        self.totals = {
-            name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
-        }
-
-    def point(self) -> dict[str, Array]:
-        """Metrics from all items, shape (systems, groups + totals)."""
-        return self._metrics(self.counts.sum(0))
-
-    def replicas(self, draws: int, seed: int) -> dict[str, Array]:
-        """Metrics of each replicate, shape (draws, systems, groups + totals)."""
-        return self._metrics(bootstrap_sums(self.counts, draws, seed))
-
-    def _metrics(self, sums: Array) -> dict[str, Array]:
-        metrics = self.task.metrics(self._named(sums))
-        totals = [total.metrics for total in self._totals(sums).values()]
-        nothing = np.full(sums.shape[:-2], np.nan)
-        return {
-            name: np.stack(
-                [*np.moveaxis(value, -1, 0), *(total.get(name, nothing) for total in totals)],
-                axis=-1,
-            )
-            for name, value in metrics.items()
-        }
-
-    def _totals(self, sums: Array) -> Mapping[str, Total]:
-        groups = {name: self._named(sums[..., i, :]) for i, name in enumerate(self.groups)}
-        return self.task.totals(groups)
-
-    def _named(self, sums: Array) -> dict[str, Array]:
-        return {key: sums[..., i] for i, key in enumerate(self.keys)}
-
-
-def _codes(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
-    """The distinct names in order of first appearance, and the place of each name among them."""
-    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return list(place), np.array([place[name] for name in names], dtype=np.int64)
-
-
-def _ids(items: Sequence[Item], chosen: NDArray[np.bool_]) -> tuple[str, ...]:
-    return tuple(item.id for item, yes in zip(items, chosen, strict=True) if yes)
+def _named(table: Tallies, sections: Sequence[T]) -> tuple[dict[str, T], dict[str, T]]:
+    """Values of all sections as the groups' and the totals' by name."""
+    n = len(table.groups)
+    groups = dict(zip(table.groups, sections[:n], strict=True))
+    return groups, dict(zip(table.totals, sections[n:], strict=True))

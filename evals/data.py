@@ -2,31 +2,105 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from regaze.evals.task import Item
 
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 
 def open_image(path: Path) -> Image.Image:
-    """The image as RGB, fully read.
+    """The image of a file as RGB, fully read; see `read_image`.
 
     Raises:
         OSError: Missing or unreadable; the message names the file.
     """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no image {path}") from None
-    # Pillow raises all of these for damaged files, most of them without the file's name.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OSError(f"cannot read the image {path}: {error}") from error
+    except OSError as error:
+        raise OSError(f"cannot read the image {path}: {error.strerror or error}") from error
+    return read_image(data, str(path))
+
+
+def read_image(data: bytes, name: str) -> Image.Image:
+    """An image as a viewer shows it: upright, opaque, 8 bits, RGB.
+
+    Turned as its EXIF says; what is transparent lies on white; 16-bit grey is scaled, not cut off
+    at 255; of an animation it is the first frame. For all other images this is Pillow's
+    ``convert("RGB")``, which the published scripts use. The format is told by the content,
+    whatever the name ends with.
+
+    Args:
+        data: The file's content.
+        name: What messages call it.
+
+    Raises:
+        OSError: Damaged, cut off, empty, too large or no image; the message holds the name.
+    """
+    if not data:
+        raise OSError(f"cannot read the image {name}: the file is empty")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return _as_rgb(_upright(image))
+    except Image.UnidentifiedImageError:
+        start = data[:12]
+        why = f"no image format that Pillow knows begins with {start!r}"
+        raise OSError(f"cannot read the image {name}: {why}") from None
+    except MemoryError:
+        raise
+    # Decoders raise nearly anything for damaged files, mostly without the file's name.
+    except Exception as error:
+        raise OSError(f"cannot read the image {name}: {error or type(error).__name__}") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, or in UTF-16 with a byte order mark.
+
+    Raises:
+        ValueError: In another encoding, which can't be told for sure, so it isn't guessed; the
+            message names file and line.
+        OSError: The file can't be read.
+    """
+    data = path.read_bytes()
+    marked = (name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark))
+    encoding = next(marked, "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ValueError(
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is no {encoding.removesuffix('-sig')}: "
+            "save the file as UTF-8"
+        ) from error
+    if "\0" in text:
+        raise ValueError(f"{path} is no text file, it holds zero bytes: save it as UTF-8")
+    return text
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: Not JSON, or an object has a key twice; the message names file and line.
+        OSError: The file can't be read.
+    """
+    return _parse(path, 1, read_text(path))
 
 
 def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -35,13 +109,11 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Objects of an array are numbered from 1 instead.
 
     Raises:
-        ValueError: Not JSON, or not made of objects; the message names file and line.
+        ValueError: Not JSON, not made of objects, or an object has a key twice; the message names
+            file and line.
         OSError: The file can't be read.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}") from error
+    text = read_text(path)
     if text.lstrip().startswith("["):
         entries = list(enumerate(_parse(path, 1, text), 1))
     else:
@@ -71,9 +143,50 @@ def fingerprint(items: Sequence[Item]) -> str:
     return digest.hexdigest()
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    # The picture is fine without its EXIF, and damaged EXIF raises nearly anything.
+    except Exception:
+        return image
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts off at 255, so that nearly all becomes white.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(
+            f"its pixels are 32-bit numbers (mode {image.mode}), of which nobody knows which one "
+            "is white: save it with 8 bits"
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
 def _parse(path: Path, line: int, text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         where = line + error.lineno - 1
         raise ValueError(f"{path}:{where}: malformed JSON: {error.msg}") from error
+    except _RepeatedKeyError as error:
+        raise ValueError(f"{path}:{line}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"{path}:{line}: malformed JSON: nested too deeply") from None
+
+
+class _RepeatedKeyError(ValueError):
+    """A JSON object has a key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _RepeatedKeyError(f"the key {key!r} occurs twice in the object {found!r:.80}")
+        found[key] = value
+    return found

@@ -31,7 +31,8 @@ class Flip:
     Attributes:
         item: The item.
         gained: Whether it went from wrong to right.
-        image: Data URI, as the model saw it (cropped, where its processor crops).
+        image: Data URI, as the model saw it (cropped, where its processor crops); None for a
+            question about no image.
         before: The unedited model's answer.
         after: The edited model's answer.
         heat_before: Data URI of the attention map to lay over the image; None if there is none.
@@ -40,7 +41,7 @@ class Flip:
 
     item: Item
     gained: bool
-    image: str
+    image: str | None
     before: str
     after: str
     heat_before: str | None
@@ -50,7 +51,9 @@ class Flip:
     def truth(self) -> str:
         """What is right, in words."""
         target = self.item.target
-        return ", ".join(target["objects"]) if isinstance(target, Mapping) else str(target)
+        if isinstance(target, Mapping):
+            target = target.get("objects", [f"{key}: {value}" for key, value in target.items()])
+        return target if isinstance(target, str) else ", ".join(map(str, target))
 
 
 def flips(
@@ -76,14 +79,16 @@ def flips(
     flipped = condition.change
     for gained, ids in ((False, flipped.lost), (True, flipped.gained)):
         for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]:
-            image = result.task.load_image(item)
-            heats = _heats(answerer, item, image, specs) if answerer else {}
-            seen = _as_seen(image, answerer.processor if answerer else None)
+            image = result.task.load_image(item) if item.image is not None else None
+            # What is chosen by likelihood has no tokens whose rows could be looked at.
+            drawn = answerer if not item.choices else None
+            heats = _heats(drawn, item, image, specs) if drawn and image else {}
+            seen = _as_seen(image, answerer.processor if answerer else None) if image else None
             shown.append(
                 Flip(
                     item,
                     gained,
-                    data_uri(seen),
+                    data_uri(seen) if seen else None,
                     before[item.id],
                     after[item.id],
                     heats.get("before"),
@@ -94,7 +99,7 @@ def flips(
 
 
 def _one_per_image(items: Sequence[Item]) -> list[Item]:
-    return list({item.image: item for item in reversed(items)}.values())[::-1]
+    return list({item.image or item.id: item for item in reversed(items)}.values())[::-1]
 
 
 def _heats(

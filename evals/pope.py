@@ -6,9 +6,8 @@ the same images with the same positives, so they are scored apart and averaged, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regaze.evals.data import fingerprint, open_image, read_records
+from regaze.evals.hub import Hub, read_hub
 from regaze.evals.pope_profiles import PROFILES, find_profile
+from regaze.evals.questions import require
 from regaze.evals.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
 
-HUB_ID = "lmms-lab/POPE"
+HUB_ID = "lmms-lab-encoder/POPE"
 SUBSETS = ("random", "popular", "adversarial")
+SOURCES = ("aokvqa", "gqa")
+"""Where images come from in files that aren't about COCO's own objects."""
 
 Record = Mapping[str, Any]
 _FIELDS = ("question_id", "image", "text", "label")
@@ -64,7 +67,9 @@ class Pope(Task):
     ) -> Pope:
         """Read question files (JSON lines, or one JSON array each) and images from a folder.
 
-        The subset is a question's ``category``, or else what the file's name tells.
+        The subset is a question's ``category``, or else what the file's name tells. POPE ships such
+        files for COCO, A-OKVQA (COCO's images too) and GQA; VCD ships other ones for the last two,
+        which give other numbers, so a run notes the SHA-256 of the files it read.
 
         Args:
             questions: The files, e.g. the three ``coco_pope_*.json``.
@@ -117,32 +122,17 @@ class Pope(Task):
         profile: str = "official",
         max_new_tokens: int | None = None,
     ) -> Pope:
-        """Load a data set with the fields of ``lmms-lab/POPE``, images included.
+        """Load a data set with the fields of ``lmms-lab-encoder/POPE``, images included.
 
         Raises:
             ImportError: The package ``datasets`` isn't installed.
-            ValueError: As in `from_files`.
+            ValueError: As in `from_files`, or there is no such data set.
+            OSError: The Hub can't be reached.
         """
-        try:
-            import datasets
-        except ImportError as error:
-            raise ImportError(
-                "reading POPE from the Hub needs the package datasets: pip install 'regaze[hub]'"
-            ) from error
-        rows = datasets.load_dataset(dataset_id, split=split)
-        names = _image_names(rows, datasets)
-        first = {name: row for row, name in reversed(list(enumerate(names)))}
-        texts = rows.remove_columns("image")
-        records = (
-            {**row, "image": name, "text": row.get("question"), "label": row.get("answer")}
-            for row, name in zip(texts, names, strict=True)
-        )
-        return cls.from_records(
-            records,
-            lambda name: rows[first[name]]["image"].convert("RGB"),
-            profile=profile,
-            max_new_tokens=max_new_tokens,
-        )
+        hub = Hub(dataset_id, (split,), key=lambda row: row.get("image_source"))
+        rows, load = read_hub(hub)
+        records = ({**row, "text": row.get("question"), "label": row.get("answer")} for row in rows)
+        return cls.from_records(records, load, profile=profile, max_new_tokens=max_new_tokens)
 
     @classmethod
     def _build(
@@ -176,6 +166,14 @@ class Pope(Task):
             OSError: Missing or unreadable; the message names the file.
         """
         return self.open(str(item.image))
+
+    def under(self, profile: str) -> Pope:
+        """The same questions, their answers read under another profile.
+
+        Raises:
+            ValueError: Unknown profile.
+        """
+        return replace(self, profile=profile)
 
     def counts(self, item: Item, text: str) -> Counts:
         """Confusion cell of one answer, and its length.
@@ -224,15 +222,14 @@ class Pope(Task):
 
 
 def _subset(path: Path) -> str:
-    return next((subset for subset in SUBSETS if subset in path.stem), path.stem)
+    """``adversarial`` for COCO's file, ``aokvqa/adversarial`` for A-OKVQA's."""
+    subset = next((name for name in SUBSETS if name in path.stem), path.stem)
+    source = next((name for name in SOURCES if name in path.stem), None)
+    return f"{source}/{subset}" if source else subset
 
 
 def _item(place: str, subset: str, record: Record, suffix: str) -> Item:
-    if missing := [field for field in _FIELDS if record.get(field) is None]:
-        raise ValueError(
-            f"{place}: no POPE question, it lacks {', '.join(missing)} "
-            f"(it has {', '.join(map(str, record)) or 'nothing'})"
-        )
+    require(place, record, _FIELDS, "POPE")
     if record["label"] not in ("yes", "no"):
         raise ValueError(f"{place}: label must be 'yes' or 'no', not {record['label']!r}")
     subset = str(record.get("category") or subset)
@@ -243,11 +240,3 @@ def _item(place: str, subset: str, record: Record, suffix: str) -> Item:
         group=subset,
         target=record["label"],
     )
-
-
-def _image_names(rows: Any, datasets: Any) -> list[str]:
-    """The rows' image names; where there are none, a hash of the image file tells images apart."""
-    if "image_source" in rows.column_names:
-        return [str(name) for name in rows["image_source"]]
-    files = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    return [hashlib.sha256(row["image"]["bytes"]).hexdigest()[:16] for row in files]

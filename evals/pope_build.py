@@ -55,6 +55,42 @@ def build_questions(
         ValueError: Unknown kind, fewer usable images than asked for, or too few objects in all to
             find absent ones for each image.
     """
+    asked = (
+        (image, name, label)
+        for image, present, absent in draw_objects(
+            annotations, kind, images=images, per_image=per_image, seed=seed, counted=counted
+        )
+        for name, label in ((present, "yes"), (absent, "no"))
+    )
+    return [
+        {
+            "question_id": number,
+            "image": image,
+            "text": template.format(with_article(name)),
+            "label": label,
+            "category": kind,
+        }
+        for number, (image, name, label) in enumerate(asked, 1)
+    ]
+
+
+def draw_objects(
+    annotations: Mapping[str, Sequence[str]],
+    kind: Kind,
+    *,
+    images: int | None = 500,
+    per_image: int = 3,
+    seed: int = 0,
+    counted: Iterable[Sequence[str]] | None = None,
+) -> list[tuple[str, str, str]]:
+    """The objects that `build_questions` asks for, by the same rules.
+
+    Returns:
+        Image, an object that is in it and one that is not; ``per_image`` for each image.
+
+    Raises:
+        ValueError: As there.
+    """
     if kind not in KINDS:
         raise ValueError(f"unknown kind of negative {kind!r}: choose one of {', '.join(KINDS)}")
     rng = random.Random(seed)
@@ -63,7 +99,7 @@ def build_questions(
     popular = _by_count(Counter(name for names in scenes for name in names))
     partners = _partners(scenes)
 
-    records: list[Record] = []
+    found = []
     for image, present in drawn.items():
         used = set(present)
         for positive in present[:per_image]:
@@ -75,17 +111,8 @@ def build_questions(
             negative = next((name for name in ranking if name not in used), None)
             negative = negative or _any_absent(popular, used, rng, image)
             used.add(negative)
-            for name, label in ((positive, "yes"), (negative, "no")):
-                records.append(
-                    {
-                        "question_id": len(records) + 1,
-                        "image": image,
-                        "text": template.format(with_article(name)),
-                        "label": label,
-                        "category": kind,
-                    }
-                )
-    return records
+            found.append((image, positive, negative))
+    return found
 
 
 def with_article(name: str) -> str:

@@ -6,14 +6,11 @@ of its profile. Each rule below was checked against what the script itself retur
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
+from regaze.evals.yes_no import Verdict, words
 from regaze.interventions.base import unknown
-
-Verdict = Literal["yes", "no", "other"]
 
 
 @dataclass(frozen=True)
@@ -86,20 +83,7 @@ def _lmms(text: str, label: str) -> Verdict:
 
 
 def _vlmevalkit(text: str, label: str) -> Verdict:
-    words = _without_punctuation(text.lower()).split()
-    if ("yes" in words) == ("no" in words):
-        return "other"
-    return "yes" if "yes" in words else "no"
-
-
-def _without_punctuation(text: str) -> str:
-    glue_all = re.search(r"\d,\d", text) is not None
-    out = text
-    for mark in ';/[]"{}()=+\\_-><@`,?!':
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        out = out.replace(mark, "" if glue_all or beside_blank else " ")
-    # At most 32: the original passes the flag re.UNICODE where re.sub expects a count.
-    return re.sub(r"(?<!\d)\.(?!\d)", "", out, count=32)
+    return words(text)
 
 
 PROFILES: dict[str, Profile] = {

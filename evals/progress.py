@@ -8,27 +8,32 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console
 
-from regaze.evals.runner import Progress
+from regaze.evals.asking import Progress
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str], Progress]]:
-    """Show a bar for every task and condition; gives a task's callback by the task's title."""
+def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
+    """Show a bar for every task and condition; gives a task's callback by the task's title.
+
+    Args:
+        shown: Of several processes, one shows its bars.
+    """
     columns = (
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=Console(stderr=True)) as shown:
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, disable=not shown) as display:
 
         def follow(title: str) -> Progress:
             rows: dict[str, progress.TaskID] = {}
 
             def step(label: str, done: int, total: int) -> None:
                 if label not in rows:
-                    rows[label] = shown.add_task(f"{title}: {label}", total=total)
-                shown.update(rows[label], completed=done)
+                    rows[label] = display.add_task(f"{title}: {label}", total=total)
+                display.update(rows[label], completed=done)
 
             return step
 

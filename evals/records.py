@@ -1,7 +1,8 @@
 """What a run leaves on disk: answers as append-only JSON lines and one manifest per condition.
 
 A line reaches the disk before the next batch starts, so a killed process loses at most the batch
-it was working on, and the same command carries on from there.
+it was working on, and the same command carries on from there. Each of several processes appends to
+a file of its own; at the end one of them puts all answers in order.
 """
 
 from __future__ import annotations
@@ -13,12 +14,18 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from filelock import FileLock, Timeout
+
 PREDICTIONS = "predictions.jsonl"
 MANIFEST = "manifest.json"
+LOCK = ".lock"
+
+Key = tuple[str, int]
+"""An item's id and a seed."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,23 @@ class Record:
 
     Attributes:
         id: The item's id.
-        cluster: The item's image.
-        text: The answer as the model gave it, special tokens removed, nothing else changed.
+        cluster: The item's cluster, mostly its image.
+        text: The answer as the model gave it, special tokens removed, nothing else changed; of an
+            item with choices the likeliest.
+        seed: Of sampling; 0 where nothing is drawn.
         n_prompt_tokens: Prompt tokens without padding, image columns included.
         n_image_tokens: Image columns among them.
         n_new_tokens: Generated tokens, the end token included.
         finish: ``eos``, ``length`` (cut at the limit) or ``error``.
-        seconds: The batch's time divided by its items.
+        margin: Of a yes/no question, log of the odds of yes to no at the first answer token, from
+            the model's logits before anything is cut off; see `regaze.evals.prompts.yes_no_ids`.
+        losses: Of an item with choices, the mean token cross-entropy of each, in nats.
+        prompt_sha256: Of the prompt in the model's chat template, first 16 digits.
+        inputs_sha256: Of that and the image's pixels, first 16 digits.
+        seconds: The batch's time divided by its items, reading images included.
+        t_prefill_s: Likewise, time until the first token was predicted.
+        t_decode_s: Likewise, time after it.
+        peak_bytes: Most memory allocated on GPUs during the batch; None on the CPU.
         attempt: 1 for the first try; every resumed run tries an item with an error once more.
         error: What went wrong, where ``finish`` is ``error``.
     """
@@ -48,6 +65,24 @@ class Record:
     seconds: float = 0.0
     attempt: int = 1
     error: str | None = None
+    _: KW_ONLY
+    seed: int = 0
+    margin: float | None = None
+    losses: tuple[float, ...] | None = None
+    prompt_sha256: str | None = None
+    inputs_sha256: str | None = None
+    t_prefill_s: float = 0.0
+    t_decode_s: float = 0.0
+    peak_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.losses is not None:
+            object.__setattr__(self, "losses", tuple(self.losses))
+
+    @property
+    def key(self) -> Key:
+        """What tells this answer from all others of a condition."""
+        return self.id, self.seed
 
     @property
     def ok(self) -> bool:
@@ -72,29 +107,65 @@ def digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def read(path: Path) -> dict[str, Record]:
-    """Read answers: for each id its last answer, or its last error where it has no answer.
+def read(*paths: Path) -> dict[Key, Record]:
+    """Read answers: for each key its last answer, or its last error where it has no answer.
 
     A last line without its line end was cut off by a crash and doesn't count.
+
+    Args:
+        *paths: Files, in the order in which they count; those that aren't there hold nothing.
 
     Raises:
         ValueError: Another line isn't a record; the message names file and line.
     """
-    records: dict[str, Record] = {}
-    if not path.exists():
-        return records
-    *lines, _cut_off = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, 1):
-        try:
-            record = Record(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{path}, line {number} is not an answer ({error}): remove that line, or the "
-                "whole file to start again"
-            ) from error
-        known = records.get(record.id)
-        if known is None or record.ok or not known.ok:
-            records[record.id] = record
+    records: dict[Key, Record] = {}
+    for path in paths:
+        *lines, _cut_off = path.read_bytes().split(b"\n") if path.exists() else [b""]
+        for number, line in enumerate(lines, 1):
+            try:
+                record = Record(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise ValueError(
+                    f"{path}, line {number} is not an answer ({error}): remove that line, or the "
+                    "whole file to start again"
+                ) from error
+            known = records.get(record.key)
+            if known is None or record.ok or not known.ok:
+                records[record.key] = record
+    return records
+
+
+def predictions(folder: Path, rank: int = 0) -> Path:
+    """The file to which a process appends its answers."""
+    return folder / (f"predictions.rank{rank}.jsonl" if rank else PREDICTIONS)
+
+
+def all_predictions(folder: Path) -> list[Path]:
+    """The files that hold a condition's answers; several only until processes have finished."""
+    return [folder / PREDICTIONS, *sorted(folder.glob("predictions.rank*.jsonl"))]
+
+
+def settle(folder: Path, order: Sequence[Key]) -> dict[Key, Record]:
+    """Put all answers into one file, in order; if they are already, nothing is touched.
+
+    The new file is in its place before old ones are removed, so a crash in between loses nothing.
+
+    Args:
+        folder: A condition's.
+        order: The keys to keep, in the order of the lines.
+
+    Returns:
+        The answers, in order.
+    """
+    main, *others = all_predictions(folder)
+    found = read(main, *others)
+    records = {key: found[key] for key in order if key in found}
+    text = "".join(map(_line, records.values()))
+    if records and (not main.exists() or main.read_bytes() != text.encode()):
+        write_text(main, text)
+    for path in others:
+        with writing(path):
+            path.unlink()
     return records
 
 
@@ -115,7 +186,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
     Raises:
         OSError: The disk is full or the folder read-only; the message says so in one line.
     """
-    lines = "".join(json.dumps(dataclasses.asdict(r), ensure_ascii=False) + "\n" for r in records)
+    lines = "".join(map(_line, records))
     if not lines:
         return
     with writing(path), path.open("ab") as file:
@@ -192,15 +263,46 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 @contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keep other processes from writing to a run's directory.
+
+    The lock goes with the process, so a killed run leaves none behind.
+
+    Raises:
+        OSError: Another process holds it, or the folder can't be written.
+    """
+    path = out / LOCK
+    lock = FileLock(path, blocking=False)
+    try:
+        with writing(path):
+            out.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+    except Timeout:
+        raise BlockingIOError(
+            f"another process is writing to {out}: wait until it is done, or give another --out"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Name the file in an error on writing it, and say that the run can go on later."""
     try:
         yield
+    except Timeout:
+        raise
     except OSError as error:
         raise OSError(
             f"cannot write {path}: {error.strerror or error}. Finished answers are kept: once "
             "that is put right, the same command carries on"
         ) from error
+
+
+def _line(record: Record) -> str:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"
 
 
 def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

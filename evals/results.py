@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
 from regaze.evals import records
+from regaze.evals.cost import Cost
 from regaze.evals.records import Record
 from regaze.evals.task import Item, Task
 
@@ -21,13 +22,25 @@ class Answers:
 
     Attributes:
         label: The condition's label.
-        records: Answers and errors by item id.
+        records: Answers and errors by item id; where answers are sampled, those of the first seed.
         manifest: As on the disk.
+        by_seed: Answers and errors of every seed.
     """
 
     label: str
     records: Mapping[str, Record]
     manifest: Mapping[str, Any]
+    by_seed: Mapping[int, Mapping[str, Record]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.by_seed:
+            object.__setattr__(self, "by_seed", {0: self.records})
+
+    @property
+    def cost(self) -> Cost | None:
+        """What answering cost, in all sessions and processes; None if it wasn't measured."""
+        costs = [Cost.from_dict(c) for s in self.manifest["sessions"] if (c := s.get("cost"))]
+        return Cost.total(costs) if costs else None
 
     @property
     def firing(self) -> Mapping[str, Any] | None:
@@ -77,9 +90,26 @@ def load(task: Task, out: Path) -> RunResult:
             manifest = records.read_json(folder / records.MANIFEST)
             if manifest["config"]["items_sha256"] != items_digest(items):
                 raise ValueError(f"{folder} answers other questions than the {task.name} given")
-        found = records.read(folder / records.PREDICTIONS)
-        answers.append(Answers(condition["label"], found, manifest))
+            known = manifest["sessions"]
+            manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
+        seeds = manifest["config"].get("seeds", [0])
+        found = records.read(*records.all_predictions(folder))
+        by_seed = {
+            seed: {i.id: found[i.id, seed] for i in items if (i.id, seed) in found}
+            for seed in seeds
+        }
+        answers.append(Answers(condition["label"], by_seed[seeds[0]], manifest, by_seed))
     return RunResult(task, items, answers, out)
+
+
+def session_files(folder: Path) -> list[Path]:
+    """Where processes note what they do, until all have finished."""
+    return sorted(folder.glob("session.rank*.json"))
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """Sessions that aren't in the manifest yet."""
+    return [records.read_json(path) for path in session_files(folder)]
 
 
 def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:

@@ -1,37 +1,38 @@
 """Ask a model every item of a task, with and without interventions, and keep what it says.
 
 Comparisons are paired by construction: every condition answers the same items in the same batches,
-greedily, the unedited model first. What is on the disk decides what is still to do, so a run that
-was killed goes on with the same command.
+the unedited model first. What is on the disk decides what is still to do, so a run that was killed
+goes on with the same command, also with another number of processes.
 """
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
-from importlib.metadata import version
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
 from transformers import PreTrainedModel
 
-from regaze.evals import records
-from regaze.evals.conditions import Condition, baseline_first
+from regaze.evals import batching, manifest, records
+from regaze.evals.asking import Asker, Plan, Progress
+from regaze.evals.batching import BatchSize, Halving
+from regaze.evals.conditions import Condition, baseline_first, other_images
+from regaze.evals.decoding import Decoding
+from regaze.evals.distributed import World
 from regaze.evals.generation import Answerer
-from regaze.evals.models import identify, processor_settings
-from regaze.evals.records import Record
-from regaze.evals.results import RUN, RunResult, items_digest, load, take
+from regaze.evals.models import identify
+from regaze.evals.prompts import Question
+from regaze.evals.records import Key
+from regaze.evals.results import RUN, RunResult, load, session_files, take
 from regaze.evals.task import Item, Task
 from regaze.hooks.attach import attach
 from regaze.interventions.base import Intervention
 
-_PACKAGES = ("regaze", "torch", "transformers", "numpy", "pillow")
-
-Progress = Callable[[str, int, int], None]
+_log = logging.getLogger(__name__)
+_REMARKS = {"truncated": "were cut at the length limit", "blank": "are only white space"}
+_REMARKABLE = 0.01
 
 
 def run(
@@ -41,12 +42,15 @@ def run(
     conditions: Sequence[Condition],
     *,
     out: Path,
-    batch_size: int = 8,
+    batch_size: BatchSize = 8,
     limit: int | None = None,
     max_new_tokens: int | None = None,
+    decoding: Decoding | None = None,
+    share: bool = True,
     identity: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     progress: Progress = lambda label, done, total: None,
+    world: World = World(),  # noqa: B008 (frozen)
 ) -> RunResult:
     """Answer all items under all conditions, or whatever part of that isn't on the disk yet.
 
@@ -56,189 +60,125 @@ def run(
         processor: Its processor, with a chat template.
         conditions: What to compare; the unedited model is added in front where it is missing.
         out: Directory of the run: one folder per condition.
-        batch_size: Items per batch. Batches are cut by item order and stay the same when a run
-            goes on, because padding may move the last bits of a logit.
+        batch_size: Items per batch; ``auto`` begins with many and takes fewer when memory runs
+            out. See `regaze.evals.batching.plan`.
         limit: Ask only so many items, see `take`.
         max_new_tokens: Longest answer; default: the task's.
+        decoding: How tokens are chosen; default: greedily.
+        share: Read each image once for all questions about it, where model and interventions
+            allow it; the manifest says where they don't and why.
         identity: What tells this model from others; default: a hash of its weights.
         source: Anything JSON-able from which the caller can build the task again; kept in the
             directory.
-        progress: Called with a condition's label, items done and items in all.
+        progress: Called with a condition's label, items done and items in all, of this process.
+        world: This process among those that share the work, see `regaze.evals.distributed.join`.
 
     Raises:
         ValueError: A condition doesn't fit the model, or the directory holds answers made with
             other settings.
-        OSError: The directory can't be written.
+        OSError: The directory can't be written, or another process writes to it.
     """
     items = take(task.items, limit)
-    if batch_size < 1:
-        raise ValueError(f"the batch size must be at least 1, got {batch_size}")
-    answerer = Answerer(model, processor, max_new_tokens or task.max_new_tokens)
+    batches = batching.plan(items, batch_size)
+    answerer = Answerer(model, processor, max_new_tokens or task.max_new_tokens, decoding)
     identity = identity or identify(model)
-    name = str(identity.get("name", type(model).__name__))
-    settings = {
-        "task": task.name,
-        "data_sha256": task.data_hash,
-        "items": len(items),
-        "items_sha256": items_digest(items),
-        "first_prompt": items[0].prompt,
-        "batch_size": batch_size,
-        "decoding": answerer.settings,
-        # A model's name or folder may change, what it holds may not.
-        "model": {key: value for key, value in identity.items() if key != "name"},
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attention": model.config._attn_implementation,
-        "processor": processor_settings(processor),
-        "regaze": version("regaze"),
-    }
+    settings = manifest.settings(task, items, answerer, identity, batch_size)
+    apart = _why_apart(out, share, task, batches, answerer)
     # Everything that can be refused is refused before the first answer.
     plans = []
     for condition in baseline_first(conditions):
         with attach(model, *condition.specs, processor=processor) as attached:
             specs = tuple(cast(Intervention, spec) for spec in attached.specs)
-        config = {**settings, "interventions": [spec.to_dict() for spec in specs]}
-        folder = out / records.folder_name(condition.label)
-        plan = _Plan(condition.label, name, specs, folder, config)
+        config = {
+            **settings,
+            "sharing": {"prefix": apart is None, "why": apart},
+            "image": condition.image,
+            "interventions": [spec.to_dict() for spec in specs],
+        }
+        shown = {item.image: item.image for item in items if item.image is not None}
+        if condition.image == "wrong":
+            shown = dict(other_images(shown))
+        plan = Plan(condition, specs, out / records.folder_name(condition.label), shown, config)
         records.check_config(plan.folder, plan.config)
         plans.append(plan)
-    order = [{"label": p.label, "folder": p.folder.name} for p in plans]
-    records.write_json(out / RUN, {"source": source, "limit": limit, "conditions": order})
-
-    batches = [items[i : i + batch_size] for i in range(0, len(items), batch_size)]
-    for plan in plans:
-        _answer_all(plan, task, batches, answerer, progress)
+    keys = [(item.id, seed) for seed in answerer.decoding.seeds for item in items]
+    with records.locked(out) if world.first else nullcontext():
+        if world.first:
+            _prepare(plans, keys, task.profile, str(identity.get("name", type(model).__name__)))
+            order = [{"label": p.condition.label, "folder": p.folder.name} for p in plans]
+            made_from = {"source": source, "limit": limit, "conditions": order}
+            records.write_json(out / RUN, made_from)
+        world.wait()
+        known = [records.read(plan.folder / records.PREDICTIONS) for plan in plans]
+        # Nobody answers before all have read what there is: all must share out the same rest.
+        world.wait()
+        # What fits into memory under one condition is a good guess for the next.
+        halving = Halving(batch_size)
+        for plan, before in zip(plans, known, strict=True):
+            Asker(plan, task, answerer, halving, world, progress).ask_all(batches, before)
+        world.wait()
+        if world.first:
+            _finish(plans, keys)
+        world.wait()
     return load(task, out)
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A condition, resolved for the model; where its answers go and what they depend on."""
-
-    label: str
-    model: str
-    specs: tuple[Intervention, ...]
-    folder: Path
-    config: Mapping[str, Any]
-
-
-def _answer_all(
-    plan: _Plan,
-    task: Task,
-    batches: Sequence[Sequence[Item]],
-    answerer: Answerer,
-    progress: Progress,
-) -> None:
-    """Answer whatever one condition hasn't answered yet, batch by batch."""
-    predictions = plan.folder / records.PREDICTIONS
-    records.repair(predictions)
-    known = records.read(predictions)
-    manifest = _open_manifest(plan, task.profile, answerer.model)
-    session = manifest["sessions"][-1]
-    done, total = 0, sum(map(len, batches))
-    progress(plan.label, done, total)
-    model, processor = answerer.model, answerer.processor
-    with attach(model, *plan.specs, processor=processor) as attached:
-        for batch in batches:
-            fresh = _news(_ask(batch, task, answerer, known), known)
-            if fresh:
-                known.update(fresh)
-                session["ended"] = _now()
-                session["answered"] += len(fresh)
-                session["firing"] = attached.report().to_dict() if plan.specs else None
-                manifest["counts"] = _counts(known)
-                # The manifest first: no answer is on the disk without the proof that its
-                # intervention acted.
-                records.write_json(plan.folder / records.MANIFEST, manifest)
-                records.append(predictions, fresh.values())
-            done += len(batch)
-            progress(plan.label, done, total)
+def _why_apart(
+    out: Path, share: bool, task: Task, batches: Sequence[Sequence[Item]], answerer: Answerer
+) -> str | None:
+    """Why no questions share an image's prefix on this model; None if they can."""
+    if not share:
+        return "turned off"
+    before = out / records.folder_name(Condition().label) / records.MANIFEST
+    if before.exists():
+        # Tried out already. (A run that isn't the same is refused for what differs.)
+        found: str | None = records.read_json(before)["config"].get("sharing", {}).get("why")
+        return found
+    for group in batching.by_image(item for batch in batches for item in batch):
+        if group[0].image is None or len(group) + len(group[0].choices) < 2:
+            continue
+        try:
+            image = task.load_image(group[0])
+        except OSError:
+            continue
+        return answerer.why_apart([Question(item.prompt, image) for item in group])
+    return "no image has several questions"
 
 
-def _open_manifest(plan: _Plan, profile: str, model: PreTrainedModel) -> dict[str, Any]:
-    """The manifest with a new session; it's on the disk before the first answer is."""
-    path = plan.folder / records.MANIFEST
-    before = records.read_json(path)["sessions"] if path.exists() else []
-    session = {
-        "started": _now(),
-        "ended": None,
-        "answered": 0,
-        "firing": None,
-        "device": str(model.device),
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in _PACKAGES},
-    }
-    manifest = {
-        "condition": plan.label,
-        "model": plan.model,
-        "profile": profile,
-        "config_sha256": records.digest(plan.config),
-        "config": plan.config,
-        "counts": {},
-        "sessions": [*before, session],
-    }
-    if not before:
-        records.write_json(path, manifest)
-    return manifest
+def _prepare(plans: Sequence[Plan], keys: Sequence[Key], profile: str, model: str) -> None:
+    """What the first process does before all begin: no answer comes before its manifest."""
+    for plan in plans:
+        path = plan.folder / records.MANIFEST
+        if not path.exists():
+            fields = {
+                "condition": plan.condition.label,
+                "model": model,
+                "profile": profile,
+                "shares_prefix": plan.why_apart is None,
+                "apart": plan.why_apart,
+                "config_sha256": records.digest(plan.config),
+                "config": plan.config,
+                "counts": {},
+                "sessions": [],
+            }
+            records.write_json(path, fields)
+        records.repair(plan.folder / records.PREDICTIONS)
+        if len(records.all_predictions(plan.folder)) > 1 or session_files(plan.folder):
+            # A killed run left them.
+            _settle(plan, keys)
 
 
-def _ask(
-    batch: Sequence[Item], task: Task, answerer: Answerer, known: Mapping[str, Record]
-) -> dict[str, Record]:
-    """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
-    if all(_answered(item, known) for item in batch):
-        return {}
-    started = time.perf_counter()
-    images: dict[str, Image.Image] = {}
-    unreadable: dict[str, OSError] = {}
-    for item in batch:
-        name = str(item.image)
-        if name not in images and name not in unreadable:
-            try:
-                images[name] = task.load_image(item)
-            except OSError as error:
-                unreadable[name] = error
-    found = {
-        item.id: Record(
-            item.id, item.cluster, finish="error", error=str(unreadable[str(item.image)])
-        )
-        for item in batch
-        if str(item.image) in unreadable
-    }
-    asked = [item for item in batch if item.id not in found]
-    # Where all that was open has failed again, asking the others again would tell nothing.
-    if not all(_answered(item, known) for item in asked):
-        answers = answerer([i.prompt for i in asked], [images[str(i.image)] for i in asked])
-        seconds = round((time.perf_counter() - started) / len(asked), 4)
-        for item, answer in zip(asked, answers, strict=True):
-            found[item.id] = Record(item.id, item.cluster, **asdict(answer), seconds=seconds)
-    return found
+def _settle(plan: Plan, keys: Sequence[Key]) -> dict[str, int]:
+    """Gather what all processes left of a condition."""
+    found = records.settle(plan.folder, keys)
+    return manifest.settle(plan.folder, found.values())
 
 
-def _answered(item: Item, known: Mapping[str, Record]) -> bool:
-    return item.id in known and known[item.id].ok
-
-
-def _news(fresh: Mapping[str, Record], known: Mapping[str, Record]) -> dict[str, Record]:
-    """What isn't on the disk: first answers, and outcomes of another try that differ."""
-    news = {}
-    for key, record in fresh.items():
-        before = known.get(key)
-        if before is None:
-            news[key] = record
-        elif not before.ok and record.error != before.error:
-            news[key] = replace(record, attempt=before.attempt + 1)
-    return news
-
-
-def _counts(known: Mapping[str, Record]) -> dict[str, int]:
-    finishes = [record.finish for record in known.values()]
-    return {
-        "answered": len(finishes) - finishes.count("error"),
-        "errors": finishes.count("error"),
-        "truncated": finishes.count("length"),
-    }
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+def _finish(plans: Sequence[Plan], keys: Sequence[Key]) -> None:
+    """What the first process does once all are done; says what a reader of scores should know."""
+    for plan in plans:
+        numbers = _settle(plan, keys)
+        for kind, what in _REMARKS.items():
+            if numbers[kind] > _REMARKABLE * numbers["answered"]:
+                said = f"{numbers[kind]} of {numbers['answered']} answers {what}"
+                _log.warning("%s: %s", plan.condition.label, said)

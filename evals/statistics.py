@@ -7,7 +7,7 @@ metrics are computed from resampled sums: F1 or CHAIR_i are treated exactly like
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,7 +18,24 @@ Array = NDArray[np.float64]
 
 DRAWS = 10_000
 _ENDS = (2.5, 97.5)
-_BLOCK = 500
+_BLOCK = 64  # replicates at a time: their arrays fit into the cache
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A metric, or its change, under each seed of sampled decoding.
+
+    Attributes:
+        values: One per seed.
+        sd: Their standard deviation, with n - 1 below.
+        low: The smallest.
+        high: The largest.
+    """
+
+    values: tuple[float, ...]
+    sd: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -26,17 +43,19 @@ class Estimate:
     """A metric of one system.
 
     Attributes:
-        value: From all items; NaN where undefined.
+        value: From all items, the mean over the seeds; NaN where undefined.
         low: Lower end of the 95 % percentile interval.
         high: Upper end.
         dropped: Bootstrap replicates left out because the metric is undefined in them; above 1 %
             of the draws the interval is doubtful.
+        seeds: How it differs between seeds; None where there is one.
     """
 
     value: float
     low: float
     high: float
     dropped: int
+    seeds: Seeds | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +70,9 @@ class Change:
         high: Upper end.
         p: Two-sided bootstrap p-value of a delta of zero.
         dropped: As in `Estimate`.
+        seeds: Deltas by seed; None where there is one.
+        p_holm: ``p`` adjusted for all conditions and groups tested beside it; None where it
+            isn't one of several tests.
     """
 
     baseline: float
@@ -60,6 +82,18 @@ class Change:
     high: float
     p: float
     dropped: int
+    seeds: Seeds | None = None
+    p_holm: float | None = None
+
+    @property
+    def moved(self) -> bool:
+        """Whether any item moved it; an undefined change didn't."""
+        return not math.isnan(self.delta) and (self.delta != 0 or self.low != self.high)
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval says that the two systems differ."""
+        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -89,48 +123,81 @@ def bootstrap_sums(counts: Array, draws: int = DRAWS, seed: int = 0) -> Array:
     Raises:
         ValueError: Fewer than two clusters.
     """
-    clusters = len(counts)
+    flat = counts.reshape(len(counts), -1)
+    sums = np.concatenate([times @ flat for times in draw_times(len(counts), draws, seed)])
+    return sums.reshape(draws, *counts.shape[1:])
+
+
+def draw_times(clusters: int, draws: int, seed: int) -> Iterator[Array]:
+    """How often each cluster is drawn in each replicate, "block clusters", some at a time.
+
+    Blocks bound the memory; the draw doesn't depend on them.
+
+    Raises:
+        ValueError: Fewer than two clusters.
+    """
+    require_clusters(clusters)
+    rng = np.random.Generator(np.random.PCG64(seed))
+    for start in range(0, draws, _BLOCK):
+        size = min(_BLOCK, draws - start)
+        drawn = rng.integers(clusters, size=(size, clusters))
+        cells = drawn + clusters * np.arange(size)[:, None]
+        times = np.bincount(cells.ravel(), minlength=size * clusters)
+        yield times.reshape(size, clusters).astype(np.float64)
+
+
+def require_clusters(clusters: int) -> None:
+    """Check that there is something to resample.
+
+    Raises:
+        ValueError: Fewer than two clusters.
+    """
     if clusters < 2:
         raise ValueError(
             f"a bootstrap needs at least two clusters (images), got {clusters}: score more images"
         )
-    rng = np.random.Generator(np.random.PCG64(seed))
-    flat = counts.reshape(clusters, -1)
-    sums = np.empty((draws, flat.shape[1]))
-    for start in range(0, draws, _BLOCK):  # blocks bound the memory, the draw is the same
-        size = min(_BLOCK, draws - start)
-        drawn = rng.integers(clusters, size=(size, clusters))
-        cells = drawn + clusters * np.arange(size)[:, None]
-        times = np.bincount(cells.ravel(), minlength=size * clusters).reshape(size, clusters)
-        sums[start : start + size] = times.astype(np.float64) @ flat
-    return sums.reshape(draws, *counts.shape[1:])
 
 
-def estimate(point: float, replicas: Array) -> Estimate:
-    """Summary of a bootstrap: the value of all items and those of the replicates."""
-    return Estimate(point, *_interval(replicas))
+def estimate(by_seed: Array, replicas: Array) -> Estimate:
+    """Summary of a bootstrap.
+
+    Args:
+        by_seed: Values from all items, one per seed.
+        replicas: Values of the replicates, the mean over the seeds, shape ``(draws,)``.
+    """
+    return Estimate(float(by_seed.mean()), *_interval(replicas), spread(by_seed))
 
 
-def change(point: Array, replicas: Array) -> Change:
+def change(by_seed: Array, replicas: Array) -> Change:
     """Summary of a paired bootstrap.
 
     Args:
-        point: Values of the two systems, shape ``(2,)``.
-        replicas: Their values in each replicate, shape ``(draws, 2)``.
+        by_seed: Values of the two systems from all items, shape ``(2, seeds)``.
+        replicas: Their values in each replicate, the mean over the seeds, shape ``(draws, 2)``.
     """
+    baseline, other = by_seed.mean(1)
     deltas = replicas[:, 1] - replicas[:, 0]
     low, high, dropped = _interval(deltas)
     kept = deltas[np.isfinite(deltas)]
     tail = min((kept <= 0).sum(), (kept >= 0).sum())
     return Change(
-        baseline=float(point[0]),
-        other=float(point[1]),
-        delta=float(point[1] - point[0]),
+        baseline=float(baseline),
+        other=float(other),
+        delta=float(other - baseline),
         low=low,
         high=high,
         p=min(1.0, 2 * float(tail + 1) / (kept.size + 1)) if kept.size else math.nan,
         dropped=dropped,
+        seeds=spread(by_seed[1] - by_seed[0]),
     )
+
+
+def spread(by_seed: Array) -> Seeds | None:
+    """How values differ between seeds; None for a single one."""
+    if len(by_seed) < 2:
+        return None
+    low, high, sd = (float(v) for v in (by_seed.min(), by_seed.max(), by_seed.std(ddof=1)))
+    return Seeds(tuple(map(float, by_seed)), sd, low, high)
 
 
 def mcnemar(lost: int, gained: int) -> McNemar:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from regaze.evals import records
-from regaze.evals.benchmarks import Source, find
+from regaze.evals.asking import Progress
+from regaze.evals.benchmarks import BENCHMARKS, Source
 from regaze.evals.compare import to_json
 from regaze.evals.conditions import Condition
+from regaze.evals.distributed import World
 from regaze.evals.models import Loaded
 from regaze.evals.results import RUN, RunResult, load, take
-from regaze.evals.runner import Progress, run
+from regaze.evals.runner import run
 from regaze.evals.scores import TaskScores, score_run
 from regaze.evals.task import Task
 
@@ -43,6 +45,15 @@ class Scored:
     scores: Sequence[TaskScores]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A run that was read again; the first task is the one that was asked."""
+
+    source: Source
+    tasks: Sequence[Task]
+    result: RunResult
+
+
 def prepare(source: Source, out: Path, limit: int | None = None) -> Job:
     """Read a task's data.
 
@@ -66,9 +77,12 @@ def study(
     *,
     progress: Callable[[str], Progress],
     seed: int = 0,
+    world: World | None = None,
     **options: Any,
 ) -> list[Scored]:
     """Ask, score and write the scores of each run beside its answers.
+
+    Of several processes only the first one scores; the others get an empty list.
 
     Args:
         jobs: The tasks.
@@ -76,12 +90,14 @@ def study(
         conditions: What to compare.
         progress: Gives the callback of a task, by its title.
         seed: Of the bootstrap.
+        world: The processes that share the work; default: this one alone.
         **options: See `regaze.evals.runner.run`.
 
     Raises:
         ValueError: A condition doesn't fit the model, or a directory holds other answers.
         OSError: A directory can't be written.
     """
+    world = world or World()
     finished = []
     for job in jobs:
         title = job.source.title
@@ -92,14 +108,27 @@ def study(
             conditions,
             out=job.out,
             identity=loaded.identity,
-            source=job.source.to_dict(),
+            source=job.source.noted(),
             progress=progress(title),
+            world=world,
             **options,
         )
+        if not world.first:
+            continue
         scores = [score_run(result, task=task, title=title, seed=seed) for task in job.tasks]
-        records.write_json(job.out / SCORES, as_json(scores))
         finished.append(Scored(result, scores))
+        write_scores(job.out, finished[-1:])
     return finished
+
+
+def write_scores(out: Path, runs: Sequence[Scored]) -> None:
+    """Write the scores of one or more runs into one file.
+
+    Raises:
+        OSError: It can't be written.
+    """
+    scores = [scores for run in runs for scores in run.scores]
+    records.write_json(out / SCORES, as_json(scores))
 
 
 def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Scored]:
@@ -114,18 +143,55 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
         ValueError: There is no run, or its data have changed.
         OSError: Its data are gone.
     """
+    # It is built on this module.
+    from regaze.evals.images import study as pictures
+
     found = []
-    for path in sorted(out.rglob(RUN)):
-        fields = records.read_json(path)["source"]
-        if fields is None:
-            raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
-        source = Source.from_dict(fields)
-        tasks = source.tasks()
-        result = load(tasks[0], path.parent)
-        if profiles:
-            tasks = [find(source.benchmark).under(tasks[0], profile) for profile in profiles]
-        scores = [score_run(result, task=task, title=source.title, seed=seed) for task in tasks]
-        found.append(Scored(result, scores))
+    for path in run_files(out):
+        if (records.read_json(path)["source"] or {}).get("benchmark") == "images":
+            found.append(pictures.reopen(path.parent, seed))
+            continue
+        one = open_run(path.parent, profiles)
+        scores = [
+            score_run(one.result, task=task, title=one.source.title, seed=seed)
+            for task in one.tasks
+        ]
+        found.append(Scored(one.result, scores))
+    return found
+
+
+def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
+    """Read a run of questions and build its task again.
+
+    Args:
+        folder: The run's directory.
+        profiles: Other scoring rules for the stored answers; default: those of the run.
+
+    Raises:
+        ValueError: It doesn't say what was asked, or its data have changed.
+        OSError: Its data are gone.
+    """
+    path = folder / RUN
+    fields = records.read_json(path)["source"]
+    if fields is None:
+        raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
+    if fields.get("benchmark") not in BENCHMARKS:
+        raise ValueError(f"{path} is no run of a benchmark with questions")
+    source = Source.from_dict(fields)
+    tasks = source.tasks()
+    result = load(tasks[0], folder)
+    if profiles:
+        tasks = [tasks[0].under(profile) for profile in profiles]
+    return Opened(source, tasks, result)
+
+
+def run_files(out: Path) -> list[Path]:
+    """The files that mark run directories, in a directory and below.
+
+    Raises:
+        ValueError: There is none.
+    """
+    found = sorted(out.rglob(RUN))
     if not found:
         raise ValueError(f"{out} holds no run: no {RUN} in it or below")
     return found

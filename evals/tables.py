@@ -1,145 +1,85 @@
-"""Scores as a terminal table, and the way numbers are shown everywhere."""
+"""Scores as terminal tables."""
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
 
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from regaze.evals.scores import ConditionScores, Row, TaskScores
-from regaze.evals.statistics import Change
+from regaze.evals.scores import Row, TaskScores
+from regaze.evals.task import POOLED
+from regaze.evals.wording import (
+    Verdict,
+    firing_line,
+    interval,
+    mark,
+    metric_name,
+    notes,
+    number,
+    p_value,
+    seeds,
+    shown_metrics,
+    threshold_line,
+    threshold_metrics,
+    verdict,
+)
 
-Verdict = Literal["better", "worse", "moved", "open"]
-
-_NAMES = {"f1": "F1", "chair_s": "CHAIR_s", "chair_i": "CHAIR_i"}
 _STYLES: Mapping[Verdict, str] = {"better": "green", "worse": "red", "moved": "yellow", "open": ""}
-_MARKS: Mapping[Verdict, str] = {"better": "▲", "worse": "▼", "moved": "●", "open": ""}
-_TRUNCATED = 0.01
 _KEY = (
-    "Shares in percent; changes with 95 % intervals from a paired bootstrap over images. "
+    "Shares in percent; changes with 95 % intervals from a paired bootstrap over {}. "
     "▲ better, ▼ worse, ● moved: the interval excludes 0."
 )
 
 
-def metric_name(metric: str) -> str:
-    """A metric's name for readers, e.g. ``yes ratio``."""
-    return _NAMES.get(metric, metric.replace("_", " "))
-
-
-def shown_metrics(scores: TaskScores) -> list[str]:
-    """The metrics that stand in a short table, the first one being the headline."""
-    return [m for m in scores.headline or scores.directions if m in scores.directions]
-
-
-def scale(metric: str) -> int:
-    """What a metric is multiplied by to be shown: shares are shown in percent."""
-    return 1 if metric == "words" else 100
-
-
-def number(metric: str, value: float | None, *, signed: bool = False) -> str:
-    """A metric's value or change: shares times 100, words as they are, a dash where undefined."""
-    if value is None or math.isnan(value):
-        return "–"
-    shown = round(value * scale(metric), 1) + 0.0
-    return f"{shown:{'+' if signed and shown else ''}.1f}".replace("-", "−")
-
-
-def p_value(p: float) -> str:
-    """A p-value with as many digits as it deserves."""
-    if math.isnan(p):
-        return "–"
-    return "<.001" if p < 0.001 else f"{p:.3f}"[1:] if p < 0.1 else f"{p:.2f}".removeprefix("0")
-
-
-def verdict(change: Change, direction: int) -> Verdict:
-    """Whether the interval excludes zero, and on which side."""
-    if not (change.low > 0 or change.high < 0):
-        return "open"
-    if direction == 0:
-        return "moved"
-    return "better" if change.delta * direction > 0 else "worse"
-
-
-def mark(change: Change, direction: int) -> str:
-    """A sign for `verdict`: better, worse or, where neither is better, moved."""
-    return _MARKS[verdict(change, direction)]
-
-
-def firing_line(condition: ConditionScores) -> str:
-    """What a condition's interventions did, in one line."""
-    if condition.firing is None:
-        return "nothing attached" if condition.change is None else "no record of its firing"
-    fired = [
-        (one["label"].partition(":")[0], _fired(one)) for one in condition.firing["interventions"]
-    ]
-    return fired[0][1] if len(fired) == 1 else "; ".join(f"{name} {line}" for name, line in fired)
-
-
-def notes(scores: TaskScores) -> list[str]:
-    """What a reader must know besides the numbers."""
-    lines = []
-    if scores.scored < scores.asked:
-        lines.append(
-            f"{scores.scored} of {scores.asked} items are scored: those that every reported "
-            "condition has answered"
-        )
-    if scores.failures:
-        first = next(iter(scores.failures.items()))
-        lines.append(f"{len(scores.failures)} items have no answer, e.g. {first[0]}: {first[1]}")
-    for one in scores.conditions:
-        if one.status == "unanswered":
-            lines.append(f"{one.label} has no answers yet")
-        if one.status == "silent":
-            lines.append(
-                f"{one.label} NEVER FIRED, so its answers are the unedited model's and no score "
-                "is reported: check the layers and thresholds of its settings"
-            )
-        if one.score and one.truncated > _TRUNCATED * one.answered:
-            lines.append(
-                f"{one.label}: {one.truncated} of {one.answered} answers were cut at the length "
-                "limit; raise --max-new-tokens"
-            )
-    return lines
-
-
 def render(scores: TaskScores) -> RenderableType:
-    """The table, with a line per condition on what it did and the notes."""
+    """The table, whether thresholds moved, what each condition did, and the notes."""
     metrics = shown_metrics(scores)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("", min_width=14, max_width=24, overflow="fold")
-    for metric in metrics:
-        table.add_column(metric_name(metric), no_wrap=True)
     compared = any(condition.change for condition in scores.conditions)
+    table = _table([metric_name(metric) for metric in metrics])
     if compared:
-        table.add_column("flips\np", no_wrap=True)
-    sections = scores.sections
+        table.add_column("flips\np/Holm" if scores.flips else "p/Holm", overflow="fold")
+    # Pooled items say little that the groups and their mean don't; the report has them.
+    sections = [section for section in scores.sections if section.title != POOLED]
     for section in sections:
         table.add_section()
         if len(sections) > 1:
             table.add_row(Text(section.title, style="bold"))
         for row in section.rows:
-            table.add_row(*_cells(scores, row, metrics))
+            if row.condition.control is None:
+                table.add_row(*_cells(scores, row, metrics))
+    controls = [row for row in sections[-1].rows if row.condition.control]
+    if controls:
+        table.add_section()
+        where = f", {sections[-1].title}" if len(sections) > 1 else ""
+        table.add_row(Text(f"controls{where}", style="bold"))
+    for row in controls:
+        table.add_row(*_cells(scores, row, metrics))
     fired = [
-        Text(f"  {c.label}: {firing_line(c)}", style="dim") for c in scores.conditions if c.change
+        Text(f"  {c.label}: {firing_line(c)}", style="dim") for c in scores.conditions if c.firing
     ]
     warned = [Text(f"  ! {line}", style="yellow") for line in notes(scores)]
-    key = "Shares in percent, with 95 % intervals from a bootstrap over images."
+    key = f"Shares in percent, with 95 % intervals from a bootstrap over {scores.units}."
     if compared:
+        flips = "Flips: − right to wrong, + wrong to right. " if scores.flips else ""
         key = (
-            f"{_KEY} Flips: − right to wrong, + wrong to right; p belongs to "
-            f"{metric_name(metrics[0])}."
+            f"{_KEY.format(scores.units)} {flips}p belongs to {metric_name(metrics[0])}, after "
+            "the slash Holm-adjusted over methods and groups."
         )
-    return Group(_title(scores), Text(key, style="dim"), table, *fired, *warned, "")
+    if scores.seeds > 1:
+        key = f"{key} Values are means over {scores.seeds} seeds, with their sd and range."
+    thresholds = _thresholds(scores)
+    parts = [_title(scores), Text(key, style="dim"), table, *thresholds, *fired, *warned, ""]
+    return Group(*parts)
 
 
 def summary(runs: Sequence[TaskScores]) -> RenderableType:
-    """Several tasks with a column per condition; of groups only their mean."""
-    labels = list(dict.fromkeys(c.label for scores in runs for c in scores.conditions))
+    """Several tasks with a column per condition but controls; of groups only their mean."""
+    conditions = [c for scores in runs for c in scores.conditions]
+    labels = list(dict.fromkeys(c.label for c in conditions if c.control is None))
     parts: list[RenderableType] = []
     for scores in runs:
         rows = {row.condition.label: row for row in scores.sections[-1].rows}
@@ -151,21 +91,62 @@ def summary(runs: Sequence[TaskScores]) -> RenderableType:
         for metric in shown_metrics(scores)[:3]:
             cells = [_cell(scores, rows.get(label), metric) for label in labels]
             table.add_row(metric_name(metric), *cells)
-        parts += [_title(scores), table]
-    return Group(*parts, Text(f"{_KEY} Of groups the mean is shown.", style="dim"), "")
+        parts += [_title(scores), table, *_threshold_lines(scores)]
+    units = " or ".join(dict.fromkeys(scores.units for scores in runs))
+    key = f"{_KEY.format(units)} Of groups the mean is shown."
+    return Group(*parts, Text(key, style="dim"), "")
+
+
+def _thresholds(scores: TaskScores) -> list[RenderableType]:
+    """Accuracy beside what doesn't depend on a threshold, in the last section."""
+    metrics = threshold_metrics(scores)
+    if not metrics:
+        return []
+    table = _table(["accuracy", "at best threshold", metric_name(metrics[-1])])
+    for row in scores.sections[-1].rows:
+        cells = [_cell(scores, row, metric) for metric in metrics]
+        table.add_row(_folding(row.condition.label), *cells)
+    title = Text("  Only a moved yes/no threshold?", style="bold")
+    return [title, table, *_threshold_lines(scores)]
+
+
+def _threshold_lines(scores: TaskScores) -> list[RenderableType]:
+    lines = [threshold_line(scores, row) for row in scores.sections[-1].rows]
+    return [Text(f"  {line}", style="yellow") for line in lines if line]
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    # Where it gets narrow, labels fold: a number that is cut off would be read as another one.
+    table.add_column("", min_width=6, max_width=24, overflow="fold")
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    return table
 
 
 def _title(scores: TaskScores) -> Text:
     title = Text(scores.title, style="bold")
-    about = f"  {scores.task}/{scores.profile}, {scores.scored} items, {scores.clusters} images"
+    size = f"{scores.scored} items, {scores.clusters} {scores.units}"
+    about = f"  {scores.task}/{scores.profile}, {size}"
     return title.append(about, style="dim not bold")
 
 
+def _folding(label: str) -> str:
+    """A label that breaks between fields where it doesn't fit; `Condition.parse` reads it too."""
+    return re.sub(r",(?![^\[]*\])", ", ", label)
+
+
 def _cells(scores: TaskScores, row: Row, metrics: Sequence[str]) -> list[Text]:
-    cells = [Text(row.condition.label), *(_cell(scores, row, metric) for metric in metrics)]
+    style = "dim" if row.condition.control else ""
+    cells = [
+        Text(_folding(row.condition.label), style=style),
+        *(_cell(scores, row, metric) for metric in metrics),
+    ]
     if row.change:
-        flips = f"−{len(row.change.lost)} +{len(row.change.gained)}"
-        cells.append(Text(f"{flips}\n{p_value(row.change.metrics[metrics[0]].p)}"))
+        change = row.change.metrics[metrics[0]]
+        adjusted = "" if change.p_holm is None else f"/{p_value(change.p_holm)}"
+        flips = f"−{len(row.change.lost)} +{len(row.change.gained)}\n" if scores.flips else ""
+        cells.append(Text(f"{flips}{p_value(change.p)}{adjusted}"))
     return cells
 
 
@@ -174,23 +155,15 @@ def _cell(scores: TaskScores, row: Row | None, metric: str) -> Text:
     if row is None:
         return Text("–")
     own = row.metrics[metric]
-    cell = Text(number(metric, own.value))
-    ends = [number(metric, end) for end in (own.low, own.high)]
+    cell = Text(number(scores, metric, own.value))
+    ends = interval(scores, metric, own)
     if row.change:
         change, direction = row.change.metrics[metric], scores.directions[metric]
-        moved = f" {number(metric, change.delta, signed=True)}{mark(change, direction)}"
+        moved = f" {number(scores, metric, change.delta, signed=True)}{mark(change, direction)}"
         cell.append(moved, style=_STYLES[verdict(change, direction)])
-        ends = [number(metric, end, signed=True) for end in (change.low, change.high)]
+        ends = interval(scores, metric, change, signed=True)
     if metric != "words" and (row.change or len(scores.conditions) == 1):
-        cell.append(f"\n[{', '.join(ends)}]", style="dim")
+        cell.append(f"\n{ends}", style="dim")
+    if spread := seeds(scores, metric, own):
+        cell.append(f"\n{spread}", style="dim")
     return cell
-
-
-def _fired(one: Mapping[str, Any]) -> str:
-    acted = [layer for layer in one["layers"] if layer["effect"] > 0]
-    if not one["fired"]:
-        return "off by its settings" if one["exempt"] else "NEVER FIRED"
-    return (
-        f"fired in {len(acted)} of {len(one['layers'])} layers, mean effect {one['effect']:.3f} "
-        f"over {one['prompts']} prompts"
-    )

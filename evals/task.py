@@ -15,6 +15,9 @@ Counts = Mapping[str, float]
 Sums = Mapping[str, NDArray[np.float64]]
 Metrics = Mapping[str, NDArray[np.float64]]
 
+POOLED = "all items pooled"
+"""Name of a total over all items whatever their group; groups of equal truths count as often."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -73,6 +76,8 @@ class Task(ABC):
         items: All items, in a fixed order; items of one image are neighbours.
         max_new_tokens: Longest answer to generate.
         headline: Metrics that stand in short tables, the most important one first.
+        absolute: Metrics that are shown as they are; the others are shares, shown in percent.
+        units: What a cluster is, in the plural.
         yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
             intervention ranks answers better or only moved the threshold; ``target`` is then
             ``"yes"`` or ``"no"``.
@@ -83,6 +88,8 @@ class Task(ABC):
     items: Sequence[Item]
     max_new_tokens: int
     headline: tuple[str, ...] = ()
+    absolute: tuple[str, ...] = ("words",)
+    units: str = "images"
     yes_no: bool = False
 
     @property
@@ -105,6 +112,16 @@ class Task(ABC):
         Holds ``correct`` (0 or 1): whether this answer counts as right, for flips and McNemar.
         """
 
+    def under(self, profile: str) -> Task:
+        """The same items, their answers read under another profile.
+
+        Raises:
+            ValueError: There is none of that name, or it asks for something else.
+        """
+        if profile != self.profile:
+            raise ValueError(f"{self.name} has only the profile {self.profile!r}, not {profile!r}")
+        return self
+
     def tally(self, items: Sequence[Item], counts: Sequence[Counts]) -> Counts:
         """Sufficient statistics of all items that share a cluster and a group.
 
@@ -120,7 +137,8 @@ class Task(ABC):
     def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
         """Scores of several groups together, by name, the most quoted one last.
 
-        Here the unweighted mean of all groups' metrics where there are several groups.
+        Here, where there are several groups, the metrics of all items pooled (micro) and the
+        unweighted mean of the groups' metrics (macro).
 
         Args:
             groups: Summed tallies of each group, elementwise as in `metrics`.
@@ -129,7 +147,11 @@ class Task(ABC):
             return {}
         each = [self.metrics(sums) for sums in groups.values()]
         means = {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}
-        return {f"mean of the {len(groups)}": Total(tuple(groups), means)}
+        pooled = self.metrics(add_up(list(groups.values())))
+        return {
+            POOLED: Total(tuple(groups), pooled),
+            f"mean of the {len(groups)}": Total(tuple(groups), means),
+        }
 
     @property
     @abstractmethod

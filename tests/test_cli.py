@@ -9,7 +9,7 @@ import pytest
 from toy import save_toy_model
 from typer.testing import CliRunner, Result
 
-from regaze import cli
+from regaze import cli, cli_eval
 from regaze.evals import records, sandbox
 from regaze.interventions import names
 
@@ -42,6 +42,7 @@ def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) 
         assert part in result.stdout
     found = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")}
     assert found == {
+        ".lock",
         "report.html",
         "run.json",
         "scores.json",
@@ -72,6 +73,7 @@ def test_both_test_splits_of_the_sandbox_are_reported_apart(
     ]
     assert (out / "test" / "scores.json").exists()
     assert (out / "test-prior" / "scores.json").exists()
+    assert json.loads((out / "scores.json").read_text())["tasks"] == tasks
     assert (out / "report.html").exists()
 
 
@@ -81,6 +83,57 @@ def test_limit_takes_that_many_items_over_all_groups(model: str, tmp_path: Path)
     assert task["asked"] == 20
     assert 2 <= task["clusters"] < 6
     assert list(task["conditions"][0]["score"]["groups"]) == ["random", "popular", "adversarial"]
+
+
+def test_controls_are_asked_too_and_named(model: str, tmp_path: Path) -> None:
+    result = evaluate(model, tmp_path, "-w", "vhr:alpha=4", "--controls", "--json", images=2)
+    (task,) = json.loads(result.stdout)["tasks"]
+    assert [(c["label"], c["control"]) for c in task["conditions"]] == [
+        ("none", None),
+        ("vhr:alpha=4", None),
+        ("none@wrong", "wrong image"),
+        ("none@blank", "blank image"),
+        ("vhr:alpha=4,heads=random", "random heads"),
+        ("vhr:alpha=4,heads=bottom", "bottom heads"),
+    ]
+    assert "auc" in task["conditions"][1]["change"]["groups"]["random"]["metrics"]
+
+
+def test_sampled_answers_come_with_their_spread(model: str, tmp_path: Path) -> None:
+    args = ("--temperature", "1.5", "--seeds", "2", "--no-share-prefix", "--json")
+    result = evaluate(model, tmp_path, *args, images=2)
+    (task,) = json.loads(result.stdout)["tasks"]
+    assert task["seeds"] == 2
+    metrics = task["conditions"][0]["score"]["groups"]["random"]
+    assert len(metrics["words"]["seeds"]["values"]) == 2
+    # Margins are there before anything is drawn.
+    assert metrics["auc"]["seeds"] is None
+
+
+def test_a_markdown_table_to_paste(model: str, tmp_path: Path) -> None:
+    done = evaluate(model, tmp_path, "-w", "vhr:alpha=4", "--markdown", images=2)
+    assert done.stdout.startswith("**POPE on prior-free scenes** (`pope/official`; 12 items")
+    assert "| `vhr:alpha=4` |" in done.stdout
+    assert call("show", str(tmp_path), "--markdown").stdout == done.stdout
+
+
+def test_runs_made_apart_are_compared_if_they_fit(model: str, tmp_path: Path) -> None:
+    a, b, other = (str(tmp_path / name) for name in ("a", "b", "other"))
+    for out, *args in ((a,), (b, "-w", "vhr:alpha=4", "--batch-size", "auto")):
+        assert evaluate(model, Path(out), *args, images=2).exit_code == 0
+    evaluate(model, Path(other), "--num-beams", "2", images=2)
+    found = call("compare-runs", a, b, "--json")
+    assert found.exit_code == 0, found.output
+    compared = json.loads(found.stdout)
+    labels = [c["label"] for c in compared["tasks"][0]["conditions"]]
+    assert labels == ["A: none", "B: none", "B: vhr:alpha=4"]
+    assert 'batch_size: 8 in A, "auto" in B' in compared["differences"]
+    shown = call("compare-runs", a, b)
+    assert "B: vhr:alpha=4" in shown.stdout
+    assert "differs: batch_size" in one_line(shown)
+    refused = call("compare-runs", a, other)
+    assert refused.exit_code == 2
+    assert "num_beams" in one_line(refused)
 
 
 def test_show_scores_a_finished_run_again(model: str, tmp_path: Path) -> None:
@@ -167,14 +220,15 @@ def test_the_demo_compares_on_both_benchmarks_and_ends_with_the_report(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "model_path", lambda name: Path(model))
-    monkeypatch.setattr(cli, "_DEMO", ("none", "vhr:alpha=4"))
-    monkeypatch.setattr(cli, "_DEMO_IMAGES", {"pope": 2, "chair": 3})
+    monkeypatch.setattr(cli_eval, "_DEMO", ("none", "vhr:alpha=4"))
+    monkeypatch.setattr(cli_eval, "_DEMO_CONTROLS", ("none@blank",))
+    monkeypatch.setattr(cli_eval, "_DEMO_IMAGES", {"pope": 2, "chair": 3})
     monkeypatch.chdir(tmp_path)
     result = call("demo")
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "runs" / "demo" / "report.html")
     assert result.stdout.count("vhr:alpha=4") == 4
-    monkeypatch.setattr(cli, "_DEMO_IMAGES", {"chair": 2})
+    monkeypatch.setattr(cli_eval, "_DEMO_IMAGES", {"chair": 2})
     again = call("demo")
     assert again.exit_code == 0, again.output
     assert "was made by another version; moved to" in one_line(again)
@@ -191,7 +245,7 @@ def one_line(result: Result) -> str:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["eval", "pop"], "unknown benchmark 'pop'; did you mean pope?"),
+        (["eval", "pop"], "unknown benchmark 'pop'; did you mean pope"),
         (["eval", "pope", "--with", "vrh"], "unknown intervention 'vrh'; did you mean vhr"),
         (["eval", "pope", "--with", "vhr:alfa=2"], "did you mean alpha?"),
         (["eval", "pope", "--with", "vhr:alpha=-1"], "alpha must be"),
@@ -202,6 +256,10 @@ def one_line(result: Result) -> str:
         (["eval", "pope", "--profile", "offical"], "did you mean official?"),
         (["eval", "chair", "--profile", "opera"], "only the profile 'exact'"),
         (["eval", "pope", "--limit", "1"], "a single image"),
+        (["eval", "pope", "--batch-size", "many"], "a number of items or auto, got 'many'"),
+        (["eval", "pope", "--seeds", "3"], "only differ if a temperature is given"),
+        (["eval", "pope", "--num-beams", "2", "--temperature", "1"], "exclude each other"),
+        (["compare-runs", ".", "."], "holds no run"),
         (["show", "."], "holds no run"),
     ],
 )
@@ -250,7 +308,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*args: Any, **options: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "study", interrupt)
+    monkeypatch.setattr(cli_eval, "study", interrupt)
     result = evaluate(model, tmp_path)
     assert result.exit_code == 130
     assert "the same command carries on" in one_line(result)

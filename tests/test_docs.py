@@ -84,6 +84,8 @@ def unknown(words: list[str]) -> list[str]:
     while subcommands := getattr(command, "commands", {}):
         if not words or words[0].startswith("-"):
             break
+        if (pair := " ".join(words[:2])) in subcommands:
+            words = [pair, *words[2:]]
         if words[0] not in subcommands:
             return words[:1]
         command, words = subcommands[words[0]], words[1:]

@@ -4,44 +4,9 @@ import json
 import math
 
 import pytest
-from PIL import Image
+from popes import flip, pope, right
 
 from regaze.evals.compare import compare, score, to_json
-from regaze.evals.pope import Pope
-from regaze.evals.task import Task
-
-Answers = dict[str, str]
-
-
-def no_image(key: str) -> Image.Image:
-    raise AssertionError(f"scoring must not load {key}")
-
-
-def pope(images: int = 8, subsets: tuple[str, ...] = ("random", "popular")) -> Pope:
-    """Two questions an image and subset, one of each sign."""
-    return Pope.from_records(
-        [
-            {
-                "question_id": 2 * image + (label == "no"),
-                "image": f"{image}.jpg",
-                "text": "?",
-                "label": label,
-                "category": subset,
-            }
-            for subset in subsets
-            for image in range(images)
-            for label in ("yes", "no")
-        ],
-        no_image,
-    )
-
-
-def right(task: Task) -> Answers:
-    return {item.id: item.target for item in task.items}
-
-
-def flip(answers: Answers, *ids: str) -> Answers:
-    return {**answers, **{i: "no" if answers[i] == "yes" else "yes" for i in ids}}
 
 
 def test_identical_systems_differ_by_exactly_nothing() -> None:

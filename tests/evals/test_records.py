@@ -15,7 +15,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
     second = Record("a/2", "image", finish="error", error="no image file x.png")
     records.append(path, [first])
     records.append(path, [second])
-    assert records.read(path) == {"a/1": first, "a/2": second}
+    assert records.read(path) == {("a/1", 0): first, ("a/2", 0): second}
     assert len(path.read_text(encoding="utf-8").split("\n")) == 3
 
 
@@ -23,10 +23,10 @@ def test_a_cut_off_last_line_is_dropped_and_the_next_one_starts_afresh(tmp_path:
     path = tmp_path / "predictions.jsonl"
     records.append(path, [Record("a", "image", "yes"), Record("b", "image", "no")])
     path.write_bytes(path.read_bytes()[:-7])
-    assert list(records.read(path)) == ["a"]
+    assert list(records.read(path)) == [("a", 0)]
     records.repair(path)
     records.append(path, [Record("b", "image", "no")])
-    assert list(records.read(path)) == ["a", "b"]
+    assert list(records.read(path)) == [("a", 0), ("b", 0)]
 
 
 def test_a_file_of_one_cut_off_line_is_empty(tmp_path: Path) -> None:
@@ -42,7 +42,63 @@ def test_an_answer_outweighs_an_error_and_the_last_answer_counts(tmp_path: Path)
     error = Record("a", "image", finish="error", error="gone")
     records.append(path, [error, Record("a", "image", "yes"), error, Record("a", "image", "no")])
     records.append(path, [error])
-    assert records.read(path)["a"].text == "no"
+    assert records.read(path)["a", 0].text == "no"
+
+
+def test_the_same_item_with_another_seed_is_another_answer(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    records.append(path, [Record("a", "image", "yes", seed=seed) for seed in (0, 1)])
+    assert list(records.read(path)) == [("a", 0), ("a", 1)]
+
+
+def test_lines_of_older_runs_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    path.write_text('{"id": "a", "cluster": "i", "text": "yes", "seconds": 0.5, "attempt": 1}\n')
+    record = records.read(path)["a", 0]
+    assert (record.text, record.margin, record.losses, record.peak_bytes) == (
+        "yes",
+        None,
+        None,
+        None,
+    )
+
+
+def test_margins_and_losses_come_back(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    record = Record("a", "i", "yes", margin=-1.25, losses=(0.5, 1.0), peak_bytes=7, seed=3)
+    records.append(path, [record])
+    assert records.read(path) == {("a", 3): record}
+
+
+def lines(*ids: str) -> list[Record]:
+    return [Record(id, "image", f"answer to {id}") for id in ids]
+
+
+def test_answers_of_several_processes_become_one_file_in_order(tmp_path: Path) -> None:
+    records.append(records.predictions(tmp_path), lines("c", "a"))
+    records.append(records.predictions(tmp_path, 1), lines("b"))
+    records.append(records.predictions(tmp_path, 12), lines("d"))
+    order = [(id, 0) for id in "abcd"]
+    assert list(records.settle(tmp_path, order)) == order
+    assert [path.name for path in tmp_path.iterdir()] == [records.PREDICTIONS]
+    assert list(records.read(tmp_path / records.PREDICTIONS)) == order
+    before = (tmp_path / records.PREDICTIONS).stat().st_mtime_ns
+    records.settle(tmp_path, order)
+    assert (tmp_path / records.PREDICTIONS).stat().st_mtime_ns == before
+
+
+def test_gathering_that_was_cut_short_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    records.append(records.predictions(tmp_path), lines("a", "b"))
+    records.append(records.predictions(tmp_path, 1), lines("b"))  # gathered, but not removed yet
+    assert list(records.settle(tmp_path, [("a", 0), ("b", 0)])) == [("a", 0), ("b", 0)]
+
+
+def test_only_one_process_at_a_time_writes_to_a_run(tmp_path: Path) -> None:
+    refused = pytest.raises(OSError, match="another process is writing to")
+    with records.locked(tmp_path), refused, records.locked(tmp_path):
+        pass
+    with records.locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("line", ["not json", '{"id": "b"}', '["a"]', '{"id": "b", "colour": 1}'])

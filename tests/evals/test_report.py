@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scored import pope_run
 from toy import ToyTask, toy_model
 
 from regaze.evals import plots, runner
 from regaze.evals.conditions import Condition
+from regaze.evals.gallery import Flip
 from regaze.evals.models import Loaded
 from regaze.evals.plots import Whisker
 from regaze.evals.report import write_report
@@ -104,6 +107,94 @@ def test_the_page_names_profile_sizes_intervals_and_manifest(page: str) -> None:
     assert "&#34;weights_sha256&#34;" in page
 
 
+@pytest.fixture(scope="module")
+def yes_no_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Controls, margins, seeds and costs, without a model."""
+    result = pope_run(seeds=2, images=20)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(path, [Scored(result, [score_run(result, title="POPE", draws=200)])])
+    return path.read_text(encoding="utf-8")
+
+
+def part(page: str, heading: str) -> str:
+    """What stands under a heading."""
+    return page[page.index(f"<h3>{heading}") :].partition("<h3>")[2].partition("<h3>")[0]
+
+
+def test_controls_have_a_table_of_their_own(yes_no_page: str) -> None:
+    controls = part(yes_no_page, "Controls")
+    assert re.findall(r"control: ([\w ]+)<", controls) == ["blank image", "random heads"]
+    summary = yes_no_page.partition("<h2>Summary</h2>")[2].partition("</section>")[0]
+    assert "none@blank" not in summary
+
+
+def test_plots_leave_out_what_was_shown_another_image(yes_no_page: str) -> None:
+    plots = " ".join(re.findall(r"<svg.*?</svg>", yes_no_page, flags=re.DOTALL))
+    assert "vhr random heads" in plots
+    assert "blank" not in plots
+
+
+def test_a_moved_threshold_is_shown_and_said(yes_no_page: str) -> None:
+    panel = part(yes_no_page, "Only a moved yes/no threshold?")
+    assert "at best threshold" in panel
+    assert "may be no more than a moved yes/no threshold" in panel
+    assert "Forest plot: POPE official AUC" in panel
+
+
+def test_shifts_of_yes_ratio_stand_apart_from_scores(yes_no_page: str) -> None:
+    assert "yes ratio, neither is better" in part(yes_no_page, "What moves a score by itself")
+
+
+def test_categories_are_shown_with_their_sizes(yes_no_page: str) -> None:
+    panel = part(yes_no_page, "By category")
+    assert "random (40)" in panel
+    assert "var(--series-0)" in panel
+
+
+def test_all_numbers_hold_adjusted_and_mid_p_pooled_items_and_seeds(yes_no_page: str) -> None:
+    numbers = yes_no_page.partition("All numbers</summary>")[2].partition("</details>")[0]
+    for text in ("all items pooled", ", Holm ", "mid-p ", "<small>sd ", "80 items"):
+        assert text in numbers
+
+
+def test_costs_and_what_was_asked_apart_are_told(yes_no_page: str) -> None:
+    panel = part(yes_no_page, "Did the interventions act").replace("\n", "")
+    assert "<td>20</td><td>1 ×</td><td>1,000</td><td>–</td><td>0.5</td>" in panel
+    assert "asked without prefix sharing: it has its reasons" in panel
+
+
+def test_all_flips_are_listed_by_id(yes_no_page: str) -> None:
+    listed = yes_no_page.partition("All flipped items by id</summary>")[2].partition("</details>")[
+        0
+    ]
+    assert re.search(r"wrong → right:</b> \w+/\d+, \w+/\d+", listed)
+
+
+def test_a_question_about_no_image_is_shown_without_one(tmp_path: Path) -> None:
+    result = pope_run(images=8)
+    items = [replace(item, image=None) for item in result.items]
+    write_report(
+        tmp_path / "report.html",
+        [Scored(replace(result, items=items), [score_run(result, draws=100)])],
+    )
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<article" in page
+    assert "<img" not in page
+
+
+@pytest.mark.parametrize(
+    ("target", "truth"),
+    [
+        ("yes", "yes"),
+        (["red", "crimson"], "red, crimson"),
+        ({"objects": ["dog", "cat"], "captions": []}, "dog, cat"),
+        ({"answer": "b", "pair": 3}, "answer: b, pair: 3"),
+    ],
+)
+def test_truths_of_all_shapes_are_put_into_words(target: Any, truth: str) -> None:
+    assert Flip(Item("x", "i", "?", target=target), True, None, "", "", None, None).truth == truth
+
+
 def test_without_a_model_the_page_has_no_maps_but_the_rest(run: Scored, tmp_path: Path) -> None:
     write_report(tmp_path / "report.html", [run])
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
@@ -136,7 +227,21 @@ def test_plots_mark_findings_by_fill_as_well_as_colour() -> None:
     assert "fill: var(--better)" in svg
     assert "fill: var(--open)" not in svg
     assert "stroke: var(--open)" in svg
-    assert "vhr &amp; co" in svg
+    assert ">vhr &amp; co</text>" in svg
+
+
+def test_controls_are_squares_below_a_line() -> None:
+    rows = [Whisker("vhr", 1.0, 0.5, 1.5, "better"), Whisker("vhr", 0.1, -1, 1, "open", True)]
+    assert plots.forest("key", "accuracy", "points", rows).count("stroke-dasharray") > 0
+    assert "stroke-dasharray" not in plot()
+
+
+def test_bars_leave_out_what_is_undefined() -> None:
+    series = [[plots.Bar(50, 40, 60), plots.Bar(*[float("nan")] * 3)], [plots.Bar(70, 60, 80)] * 2]
+    svg = plots.bars("key", "accuracy", "percent", ["cats", "dogs"], series)
+    assert "nan" not in svg.lower()
+    for text in ("cats", "dogs", "var(--series-0)", "var(--series-1)"):
+        assert text in svg
 
 
 def test_plots_are_reproducible() -> None:

@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import ToyTask, toy_model
+from toy import ToyTask, answers_on_disk, toy_model
 
 from regaze.evals import records, results, runner
-from regaze.evals.conditions import Condition, baseline_first
+from regaze.evals.batching import plan
+from regaze.evals.conditions import Condition, baseline_first, other_images
+from regaze.evals.decoding import Decoding
 from regaze.evals.generation import Answerer
 from regaze.evals.models import identify, processor_settings
 from regaze.evals.records import ConfigMismatchError
@@ -27,17 +27,6 @@ def run(out: Path, *conditions: str, task: ToyTask | None = None, **options: Any
     settings = {"batch_size": 4, "identity": IDENTITY, **options}
     parsed = [Condition.parse(text) for text in conditions]
     return runner.run(task or ToyTask(), MODEL, PROCESSOR, parsed, out=out, **settings)
-
-
-def answers(out: Path) -> dict[str, list[dict[str, Any]]]:
-    """All lines of a run as they are on the disk, without the times."""
-    return {
-        path.parent.name: [
-            {key: value for key, value in json.loads(line).items() if key != "seconds"}
-            for line in path.read_text(encoding="utf-8").splitlines()
-        ]
-        for path in sorted(out.glob(f"*/{records.PREDICTIONS}"))
-    }
 
 
 # Conditions
@@ -95,7 +84,7 @@ def test_every_condition_answers_every_item_once_in_order(tmp_path: Path) -> Non
     task = ToyTask()
     result = run(tmp_path, "vhr:alpha=4", task=task)
     assert [a.label for a in result.answers] == ["none", "vhr:alpha=4"]
-    for condition in answers(tmp_path).values():
+    for condition in answers_on_disk(tmp_path).values():
         assert [line["id"] for line in condition] == [item.id for item in task.items]
         assert [line["cluster"] for line in condition] == [item.cluster for item in task.items]
     texts = [[record.text for record in a.records.values()] for a in result.answers]
@@ -104,19 +93,21 @@ def test_every_condition_answers_every_item_once_in_order(tmp_path: Path) -> Non
 
 def test_answers_are_what_the_model_says_to_the_same_batch(tmp_path: Path) -> None:
     task = ToyTask()
-    result = run(tmp_path)
-    batch = task.items[4:8]
+    result = run(tmp_path, share=False)
+    batch = plan(task.items, 4)[2]
     answerer = Answerer(MODEL, PROCESSOR, task.max_new_tokens)
     alone = answerer([i.prompt for i in batch], [task.load_image(i) for i in batch])
     stored = [asdict(result.answers[0].records[item.id]) for item in batch]
+    assert len(batch) == 3
     for answer, record in zip(alone, stored, strict=True):
-        assert asdict(answer).items() <= record.items()
+        assert {**asdict(answer), "margin": None}.items() <= record.items()
 
 
 def test_a_batch_reads_each_of_its_images_once(tmp_path: Path) -> None:
     task = ToyTask(images=2)
     run(tmp_path, task=task, batch_size=6)
-    assert task.loads == ["image 0", "image 1"] * 2
+    # The first is read once more, to try out whether prefixes can be shared.
+    assert task.loads == ["image 0", "image 0", "image 1"]
 
 
 def test_the_model_is_left_as_it_was_found(tmp_path: Path) -> None:
@@ -149,7 +140,7 @@ def test_a_missing_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None
     assert set(failed.values()) == {"no image file image 1.png"}
     assert len(result.answers[0].records) == 30
     manifest = result.answers[0].manifest
-    assert manifest["counts"] == {"answered": 24, "errors": 6, "truncated": 24}
+    assert manifest["counts"] == {"answered": 24, "errors": 6, "truncated": 24, "blank": 12}
 
 
 def test_missing_images_do_not_pile_up_and_are_answered_once_they_are_there(
@@ -157,13 +148,15 @@ def test_missing_images_do_not_pile_up_and_are_answered_once_they_are_there(
 ) -> None:
     missing = ToyTask(missing=["image 1"])
     run(tmp_path, task=missing)
-    lines = answers(tmp_path)
+    lines = answers_on_disk(tmp_path)
     run(tmp_path, task=missing)
-    assert answers(tmp_path) == lines
+    assert answers_on_disk(tmp_path) == lines
     result = run(tmp_path, task=ToyTask())
     assert all(record.ok for record in result.answers[0].records.values())
     assert {r.attempt for r in result.answers[0].records.values() if r.cluster == "image 1"} == {2}
-    assert len(answers(tmp_path)["none"]) == 36
+    assert [line["id"] for line in answers_on_disk(tmp_path)["none"]] == [
+        i.id for i in ToyTask().items
+    ]
 
 
 def test_a_run_without_any_readable_image_ends_with_errors_only(tmp_path: Path) -> None:
@@ -204,10 +197,10 @@ def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
 
 def test_another_condition_joins_a_finished_run(tmp_path: Path) -> None:
     run(tmp_path, "vhr:alpha=4")
-    before = answers(tmp_path)
+    before = answers_on_disk(tmp_path)
     result = run(tmp_path, "vhr:alpha=4", "pai:alpha=2")
     assert [a.label for a in result.answers] == ["none", "vhr:alpha=4", "pai:alpha=2"]
-    assert {name: answers(tmp_path)[name] for name in before} == before
+    assert {name: answers_on_disk(tmp_path)[name] for name in before} == before
 
 
 @pytest.mark.parametrize(
@@ -223,10 +216,10 @@ def test_other_settings_are_refused_and_nothing_is_touched(
     tmp_path: Path, change: dict[str, Any], named: str
 ) -> None:
     run(tmp_path, limit=8)
-    before = answers(tmp_path)
+    before = answers_on_disk(tmp_path)
     with pytest.raises(ConfigMismatchError, match=named):
         run(tmp_path, **{"limit": 8, **change})
-    assert answers(tmp_path) == before
+    assert answers_on_disk(tmp_path) == before
 
 
 def test_a_condition_that_does_not_fit_the_model_stops_before_the_first_answer(
@@ -257,75 +250,7 @@ def test_it_stays_silent_when_there_is_nothing_left_to_ask(tmp_path: Path) -> No
     assert run(tmp_path, SILENT, limit=8).answers[1].silent
 
 
-# Killed runs
-
-KILLED = """
-import os, random, signal, sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-from toy import ToyTask, toy_model
-from regaze.evals import records, runner
-from regaze.evals.conditions import Condition
-
-model, processor = toy_model()
-append = records.append
-rng = random.Random(0)
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def go(fatal):
-    writes = 0
-    def fragile(path, fresh):
-        nonlocal writes
-        writes += 1
-        if writes < fatal:
-            return append(path, fresh)
-        size = path.stat().st_size if path.exists() else 0
-        append(path, fresh)
-        written = path.stat().st_size - size
-        os.truncate(path, size + rng.choice([0, 1, written // 2, written - 1, written]))
-        die()
-    records.append = fragile
-    runner.run(ToyTask(3), model, processor, [Condition.parse("vhr:alpha=4")], out=Path({out!r}),
-               batch_size=4, identity={identity!r})
-
-kills = 0
-while True:
-    child = os.fork()
-    if child == 0:
-        rng.seed(kills)
-        go(1 + kills % 2)
-        os._exit(0)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        kills += 1
-        continue
-    print(kills, status)
-    break
-"""
-
-
-@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="needs fork and SIGKILL")
-def test_runs_killed_while_writing_end_like_one_that_was_not(tmp_path: Path, root: Path) -> None:
-    run(tmp_path / "whole", "vhr:alpha=4", task=ToyTask(3))
-    script = KILLED.format(
-        tests=str(root / "tests"), out=str(tmp_path / "killed"), identity=IDENTITY
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
-    )
-    kills, status = map(int, done.stdout.split()[-2:])
-    assert status == 0
-    assert kills >= 8
-    assert answers(tmp_path / "killed") == answers(tmp_path / "whole")
-    manifests = [
-        json.loads((tmp_path / name / "vhr_alpha=4" / records.MANIFEST).read_text())
-        for name in ("whole", "killed")
-    ]
-    assert manifests[0]["config"] == manifests[1]["config"]
-    assert manifests[0]["counts"] == manifests[1]["counts"]
-    assert not results.load(ToyTask(3), tmp_path / "killed").answers[1].silent
+# Stopped runs
 
 
 def test_an_interrupt_leaves_a_directory_that_goes_on(tmp_path: Path) -> None:
@@ -337,12 +262,158 @@ def test_an_interrupt_leaves_a_directory_that_goes_on(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", progress=interrupt)
-    assert len(answers(tmp_path / "cut")["none"]) == 8
+    assert len(answers_on_disk(tmp_path / "cut")["none"]) == 9
     run(tmp_path / "cut")
-    assert answers(tmp_path / "cut") == answers(tmp_path / "whole")
+    assert answers_on_disk(tmp_path / "cut") == answers_on_disk(tmp_path / "whole")
 
 
 def test_progress_is_told_for_every_batch(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     run(tmp_path, limit=6, progress=lambda *step: told.append(step))
-    assert told == [("none", 0, 6), ("none", 4, 6), ("none", 6, 6)]
+    assert told == [("none", 0, 6), ("none", 3, 6), ("none", 6, 6)]
+
+
+# What is shown, how answers are chosen, what they cost
+
+
+def test_conditions_may_show_another_image_or_none(tmp_path: Path) -> None:
+    task = ToyTask(3)
+    result = run(tmp_path, "none@wrong", "none@blank", task=task)
+    assert [a.label for a in result.answers] == ["none", "none@wrong", "none@blank"]
+    hashes = [
+        {record.cluster: record.inputs_sha256 for key, record in a.records.items() if "-0" in key}
+        for a in result.answers
+    ]
+    given, wrong, blank = (set(found.values()) for found in hashes)
+    assert wrong == given
+    assert all(hashes[0][image] != hashes[1][image] for image in hashes[0])
+    assert len(blank) == 1
+    assert not blank & given
+    assert result.answers[1].manifest["config"]["image"] == "wrong"
+
+
+def test_the_wrong_image_needs_another_one(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="at least two images"):
+        run(tmp_path, "none@wrong", task=ToyTask(1))
+
+
+def test_images_are_confused_in_a_fixed_way_that_leaves_none_in_its_place() -> None:
+    keys = [f"image {n}" for n in range(7)]
+    other = other_images(keys)
+    assert other == other_images(reversed(keys))
+    assert sorted(other.values()) == keys
+    assert all(key != shown for key, shown in other.items())
+
+
+def test_labels_say_what_is_shown() -> None:
+    condition = Condition.parse("vhr:alpha=3+pai@blank")
+    assert (condition.label, condition.image) == ("vhr:alpha=3+pai@blank", "blank")
+    with pytest.raises(ValueError, match="did you mean blank"):
+        Condition.parse("none@blnk")
+
+
+class Mixed(ToyTask):
+    """A question without image, one with choices and yes/no questions."""
+
+    yes_no = True
+
+    def __init__(self) -> None:
+        super().__init__(2)
+        choices = ("red star", "a blue ring in the image")
+        self.items: Sequence[Item] = [
+            *self.items,
+            Item("blind", None, "Is there a red star?", "easy", "star", cluster="none"),
+            Item("choice", "image 0", "Is there a red star?", "easy", "star", choices=choices),
+        ]
+
+
+def test_questions_without_image_and_choices_are_asked_too(tmp_path: Path) -> None:
+    result = run(tmp_path, "vhr:alpha=4", task=Mixed())
+    for found in result.answers:
+        assert found.records["blind"].n_image_tokens == 0
+        choice = found.records["choice"]
+        assert choice.losses is not None
+        best = choice.losses.index(min(choice.losses))
+        assert choice.text == ("red star", "a blue ring in the image")[best]
+        margins = [r.margin for key, r in found.records.items() if key != "choice"]
+        assert all(isinstance(margin, float) for margin in margins)
+    none, vhr = (a.records["easy/0-0"].margin for a in result.answers)
+    assert none != vhr
+
+
+def test_margins_are_kept_of_yes_no_questions_only(tmp_path: Path) -> None:
+    result = run(tmp_path, limit=4)
+    assert {record.margin for record in result.answers[0].records.values()} == {None}
+
+
+def test_sampled_answers_are_kept_for_every_seed_and_can_be_made_again(tmp_path: Path) -> None:
+    decoding = Decoding(temperature=2.0, seeds=(0, 1, 5))
+    one, two = (run(tmp_path / name, limit=4, decoding=decoding) for name in "ab")
+    texts = [
+        {seed: [r.text for r in found.values()] for seed, found in a.by_seed.items()}
+        for a in (one.answers[0], two.answers[0])
+    ]
+    assert texts[0] == texts[1]
+    assert list(texts[0]) == [0, 1, 5]
+    assert texts[0][0] != texts[0][1]
+    assert one.answers[0].records == one.answers[0].by_seed[0]
+
+
+def test_sharing_is_written_down_and_so_is_who_cannot(tmp_path: Path) -> None:
+    result = run(tmp_path, "vhr:alpha=4", "pai:alpha=2", limit=6)
+    none, vhr, pai = (a.manifest for a in result.answers)
+    assert none["config"]["sharing"] == {"prefix": True, "why": None}
+    assert (none["shares_prefix"], none["apart"]) == (True, None)
+    assert (pai["shares_prefix"], vhr["shares_prefix"]) == (True, False)
+    assert "vhr" in vhr["apart"]
+    costs = [a.cost for a in result.answers]
+    assert all(cost is not None for cost in costs)
+    columns = [cost.columns for cost in costs if cost]
+    assert columns[0] == columns[2] < columns[1]
+
+
+def test_sharing_can_be_turned_off_and_gives_the_same_answers(tmp_path: Path) -> None:
+    shared, apart = (
+        run(tmp_path / str(share), "pai:alpha=2", share=share) for share in (True, False)
+    )
+    for one, two in zip(shared.answers, apart.answers, strict=True):
+        assert {k: r.text for k, r in one.records.items()} == {
+            k: r.text for k, r in two.records.items()
+        }
+    assert apart.answers[0].manifest["apart"] == "turned off"
+
+
+def test_a_killed_session_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
+    def stop(label: str, done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, progress=stop)
+    sessions = run(tmp_path).answers[0].manifest["sessions"]
+    assert [session["answered"] for session in sessions] == [3, 27]
+    assert all(session["cost"]["items"] > 0 for session in sessions)
+
+
+def test_lack_of_memory_while_trying_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*arguments: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr("regaze.evals.sharing.check_causal", full)
+    result = run(tmp_path, limit=4, batch_size="auto")
+    assert result.answers[0].manifest["apart"] == "memory ran out when it was tried"
+    assert len(result.answers[0].records) == 4
+
+
+def test_what_has_no_answer_is_told_in_one_line_per_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(tmp_path, task=ToyTask(missing=["image 1"]))
+    told = [r.message for r in caplog.records if r.message.startswith("no answer")]
+    assert told == [
+        "no answer to easy/1-0 and 2 more items: no image file image 1.png",
+        "no answer to hard/1-0 and 2 more items: no image file image 1.png",
+    ]
+    assert any("answers are only white space" in r.message for r in caplog.records)

@@ -101,32 +101,32 @@ def test_rows_of_any_shape_are_summed() -> None:
 
 def test_identical_systems_differ_by_exactly_nothing() -> None:
     replicas = np.repeat(np.linspace(0.2, 0.7, 99)[:, None], 2, axis=1)
-    assert change(np.array([0.5, 0.5]), replicas) == Change(0.5, 0.5, 0.0, 0.0, 0.0, 1.0, 0)
+    assert change(np.array([[0.5], [0.5]]), replicas) == Change(0.5, 0.5, 0.0, 0.0, 0.0, 1.0, 0)
 
 
 def test_p_counts_the_replicates_on_the_far_side_of_zero() -> None:
     deltas = np.array([-0.1, *[0.2] * 98])
-    found = change(np.array([0.0, 0.2]), np.stack([np.zeros(99), deltas], axis=1))
+    found = change(np.array([[0.0], [0.2]]), np.stack([np.zeros(99), deltas], axis=1))
     assert found.p == pytest.approx(2 * (1 + 1) / (99 + 1))
 
 
 def test_p_never_reaches_zero() -> None:
     replicas = np.stack([np.zeros(999), np.ones(999)], axis=1)
-    assert change(np.array([0.0, 1.0]), replicas).p == pytest.approx(2 / 1000)
+    assert change(np.array([[0.0], [1.0]]), replicas).p == pytest.approx(2 / 1000)
 
 
 def test_undefined_replicates_are_dropped_and_counted() -> None:
     values = np.array([0.0, np.nan, 1.0, np.nan, 2.0])
-    found = estimate(1.0, values)
+    found = estimate(np.array([1.0]), values)
     assert found.dropped == 2
     assert (found.low, found.high) == pytest.approx((0.05, 1.95))
-    paired = change(np.array([0.0, 1.0]), np.stack([np.zeros(5), values], axis=1))
+    paired = change(np.array([[0.0], [1.0]]), np.stack([np.zeros(5), values], axis=1))
     assert paired.dropped == 2
     assert (paired.low, paired.high) == pytest.approx((0.05, 1.95))
 
 
 def test_nothing_but_undefined_replicates_gives_an_undefined_interval() -> None:
-    found = change(np.array([np.nan, 1.0]), np.full((10, 2), np.nan))
+    found = change(np.array([[np.nan], [1.0]]), np.full((10, 2), np.nan))
     assert found.dropped == 10
     assert math.isnan(found.low)
     assert math.isnan(found.high)
@@ -137,7 +137,7 @@ def test_the_interval_has_the_width_that_theory_gives() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(size=400)
     sums = bootstrap_sums(np.stack([values, np.ones(400)], axis=1), draws=4000)
-    found = estimate(values.mean(), sums[:, 0] / sums[:, 1])
+    found = estimate(np.array([values.mean()]), sums[:, 0] / sums[:, 1])
     half = 1.96 * values.std() / math.sqrt(400)
     assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
@@ -159,7 +159,7 @@ def test_intervals_of_the_difference_cover_the_truth_about_as_often_as_they_prom
     for _ in range(300):
         sums = bootstrap_sums(clustered(rng, gain=0.1), draws=400)
         values = sums[:, :2] / sums[:, 2:]
-        found = change(values.mean(0), values)
+        found = change(values.mean(0)[:, None], values)
         covered += found.low <= 0.1 <= found.high
     assert 0.91 <= covered / 300 <= 0.98
 

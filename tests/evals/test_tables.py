@@ -1,22 +1,13 @@
 from __future__ import annotations
 
 import io
-import math
-from pathlib import Path
+import re
+from dataclasses import replace
 
-import pytest
 from rich.console import Console, RenderableType
-from toy import ToyTask
+from scored import pope_scores, toy_scores
 
 from regaze.evals import tables
-from regaze.evals.records import Record
-from regaze.evals.results import Answers, RunResult
-from regaze.evals.scores import TaskScores, score_run
-from regaze.evals.statistics import Change
-
-
-def change(delta: float, low: float, high: float) -> Change:
-    return Change(0.5, 0.5 + delta, delta, low, high, 0.01, 0)
 
 
 def text(renderable: RenderableType, width: int = 80) -> str:
@@ -25,78 +16,8 @@ def text(renderable: RenderableType, width: int = 80) -> str:
     return file.getvalue()
 
 
-def scores(truncated: bool = False) -> TaskScores:
-    task = ToyTask(images=3)
-    layers = [{"layer": layer, "effect": 0.25 * layer} for layer in (0, 1)]
-    one = {"label": "vhr:alpha=4", "fired": True, "exempt": False, "effect": 0.125}
-    firing = {"fired": True, "interventions": [{**one, "layers": layers, "prompts": 18}]}
-    return score_run(
-        RunResult(
-            task,
-            task.items,
-            [
-                Answers(
-                    label,
-                    {
-                        item.id: Record(
-                            item.id, item.cluster, answer, finish="length" if truncated else "eos"
-                        )
-                        for item in task.items
-                    },
-                    {"config_sha256": "x", "sessions": [{"firing": fired}]},
-                )
-                for label, answer, fired in [("none", "no", None), ("vhr:alpha=4", "star", firing)]
-            ],
-            Path("runs/x"),
-        ),
-        title="Toy questions",
-        draws=200,
-    )
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "signed", "shown"),
-    [
-        ("accuracy", 0.8451, False, "84.5"),
-        ("accuracy", -0.0123, True, "−1.2"),
-        ("accuracy", 0.0123, True, "+1.2"),
-        ("accuracy", -0.0001, True, "0.0"),
-        ("words", 12.34, False, "12.3"),
-        ("f1", math.nan, False, "–"),
-    ],
-)
-def test_numbers_are_shown_in_percent(metric: str, value: float, signed: bool, shown: str) -> None:
-    assert tables.number(metric, value, signed=signed) == shown
-
-
-@pytest.mark.parametrize(
-    ("p", "shown"),
-    [(0.0002, "<.001"), (0.0123, ".012"), (0.25, ".25"), (1.0, "1.00"), (math.nan, "–")],
-)
-def test_p_values_have_the_digits_that_matter(p: float, shown: str) -> None:
-    assert tables.p_value(p) == shown
-
-
-@pytest.mark.parametrize(
-    ("interval", "direction", "verdict"),
-    [
-        ((0.05, 0.01, 0.09), 1, "better"),
-        ((0.05, 0.01, 0.09), -1, "worse"),
-        ((-0.05, -0.09, -0.01), -1, "better"),
-        ((0.05, 0.01, 0.09), 0, "moved"),
-        ((0.05, -0.01, 0.09), 1, "open"),
-        ((0.0, 0.0, 0.0), 1, "open"),
-        ((math.nan, math.nan, math.nan), 1, "open"),
-    ],
-)
-def test_only_an_interval_that_excludes_zero_is_a_finding(
-    interval: tuple[float, float, float], direction: int, verdict: str
-) -> None:
-    assert tables.verdict(change(*interval), direction) == verdict
-
-
 def test_the_table_shows_values_changes_flips_and_firing_within_80_columns() -> None:
-    shown = text(tables.render(scores()))
+    shown = text(tables.render(toy_scores()))
     assert max(map(len, shown.splitlines())) <= 80
     for part in (
         "Toy questions  toy/toy/plain, 18 items, 3 images",
@@ -111,11 +32,45 @@ def test_the_table_shows_values_changes_flips_and_firing_within_80_columns() -> 
 
 
 def test_the_summary_has_a_column_per_condition() -> None:
-    shown = text(tables.summary([scores(), scores()]))
+    shown = text(tables.summary([toy_scores(), toy_scores()]))
     assert shown.count("vhr:alpha=4") == 2
     assert "100.0 +100.0▲" in shown
 
 
-def test_cut_answers_are_pointed_out() -> None:
-    assert tables.notes(scores()) == []
-    assert "18 of 18 answers were cut" in tables.notes(scores(truncated=True))[0]
+def test_controls_stand_apart_at_the_end() -> None:
+    shown = text(tables.render(pope_scores()), 110)
+    compared, _, controls = shown.partition("controls, mean of the 2")
+    assert "vhr:heads=random" not in compared.partition("Only a moved")[0]
+    assert "vhr:heads=random" in controls
+    assert compared.count("all items pooled") == 0
+
+
+def test_a_moved_threshold_is_told() -> None:
+    shown = text(tables.render(pope_scores()), 110)
+    assert "Only a moved yes/no threshold?" in shown
+    assert "at best threshold" in shown
+    assert "may be no more than a moved yes/no threshold" in " ".join(shown.split())
+    assert "Only a moved" not in text(tables.render(toy_scores()))
+
+
+def test_p_values_stand_beside_the_adjusted_ones() -> None:
+    shown = text(tables.render(pope_scores()), 110)
+    assert re.search(r"\.005/\.010", shown)
+
+
+def test_seeds_show_their_spread() -> None:
+    shown = text(tables.render(pope_scores(seeds=3)), 140)
+    assert "means over 3 seeds" in " ".join(shown.split())
+    assert re.search(r"sd \d+\.\d, \d+\.\d to \d+\.\d", shown)
+
+
+def test_a_table_fits_a_narrow_terminal_uncut() -> None:
+    shown = text(tables.render(pope_scores()), 80)
+    assert "…" not in shown
+    # A fourth metric, as CHAIR has, leaves little room for labels.
+    wide = replace(pope_scores(), headline=("accuracy", "f1", "precision", "yes_ratio"))
+    narrow = text(tables.render(wide), 80)
+    for part in ("p/Holm", "[+17.9, +27.5]", "−16 +38", ".005/."):
+        assert part in narrow
+    assert "p/Holm" in shown
+    assert re.search(r"\.005/\.010\s", shown)

@@ -1,0 +1,143 @@
+"""Compare runs that were made apart: the same questions, asked of two models or on two machines.
+
+Nothing pairs such runs by construction, so what must be equal is checked: the data, the prompts
+and how answers were decoded. What may differ (the model, the batch size) is told.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from regaze.evals import records
+from regaze.evals.controls import roles
+from regaze.evals.results import RUN, load
+from regaze.evals.scores import TaskScores, score_run
+from regaze.evals.study import Opened, open_run, run_files
+
+_EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "decoding", "seeds")
+_MAY_DIFFER = ("model", "dtype", "attention", "processor", "batch_size", "sharing", "regaze")
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs of one task, scored as one: conditions of the first are labelled ``A: ``.
+
+    Attributes:
+        scores: One entry per profile.
+        differences: What differs between the runs and may, one line each.
+    """
+
+    scores: Sequence[TaskScores]
+    differences: Sequence[str]
+
+
+def compare_runs(
+    first: Path, second: Path, profiles: Sequence[str] = (), seed: int = 0
+) -> list[Pair]:
+    """Score the conditions of two directories against the first one's first condition.
+
+    Args:
+        first: A run's directory or one above several; its data must still be there.
+        second: Another one, with runs of the same tasks.
+        profiles: Other scoring rules; default: those of the first run.
+        seed: Of the bootstrap.
+
+    Raises:
+        ValueError: A directory holds no run, or data, prompts or decoding differ; the message
+            says in what.
+        OSError: The data are gone.
+    """
+    ours = {path.parent.relative_to(first): path.parent for path in run_files(first)}
+    theirs = {path.parent.relative_to(second): path.parent for path in run_files(second)}
+    if len(ours) == len(theirs) == 1:
+        theirs = dict(zip(ours, theirs.values(), strict=True))
+    if set(ours) != set(theirs):
+        apart = ", ".join(sorted(map(str, set(ours) ^ set(theirs))))
+        raise ValueError(f"{first} and {second} hold different runs: only one of them has {apart}")
+    return [_pair(open_run(one, profiles), theirs[path], seed) for path, one in ours.items()]
+
+
+def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
+    one, other = _config(ours.result.out), _config(theirs)
+    wrong = list(_differing(one, other, _EQUAL))
+    if one.get("ids_sha256") != other.get("ids_sha256"):
+        wrong = [*_missing(ours.result.out, theirs), *wrong]
+    if wrong:
+        raise ValueError(
+            f"{ours.result.out} (A) and {theirs} (B) can't be compared: {'; '.join(wrong)}"
+        )
+    result = load(ours.tasks[0], theirs)
+    answers = [
+        replace(each, label=f"{name}: {each.label}")
+        for name, run in (("A", ours.result), ("B", result))
+        for each in run.answers
+    ]
+    controls = {
+        f"{name}: {label}": control
+        for name, run in (("A", ours.result), ("B", result))
+        for label, control in roles([each.label for each in run.answers]).items()
+    }
+    both = replace(ours.result, answers=answers)
+    scores = [
+        score_run(both, task=task, title=ours.source.title, seed=seed, controls=controls)
+        for task in ours.tasks
+    ]
+    return Pair(scores, list(_differing(one, other, _MAY_DIFFER)))
+
+
+def _config(out: Path) -> Mapping[str, Any]:
+    """The settings of the first condition that has begun; all conditions share those compared."""
+    for condition in records.read_json(out / RUN)["conditions"]:
+        path = out / condition["folder"] / records.MANIFEST
+        if path.exists():
+            config: Mapping[str, Any] = records.read_json(path)["config"]
+            return config
+    raise ValueError(f"{out} holds no answers yet")
+
+
+def _differing(
+    one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]
+) -> Iterator[str]:
+    """What differs, e.g. ``decoding.max_new_tokens: 10 in A, 64 in B``; hashes tell no more."""
+    for key in keys:
+        for name, (a, b) in _leaves(key, one.get(key), other.get(key)):
+            # Each model names the tokens that end its answers by numbers of its own.
+            if a != b and not name.endswith("_token_id"):
+                both = f": {_brief(a)} in A, {_brief(b)} in B"
+                yield f"other {name}" if name.endswith("_sha256") else name + both
+
+
+def _leaves(name: str, a: Any, b: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        for key in {**a, **b}:
+            yield from _leaves(f"{name}.{key}", a.get(key), b.get(key))
+    else:
+        yield name, (a, b)
+
+
+def _missing(ours: Path, theirs: Path) -> Iterator[str]:
+    """Items that only one of the runs has answered."""
+    one, other = _answered(ours), _answered(theirs)
+    for name, only in (("A", one - other), ("B", other - one)):
+        if only:
+            shown = ", ".join(sorted(only)[:_EXAMPLES])
+            more = ", ..." if len(only) > _EXAMPLES else ""
+            yield f"{len(only)} items answered only in {name} ({shown}{more})"
+
+
+def _answered(out: Path) -> set[str]:
+    folders = [
+        out / condition["folder"] for condition in records.read_json(out / RUN)["conditions"]
+    ]
+    files = [path for folder in folders for path in records.all_predictions(folder)]
+    return {record.id for record in records.read(*files).values()}
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 40 else text[:37] + "..."

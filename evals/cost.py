@@ -1,0 +1,177 @@
+"""What answering cost: time before and after the first token, passes of the model, memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+_PEAKS = ("peak_bytes", "rss_bytes")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Sums over batches; of peaks the highest.
+
+    Attributes:
+        items: Answers.
+        seconds: From opening the images to the last token.
+        prefill_s: Until the first token of each answer was predicted.
+        decode_s: After that.
+        prompt_tokens: Tokens of all prompts, images included, as if each had been read by itself.
+        new_tokens: Generated tokens.
+        forwards: Passes of the text tower.
+        columns: Rows times columns that went through it, padding and whatever an intervention adds
+            included: with a shared prefix fewer than ``prompt_tokens + new_tokens``.
+        peak_bytes: Most memory allocated on a GPU; 0 on the CPU.
+        rss_bytes: Most memory the process ever held.
+    """
+
+    items: int = 0
+    seconds: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    forwards: int = 0
+    columns: int = 0
+    peak_bytes: int = 0
+    rss_bytes: int = 0
+
+    @classmethod
+    def total(cls, costs: Iterable[Cost]) -> Cost:
+        """All of them together."""
+        rows = [asdict(cost) for cost in costs]
+        return cls(
+            **{
+                f.name: (max if f.name in _PEAKS else sum)([row[f.name] for row in rows] or [0])
+                for f in fields(cls)
+            }
+        )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Cost:
+        """The inverse of `to_dict`."""
+        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return asdict(self)
+
+    @property
+    def items_per_s(self) -> float | None:
+        """Answers per second; None if nothing was measured."""
+        return _rate(self.items, self.seconds)
+
+    @property
+    def prefill_tokens_per_s(self) -> float | None:
+        """Prompt tokens per second before the first token; a shared prefix counts for each item."""
+        return _rate(self.prompt_tokens, self.prefill_s)
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """Generated tokens per second after the first; None where answers are one token long."""
+        return _rate(self.new_tokens - self.items, self.decode_s)
+
+
+class Meter:
+    """Counts the passes of a text tower, and the time before and after the first token.
+
+    Attributes:
+        forwards: Passes since `start`.
+        columns: Rows times columns in them.
+        prefill_s: Seconds until first tokens were predicted, since `start`.
+        decode_s: Seconds after that.
+        logits: "B V", at the last row of the pass that predicted the first token.
+    """
+
+    def __init__(self, model: nn.Module, tower: nn.Module) -> None:
+        self.model, self.tower = model, tower
+        self.logits: Tensor | None = None
+        self._watching = False
+        self._first = 0.0
+        self.start()
+
+    @contextmanager
+    def running(self) -> Iterator[Meter]:
+        """Count inside. Enter it after interventions are attached, so that what they add counts."""
+        handles = [
+            self.tower.register_forward_pre_hook(self._count, with_kwargs=True),
+            self.model.register_forward_hook(self._end),
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def start(self) -> None:
+        """A batch begins."""
+        self.forwards = self.columns = 0
+        self.prefill_s = self.decode_s = 0.0
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Prompts are read and answered inside; `watch` tells which pass predicts first."""
+        self.logits = None
+        began = self._first = now()
+        yield
+        self.prefill_s += self._first - began
+        self.decode_s += now() - self._first
+
+    def watch(self) -> None:
+        """The next pass of the model is the one that predicts the first token."""
+        self._watching = True
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+        entering = next(x for x in given if isinstance(x, Tensor))
+        self.forwards += 1
+        self.columns += entering.shape[0] * entering.shape[1]
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._watching:
+            self._watching = False
+            self.logits = output.logits[:, -1]
+            self._first = now()
+
+
+def now() -> float:
+    """Seconds of a clock, once all GPUs have done what they were told to."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        for device in range(torch.cuda.device_count()):
+            torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def peak_gpu_bytes() -> int:
+    """Most memory allocated on this process's GPUs since the meter started; 0 on the CPU."""
+    if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
+        return 0
+    return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))
+
+
+def peak_process_bytes() -> int:
+    """Most memory this process ever held; 0 where the system doesn't tell."""
+    if resource is None:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _rate(count: float, seconds: float) -> float | None:
+    return count / seconds if seconds > 0 and count > 0 else None
