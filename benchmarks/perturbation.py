@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import diffusers
@@ -291,10 +292,10 @@ def main() -> None:
             names = [c.name for c in shape.conditions]
             rows = 0 if options.no_memory else len(names)
             task = progress.add_task(name, total=options.rounds + 1 + rows)
-            times = measure(shape, options, lambda t=task: progress.advance(t))
+            times = measure(shape, options, partial(progress.advance, task))
             peaks: dict[str, int | None] = {}
             if not options.no_memory:
-                peaks = measure_memory(name, names, options, lambda t=task: progress.advance(t))
+                peaks = measure_memory(name, names, options, partial(progress.advance, task))
             console.print(table(name, shape, times, peaks))
 
 

@@ -92,7 +92,7 @@ def _vlmevalkit(text: str, target: Target) -> float:
 
 def _direct(text: str, target: Target) -> float:
     # Nothing is made alike, so "Cab" and "cab." earn nothing where people said "cab".
-    return min(1.0, target["answers"].count(text) / 3)
+    return min(1.0, list(target["answers"]).count(text) / 3)
 
 
 def _vqa(text: str, target: Target) -> float:
@@ -240,9 +240,7 @@ def _item(place: str, row: Row, asked: Profile) -> Item:
             f"{place}: four choices and a correct_choice_idx from 0 to 3 are needed, not "
             f"{choices!r:.80} and {right!r}"
         )
-    answers = row.get("direct_answers") or []
-    if isinstance(answers, str):  # The Hub's copy holds the list as text.
-        answers = ast.literal_eval(answers)
+    answers = _answers(place, row.get("direct_answers") or [])
     if asked.direct and not answers:
         raise ValueError(f"{place}: no direct_answers to compare with")
     options = "\n".join(f"{a}. {b}" for a, b in zip(_LETTERS, choices, strict=True))
@@ -253,8 +251,16 @@ def _item(place: str, row: Row, asked: Profile) -> Item:
         target={
             "choices": choices,
             "right": int(right),
-            "answers": list(answers),
+            "answers": answers,
             "difficult": bool(row.get("difficult_direct_answer")),
         },
         choices=tuple(choices) if asked.choices else (),
     )
+
+
+def _answers(place: str, given: Any) -> list[str]:
+    try:  # The Hub's copy holds the list as text.
+        answers = ast.literal_eval(given) if isinstance(given, str) else given
+        return [str(answer) for answer in answers]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: direct_answers must be a list, not {given!r:.60}") from error

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from regaze.evals.task import Item
 
@@ -58,9 +58,8 @@ def read_image(data: bytes, name: str) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
             return _as_rgb(_upright(image))
-    except Image.UnidentifiedImageError:
-        start = data[:12]
-        why = f"no image format that Pillow knows begins with {start!r}"
+    except UnidentifiedImageError:
+        why = f"no image format that Pillow knows begins with {data[:12]!r}"
         raise OSError(f"cannot read the image {name}: {why}") from None
     except MemoryError:
         raise
@@ -85,8 +84,8 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ValueError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is no {encoding.removesuffix('-sig')}: "
-            "save the file as UTF-8"
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is no {encoding.removesuffix('-sig')}, so "
+            "it is no text file or one in another encoding: save it as UTF-8"
         ) from error
     if "\0" in text:
         raise ValueError(f"{path} is no text file, it holds zero bytes: save it as UTF-8")

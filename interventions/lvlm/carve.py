@@ -51,13 +51,11 @@ def contrast(
     """
     length = min(len(query), len(general))
     ratio = query[:length].astype(np.float64) / (general[:length].astype(np.float64) + lam)
-    per_step: Map = ratio.sum(1)
-    if steps == "first":
-        return per_step[0]
-    if steps == "last":
-        return per_step[-1]
-    weighted: Map = np.arange(1, length + 1) @ per_step
-    return weighted
+    weights = np.arange(1.0, length + 1)
+    if steps != "all":
+        weights = np.eye(length)[0 if steps == "first" else -1]
+    fused: Map = weights @ ratio.sum(1)
+    return fused
 
 
 def to_pixels(patches: Map, size: tuple[int, int]) -> Map:

@@ -5,11 +5,11 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from hubs import fake_hub
 from PIL import Image
 
 from regaze.evals.pope import Pope
@@ -143,7 +143,7 @@ def test_a_line_that_is_no_object_is_named(tmp_path: Path) -> None:
 def test_a_binary_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "random.json"
     path.write_bytes(b"\xff\xd8\xff\xe0")
-    with pytest.raises(ValueError, match=f"{path} is no text file"):
+    with pytest.raises(ValueError, match=f"{path}:1: byte 0xff is no utf-8, so it is no text"):
         Pope.from_files([path], tmp_path)
 
 
@@ -325,37 +325,10 @@ def test_every_metric_has_a_direction() -> None:
 # The Hub
 
 
-class Rows:
-    """As much of a datasets.Dataset as is used."""
-
-    def __init__(self, rows: list[Record]) -> None:
-        self.rows = rows
-        self.column_names = list(rows[0])
-
-    def __getitem__(self, key: int | str) -> Any:
-        return [row[key] for row in self.rows] if isinstance(key, str) else self.rows[key]
-
-    def remove_columns(self, name: str) -> list[Record]:
-        return [{k: v for k, v in row.items() if k != name} for row in self.rows]
-
-    def select_columns(self, name: str) -> Rows:
-        return Rows([{name: row[name]} for row in self.rows])
-
-    def cast_column(self, name: str, feature: Any) -> list[Record]:
-        return [{name: {"bytes": row[name].tobytes()}} for row in self.rows]
-
-
 def hub_row(number: int, shade: int, answer: str, **more: Any) -> Record:
     image = Image.new("L", (2, 2), shade)
     row = {"question_id": number, "question": "Is it?", "answer": answer, "image": image}
     return {**row, "category": "popular", **more}
-
-
-def fake_hub(monkeypatch: pytest.MonkeyPatch, rows: list[Record]) -> None:
-    module = SimpleNamespace(
-        load_dataset=lambda dataset_id, split: Rows(rows), Image=lambda decode: None
-    )
-    monkeypatch.setitem(sys.modules, "datasets", module)
 
 
 def test_hub_rows_become_questions_with_their_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,10 +337,11 @@ def test_hub_rows_become_questions_with_their_images(monkeypatch: pytest.MonkeyP
         hub_row(2, 20, "no", image_source="y"),
         hub_row(3, 10, "no", image_source="x"),
     ]
-    fake_hub(monkeypatch, rows)
+    fake_hub(monkeypatch, {"test": rows})
     task = Pope.from_hub()
     assert [item.id for item in task.items] == ["popular/1", "popular/3", "popular/2"]
     assert [item.target for item in task.items] == ["yes", "no", "no"]
+    assert [item.image for item in task.items] == ["x", "x", "y"]
     shades = [task.load_image(item).getpixel((0, 0)) for item in task.items]
     assert shades == [(10, 10, 10), (10, 10, 10), (20, 20, 20)]
 
@@ -375,7 +349,8 @@ def test_hub_rows_become_questions_with_their_images(monkeypatch: pytest.MonkeyP
 def test_hub_rows_without_image_names_are_told_apart_by_their_images(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    fake_hub(monkeypatch, [hub_row(1, 10, "yes"), hub_row(2, 20, "no"), hub_row(3, 10, "no")])
+    rows = [hub_row(1, 10, "yes"), hub_row(2, 20, "no"), hub_row(3, 10, "no")]
+    fake_hub(monkeypatch, {"test": rows})
     items = Pope.from_hub().items
     assert [item.id for item in items] == ["popular/1", "popular/3", "popular/2"]
     assert items[0].cluster == items[1].cluster != items[2].cluster
@@ -385,6 +360,19 @@ def test_the_hub_needs_the_package_datasets(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ImportError, match="pip install"):
         Pope.from_hub()
+
+
+# Files about other images
+
+
+def test_files_about_other_images_have_subsets_of_their_own(tmp_path: Path) -> None:
+    names = ("coco_pope_random", "aokvqa_pope_seem_random", "gqa_pope_seem_random")
+    paths = [tmp_path / f"{name}.json" for name in names]
+    for path in paths:
+        path.write_text(json.dumps([question()], indent=4))
+    items = Pope.from_files(paths, tmp_path).items
+    assert [item.group for item in items] == ["random", "aokvqa/random", "gqa/random"]
+    assert [item.id for item in items] == ["random/1", "aokvqa/random/1", "gqa/random/1"]
 
 
 # The protocol

@@ -27,7 +27,8 @@ def literal(family: str, method: Method, guided: bool) -> object:
         return kind.run(pipe, guided=guided)
 
 
-IN_FULL = tuple(f for f in FAMILIES if f not in ("controlnet", "img2img", "inpaint"))
+IN_FULL = ("sd", "sd3", "sd35", "flux", "pixart", "wan", "qwen")
+"""One family of each kind of denoiser and of each way to call it."""
 
 
 @pairs(families=IN_FULL)
@@ -35,7 +36,7 @@ def test_guidance_equals_literal_maps(family: str, method: Method) -> None:
     check(family, method, guided=True)
 
 
-@pairs("pag", "softpag-heads", families=tuple(f for f in FAMILIES if f not in IN_FULL))
+@pairs("pag", "seg", families=tuple(f for f in FAMILIES if f not in IN_FULL))
 def test_it_does_in_other_pipelines_of_these_denoisers(family: str, method: Method) -> None:
     check(family, method, guided=True)
 
