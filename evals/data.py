@@ -83,9 +83,10 @@ def read_text(path: Path) -> str:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
+        wanted = encoding.removesuffix("-sig")
         raise ValueError(
-            f"{path}:{line}: byte 0x{data[error.start]:02x} is no {encoding.removesuffix('-sig')}, so "
-            "it is no text file or one in another encoding: save it as UTF-8"
+            f"{path}:{line}: byte 0x{data[error.start]:02x} is no {wanted}, so it is no text "
+            "file or one in another encoding: save it as UTF-8"
         ) from error
     if "\0" in text:
         raise ValueError(f"{path} is no text file, it holds zero bytes: save it as UTF-8")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.data import open_image
+from regaze.evals.data import open_image, read_text
 from regaze.evals.questions import Loader, Questions, Row, arrange, numbered, require
 from regaze.evals.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Total
@@ -264,8 +264,5 @@ def _read(folder: Path) -> Iterator[tuple[str, Row]]:
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file in UTF-8: {error}") from error
-    return ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+    lines = enumerate(read_text(path).split("\n"), 1)
+    return ((number, line) for number, line in lines if line.strip())

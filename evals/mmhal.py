@@ -37,7 +37,7 @@ class Verdict:
         rating: From 0 to 6; 0 if the text doesn't hold exactly one rating, as in the authors'
             script.
         clear: Whether it holds exactly one.
-        judge: The judge's name, as its reply gives it.
+        judge: The judge's model, as its reply names it.
         text: The whole reply.
     """
 
@@ -189,7 +189,7 @@ def read_verdicts(answers: Path, replies: Path) -> dict[tuple[str, str], Verdict
 def _verdict(place: str, reply: Any) -> Verdict:
     try:
         text = str(reply["choices"][0]["message"]["content"])
-        judge = f"{reply.get('model', 'unknown judge')}, created {reply.get('created', 'unknown')}"
+        judge = str(reply.get("model", "an unnamed judge"))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{place}: no chat completion, it lacks choices[0].message.content: "

@@ -7,6 +7,7 @@ GPT-4 judge free answers; here the model is asked for a letter.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.data import open_image
+from regaze.evals.data import open_image, read_text
 from regaze.evals.letters import lmms_letter, vlmevalkit_letter
 from regaze.evals.questions import Loader, Questions, Row, arrange, numbered, require
 from regaze.evals.statistics import ratio
@@ -238,9 +239,8 @@ def _item(place: str, row: Row, prompt: str) -> Item:
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            for row in reader:
-                yield f"{path}:{reader.line_num}", row
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is no CSV file in UTF-8: {error}") from error
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+        for row in reader:
+            yield f"{path}:{reader.line_num}", row
+    except csv.Error as error:
+        raise ValueError(f"{path} is no CSV file: {error}") from error

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from regaze.evals.vqa_text import without_punctuation
+
 Verdict = Literal["yes", "no", "other"]
 
 
@@ -55,17 +57,7 @@ def words(text: str) -> Verdict:
 
     open-compass/VLMEvalKit@e8e78f0 ``vlmeval/dataset/utils/yorn.py``, without its judge.
     """
-    found = _without_punctuation(text.lower()).split()
+    found = without_punctuation(text.lower(), r"(?<!\d)\.(?!\d)").split()
     if ("yes" in found) == ("no" in found):
         return "other"
     return "yes" if "yes" in found else "no"
-
-
-def _without_punctuation(text: str) -> str:
-    glue_all = re.search(r"\d,\d", text) is not None
-    out = text
-    for mark in ';/[]"{}()=+\\_-><@`,?!':
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        out = out.replace(mark, "" if glue_all or beside_blank else " ")
-    # At most 32: the original passes the flag re.UNICODE where re.sub expects a count.
-    return re.sub(r"(?<!\d)\.(?!\d)", "", out, count=32)

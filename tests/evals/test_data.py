@@ -1,4 +1,4 @@
-"""Files as users send them: every image is right or one clear line, every text is read or refused."""
+"""Files as users send them: each is read right or refused in one clear line."""
 
 from __future__ import annotations
 

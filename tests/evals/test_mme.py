@@ -182,7 +182,7 @@ def test_malformed_text_files_are_named(tmp_path: Path, text: str, message: str)
 def test_a_text_file_in_another_encoding_is_named(tmp_path: Path) -> None:
     write(tmp_path)
     (tmp_path / "color" / "0001.txt").write_bytes("é?\tYes\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"0001\.txt is no text file"):
+    with pytest.raises(ValueError, match=r"0001\.txt:1: byte 0x\w\w is no utf-8"):
         Mme.from_files(tmp_path)
 
 

@@ -160,7 +160,7 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"{path}:2: no MMVP question, it lacks Index.*has image"):
         Mmvp.from_files(tmp_path)
     path.write_bytes(b"Index,Question\n1,\xe9\n")
-    with pytest.raises(ValueError, match=f"{path} is no CSV file in UTF-8"):
+    with pytest.raises(ValueError, match=f"{path}:2: byte 0xe9 is no utf-8"):
         Mmvp.from_files(tmp_path)
     path.write_text("Index,Question,Options,Correct Answer\n")
     with pytest.raises(ValueError, match="mmvp has no questions"):

@@ -96,10 +96,8 @@ def test_prompts_are_those_of_the_scripts() -> None:
 def test_prompts_with_hints_are_found_by_image_and_question(tmp_path: Path, form: str) -> None:
     data, images = files(tmp_path, [record(), record(2, "b")])
     prompts = tmp_path / "llava.jsonl"
-    texts = {
-        image: form.format(q=q)
-        for image, q in (("b", "what BRAND is it?"), ("a", "What brand is it?"))
-    }
+    asked = {"b": "what BRAND is it?", "a": "What brand is it?"}
+    texts = {image: form.format(q=question) for image, question in asked.items()}
     prompts.write_text(
         "\n".join(json.dumps({"question_id": k, "text": text}) for k, text in texts.items())
     )
@@ -134,9 +132,7 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_profile_names_the_nearest() -> None:
-    with pytest.raises(
-        ValueError, match="unknown TextVQA profile 'oficial'; did you mean official"
-    ):
+    with pytest.raises(ValueError, match="unknown TextVQA profile 'oficial'; did you mean off"):
         made("oficial")
 
 

@@ -103,7 +103,8 @@ def _blob(colour: str, mask: Floats) -> Blob:
     best = int(overlap.argmax())
     shape = SHAPES[best // len(_RADII)] if overlap[best] >= MIN_IOU else None
     # A pixel's centre is half a pixel from its left and upper edge.
-    return Blob(colour, shape, float(overlap[best]), x + 0.5, y + 0.5, float(mask.sum()))
+    x, y = float(x) + 0.5, float(y) + 0.5
+    return Blob(colour, shape, float(overlap[best]), x, y, float(mask.sum()))
 
 
 @cache
