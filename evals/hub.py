@@ -46,7 +46,8 @@ def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
         import datasets
     except ImportError as error:
         raise ImportError(
-            f"reading {hub.id} from the Hub needs the package datasets: pip install 'regaze[hub]'"
+            f"there is no file or folder {hub.id} here, and reading it from the Hub needs the "
+            "package datasets: pip install 'regaze[hub]'"
         ) from error
     rows: list[Row] = []
     places: dict[str, tuple[Any, int]] = {}

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -39,25 +40,6 @@ def render(scores: TaskScores) -> RenderableType:
     """The table, whether thresholds moved, what each condition did, and the notes."""
     metrics = shown_metrics(scores)
     compared = any(condition.change for condition in scores.conditions)
-    table = _table([metric_name(metric) for metric in metrics])
-    if compared:
-        table.add_column("flips\np/Holm" if scores.flips else "p/Holm", overflow="fold")
-    # Pooled items say little that the groups and their mean don't; the report has them.
-    sections = [section for section in scores.sections if section.title != POOLED]
-    for section in sections:
-        table.add_section()
-        if len(sections) > 1:
-            table.add_row(Text(section.title, style="bold"))
-        for row in section.rows:
-            if row.condition.control is None:
-                table.add_row(*_cells(scores, row, metrics))
-    controls = [row for row in sections[-1].rows if row.condition.control]
-    if controls:
-        table.add_section()
-        where = f", {sections[-1].title}" if len(sections) > 1 else ""
-        table.add_row(Text(f"controls{where}", style="bold"))
-    for row in controls:
-        table.add_row(*_cells(scores, row, metrics))
     fired = [
         Text(f"  {c.label}: {firing_line(c)}", style="dim") for c in scores.conditions if c.firing
     ]
@@ -72,6 +54,7 @@ def render(scores: TaskScores) -> RenderableType:
     if scores.seeds > 1:
         key = f"{key} Values are means over {scores.seeds} seeds, with their sd and range."
     thresholds = _thresholds(scores)
+    table = _Fitting(scores, metrics)
     parts = [_title(scores), Text(key, style="dim"), table, *thresholds, *fired, *warned, ""]
     return Group(*parts)
 
@@ -97,6 +80,51 @@ def summary(runs: Sequence[TaskScores]) -> RenderableType:
     return Group(*parts, Text(key, style="dim"), "")
 
 
+class _Fitting:
+    """The main table with as many metrics as fit beside readable labels."""
+
+    def __init__(self, scores: TaskScores, metrics: Sequence[str]) -> None:
+        self.scores, self.metrics = scores, metrics
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        metrics = list(self.metrics)
+        wide = options.update(width=1000)
+        # Labels may fold, but not below a readable width.
+        while len(metrics) > 2:
+            tight = _main(self.scores, metrics, labels=14)
+            if Measurement.get(console, wide, tight).maximum <= options.max_width:
+                break
+            metrics.pop()
+        yield _main(self.scores, metrics)
+        if left := self.metrics[len(metrics) :]:
+            names = ", ".join(metric_name(metric) for metric in left)
+            yield Text(f"  A wider terminal also shows {names}.", style="dim")
+
+
+def _main(scores: TaskScores, metrics: Sequence[str], labels: int = 24) -> Table:
+    """Groups, totals and controls, a row per condition; ``labels``: their greatest width."""
+    table = _table([metric_name(metric) for metric in metrics], labels)
+    if any(condition.change for condition in scores.conditions):
+        table.add_column("flips\np/Holm" if scores.flips else "p/Holm", overflow="fold")
+    # Pooled items say little that the groups and their mean don't; the report has them.
+    sections = [section for section in scores.sections if section.title != POOLED]
+    for section in sections:
+        table.add_section()
+        if len(sections) > 1:
+            table.add_row(Text(section.title, style="bold"))
+        for row in section.rows:
+            if row.condition.control is None:
+                table.add_row(*_cells(scores, row, metrics))
+    controls = [row for row in sections[-1].rows if row.condition.control]
+    if controls:
+        table.add_section()
+        where = f", {sections[-1].title}" if len(sections) > 1 else ""
+        table.add_row(Text(f"controls{where}", style="bold"))
+    for row in controls:
+        table.add_row(*_cells(scores, row, metrics))
+    return table
+
+
 def _thresholds(scores: TaskScores) -> list[RenderableType]:
     """Accuracy beside what doesn't depend on a threshold, in the last section."""
     metrics = threshold_metrics(scores)
@@ -115,10 +143,10 @@ def _threshold_lines(scores: TaskScores) -> list[RenderableType]:
     return [Text(f"  {line}", style="yellow") for line in lines if line]
 
 
-def _table(columns: Sequence[str]) -> Table:
+def _table(columns: Sequence[str], labels: int = 24) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     # Where it gets narrow, labels fold: a number that is cut off would be read as another one.
-    table.add_column("", min_width=6, max_width=24, overflow="fold")
+    table.add_column("", min_width=6, max_width=labels, overflow="fold")
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table

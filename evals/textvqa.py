@@ -204,11 +204,13 @@ def _item(
 
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:
-    content = read_json(path)
+    wanted = "TextVQA_0.5.1_val.json is one JSON object with its questions under 'data'"
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error} ({wanted})") from error
     if not isinstance(content, dict) or not isinstance(content.get("data"), list):
-        raise ValueError(
-            f"{path} is no TextVQA file: TextVQA_0.5.1_val.json has its questions under 'data'"
-        )
+        raise ValueError(f"{path} is no TextVQA file: {wanted}")
     return ((f"{path}:{number}", row) for number, row in enumerate(content["data"], 1))
 
 

@@ -36,7 +36,7 @@ HALLUSION = {
 }
 MMVP = {"Index": 1, "Question": "?", "Options": "(a) x (b) y", "Correct Answer": "(a)"}
 OPOPE = {"image": "1.jpg", "objects": ["dog", "cat", "cup"]}
-ROWS = {
+ROWS: dict[str, dict[str, Any]] = {
     **{"POPE": COCO, "A-OKVQA": AOKVQA, "TextVQA": TEXTVQA, "V*Bench (letters)": VSTAR},
     **{"V*Bench (likelihood)": VSTAR_LIKELY, "MMHal-Bench": MMHAL, "HallusionBench": HALLUSION},
     **{"MMVP": MMVP, "OPOPE": OPOPE, "AMBER": {"id": 1, "image": "1.jpg", "query": "?"}},
@@ -76,8 +76,8 @@ def files(name: str, folder: Path) -> Source:
         picture(folder / "MME" / "count" / "1.jpg")
         return Source(name, (str(folder / "MME"),))
     if name == "mmvp":
-        rows = [[*MMVP], [*MMVP.values()], [2, *list(MMVP.values())[1:]]]
-        lines = "\n".join(",".join(f'"{cell}"' for cell in row) for row in rows)
+        table: list[list[Any]] = [[*MMVP], [*MMVP.values()], [2, *list(MMVP.values())[1:]]]
+        lines = "\n".join(",".join(f'"{cell}"' for cell in row) for row in table)
         return Source(name, (text(folder / "Questions.csv", lines),), str(images))
     if name == "vstar":
         text(folder / "vstar" / "test_questions.jsonl", VSTAR)

@@ -60,7 +60,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delitem(sys.modules, "datasets")
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ImportError, match=r"x/y .* needs .* datasets: pip install 'regaze"):
+    with pytest.raises(ImportError, match=r"x/y here, .* needs .* pip install 'regaze"):
         read_hub(Hub("x/y", ("b",)))
 
 

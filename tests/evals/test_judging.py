@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mmhals import release, reply
@@ -83,8 +84,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 
 def test_runs_of_other_benchmarks_need_no_judge(tmp_path: Path) -> None:
     source = Source("pope", n_images=2)
-    order = {"source": source.noted(), "limit": None, "conditions": []}
-    records.write_json(tmp_path / "run" / "run.json", order)
+    plan: dict[str, Any] = {"source": source.noted(), "limit": None, "conditions": []}
+    records.write_json(tmp_path / "run" / "run.json", plan)
     with pytest.raises(ValueError, match="isn't one run of MMHal-Bench"):
         export_answers(tmp_path / "run", tmp_path / "judge")
 

@@ -67,10 +67,17 @@ def test_seeds_show_their_spread() -> None:
 def test_a_table_fits_a_narrow_terminal_uncut() -> None:
     shown = text(tables.render(pope_scores()), 80)
     assert "…" not in shown
-    # A fourth metric, as CHAIR has, leaves little room for labels.
+    # A fourth metric, as CHAIR has, would leave little room for labels.
     wide = replace(pope_scores(), headline=("accuracy", "f1", "precision", "yes_ratio"))
     narrow = text(tables.render(wide), 80)
-    for part in ("p/Holm", "[+17.9, +27.5]", "−16 +38", ".005/."):
+    for part in (
+        "p/Holm",
+        "[+17.9, +27.5]",
+        "−16 +38",
+        ".005/.",
+        "popular",
+        "also shows yes ratio",
+    ):
         assert part in narrow
     assert "p/Holm" in shown
     assert re.search(r"\.005/\.010\s", shown)

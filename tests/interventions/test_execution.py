@@ -141,7 +141,9 @@ def test_returned_attention_is_the_edited_one(family: str, name: str) -> None:
     assert [h.shape for h in outputs[0].hidden_states] == [
         h.shape for h in outputs[1].hidden_states
     ]
-    edited, plain = (out.attentions[LAYERS[0]] for out in outputs)
+    # The last row of Gemma 3's first layer, which slides, doesn't see the image.
+    first = 1 if (family, name) == ("gemma3", "pai") else LAYERS[0]
+    edited, plain = (out.attentions[first] for out in outputs)
     assert name.startswith("vhr") == torch.equal(edited, plain)
 
 
