@@ -9,10 +9,11 @@ import typer
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from regaze import cli_eval, cli_images, cli_pictures
+from regaze import cli_eval, cli_images, cli_judge, cli_pictures
 from regaze.cli_common import Commands, Device, DeviceMap, DType, Json, Model, load_model, out
 from regaze.evals import sandbox
 from regaze.evals.benchmarks import BENCHMARKS
+from regaze.evals.sandbox.painting import PAINTERS
 from regaze.interventions import discover_sinks, get, names
 
 app = typer.Typer(
@@ -47,7 +48,8 @@ def list_() -> None:
     )
     for name, benchmark in BENCHMARKS.items():
         benchmarks.add_row(name, benchmark.summary, benchmark.paper)
-    out.print(methods, benchmarks, f"Embedded models: {', '.join(sandbox.MODELS)}", sep="\n")
+    embedded = ", ".join((*sandbox.MODELS, *PAINTERS))
+    out.print(methods, benchmarks, f"Embedded models: {embedded}", sep="\n")
 
 
 app.command("eval")(cli_eval.eval_)
@@ -57,6 +59,7 @@ app.command()(cli_eval.compare_runs)
 app.command()(cli_pictures.compare)
 app.command()(cli_pictures.sites)
 app.add_typer(discover, name="discover")
+app.add_typer(cli_judge.judge, name="judge")
 app.command()(cli_eval.demo)
 discover.command()(cli_images.heads)
 
