@@ -98,7 +98,7 @@ class Asker:
         self.progress(plan.condition.label, done, total)
         if not mine:
             return
-        session = manifest.Session(plan.folder, self.world, answerer)
+        session = manifest.Session(plan.folder, self.world, str(answerer.model.device))
         predictions = records.predictions(plan.folder, self.world.rank)
         model, processor = answerer.model, answerer.processor
         with attach(model, *plan.specs, processor=processor) as attached, answerer.meter.running():

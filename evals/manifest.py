@@ -22,7 +22,7 @@ from regaze.evals.records import Record
 from regaze.evals.results import items_digest, read_sessions, session_files
 from regaze.evals.task import Item, Task
 
-_PACKAGES = ("regaze", "torch", "transformers", "accelerate", "numpy", "pillow")
+_PACKAGES = ("regaze", "torch", "transformers", "diffusers", "accelerate", "numpy", "pillow")
 _SECONDS_BETWEEN_SAVES = 30.0
 
 
@@ -77,10 +77,10 @@ class Session:
     Args:
         folder: The condition's.
         world: This process among the others.
-        answerer: The model.
+        device: Where the model runs.
     """
 
-    def __init__(self, folder: Path, world: World, answerer: Answerer) -> None:
+    def __init__(self, folder: Path, world: World, device: str) -> None:
         self._path = folder / f"session.rank{world.rank}.json"
         self._saved = -_SECONDS_BETWEEN_SAVES
         self._warm_up: Cost | None = None
@@ -94,7 +94,7 @@ class Session:
             "rank": world.rank,
             "world_size": world.size,
             "batch_size": None,
-            "device": str(answerer.model.device),
+            "device": device,
             "platform": platform.platform(),
             "python": platform.python_version(),
             "packages": {name: version(name) for name in _PACKAGES},

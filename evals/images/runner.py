@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 from PIL import Image
@@ -168,9 +167,7 @@ def _paint(
     total = sum(map(len, batches))
     done = total - sum(map(len, todo))
     progress(plan.label, done, total)
-    session = manifest.Session(
-        plan.folder, world, cast(Any, SimpleNamespace(model=painter.pipeline))
-    )
+    session = manifest.Session(plan.folder, world, str(painter.pipeline.device))
     with attach(painter.pipeline, *plan.specs) as attached:
         for batch in mine:
             began = now()
