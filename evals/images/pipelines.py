@@ -27,7 +27,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _DENOISERS = ("transformer", "unet")
 _PAINTER = {"num_inference_steps": 25, "guidance_scale": 3.0}
 # The MM-DiT's third text encoder says nothing; once is enough.
-_ARGUMENTS = {"painter-unet": _PAINTER, "painter-mmdit": {**_PAINTER, "max_sequence_length": 1}}
+_ARGUMENTS = {"painter-unet": _PAINTER, "painter-mmdit": {**_PAINTER, "max_sequence_length": 16}}
 
 
 @dataclass(frozen=True)
