@@ -21,6 +21,7 @@ from regaze.evals.images.prompts import Prompt
 from regaze.evals.images.render import Shot
 from regaze.evals.progress import bars
 from regaze.evals.sandbox.painting import PAINTERS
+from regaze.hooks.diffusion import native_grid
 from regaze.hooks.diffusion import sites as find_sites
 
 Model = Annotated[
@@ -150,13 +151,17 @@ def sites(
     """List the attention layers of a pipeline, and how methods and head lists name them."""
     loaded = load_pipeline(model, dtype=dtype, device=device, offload=offload, variant=variant)
     found = find_sites(loaded.pipeline)
+    denoiser = getattr(loaded.pipeline, "unet", None) or loaded.pipeline.transformer
+    grids = [native_grid(denoiser, site) for site in found]
     if as_json:
-        typer.echo(json.dumps([asdict(site) for site in found]))
+        listed = [{**asdict(site), "grid": cells} for site, cells in zip(found, grids, strict=True)]
+        typer.echo(json.dumps(listed))
         return
-    table = Table("layer", "name", "attends to", "heads", "tokens", box=box.SIMPLE_HEAD)
-    for site in found:
+    table = Table("layer", "name", "attends to", "heads", "tokens", "grid", box=box.SIMPLE_HEAD)
+    for site, cells in zip(found, grids, strict=True):
         number = "" if site.layer is None else f"L{site.layer}"
-        table.add_row(number, site.name, _KINDS[site.kind], str(site.heads), site.order)
+        shown = "" if cells is None else f"{cells[0]} x {cells[1]}"
+        table.add_row(number, site.name, _KINDS[site.kind], str(site.heads), site.order, shown)
     out.print(table)
 
 

@@ -3,6 +3,15 @@
 from regaze.hooks.diffusion.attach import Denoiser, DenoiserAttachment, sites
 from regaze.hooks.diffusion.guidance import Guidance
 from regaze.hooks.diffusion.seat import Call
-from regaze.hooks.diffusion.sites import Layout, Site
+from regaze.hooks.diffusion.sites import Layout, Site, native_grid
 
-__all__ = ["Call", "Denoiser", "DenoiserAttachment", "Guidance", "Layout", "Site", "sites"]
+__all__ = [
+    "Call",
+    "Denoiser",
+    "DenoiserAttachment",
+    "Guidance",
+    "Layout",
+    "Site",
+    "native_grid",
+    "sites",
+]

@@ -89,6 +89,32 @@ def blocks(denoiser: nn.Module) -> Iterator[str]:
             yield from (f"{name}.{index}" for index in range(len(child)))
 
 
+def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
+    """Rows and columns of a site's image tokens at the size that the model was made for.
+
+    Args:
+        denoiser: The model.
+        site: One of its sites.
+
+    Returns:
+        None where the config names no such size (FLUX, Wan, Qwen-Image).
+    """
+    size = getattr(denoiser.config, "sample_size", None)
+    if size is None:
+        return None
+    rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
+    downs = getattr(denoiser, "down_blocks", None)
+    if downs is None:
+        patch = int(getattr(denoiser.config, "patch_size", None) or 1)
+        return rows // patch, columns // patch
+    part, _, index = site.block.partition(".")
+    deepest = len(downs) - 1
+    level = {"down_blocks": int(index or 0), "up_blocks": deepest - int(index or 0)}
+    for _ in range(level.get(part, deepest)):
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return rows, columns
+
+
 def _is_attention(module: nn.Module) -> bool:
     return hasattr(module, "processor") and hasattr(module, "heads")
 

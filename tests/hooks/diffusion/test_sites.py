@@ -10,7 +10,7 @@ import torch
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
-from regaze.hooks.diffusion import Layout, sites
+from regaze.hooks.diffusion import Layout, native_grid, sites
 from regaze.hooks.diffusion.sites import choose
 
 CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
@@ -130,3 +130,38 @@ def test_grids_follow_the_latents(
     finest: tuple[int, ...] | None, halves: bool, tokens: int, grid: tuple[int, ...] | None
 ) -> None:
     assert Layout(finest, 5, halves).grid(tokens) == grid
+
+
+@pytest.mark.parametrize("size", [8, (9, 6)])
+def test_the_native_grid_is_that_of_the_tokens(size: Any) -> None:
+    unet = tiny("sd").unet
+    before = unet.config.sample_size
+    unet.register_to_config(sample_size=size)
+    rows, columns = (size, size) if isinstance(size, int) else size
+    seen: dict[str, int] = {}
+    handles = [
+        unet.get_submodule(site.name).register_forward_pre_hook(
+            lambda _, args, name=site.name: seen.update({name: args[0].shape[1]})
+        )
+        for site in sites(unet)
+    ]
+    try:
+        text = torch.zeros(1, 3, unet.config.cross_attention_dim)
+        with torch.no_grad():
+            unet(torch.zeros(1, 4, rows, columns), 1, encoder_hidden_states=text)
+        grids = {site.name: native_grid(unet, site) for site in sites(unet)}
+    finally:
+        unet.register_to_config(sample_size=before)
+        for handle in handles:
+            handle.remove()
+    assert seen == {name: grid[0] * grid[1] for name, grid in grids.items() if grid}
+    assert len(set(seen.values())) > 1
+
+
+def test_a_transformers_native_grid_counts_patches() -> None:
+    pipe = tiny("sd3")
+    config = pipe.transformer.config
+    side = config.sample_size // config.patch_size
+    assert {native_grid(pipe.transformer, site) for site in sites(pipe)} == {(side, side)}
+    flux = tiny("flux")
+    assert {native_grid(flux.transformer, site) for site in sites(flux)} == {None}
