@@ -9,12 +9,7 @@ time / time of the plain pipeline in the same round. diffusers' own PAG pipeline
 from __future__ import annotations
 
 import argparse
-import multiprocessing
-import os
-import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -31,13 +26,23 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from lvlm_attention import Ratio, _resident
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
 import regaze
+from benchmarks._timing import (
+    Ratio,
+    describe,
+    in_fresh_process,
+    make_parser,
+    make_table,
+    parse,
+    peak_memory,
+    seconds,
+    side_by_side,
+)
 from regaze.interventions import PAG, SoftPAG
 
 TEXT = 77
@@ -169,134 +174,83 @@ class Runner:
         torch.manual_seed(1)
         self.call = {name: value.to(device) for name, value in shape.call().items()}
 
-    def step(self, clock: Callable[[], float], device: str) -> float:
-        """The time that a step takes, attaching not included."""
+    def step(self, options: argparse.Namespace) -> float:
+        """The seconds that a step takes, attaching not included."""
         more: dict[str, Any] = {"pag_scale": 3.0} if self.condition.theirs else {}
-        specs = self.condition.attach
-        attached = None
-        if specs is not None:
-            attached = regaze.attach(self.pipe, *specs, fork=self.condition.fork)
-        try:
-            wait_for(device)
-            start = clock()
-            self.pipe(
-                **self.call, num_inference_steps=1, guidance_scale=5.0, output_type="latent", **more
-            )
-            wait_for(device)
-            taken = clock() - start
-        finally:
-            if attached is not None:
-                attached.detach()
-        if attached is not None and not attached.report().fired:
+        call = partial(
+            self.pipe, **self.call, **more, num_inference_steps=1, guidance_scale=5.0,
+            output_type="latent",
+        )  # fmt: skip
+        if self.condition.attach is None:
+            return seconds(call, options)
+        with regaze.attach(self.pipe, *self.condition.attach, fork=self.condition.fork) as attached:
+            taken = seconds(call, options)
+        if not attached.report().fired:
             raise RuntimeError(f"{self.condition.name} didn't act: {attached.report()}")
         return taken
 
 
-def wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure(shape: Shape, options: Any, tick: Callable[[], None]) -> dict[str, list[float]]:
+def measure(
+    shape: Shape, options: argparse.Namespace, tick: Callable[[], None]
+) -> dict[str, list[float]]:
     """Seconds of each round, by condition."""
-    clock = time.process_time if options.clock == "cpu" else time.perf_counter
     pipe = shape.build(options.device)
     runners = [Runner(shape, pipe, condition, options.device) for condition in shape.conditions]
-    times: dict[str, list[float]] = {c.name: [] for c in shape.conditions}
-    for number in range(-1, options.rounds):
-        # Whoever comes after a slow one finds cold caches, so the order rotates.
-        first = number % len(runners)
-        for runner in [*runners[first:], *runners[:first]]:
-            taken = runner.step(clock, options.device)
-            if number >= 0:  # The round before the first one warms up.
-                times[runner.condition.name].append(taken)
-        tick()
-    return times
+    steps = {runner.condition.name: partial(runner.step, options) for runner in runners}
+    return side_by_side(steps, options.rounds, warm_up=1, tick=tick)
 
 
-def peak_memory(shape_name: str, name: str, threads: int, device: str) -> int | None:
-    """Bytes that a step takes at its peak, above the loaded model; in a fresh process on a CPU."""
-    torch.set_num_threads(threads)
+def measure_memory(shape_name: str, name: str, options: argparse.Namespace) -> int | None:
+    """Bytes that a step takes at its peak, above the loaded model."""
     shape = SHAPES[shape_name]
     condition = next(c for c in shape.conditions if c.name == name)
-    runner = Runner(shape, shape.build(device), condition, device)
+    runner = Runner(shape, shape.build(options.device), condition, options.device)
     with torch.inference_mode():
-        runner.step(time.process_time, device)
-        if device == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            before: int | None = torch.cuda.memory_allocated()
-        else:
-            before = _resident("VmRSS", reset_peak=True)
-        runner.step(time.process_time, device)
-    peak = torch.cuda.max_memory_allocated() if device == "cuda" else _resident("VmHWM")
-    return None if before is None or peak is None else peak - before
-
-
-def measure_memory(
-    shape_name: str, names: Sequence[str], options: Any, tick: Callable[[], None]
-) -> dict[str, int | None]:
-    """`peak_memory` of every condition."""
-    # Freed tensors go back to the system at once, so that the peak is that of live ones.
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
-    context = multiprocessing.get_context("spawn")
-    peaks = {}
-    for name in names:
-        with ProcessPoolExecutor(1, mp_context=context) as fresh:
-            job = fresh.submit(peak_memory, shape_name, name, options.threads, options.device)
-            peaks[name] = job.result()
-        tick()
-    return peaks
+        runner.step(options)
+        return peak_memory(partial(runner.step, options), options.device)
 
 
 # -- telling -----------------------------------------------------------------------------------
 
 
-def table(
+def tell(
     title: str, shape: Shape, times: Mapping[str, list[float]], peaks: Mapping[str, int | None]
 ) -> Table:
     """Ratios to the plain step."""
-    out = Table("", "step", "target", "peak memory", title=title)
-    plain = times["plain"]
+    table = make_table(title, ("", "step", "target", "peak memory"))
     for condition in shape.conditions:
-        ratio = Ratio.of(times[condition.name], plain)
+        ratio = Ratio.of(times[condition.name], times["plain"])
         peak, base = peaks.get(condition.name), peaks.get("plain")
-        out.add_row(
+        table.add_row(
             condition.name,
-            "" if ratio is None else f"{ratio.median:.2f} ± {ratio.spread:.2f}",
+            str(ratio or ""),
             "" if condition.target is None else f"{condition.target:.2f}",
             f"{peak / base:.2f}" if peak and base else "",
         )
-    return out
+    return table
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", choices=list(SHAPES), action="append")
     parser.add_argument("--no-memory", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    chosen = options.shape or list(SHAPES)
+    options = parse(parser)
     console = Console()
-    console.print(
-        f"{platform.machine()} {options.device}, {options.threads} threads, {options.clock} clock; "
-        f"torch {torch.__version__}, diffusers {diffusers.__version__}"
-    )
+    console.print(f"{describe(options)}, diffusers {diffusers.__version__}", highlight=False)
     with Progress(console=console, transient=True) as progress:
-        for name in chosen:
+        for name in options.shape or SHAPES:
             shape = SHAPES[name]
-            names = [c.name for c in shape.conditions]
-            rows = 0 if options.no_memory else len(names)
-            task = progress.add_task(name, total=options.rounds + 1 + rows)
-            times = measure(shape, options, partial(progress.advance, task))
+            names = [] if options.no_memory else [c.name for c in shape.conditions]
+            task = progress.add_task(name, total=options.rounds + 1 + len(names))
+            tick = partial(progress.advance, task)
+            times = measure(shape, options, tick)
             peaks: dict[str, int | None] = {}
-            if not options.no_memory:
-                peaks = measure_memory(name, names, options, partial(progress.advance, task))
-            console.print(table(name, shape, times, peaks))
+            for each in names:
+                peaks[each] = in_fresh_process(options.threads, measure_memory, name, each, options)
+                tick()
+            console.print(tell(name, shape, times, peaks))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regaze.evals import records
-from regaze.evals.controls import roles
-from regaze.evals.results import RUN, load
-from regaze.evals.scores import TaskScores, score_run
+from regaze.evals.running import records
+from regaze.evals.running.controls import roles
+from regaze.evals.running.results import RUN, load
+from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.study import Opened, open_run, run_files
 
 _EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "decoding", "seeds")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from regaze.evals import mmhal
-from regaze.evals.mmhal import MmHal, Verdict, read_verdicts
-from regaze.evals.records import folder_name
-from regaze.evals.scores import score_run
+from regaze.evals.benchmarks import mmhal
+from regaze.evals.benchmarks.mmhal import MmHal, Verdict, read_verdicts
+from regaze.evals.running.records import folder_name
+from regaze.evals.scoring.scores import score_run
 from regaze.evals.study import Opened, Scored, open_run, run_files
 
 VERDICTS = ".verdicts.json"

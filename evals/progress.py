@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from rich import progress
 from rich.console import Console
 
-from regaze.evals.asking import Progress
+from regaze.evals.running.asking import Progress
 
 
 @contextmanager

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from regaze.evals import records
-from regaze.evals.asking import Progress
-from regaze.evals.benchmarks import BENCHMARKS, Source
-from regaze.evals.compare import to_json
-from regaze.evals.conditions import Condition
-from regaze.evals.distributed import World
-from regaze.evals.models import Loaded
-from regaze.evals.results import RUN, RunResult, load, take
-from regaze.evals.runner import run
-from regaze.evals.scores import TaskScores, score_run
+from regaze.evals.benchmarks.registry import BENCHMARKS, Source
+from regaze.evals.running import records
+from regaze.evals.running.asking import Progress
+from regaze.evals.running.conditions import Condition
+from regaze.evals.running.distributed import World
+from regaze.evals.running.models import Loaded
+from regaze.evals.running.results import RUN, RunResult, load, take
+from regaze.evals.running.runner import run
+from regaze.evals.scoring.compare import to_json
+from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
 
 SCORES = "scores.json"
@@ -91,7 +91,7 @@ def study(
         progress: Gives the callback of a task, by its title.
         seed: Of the bootstrap.
         world: The processes that share the work; default: this one alone.
-        **options: See `regaze.evals.runner.run`.
+        **options: See `regaze.evals.running.runner.run`.
 
     Raises:
         ValueError: A condition doesn't fit the model, or a directory holds other answers.

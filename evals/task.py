@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,22 @@ class Task(ABC):
 
         Holds ``correct`` (0 or 1): whether this answer counts as right, for flips and McNemar.
         """
+
+    def told(self, item: Item, text: str) -> str:
+        """An answer as a report shows it."""
+        return text
+
+    def picture(self, item: Item, folder: Path) -> Image.Image | None:
+        """What a condition painted, where answers are pictures; None where they are words.
+
+        Args:
+            item: One that was answered.
+            folder: The condition's.
+
+        Raises:
+            OSError: The picture is gone.
+        """
+        return None
 
     def under(self, profile: str) -> Task:
         """The same items, their answers read under another profile.

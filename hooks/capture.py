@@ -6,10 +6,10 @@ outputs is untouched bit for bit. Captured rows see the edits that were attached
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class Rowset:
         layer: Layer index.
         rows: "B R" prompt columns of the query rows.
         valid: "B R" bool; samples with fewer rows are padded in front.
-        weights: "B H R K" float32 on the CPU; key k is prompt column ``offset + k``.
+        weights: "B H R K" float32 on the CPU; key k is prompt column ``offset + k``. With
+            ``heads="mean"`` H is 1.
         offset: See above; more than 0 once a sliding window has moved on.
     """
 
@@ -55,7 +56,7 @@ class Capture(Edit):
         config: Any,
         layers: Iterable[int],
         rows: Rows,
-        heads: list[int] | None,
+        heads: list[int] | Literal["mean"] | None,
     ) -> None:
         super().__init__(frozenset(layers))
         self.rows: Rows = rows
@@ -65,12 +66,14 @@ class Capture(Edit):
         self._reader = reader
         self._config = config
         self._inputs: dict[str, Any] = {}
+        self._batch = 1
 
     def begin(self, step: Step) -> None:
         """Forget the prompt before."""
         if step.prompt_start:
             self.captured = []
             self._inputs = {k: v for k, v in self._reader.inputs.items() if k in GRID_INPUTS}
+            self._batch = step.batch
         self.tokens = step.tokens
         self._past = step.past
 
@@ -79,7 +82,9 @@ class Capture(Edit):
         acts = plan.acts[self.rows]
         valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
         weights = logits.softmax(-1)
-        if self.heads is not None:
+        if self.heads == "mean":
+            weights = weights.mean(1, keepdim=True)
+        elif self.heads is not None:
             weights = weights[:, self.heads]
         rows = (plan.rows + self._past).cpu()
         self.captured.append(
@@ -103,15 +108,26 @@ class Capture(Edit):
             count += picked.shape[0] * picked.shape[1]
         return total / max(count, 1)
 
-    def heat(self, sample: int = 0, image: int = 0) -> NDArray[np.float32]:
-        """`mass` on the patches of one image, as a grid over the picture.
+    def heat(
+        self, sample: int = 0, image: int = 0, inputs: Mapping[str, Any] | None = None
+    ) -> NDArray[np.float32]:
+        """`mass` on the patches of one image, as a grid over the picture: "rows cols".
+
+        For the arguments and what it raises see `grid`.
+        """
+        return self.mass(sample)[self.grid(sample, image, inputs)].numpy()
+
+    def grid(
+        self, sample: int = 0, image: int = 0, inputs: Mapping[str, Any] | None = None
+    ) -> Tensor:
+        """Prompt columns of the patches of one image, as a grid over the picture: "rows cols".
 
         Args:
             sample: Batch row.
             image: Number of the image within that row's prompt.
-
-        Returns:
-            "rows cols".
+            inputs: What the processor made of the batch. Needed after ``generate`` for models with
+                pictures of many sizes: newer transformers encode them before they call the model,
+                which then isn't told of their sizes.
 
         Raises:
             ValueError: There is no such image, or its grid can't be known.
@@ -123,17 +139,20 @@ class Capture(Edit):
             )
         run = tokens.image_columns(sample, image)
         inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
-        number = sum(tokens.n_images(row) for row in range(sample)) + image
+        # Rows that were repeated (beams, a shared beginning) brought their image once.
+        times = tokens.batch // self._batch
+        before = range(0, sample - sample % times, times)
+        number = sum(tokens.n_images(row) for row in before) + image
         grid = patch_grid(
-            self._config, len(run), grid_size(self._inputs, number), int(inside.sum())
+            self._config, len(run), grid_size(inputs or self._inputs, number), int(inside.sum())
         )
         if grid is None:
             raise ValueError(
                 f"the patch grid of this {getattr(self._config, 'model_type', 'model')}'s image "
-                f"({len(run)} columns) can't be known; pass processor= to capture, and call the "
-                "model with the processor's own inputs (image_sizes, image_grid_thw)"
+                f"({len(run)} columns) can't be known; pass processor= to capture, and inputs= "
+                "here: all that the processor made of the batch (image_sizes, image_grid_thw)"
             )
-        return self.mass(sample)[run[grid]].numpy()
+        return run[grid]
 
     def _seen(self, sample: int) -> TokenMap:
         if self.tokens is None or not self.captured:
@@ -177,7 +196,7 @@ def capture(
     target: Any,
     rows: Rows = "last",
     layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    heads: Iterable[int] | Literal["mean"] | None = None,
     processor: Any = None,
 ) -> Capturing:
     """Capture the attention of chosen query rows.
@@ -192,7 +211,7 @@ def capture(
         rows: "last" (the row that predicts the next token, at every step), "question" (prompt
             rows after the image) or "text" (question and generated rows).
         layers: Layers to look at; all by default.
-        heads: Heads to keep; all by default.
+        heads: Heads to keep; all by default. "mean" keeps the mean over all of them.
         processor: Tells row-end and tile tokens of some families; see `regaze.hooks.attach`.
 
     Raises:
@@ -209,7 +228,13 @@ def capture(
     chosen = (
         range(info.n_layers) if layers is None else check_layers(layers, info.n_layers, "layer")
     )
-    picked = None if heads is None else check_layers(heads, info.n_heads, "head")
+    picked: list[int] | Literal["mean"] | None = None
+    if isinstance(heads, str):
+        if heads != "mean":
+            raise ValueError(f'heads must be indices or "mean", got {heads!r}')
+        picked = heads
+    elif heads is not None:
+        picked = check_layers(heads, info.n_heads, "head")
     seat = seat_of(info)
     config = getattr(model, "config", None)
     return Capturing(seat, Capture(seat.reader, config, chosen, rows, picked))

@@ -1,9 +1,12 @@
 """The methods: one frozen dataclass each, in the sense of its paper."""
 
 from regaze.interventions.base import Intervention, from_dict, get, names, parse, register
+from regaze.interventions.diffusion.flow_warp import FlowWarp
 from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.seg import SEG
 from regaze.interventions.diffusion.soft_pag import SoftPAG
+from regaze.interventions.lvlm.carve import CARVE
+from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.vaf import VAF
@@ -11,18 +14,22 @@ from regaze.interventions.lvlm.var import VAR
 from regaze.interventions.lvlm.vhr import VHR
 
 __all__ = [
+    "CARVE",
     "PAG",
     "PAI",
     "SEG",
     "VAF",
     "VAR",
     "VHR",
+    "Closer",
+    "FlowWarp",
     "Intervention",
     "SinkProfile",
     "SoftPAG",
     "discover_sinks",
     "from_dict",
     "get",
+    "look_closer",
     "names",
     "parse",
     "register",

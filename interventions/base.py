@@ -34,6 +34,8 @@ class Intervention(ABC):
     shares_prefix: ClassVar[bool] = True
     """Whether questions about an image may share what was computed of it: False for a method that
     edits the image's columns, or compares whole prompts, by what is asked."""
+    attaches: ClassVar[bool] = True
+    """Whether `regaze.attach` takes it: False for a method that changes the picture instead."""
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -12,7 +12,7 @@ from transformers.utils import logging as transformers_logging
 from regaze import cli_eval, cli_images, cli_judge, cli_pictures
 from regaze.cli_common import Commands, Device, DeviceMap, DType, Json, Model, load_model, out
 from regaze.evals import sandbox
-from regaze.evals.benchmarks import BENCHMARKS
+from regaze.evals.benchmarks.registry import BENCHMARKS
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.interventions import discover_sinks, get, names
 

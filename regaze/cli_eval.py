@@ -24,18 +24,19 @@ from regaze.cli_common import (
     load_model,
 )
 from regaze.evals import compare_runs as runs_apart
-from regaze.evals import sandbox, tables
-from regaze.evals.benchmarks import BENCHMARKS, TEST_SPLITS, Source, find
-from regaze.evals.conditions import Condition
-from regaze.evals.controls import with_controls
-from regaze.evals.decoding import Decoding
-from regaze.evals.distributed import World, join
-from regaze.evals.markdown import markdown
-from regaze.evals.models import Loaded
+from regaze.evals import sandbox
+from regaze.evals.benchmarks.registry import BENCHMARKS, TEST_SPLITS, Source, find
 from regaze.evals.progress import bars
-from regaze.evals.records import ConfigMismatchError
-from regaze.evals.report import REPORT, write_report
-from regaze.evals.scores import TaskScores
+from regaze.evals.reports import tables
+from regaze.evals.reports.markdown import markdown
+from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.running.conditions import Condition
+from regaze.evals.running.controls import with_controls
+from regaze.evals.running.decoding import Decoding
+from regaze.evals.running.distributed import World, join
+from regaze.evals.running.models import Loaded
+from regaze.evals.running.records import ConfigMismatchError
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.study import Job, Scored, as_json, prepare, reopen, study, write_scores
 
 # VHR's layers were chosen on validation scenes, see the sandbox model's card.

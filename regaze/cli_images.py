@@ -8,60 +8,57 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli_common import Device, Json, fail, out
-from regaze.cli_pictures import (
-    BatchSize,
-    DType,
-    Guidance,
-    Model,
-    Negative,
-    Offload,
+from regaze.cli_common import Json, fail, out
+from regaze.cli_pipelines import (
+    Call,
     PromptFile,
     PromptText,
     Seeds,
-    Set,
-    Size,
-    Steps,
-    Variant,
+    Source,
     With,
-    load_pipeline,
-    read_arguments,
     read_prompts,
     read_seeds,
+    spread,
 )
-from regaze.evals import tables
-from regaze.evals.compare import to_json
-from regaze.evals.distributed import join
 from regaze.evals.images import comparison, head_hunter, prompts, scorers, study
 from regaze.evals.images.heat import save_heat
+from regaze.evals.images.prompts import Prompt
 from regaze.evals.images.render import Shot
 from regaze.evals.images.runner import run
 from regaze.evals.images.scorers.sets import FEW, SetScore
 from regaze.evals.progress import bars
-from regaze.evals.report import REPORT, write_report
+from regaze.evals.reports import tables
+from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.running.distributed import join
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
+from regaze.evals.scoring.compare import to_json
 from regaze.evals.study import as_json as scores_as_json
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 
 HEAT = "heads.png"
 
+Split = Annotated[str, typer.Option(help="Of the painting world, where no prompts are given.")]
+Subsets = Annotated[
+    list[str] | None,
+    typer.Option("--subset", help=f"{', '.join(SUBSETS)}. Repeatable; default: all."),
+]
+NPrompts = Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")]
 
+
+@spread
 def images(
-    model: Model = PAINTERS[0],
+    source: Source,
+    call: Call,
     prompt: PromptText = None,
     prompt_file: PromptFile = None,
-    split: Annotated[
-        str, typer.Option(help="Of the painting world, where no prompts are given.")
-    ] = "test",
-    n_prompts: Annotated[
-        int, typer.Option(min=1, help="Of each subset of the painting world.")
-    ] = 50,
+    split: Split = "test",
+    subsets: Subsets = None,
+    n_prompts: NPrompts = 50,
     with_: With = None,
     scores: Annotated[
         list[str] | None,
@@ -75,28 +72,13 @@ def images(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Directory of the run. Default: runs/images-MODEL.")
     ] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    negative: Negative = None,
-    set_: Set = None,
-    batch_size: BatchSize = 4,
-    dtype: DType = None,
-    device: Device = None,
-    offload: Offload = "none",
-    variant: Variant = None,
     as_json: Json = False,
 ) -> None:
     """Paint prompts with several seeds under several conditions, and score the pictures."""
     conditions = list(comparison.parse(with_ or ["none"]).values())
-    given = read_arguments(steps, guidance, size, negative, set_)
-    if prompt or prompt_file:
-        asked = read_prompts(prompt, prompt_file)
-    elif model in PAINTERS:
-        asked = prompts.painting_world(split, SUBSETS, n_prompts)
-    else:
-        raise ValueError("--prompts is missing: which prompts should be painted?")
-    if not scores and model not in PAINTERS:
+    given = call.arguments
+    asked = _asked(source.model, prompt, prompt_file, split, subsets, n_prompts)
+    if not scores and source.model not in PAINTERS:
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
@@ -109,9 +91,9 @@ def images(
     task = plan.task
     if len({item.cluster for item in task.items}) < 2:
         raise ValueError("intervals are over prompts, so they need at least two prompts")
-    folder = folder or Path("runs") / f"images-{Path(model).name}"
+    folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
-    loaded = load_pipeline(model, dtype=dtype, device=device, offload=offload, variant=variant)
+    loaded = source.load()
     with bars(shown=world.first) as follow:
         result = run(
             task,
@@ -119,7 +101,7 @@ def images(
             conditions,
             {**loaded.arguments, **given},
             out=folder,
-            batch_size=batch_size,
+            batch_size=call.batch_size,
             source=plan.to_dict(),
             progress=follow(loaded.name),
             world=world,
@@ -127,9 +109,9 @@ def images(
         if not world.first:
             return
         samples = study.draw_samples(result)
-        finished = study.score(folder, device=where(device), progress=follow("scores"))
+        finished = study.score(folder, device=source.scoring_device, progress=follow("scores"))
         sets = [one for one in chosen if isinstance(one, scorers.SetScorer)]
-        of_sets = study.score_sets(sets, result, device=where(device)) if sets else {}
+        of_sets = study.score_sets(sets, result, device=source.scoring_device) if sets else {}
     write_report(folder / REPORT, [finished])
     if as_json:
         typer.echo(json.dumps({**scores_as_json(finished.scores), "sets": to_json(of_sets)}))
@@ -144,10 +126,15 @@ def images(
         fail(f"never fired, so not reported: {', '.join(silent)}", 1)
 
 
+@spread
 def heads(
-    model: Model = PAINTERS[0],
+    source: Source,
+    call: Call,
     prompt: PromptText = None,
     prompt_file: PromptFile = None,
+    split: Split = "validation",
+    subsets: Subsets = None,
+    n_prompts: NPrompts = 20,
     objective: Annotated[
         str, typer.Option(help="The score to maximise, e.g. pickscore or clip:model=DIR.")
     ] = "painting",
@@ -164,16 +151,6 @@ def heads(
         Path | None,
         typer.Option("--out", help="Directory. Default: runs/heads-MODEL."),
     ] = None,
-    steps: Steps = None,
-    guidance: Guidance = None,
-    size: Size = None,
-    negative: Negative = None,
-    set_: Set = None,
-    batch_size: BatchSize = 4,
-    dtype: DType = None,
-    device: Device = None,
-    offload: Offload = "none",
-    variant: Variant = None,
     as_json: Json = False,
 ) -> None:
     """Find the attention heads whose perturbation serves an objective best (HeadHunter)."""
@@ -182,13 +159,13 @@ def heads(
         raise ValueError(f"{objective} doesn't score a picture by itself: it can't be an objective")
     spec = SoftPAG(scale=scale, u=u, target=target)
     search = head_hunter.Search(rounds, picks, spec, None if not layers else tuple(layers))
-    asked = read_prompts(prompt, prompt_file)
-    given = read_arguments(steps, guidance, size, negative, set_)
+    asked = _asked(source.model, prompt, prompt_file, split, subsets, n_prompts)
+    given = call.arguments
     shots = [Shot(one.text, seed) for one in asked for seed in read_seeds(seeds)]
-    folder = folder or Path("runs") / f"heads-{Path(model).name}"
+    folder = folder or Path("runs") / f"heads-{source.name}"
     world = join()
-    loaded = load_pipeline(model, dtype=dtype, device=device, offload=offload, variant=variant)
-    ready = scorer.load(where(device))
+    loaded = source.load()
+    ready = scorer.load(source.scoring_device)
     with bars(shown=world.first) as follow:
         found = head_hunter.hunt(
             loaded,
@@ -200,7 +177,7 @@ def heads(
             out=folder,
             arguments={**loaded.arguments, **given},
             identity=ready.identity,
-            batch_size=batch_size,
+            batch_size=call.batch_size,
             progress=follow(loaded.name),
             world=world,
         )
@@ -222,9 +199,20 @@ def heads(
     out.print(f"--with '{found.spec.label}'", soft_wrap=True, markup=False, highlight=False)
 
 
-def where(device: str | None) -> str:
-    """The device to score on: that of the pipeline."""
-    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+def _asked(
+    model: str,
+    texts: Sequence[str] | None,
+    file: Path | None,
+    split: str,
+    subsets: Sequence[str] | None,
+    n: int,
+) -> list[Prompt]:
+    """The prompts that are given; for an embedded painter its own world's by default."""
+    if texts or file:
+        return read_prompts(texts, file)
+    if model not in PAINTERS:
+        raise ValueError("--prompts is missing: which prompts should be painted?")
+    return prompts.painting_world(split, subsets or SUBSETS, n)
 
 
 def _rounds_table(found: head_hunter.Found) -> Table:

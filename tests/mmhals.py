@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from regaze.evals.mmhal import MmHal
+from regaze.evals.benchmarks.mmhal import MmHal
 
 Row = dict[str, Any]
 KINDS = ("attribute", "counting")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from PIL import Image
 
-from regaze.evals.pope import Pope
+from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.task import Task
 
 Answers = dict[str, str]

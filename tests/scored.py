@@ -11,10 +11,10 @@ from PIL import Image
 from popes import pope
 from toy import ToyTask
 
-from regaze.evals.cost import Cost
-from regaze.evals.records import Record
-from regaze.evals.results import Answers, RunResult
-from regaze.evals.scores import TaskScores, score_run
+from regaze.evals.running.cost import Cost
+from regaze.evals.running.records import Record
+from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
 
 

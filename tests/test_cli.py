@@ -10,7 +10,8 @@ from toy import save_toy_model
 from typer.testing import CliRunner, Result
 
 from regaze import cli, cli_eval
-from regaze.evals import records, sandbox
+from regaze.evals import sandbox
+from regaze.evals.running import records
 from regaze.interventions import names
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from regaze.evals.sandbox.build import build_model, build_processor
-from regaze.evals.statistics import ratio
+from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
 
 QUESTIONS = ("Is there a red star?", "Describe the image.", "Is there a blue ring in the image?")

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, cast
 
-from regaze.evals.asking import Progress
-from regaze.evals.conditions import Condition
 from regaze.evals.images.pipelines import LoadedPipeline
-from regaze.evals.images.render import Painter, Picture, Shot
+from regaze.evals.images.render import NOISE, Painter, Picture, Shot
+from regaze.evals.running.asking import Progress
+from regaze.evals.running.conditions import Condition
 from regaze.hooks.attach import attach
 from regaze.interventions.base import Intervention, from_dict, get, unknown
 
@@ -134,6 +134,7 @@ def describe(
         "device": str(loaded.pipeline.device),
         "prompts": list(prompts),
         "seeds": list(seeds),
+        "noise": NOISE,
         "columns": [{"title": c.title, "interventions": list(c.specs)} for c in columns],
         "packages": {name: version(name) for name in PACKAGES},
     }

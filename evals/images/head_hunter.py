@@ -22,12 +22,12 @@ from typing import Any
 
 from PIL import Image
 
-from regaze.evals import records
-from regaze.evals.asking import Progress
-from regaze.evals.distributed import World
 from regaze.evals.images import lines
 from regaze.evals.images.pipelines import LoadedPipeline
-from regaze.evals.images.render import Painter, Picture, Shot
+from regaze.evals.images.render import NOISE, Painter, Picture, Shot
+from regaze.evals.running import records
+from regaze.evals.running.asking import Progress
+from regaze.evals.running.distributed import World
 from regaze.hooks.attach import attach
 from regaze.hooks.diffusion import sites
 from regaze.interventions.diffusion.soft_pag import SoftPAG
@@ -154,6 +154,7 @@ def hunt(
         "dtype": loaded.dtype,
         "arguments": painter.settings,
         "shots": [list(shot) for shot in shots],
+        "noise": NOISE,
         "batch_size": batch_size,
         "objective": identity,
         "spec": search.spec.to_dict(),

@@ -10,7 +10,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from regaze.evals.images.head_hunter import Found
-from regaze.evals.records import writing
+from regaze.evals.running.records import writing
 
 _CELL = 0.24
 _LEAST = 1.5

@@ -1,4 +1,4 @@
-"""JSON lines that are only ever appended to, as `regaze.evals.records` keeps answers."""
+"""JSON lines that are only ever appended to, as `regaze.evals.running.records` keeps answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.records import writing
+from regaze.evals.running.records import writing
 
 
 def read(path: Path) -> list[dict[str, Any]]:

@@ -65,16 +65,17 @@ def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
     Args:
         split: ``validation`` or ``test``.
         subsets: Some of `regaze.evals.sandbox.painting.scenes.SUBSETS`.
-        n: Prompts of each subset.
+        n: Prompts to draw of each subset. What is drawn again is left out: its pictures would be
+            the same ones.
 
     Raises:
         ValueError: An unknown split or subset.
     """
-    return [
-        Prompt(f"{subset}-{place:04d}", wanted.prompt, subset)
-        for subset in subsets
-        for place, wanted in enumerate(scenes.wanted(split, subset, n))
-    ]
+    found = []
+    for subset in dict.fromkeys(subsets):
+        texts = dict.fromkeys(wanted.prompt for wanted in scenes.wanted(split, subset, n))
+        found += [Prompt(f"{subset}-{i:04d}", text, subset) for i, text in enumerate(texts)]
+    return found
 
 
 def _distinct(rows: Sequence[tuple[int, Mapping[str, Any]]], path: Path | None) -> list[Prompt]:

@@ -1,16 +1,20 @@
-"""Make pictures: one prompt and one seed each, the same noise whatever is attached."""
+"""Make pictures: each prompt and seed has a noise of its own, the same whatever is attached."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 
 from regaze.interventions.base import unknown
+
+NOISE = r"torch.Generator('cpu').manual_seed(first 4 bytes of SHA-256 of '{seed}\n{prompt}')"
+"""How a picture's noise is drawn; runs keep it, so that those with another rule aren't mixed."""
 
 # What a run sets itself, and what would make its pictures depend on more than JSON can hold.
 _OURS = (
@@ -25,10 +29,20 @@ _OURS = (
 
 
 class Shot(NamedTuple):
-    """What to make: the prompt, and the seed of the noise to start from."""
+    """What to make: the prompt, and the number of the picture among those of that prompt."""
 
     prompt: str
     seed: int
+
+    @property
+    def noise_seed(self) -> int:
+        """Seed of the generator that draws its noise: a hash of prompt and seed, 32 bits.
+
+        Prompts that shared one noise would share its luck, and intervals over prompts, which take
+        them as independent, would be too narrow. It depends on nothing else: not on the batch, the
+        order, the process or what is attached. `NOISE` says the same in one line.
+        """
+        return int.from_bytes(sha256(f"{self.seed}\n{self.prompt}".encode()).digest()[:4], "big")
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Painter:
         """
         output = self.pipeline(
             prompt=[shot.prompt for shot in shots],
-            generator=[torch.Generator("cpu").manual_seed(shot.seed) for shot in shots],
+            generator=[torch.Generator("cpu").manual_seed(shot.noise_seed) for shot in shots],
             output_type="pil",
             **self.arguments,
         )

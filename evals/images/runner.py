@@ -13,23 +13,21 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-from PIL import Image
-
-from regaze.evals import manifest, records
-from regaze.evals.asking import Progress
-from regaze.evals.conditions import Condition, baseline_first
-from regaze.evals.cost import Cost, now, peak_gpu_bytes, peak_process_bytes
-from regaze.evals.distributed import World
+from regaze.evals.images import grid
 from regaze.evals.images.pipelines import LoadedPipeline
-from regaze.evals.images.render import Painter, Picture
-from regaze.evals.images.task import Pictures
-from regaze.evals.records import Record
-from regaze.evals.results import RUN, RunResult, items_digest, load
+from regaze.evals.images.render import NOISE, Painter, Picture, Shot
+from regaze.evals.images.task import FOLDER, Pictures
+from regaze.evals.running import manifest, records
+from regaze.evals.running.asking import Progress
+from regaze.evals.running.conditions import Condition, baseline_first
+from regaze.evals.running.cost import Cost, now, peak_gpu_bytes, peak_process_bytes
+from regaze.evals.running.distributed import World
+from regaze.evals.running.records import Record
+from regaze.evals.running.results import RUN, RunResult, items_digest, load
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach
 from regaze.interventions.base import Intervention
 
-FOLDER = "images"
 FLAGGED = "the pipeline's safety checker held the picture back"
 
 
@@ -73,6 +71,7 @@ def run(
         "prompts_sha256": records.digest([[item.prompt, item.choices] for item in task.items]),
         "first_prompt": task.items[0].prompt,
         "noise_seeds": list(task.seeds),
+        "noise": NOISE,
         "batch_size": batch_size,
         "decoding": painter.settings,
         "pipeline": type(loaded.pipeline).__name__,
@@ -174,7 +173,7 @@ def _paint(
             pictures = painter.paint([task.shot(item) for item in batch])
             # Part of a batch may be known, after a kill; it is painted again, to the same pixels.
             new = [
-                _keep(plan.folder, item, picture)
+                _keep(plan, item, task.shot(item), task.file(item), picture)
                 for item, picture in zip(batch, pictures, strict=True)
                 if (item.id, 0) not in known
             ]
@@ -192,26 +191,18 @@ def _paint(
     session.save()
 
 
-def _keep(folder: Path, item: Item, picture: Picture) -> tuple[Item, str, dict[str, Any]]:
+def _keep(
+    plan: _Plan, item: Item, shot: Shot, name: str, picture: Picture
+) -> tuple[Item, str, dict[str, Any]]:
     """Write a picture to the disk; its file's name, or why there is none."""
     if len(picture.frames) > 1:
         raise ValueError("this pipeline makes videos, and scores are of single pictures")
     if picture.flagged:
         return item, "", {"finish": "error", "error": FLAGGED}
-    name = f"{FOLDER}/{records.folder_name(item.id)}.png"
-    path = folder / name
+    path = plan.folder / name
+    about = {"condition": plan.label, **shot._asdict(), "noise_seed": shot.noise_seed}
     with records.writing(path):
         part = path.with_suffix(".part")
-        picture.image.save(part, "png")
+        grid.save_png(part, picture.image, about)
         part.replace(path)
     return item, name, {}
-
-
-def open_picture(folder: Path, record: Record) -> Image.Image:
-    """A picture of a condition.
-
-    Raises:
-        OSError: It is gone or damaged.
-    """
-    with Image.open(folder / record.text) as image:
-        return image.convert("RGB")

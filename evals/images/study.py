@@ -13,17 +13,16 @@ from typing import Any
 
 from PIL import Image
 
-from regaze.evals import records
-from regaze.evals.asking import Progress
-from regaze.evals.compare import to_json
 from regaze.evals.images import grid, lines, scorers
 from regaze.evals.images.prompts import Prompt
-from regaze.evals.images.runner import open_picture
 from regaze.evals.images.scorers import Scorer, SetScorer
 from regaze.evals.images.scorers.sets import SetScore
-from regaze.evals.images.task import NAME, Pictures
-from regaze.evals.results import RUN, Answers, RunResult, load, take
-from regaze.evals.scores import score_run
+from regaze.evals.images.task import NAME, Pictures, open_picture
+from regaze.evals.running import records
+from regaze.evals.running.asking import Progress
+from regaze.evals.running.results import RUN, Answers, RunResult, load, take
+from regaze.evals.scoring.compare import to_json
+from regaze.evals.scoring.scores import score_run
 from regaze.evals.study import Scored, write_scores
 from regaze.evals.task import Counts, Item
 
@@ -152,11 +151,10 @@ def draw_samples(result: RunResult, n: int = 8) -> Path | None:
         return None
 
     def cell(answers: Answers, item: Item) -> Image.Image | None:
-        folder = result.out / records.folder_name(answers.label)
-        return open_picture(folder, answers.records[item.id]) if _painted(answers, item) else None
+        return _open(item, result, answers) if _painted(answers, item) else None
 
     blocks = [
-        grid.Block(item.prompt, [str(item.target)], [[cell(a, item) for a in result.answers]])
+        grid.Block(item.prompt, [f"seed {item.id.rpartition('/')[2]}"], [[cell(a, item) for a in result.answers]])
         for item in kept
     ]
     path = result.out / SAMPLES
@@ -221,7 +219,7 @@ def _score_all(
         progress(label, len(items) - len(todo), len(items))
         for start in range(0, len(todo), _BATCH):
             batch = todo[start : start + _BATCH]
-            images = [open_picture(folder, answers.records[item.id]) for item in batch]
+            images = [_open(item, result, answers) for item in batch]
             references = _references(batch, plan, result) if scorer.compares else images
             counts = ready.score(images, [item.prompt for item in batch], references)
             lines.append(path, map(_row, batch, counts))
@@ -229,10 +227,8 @@ def _score_all(
 
 
 def _references(batch: Sequence[Item], plan: Plan, result: RunResult) -> list[Image.Image]:
-    baseline = result.answers[0]
-    folder = result.out / records.folder_name(baseline.label)
     if plan.references is None:
-        return [open_picture(folder, baseline.records[item.id]) for item in batch]
+        return [_open(item, result, result.answers[0]) for item in batch]
     found = []
     for item in batch:
         # One reference per picture, or one per prompt.
@@ -247,6 +243,11 @@ def _references(batch: Sequence[Item], plan: Plan, result: RunResult) -> list[Im
         with Image.open(path) as image:
             found.append(image.convert("RGB"))
     return found
+
+
+def _open(item: Item, result: RunResult, answers: Answers) -> Image.Image:
+    folder = result.out / records.folder_name(answers.label)
+    return open_picture(folder / answers.records[item.id].text)
 
 
 def _painted(answers: Answers, item: Item) -> bool:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regaze.evals import records
 from regaze.evals.images.prompts import Prompt
 from regaze.evals.images.render import Shot
 from regaze.evals.images.scorers import IMAGES, Scorer
+from regaze.evals.running import records
 from regaze.evals.task import Counts, Item, Sums, Task
 
 NAME = "images"
+FOLDER = "images"
 
 
 class Pictures(Task):
@@ -45,7 +47,7 @@ class Pictures(Task):
         self.profile = "+".join(scorer.label for scorer in scorers) or "unscored"
         self.items = [
             # The same prompt under two ids is one cluster.
-            Item(f"{one.id}/{seed}", None, one.text, one.group, f"seed {seed}", (), one.text)
+            Item(f"{one.id}/{seed}", None, one.text, one.group, None, (), one.text)
             for one in prompts
             for seed in seeds
         ]
@@ -59,6 +61,23 @@ class Pictures(Task):
     def shot(self, item: Item) -> Shot:
         """What to paint for an item."""
         return Shot(item.prompt, int(item.id.rpartition("/")[2]))
+
+    def file(self, item: Item) -> str:
+        """A picture's file in the folder of its condition."""
+        return f"{FOLDER}/{records.folder_name(item.id)}.png"
+
+    def picture(self, item: Item, folder: Path) -> Image.Image:
+        """The picture that a condition painted.
+
+        Raises:
+            OSError: It is gone or damaged.
+        """
+        return open_picture(folder / self.file(item))
+
+    def told(self, item: Item, text: str) -> str:
+        """What every scorer says of a picture, in words."""
+        counts = self.counts(item, text)
+        return "; ".join(scorer.told(counts) for scorer in self.scorers)
 
     @property
     def data_hash(self) -> str:
@@ -84,3 +103,13 @@ class Pictures(Task):
     def directions(self) -> Mapping[str, int]:
         """Every scorer's directions."""
         return {name: way for scorer in self.scorers for name, way in scorer.directions.items()}
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as RGB.
+
+    Raises:
+        OSError: It is gone or damaged.
+    """
+    with Image.open(path) as image:
+        return image.convert("RGB")

@@ -1,7 +1,7 @@
 """How an edit gets into a diffusers denoiser."""
 
 from regaze.hooks.diffusion.attach import Denoiser, DenoiserAttachment, sites
-from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.edits import Edit, Guidance
 from regaze.hooks.diffusion.seat import Call
 from regaze.hooks.diffusion.sites import Layout, Site, native_grid
 
@@ -9,6 +9,7 @@ __all__ = [
     "Call",
     "Denoiser",
     "DenoiserAttachment",
+    "Edit",
     "Guidance",
     "Layout",
     "Site",

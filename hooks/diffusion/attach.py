@@ -1,4 +1,4 @@
-"""attach, for diffusers: find a pipeline's denoisers and put guidances on them."""
+"""attach, for diffusers: find a pipeline's denoisers and put interventions on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 
 from regaze.hooks.attach import Attachable, Attachment
-from regaze.hooks.diffusion.guidance import Entry, Guide, inner
+from regaze.hooks.diffusion.edits import Entry
+from regaze.hooks.diffusion.guide import Guide, inner
 from regaze.hooks.diffusion.sites import Site, find_sites
 from regaze.hooks.report import InterventionReport, Report
 
@@ -36,7 +37,7 @@ class Denoiser:
 
 
 class DenoiserAttachment(Attachment):
-    """Guidances on the denoisers of a pipeline, until `detach` or the end of the ``with`` block."""
+    """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self, specs: Sequence[Attachable], entries: Sequence[Entry], guides: Sequence[Guide]
@@ -47,7 +48,7 @@ class DenoiserAttachment(Attachment):
         self._attached = True
 
     def detach(self) -> None:
-        """Take the guidances off. Others stay; a second call does nothing."""
+        """Take them off. Others stay; a second call does nothing."""
         if self._attached:
             self._attached = False
             for guide in self._guides:
@@ -55,14 +56,14 @@ class DenoiserAttachment(Attachment):
                     guide.pop(entry)
 
     def report(self) -> Report:
-        """What fired, where, how often and how strongly, since the guidances were attached."""
+        """What fired, where, how often and how strongly, since they were attached."""
         return Report(
             tuple(
                 InterventionReport(
                     spec.label,
                     prompts=0,
                     layers=tuple(entry.layers()),
-                    exempt=not entry.guidance.sites or not entry.guidance.scale,
+                    exempt=entry.idle,
                     steps=entry.steps,
                     note=entry.note,
                 )

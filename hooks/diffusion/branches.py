@@ -44,6 +44,12 @@ class Rows:
     uncond: slice | None
     split: bool = False
 
+    @property
+    def branches(self) -> int:
+        """How many branches the call's batch holds, one after the other."""
+        rows = self.cond or self.uncond or slice(0, self.batch)
+        return self.batch // int(rows.stop - rows.start)
+
 
 def find_rows(pipeline: Any, call: Mapping[str, Any], given: slice | None) -> Rows:
     """What the rows of a call are.
@@ -69,7 +75,7 @@ def find_rows(pipeline: Any, call: Mapping[str, Any], given: slice | None) -> Ro
         rest = slice(0, start) if start else slice(stop, batch)
         halves = 2 * (stop - start) == batch and start in (0, batch // 2)
         return Rows(batch, slice(start, stop), rest if halves else None)
-    variables = _variables(pipeline)
+    variables = variables_of(pipeline)
     if not variables:
         return Rows(batch, every, None)
     text, negative = call.get("encoder_hidden_states"), variables.get("negative_prompt_embeds")
@@ -94,7 +100,7 @@ def find_rows(pipeline: Any, call: Mapping[str, Any], given: slice | None) -> Ro
     return Rows(batch, slice(half, batch), slice(0, half))
 
 
-def _variables(pipeline: Any) -> Mapping[str, Any]:
+def variables_of(pipeline: Any) -> Mapping[str, Any]:
     """The variables of the pipeline's ``__call__``, if it is running."""
     frame: FrameType | None = None if pipeline is None else sys._getframe(1)
     while frame is not None:
@@ -160,7 +166,7 @@ def copy_containers(value: Any) -> Any:
 
 def timestep_of(call: Mapping[str, Any], pipeline: Any) -> float:
     """The timestep of a call as the scheduler counts it; pipelines may hand on a share of it."""
-    t = _variables(pipeline).get("t", call.get("timestep"))
+    t = variables_of(pipeline).get("t", call.get("timestep"))
     return float(t.reshape(-1).amax()) if isinstance(t, Tensor) else float(t)
 
 
@@ -170,7 +176,7 @@ def progress_of(pipeline: Any) -> float:
     Raises:
         ValueError: A bare denoiser has no steps, or this pipeline doesn't count them as others do.
     """
-    variables = _variables(pipeline)
+    variables = variables_of(pipeline)
     index, steps = variables.get("i"), variables.get("timesteps")
     if not isinstance(index, int) or steps is None:
         who = "a bare denoiser" if pipeline is None else type(pipeline).__name__

@@ -69,9 +69,9 @@ class Kept:
             self._outputs[last] = None
         self._outputs[name] = output
 
-    def skipped(self, fork: str) -> int:
-        """How many blocks a branch that forks there doesn't run."""
-        return len(self._before.get(fork, ()))
+    def skipped(self, fork: str) -> list[str]:
+        """The blocks that a branch that forks there doesn't run."""
+        return self._before.get(fork, [])
 
     @contextmanager
     def replaying(self, fork: str, rows: slice, batch: int) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,6 +49,12 @@ class Call:
     scale: float
     kernel: Callable[..., Tensor]
 
+    @cached_property
+    def output(self) -> Tensor:
+        """The unedited head outputs, "B H N D"; computed once, so never to be changed in place."""
+        result: Tensor = self.kernel(self.query, self.key, self.value)
+        return result
+
     def image(self) -> slice:
         """Where the image's tokens are.
 
@@ -84,7 +91,9 @@ Editor = Callable[[Call], Tensor]
 
 
 class _Kernel(TorchFunctionMode):
-    """Hands the first call of the kernel whose rows are its columns to an editor."""
+    """Hands the first call of the kernel to an editor; in self- and joint attention the first one
+    whose rows are its columns.
+    """
 
     def __init__(self, site: Site, layout: Layout, editor: Editor) -> None:
         super().__init__()
@@ -107,7 +116,8 @@ class _Kernel(TorchFunctionMode):
         query, key, value = (named.pop(name) for name in names[:3])
         self.seen.append((query.shape[-2], key.shape[-2]))
         # Later calls belong to an IP-Adapter, whose keys are its own.
-        if self.edited or query.shape[-2] != key.shape[-2]:
+        square = query.shape[-2] == key.shape[-2] or self.site.kind == "cross"
+        if self.edited or not square:
             return func(query, key, value, **named)
         if named.get("is_causal"):
             raise NotImplementedError(

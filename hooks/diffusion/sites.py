@@ -215,11 +215,18 @@ class Layout:
         finest: (rows, columns) or (frames, rows, columns) of the finest token grid, if known.
         n_text: Length of the text stream, in tokens.
         halves: Whether the grid halves from level to level (U-Nets), rounding up.
+        branches: How many branches of guidance the batch holds, one after the other.
+        images: How many images of each prompt lie side by side in a branch.
+        frames: How many frames of each sample an attention call's batch holds side by side, where
+            the denoiser puts them there (AnimateDiff).
     """
 
     finest: tuple[int, ...] | None
     n_text: int
     halves: bool
+    branches: int = 1
+    images: int = 1
+    frames: int | None = None
 
     def grid(self, tokens: int) -> tuple[int, ...] | None:
         """The grid of ``tokens`` image tokens: the level of this image that has as many."""
@@ -248,7 +255,7 @@ def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     shape = tuple((call["sample"] if unet else call["hidden_states"]).shape)
     grid: tuple[int, ...] | None = None
     if unet:
-        # AnimateDiff folds its frames into the batch: an attention call sees one.
+        # AnimateDiff folds its frames into the batch: an attention call sees each apart.
         grid = shape[-2:]
     elif len(shape) >= 4:
         patch = getattr(denoiser.config, "patch_size", 1)
@@ -262,4 +269,5 @@ def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     elif isinstance(ids := call.get("img_ids"), Tensor):
         # Packed latents with a position per token (FLUX).
         grid = tuple(int(last) + 1 for last in ids.reshape(-1, ids.shape[-1]).amax(0)[-2:])
-    return Layout(grid, n_text, halves=unet)
+    frames = int(shape[2]) if unet and len(shape) == 5 else None
+    return Layout(grid, n_text, halves=unet, frames=frames)

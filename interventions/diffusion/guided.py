@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
@@ -45,18 +46,8 @@ class Guided(Intervention):
     def check(self) -> None:
         """Check the fields' domains."""
         check_number(self.name, "scale", self.scale)
-        check_number(self.name, "start", self.start, low=0, high=1)
-        check_number(self.name, "stop", self.stop, low=0, high=1)
         check_number(self.name, "adaptive", self.adaptive, low=0)
-        if self.start >= self.stop:
-            raise ValueError(
-                f"{self.name}: start={self.start} isn't before stop={self.stop}; it would never act"
-            )
-        for layer in self.layers or ():
-            if isinstance(layer, bool) or not isinstance(layer, (str, int)):
-                raise ValueError(
-                    f"{self.name}: layers holds {layer!r}; give numbers or parts of module paths"
-                )
+        check_where(self.name, self.layers, self.start, self.stop)
 
     def resolve(self: _Self, tower: Denoiser) -> _Self:
         """Choose the layers, by their full names."""
@@ -69,10 +60,7 @@ class Guided(Intervention):
             ValueError: One names no layer of this model.
         """
         wanted = default_layers(denoiser) if self.layers is None else self.layers
-        try:
-            return choose(denoiser.sites, wanted)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
+        return chosen(self.name, denoiser, wanted)
 
     def window(self) -> dict[str, Any]:
         """The fields that every guidance takes as they are."""
@@ -82,6 +70,37 @@ class Guided(Intervention):
             "stop": self.stop,
             "adaptive": self.adaptive,
         }
+
+
+def check_where(
+    method: str, layers: tuple[str | int, ...] | None, start: float, stop: float
+) -> None:
+    """Check the fields that say in which layers and steps a method acts.
+
+    Raises:
+        ValueError: The steps are none, or something else than layers is listed.
+    """
+    check_number(method, "start", start, low=0, high=1)
+    check_number(method, "stop", stop, low=0, high=1)
+    if start >= stop:
+        raise ValueError(f"{method}: start={start} isn't before stop={stop}; it would never act")
+    for layer in layers or ():
+        if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+            raise ValueError(
+                f"{method}: layers holds {layer!r}; give numbers or parts of module paths"
+            )
+
+
+def chosen(method: str, denoiser: Denoiser, wanted: Sequence[str | int]) -> list[Site]:
+    """The layers of a model that are asked for.
+
+    Raises:
+        ValueError: One names no layer of this model.
+    """
+    try:
+        return choose(denoiser.sites, wanted)
+    except ValueError as error:
+        raise ValueError(f"{method}: {error}") from None
 
 
 def default_layers(denoiser: Denoiser) -> tuple[str | int, ...]:

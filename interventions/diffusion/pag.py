@@ -22,7 +22,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.edits import Guidance
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
 from regaze.hooks.diffusion.seat import Call
 from regaze.interventions.base import check_choice, register

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.edits import Guidance
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
 from regaze.hooks.diffusion.seat import Call
 from regaze.interventions.base import check_choice, check_number, register

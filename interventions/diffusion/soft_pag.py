@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.guidance import Guidance
+from regaze.hooks.diffusion.edits import Guidance
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.seat import Call
 from regaze.hooks.diffusion.sites import choose, only_heads

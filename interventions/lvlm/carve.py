@@ -1,132 +1,251 @@
 """CARVE: find what a question is about by contrast with a general question, and look closer.
 
-Attention is read here, not edited. With A_q and A_g the last row's attention to the image's
-patches, averaged over heads, when the model answers the question and when it describes the image:
+Attention is read here, not edited; what is edited is the picture. With A_q and A_g the last row's
+attention to the image's patches, averaged over heads, when the model answers the question and when
+it describes the image:
 
     S = sum_t w_t sum_l  A_q[t, l] / (A_g[t, l] + lambda)
 
-S is resized to the picture; its highest pixels form regions; all but the strongest regions are
-blackened, the picture is cropped to what is left, magnified and asked about again.
+over generated tokens t and layers l. S is resized to the picture; its highest pixels form regions;
+all but the strongest regions are blackened, the picture is cropped to what is left, magnified and
+asked about again. So an answer takes three passes: question, general question (once per picture)
+and the final one. `regaze.look_closer` runs them (`carve_reading`); the pictures are made in
+`carve_regions`.
 
 arXiv 2509.06461; reference code YuyaoGe/CARVE@a1f0442. The paper asks again about the refined
-image alone and calls the number of regions an upper bound; the code shows the original too and
-takes it as a lower bound.
+image alone, keeps at most K regions and finds the attention of the last token best; the code's
+variants show the original too and keep at least 3 regions or a fifth of them, whichever is more.
+Their bfloat16 model averages heads in bfloat16; here that is float32, which moves S by about a
+quarter of a percent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
-Map = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-Steps = Literal["first", "last", "all"]
-Rule = Literal["attention", "size", "drop_small"]
+from regaze.hooks.edits import TowerInfo
+from regaze.interventions.base import (
+    Intervention,
+    check_choice,
+    check_indices,
+    check_number,
+    register,
+)
+from regaze.interventions.lvlm.carve_regions import (
+    LAMBDA,
+    Box,
+    Fit,
+    Map,
+    Mask,
+    Rule,
+    Steps,
+    bounds,
+    contrast,
+    elsewhere,
+    magnify,
+    middle,
+    strongest,
+    to_pixels,
+)
+from regaze.interventions.lvlm.common import require_patches
 
-LAMBDA = 1e-8
+Sense = Literal["paper", "v1", "v2", "v3", "v4"]
+Shown = Literal["refined", "both"]
+
+_BOTH: dict[str, Any] = {"share": 0.2, "shown": "both", "fit": "fill"}
+_SENSES: Mapping[str, Mapping[str, Any]] = {
+    "paper": {"steps": "last", "rule": "attention", "share": 0.0, "shown": "refined"},
+    "v1": {"steps": "first", "rule": "drop_small", **_BOTH},
+    "v2": {"steps": "first", "rule": "size", **_BOTH},
+    "v3": {"steps": "first", "rule": "attention", **_BOTH},
+    "v4": {"steps": "all", "rule": "attention", **_BOTH},
+}
+# Text layers of the paper's models, Qwen2.5-VL-7B to LLaVA-1.5-13B, and where it reads all of them.
+_PAPER_DEPTHS, _PAPER_LAYERS = range(28, 41), range(20, 26)
 
 
-def contrast(
-    query: NDArray[np.floating],
-    general: NDArray[np.floating],
-    steps: Steps = "all",
-    lam: float = LAMBDA,
-) -> Map:
-    """Contrast of two runs' attention to the patches, fused over layers and generated tokens.
+@register
+@dataclass(frozen=True)
+class CARVE(Intervention):
+    """Show the model the region that it looks at for this question, magnified.
 
-    Args:
-        query: "T L N": last row's attention while answering the question, mean over heads.
-        general: "T' L N": the same for the general question; the longer run is cut.
-        steps: Tokens that count: the first, the last, or all with weight 1 for the first, 2 for the
-            second and so on.
-        lam: Keeps the quotient finite.
-
-    Returns:
-        "N".
+    Attributes:
+        sense: Whose settings the fields that are None take: the paper's, or those of the code's
+            variants v1 to v4 (v4 is its default).
+        layers: Whose attention counts: indices, or two fractions of the depth such as [0.6,0.8].
+            Default: 20 to 25 in models of 28 to 40 layers, as in the paper and the code, and at
+            the same depth as in 32 layers, [0.625,0.8125], in others.
+        steps: Generated tokens that count: "last" (which the paper finds best), "first", or "all"
+            with weight 1, 2, 3, ... (v4).
+        top: Share of the pixels that may be kept; 0.2 in the code, 0.2 to 0.6 do best in the paper.
+        rule: Which regions are strongest: by "attention" (their summed contrast) or "size"; or
+            only "drop_small" ones.
+        regions: Regions kept; the paper's K, best at 2 or 3.
+        share: Share of the regions that is kept where that is more. The paper has none (0), in
+            the code 0.2, which makes ``regions`` a lower bound.
+        shown: In the final query: the "refined" image alone (paper) or "both" (code).
+        fit: How the crop is enlarged: "fill" until both sides reach the picture's (code), "pad"
+            until one does. The paper's sense pads for processors that cut out the middle of a
+            picture (LLaVA-1.5's), because they would cut off what was found.
+        lam: Added to the general attention; the paper gives no value.
+        general: The general question.
+        max_new_tokens: Most tokens that are generated while reading.
+        where: "random" is a control: the same regions, moved anywhere in the picture.
     """
-    length = min(len(query), len(general))
-    ratio = query[:length].astype(np.float64) / (general[:length].astype(np.float64) + lam)
-    weights = np.arange(1.0, length + 1)
-    if steps != "all":
-        weights = np.eye(length)[0 if steps == "first" else -1]
-    fused: Map = weights @ ratio.sum(1)
-    return fused
 
+    name: ClassVar[str] = "carve"
+    summary: ClassVar[str] = "shows the region that a question is about, magnified"
+    paper: ClassVar[str] = "arXiv 2509.06461"
+    shares_prefix: ClassVar[bool] = False
+    attaches: ClassVar[bool] = False
 
-def to_pixels(patches: Map, size: tuple[int, int]) -> Map:
-    """A map over patches, "rows cols", as one over pixels, bilinear.
+    sense: Sense = "paper"
+    layers: tuple[int, ...] | tuple[float, float] | None = None
+    steps: Steps | None = None
+    top: float = 0.2
+    rule: Rule | None = None
+    regions: int = 3
+    share: float | None = None
+    shown: Shown | None = None
+    fit: Fit | None = None
+    lam: float = LAMBDA
+    general: str = "Write a general description of the image."
+    max_new_tokens: int = 32
+    where: Literal["contrast", "random"] = "contrast"
 
-    Args:
-        patches: "rows cols".
-        size: Width and height.
-    """
-    # Resizing is linear, so resizing the sum over layers and steps is resizing each and summing.
-    image = Image.fromarray(patches.astype(np.float32), mode="F")
-    return np.asarray(image.resize(size, Image.Resampling.BILINEAR), np.float64)
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_choice("carve", "sense", self.sense, _SENSES)
+        check_choice("carve", "where", self.where, ("contrast", "random"))
+        for field, choices in (
+            ("steps", ("first", "last", "all")),
+            ("rule", ("attention", "size", "drop_small")),
+            ("shown", ("refined", "both")),
+            ("fit", ("fill", "pad")),
+        ):
+            if getattr(self, field) is not None:
+                check_choice("carve", field, getattr(self, field), choices)
+        check_number("carve", "top", self.top, low=1e-6, high=1)
+        check_number("carve", "lam", self.lam, low=1e-30, high=1)
+        check_number("carve", "regions", self.regions, low=1, high=1e6)
+        check_number("carve", "max_new_tokens", self.max_new_tokens, low=1, high=4096)
+        if self.share is not None:
+            check_number("carve", "share", self.share, low=0, high=1)
+        if not (isinstance(self.general, str) and self.general.strip()):
+            raise ValueError(f"carve: general must be a question, got {self.general!r}")
 
+    def controls(self) -> Mapping[str, Intervention]:
+        """A region of the same area and shape anywhere in the picture."""
+        random = {"random region": replace(self, where="random")}
+        return random if self.where == "contrast" else {}
 
-def strongest(
-    pixels: Map,
-    top: float = 0.2,
-    rule: Rule = "attention",
-    at_least: int = 3,
-    share: float = 0.2,
-    at_most: int | None = None,
-    smallest: float = 0.001,
-) -> Mask:
-    """The regions to keep: connected pixels (by their sides) among the highest.
+    def resolve(self, tower: TowerInfo) -> CARVE:
+        """Choose the layers, and fill in what the sense says.
 
-    Args:
-        pixels: "height width".
-        top: Share of the pixels that count as high.
-        rule: Rank regions by their summed contrast or their size; or only drop the small ones.
-        at_least: Regions kept in any case, if there are so many.
-        share: Share of the regions that is kept where that is more than ``at_least``.
-        at_most: Upper bound, which the paper names K; None for none, as in the code.
-        smallest: What counts as small under ``drop_small``: a share of the high pixels.
+        Raises:
+            ValueError: No image patches in the text tower, or a layer doesn't exist.
+        """
+        require_patches("CARVE", tower)
+        images = getattr(tower.processor, "image_processor", None)
+        cuts = middle(images, (1, 1)) is not None
+        default = {"fit": "pad" if cuts else "fill", **_SENSES[self.sense]}
+        missing = {k: v for k, v in default.items() if getattr(self, k) is None}
+        return replace(self, layers=_layers(self.layers, tower), **missing)
 
-    Returns:
-        "height width".
+    def bind(self, tower: TowerInfo) -> Any:
+        """It can't be attached: it changes the picture, not attention.
 
-    Raises:
-        ValueError: The map is constant or not finite, so nothing stands out.
-    """
-    if not np.isfinite(pixels).all() or np.ptp(pixels) == 0:
+        Raises:
+            ValueError: Always; the message says what to call.
+        """
         raise ValueError(
-            "the contrast map is constant or not finite, so no region stands out: choose layers "
-            "that look at the image"
+            "CARVE changes the picture, not attention, so it can't be attached: call "
+            "regaze.look_closer(model, processor, image, question, CARVE(...)), or run "
+            "regaze eval BENCHMARK --with carve"
         )
-    high = pixels >= np.percentile(pixels, 100 * (1 - top))
-    labels, n_regions = ndimage.label(high)
-    index = np.arange(1, n_regions + 1)
-    sizes = ndimage.sum_labels(high, labels, index)
-    if rule == "drop_small":
-        # Rounded down, as in the code.
-        kept = index[sizes >= int(smallest * high.sum())]
-    else:
-        strength = sizes if rule == "size" else ndimage.sum_labels(pixels, labels, index)
-        count = max(at_least, int(share * n_regions))
-        kept = index[np.argsort(-strength, kind="stable")[: min(count, at_most or count)]]
-    return np.isin(labels, kept)
+
+    @property
+    def reading_tokens(self) -> int:
+        """Tokens that are worth generating while reading."""
+        return 1 if self.steps == "first" else self.max_new_tokens
+
+    def look(
+        self,
+        image: Image.Image,
+        query: NDArray[np.floating],
+        general: NDArray[np.floating],
+        seen: Box | None = None,
+    ) -> Look:
+        """From attention to what to show; on a resolved spec.
+
+        Args:
+            image: The picture.
+            query: "T L rows cols", attention of the answer's tokens to the patches.
+            general: "T' L rows cols", the same for the general question.
+            seen: The part of the picture that the patches cover, see `carve_regions.middle`.
+
+        Raises:
+            ValueError: No region stands out.
+        """
+        if self.steps is None or self.rule is None or self.share is None or self.fit is None:
+            raise ValueError("carve: some settings depend on the model; call resolve first")
+        picture = image.convert("RGB")
+        left, top, right, bottom = box = seen or (0, 0, *picture.size)
+        view = picture.crop(box)
+        fused = to_pixels(contrast(query, general, self.steps, self.lam), view.size)
+        kept = strongest(fused, self.top, self.rule, self.regions, self.share)
+        if self.where == "random":
+            seed = hashlib.sha256(view.tobytes() + kept.tobytes()).digest()
+            kept = elsewhere(kept, np.random.default_rng(list(seed[:8])))
+        crop = magnify(view, kept, self.fit)
+        size = (picture.height, picture.width)
+        pixels, mask = np.full(size, np.nan), np.zeros(size, bool)
+        pixels[top:bottom, left:right], mask[top:bottom, left:right] = fused, kept
+        shown = (crop,) if self.shown == "refined" else (image, crop)
+        return Look(pixels, mask, bounds(mask), crop, shown)
 
 
-def magnify(image: Image.Image, mask: Mask) -> Image.Image:
-    """The kept pixels on black, cropped to their box and enlarged.
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What of a picture a question is about.
 
-    The crop keeps its shape and grows until both sides reach those of the original.
+    Attributes:
+        contrast: "height width": S; NaN where the processor cuts the picture off.
+        mask: "height width": pixels that are kept.
+        box: The smallest box that holds them.
+        crop: What is left of the picture, cropped and magnified.
+        shown: The images of the final query.
     """
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    masked = Image.fromarray(np.asarray(image.convert("RGB")) * mask[..., None].astype(np.uint8))
-    crop = masked.crop(box)
-    scale = max(image.width / crop.width, image.height / crop.height)
-    size = (int(crop.width * scale), int(crop.height * scale))
-    return crop.resize(size, Image.Resampling.LANCZOS)
+
+    contrast: Map
+    mask: Mask
+    box: Box
+    crop: Image.Image
+    shown: tuple[Image.Image, ...]
 
 
-__all__: Sequence[str] = ["contrast", "magnify", "strongest", "to_pixels"]
+def _layers(given: tuple[int, ...] | tuple[float, ...] | None, tower: TowerInfo) -> tuple[int, ...]:
+    n = tower.n_layers
+    if given is None:
+        if n in _PAPER_DEPTHS:
+            return tuple(_PAPER_LAYERS)
+        given = (_PAPER_LAYERS.start / 32, _PAPER_LAYERS.stop / 32)
+    if isinstance(given, tuple) and any(isinstance(value, float) for value in given):
+        if len(given) != 2 or not 0 <= given[0] < given[1] <= 1:
+            raise ValueError(
+                "carve: layers must be indices or two rising fractions of the depth such as "
+                f"[0.6,0.8], got {list(given)}"
+            )
+        first = min(round(given[0] * n), n - 1)
+        return tuple(range(first, max(first + 1, round(given[1] * n))))
+    check_indices("carve", "layers", given, n, f"this {tower.model_type}")
+    if not given:
+        raise ValueError("carve: layers must hold at least one layer, or nothing is read")
+    return tuple(sorted(int(value) for value in given))

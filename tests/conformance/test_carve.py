@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from regaze.interventions.lvlm.carve import Rule, contrast, magnify, strongest, to_pixels
+from regaze.interventions.lvlm.carve_regions import Rule, contrast, magnify, strongest, to_pixels
 
 HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
 FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE) / "carve"
@@ -65,7 +65,7 @@ def test_map_mask_and_crop(case: dict[str, Any]) -> None:
         pixels,
         top=case["top_percent"],
         rule=RULES[case["region_rule"]],
-        at_least=case["min_keep_regions"],
+        regions=case["min_keep_regions"],
         smallest=case["outlier_percent"] / 100,
     )
     np.testing.assert_array_equal(mask, expected[f"{name}.mask"].astype(bool))
@@ -88,7 +88,7 @@ def test_regions(case: dict[str, Any]) -> None:
         expected["regions.map"] if pixels is None else pixels,
         top=case["top_percent"],
         rule=RULES[case["region_rule"]],
-        at_least=case["min_keep_regions"],
+        regions=case["min_keep_regions"],
         smallest=case["outlier_percent"] / 100,
     )
     np.testing.assert_array_equal(mask, expected[f"{case['name']}.mask"].astype(bool))

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regaze.evals.chair import Chair, count_mentions
-from regaze.evals.chair_tokens import best_sentences, require_nltk_data
-from regaze.evals.chair_words import Caption, find_mentions
-from regaze.evals.singularize import singularize
+from regaze.evals.benchmarks.chair import Chair, count_mentions
+from regaze.evals.benchmarks.chair_tokens import best_sentences, require_nltk_data
+from regaze.evals.benchmarks.chair_words import Caption, find_mentions
+from regaze.evals.benchmarks.singularize import singularize
 from regaze.evals.task import Counts
 
 FOLDER = Path(

@@ -56,7 +56,7 @@ def perturbed(module: nn.Module, spec: Guided, site: Site, layout: Layout, **cal
     """An attention module's output in the branch that a spec perturbs."""
     holder = nn.ModuleDict({"attn": module})
     guidance = spec.bind(Denoiser("SD3Transformer2DModel", (site,)))
-    with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.perturb):
+    with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.attend):
         return module(**call)
 
 

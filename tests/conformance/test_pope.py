@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regaze.evals.pope import Pope
-from regaze.evals.pope_profiles import PROFILES
+from regaze.evals.benchmarks.pope import Pope
+from regaze.evals.benchmarks.pope_profiles import PROFILES
 
 FOLDER = Path(
     os.environ.get("REGAZE_CONFORMANCE") or Path(__file__).parents[1] / "data" / "conformance"

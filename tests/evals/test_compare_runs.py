@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from regaze.evals import records
-from regaze.evals.benchmarks import Source
+from regaze.evals.benchmarks.registry import Source
 from regaze.evals.compare_runs import compare_runs
-from regaze.evals.records import Record
-from regaze.evals.results import items_digest, take
-from regaze.evals.scores import ConditionScores
+from regaze.evals.running import records
+from regaze.evals.running.records import Record
+from regaze.evals.running.results import items_digest, take
+from regaze.evals.scoring.scores import ConditionScores
 
 SOURCE = Source(benchmark="pope", n_images=4)
 TASK = SOURCE.tasks()[0]

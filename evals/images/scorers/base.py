@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
-from regaze.evals.statistics import ratio
+from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
 from regaze.interventions.base import unknown
 
@@ -109,6 +109,10 @@ class Scorer(Spec):
     def metrics(self, sums: Sums) -> Metrics:
         """Metrics from summed counts, elementwise; here the mean over the pictures."""
         return {name: ratio(sums[name], sums[IMAGES]) for name in self.directions}
+
+    def told(self, counts: Counts) -> str:
+        """A picture's score in words."""
+        return ", ".join(f"{name.replace('_', ' ')} {counts[name]:.4g}" for name in self.directions)
 
     def value(self, counts: Counts) -> float:
         """What a search maximises, of one picture: here the first metric."""

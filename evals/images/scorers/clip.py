@@ -22,7 +22,7 @@ from regaze.evals.images.scorers.base import (
     file_sha256,
     register,
 )
-from regaze.evals.models import identify
+from regaze.evals.running.models import identify
 from regaze.evals.task import Counts
 
 

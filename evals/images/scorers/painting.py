@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from regaze.evals.images.scorers.base import IMAGES, Images, Ready, Scorer, register
 from regaze.evals.sandbox.painting.checker import Verdict, check
-from regaze.evals.statistics import ratio
+from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
 
 
@@ -51,6 +51,12 @@ class Painting(Scorer):
             "extra": ratio(sums["extra"], sums[IMAGES]),
             "relation": ratio(sums["related"], sums["relations"]),
         }
+
+    def told(self, counts: Counts) -> str:
+        """What became of the prompted objects, e.g. ``2 of 3 found, 1 missing``."""
+        others = ("swapped", "leaked", "malformed", "wrong", "missing", "extra")
+        named = [f"{counts[name]:.0f} {name}" for name in others if counts[name]]
+        return ", ".join([f"{counts['found']:.0f} of {counts['wanted']:.0f} found", *named])
 
     def value(self, counts: Counts) -> float:
         """Objects found over objects wanted or extra, which says more than right or wrong."""

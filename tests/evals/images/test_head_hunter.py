@@ -16,7 +16,7 @@ from regaze.evals.images.head_hunter import Found, Head, Search
 from regaze.evals.images.heat import save_heat
 from regaze.evals.images.pipelines import LoadedPipeline
 from regaze.evals.images.render import Painter, Shot
-from regaze.evals.records import ConfigMismatchError
+from regaze.evals.running.records import ConfigMismatchError
 from regaze.hooks.attach import attach
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 

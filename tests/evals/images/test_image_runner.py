@@ -10,15 +10,15 @@ import tiny_painter
 from PIL import Image
 from ranks import together
 
-from regaze.evals import records, results
-from regaze.evals.compare import to_json
-from regaze.evals.conditions import Condition
 from regaze.evals.images import grid, runner, study
 from regaze.evals.images.pipelines import LoadedPipeline
 from regaze.evals.images.prompts import Prompt
 from regaze.evals.images.render import Painter, Picture, Shot
-from regaze.evals.records import ConfigMismatchError
-from regaze.evals.results import RunResult
+from regaze.evals.running import records, results
+from regaze.evals.running.conditions import Condition
+from regaze.evals.running.records import ConfigMismatchError
+from regaze.evals.running.results import RunResult
+from regaze.evals.scoring.compare import to_json
 from regaze.evals.task import POOLED
 
 PROMPTS = (

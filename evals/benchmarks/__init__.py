@@ -1,0 +1,1 @@
+"""The benchmarks, one file each, and what reads their files and answers."""

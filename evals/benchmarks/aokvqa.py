@@ -1,0 +1,266 @@
+"""A-OKVQA: questions that need knowledge, as multiple choice or answered directly.
+
+arXiv:2206.01718; allenai/aokvqa@83786de ``evaluation/eval_predictions.py``. The profile decides
+what is asked: the four choices by likelihood (``official``), a letter (``letter``,
+``vlmevalkit``), or an answer in own words (``direct``, ``direct/vqa``).
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regaze.evals.benchmarks import vqa_text
+from regaze.evals.benchmarks.data import open_image, read_records
+from regaze.evals.benchmarks.hub import Hub
+from regaze.evals.benchmarks.letters import vlmevalkit_letter
+from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
+from regaze.evals.scoring.statistics import ratio
+from regaze.evals.task import Counts, Item, Sums
+from regaze.interventions.base import unknown
+
+HUB = Hub("HuggingFaceM4/A-OKVQA", ("validation",))
+
+_FIELDS = ("question_id", "question", "choices", "correct_choice_idx")
+_LETTERS = "ABCD"
+_ASKS_SHORT = "{question}\nAnswer the question using a single word or phrase."
+_ASKS_LETTER = (
+    "{question}\n{options}\nAnswer with the option's letter from the given choices directly."
+)
+_ASKS_VLMEVALKIT = (
+    "Question: {question}\nOptions:\n{options}\n"
+    "Please select the correct answer from the options above. \n"
+)
+
+Target = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What is asked and what an answer earns.
+
+    Attributes:
+        prompt: The question, with ``{options}`` or without.
+        earned: Of an answer, given the item's target: between 0 and 1.
+        choices: Whether the model chooses among the choices by likelihood.
+        direct: Whether it answers in own words; difficult questions are then left out.
+    """
+
+    prompt: str
+    earned: Callable[[str, Target], float]
+    choices: bool = False
+    direct: bool = False
+
+    def asks_like(self, other: Profile) -> bool:
+        """Whether answers to one can be read by the other."""
+        return (self.prompt, self.choices) == (other.prompt, other.choices)
+
+
+def llava_letter(text: str, letters: str = _LETTERS) -> str:
+    """The letter by LLaVA's rule for multiple choice, or ``""``.
+
+    haotian-liu/LLaVA@c121f04 ``llava/eval/eval_science_qa.py``: the answer is a letter, or begins
+    with one, a full stop and a blank, or says "The answer is X" and one character more just once.
+    """
+    if len(text) == 1 and text in letters:
+        return text
+    if len(text) > 2 and text[0] in letters and text[1:3] == ". ":
+        return text[0]
+    found = re.findall(r"The answer is ([A-Z]).", text)
+    return found[0] if len(found) == 1 and found[0] in letters else ""
+
+
+def _exact(text: str, target: Target) -> float:
+    return float(text == target["choices"][target["right"]])
+
+
+def _llava(text: str, target: Target) -> float:
+    return float(llava_letter(text.strip()) == _LETTERS[target["right"]])
+
+
+def _vlmevalkit(text: str, target: Target) -> float:
+    options = dict(zip(_LETTERS, target["choices"], strict=True))
+    return float(vlmevalkit_letter(text, options) == _LETTERS[target["right"]])
+
+
+def _direct(text: str, target: Target) -> float:
+    # Nothing is made alike, so "Cab" and "cab." earn nothing where people said "cab".
+    return min(1.0, list(target["answers"]).count(text) / 3)
+
+
+def _vqa(text: str, target: Target) -> float:
+    given = [vqa_text.m4c(answer) for answer in target["answers"]]
+    return min(1.0, given.count(vqa_text.m4c(text)) / 3)
+
+
+PROFILES: Mapping[str, Profile] = {
+    "official": Profile("{question}", _exact, choices=True),
+    "letter": Profile(_ASKS_LETTER, _llava),
+    "vlmevalkit": Profile(_ASKS_VLMEVALKIT, _vlmevalkit),
+    "direct": Profile(_ASKS_SHORT, _direct, direct=True),
+    "direct/vqa": Profile(_ASKS_SHORT, _vqa, direct=True),
+}
+"""``official`` and ``direct`` are the official script's two settings, which want one of the choices
+word for word, and one of the ten answers word for word. ``letter`` asks and reads as LLaVA does
+for multiple choice, ``vlmevalkit`` as VLMEvalKit@e8e78f0 does without a judge. ``direct/vqa`` is of
+no script: ``direct`` after both answers were made alike, see `vqa_text.m4c`.
+"""
+
+
+@dataclass
+class AOkvqa(Questions):
+    """The task. An item's id is its question_id, its target choices, right one and answers."""
+
+    profile: str = "letter"
+    max_new_tokens: int = 16
+    name: str = "aokvqa"
+    headline: tuple[str, ...] = ("accuracy", "words")
+
+    @classmethod
+    def from_files(
+        cls,
+        data: Path | str,
+        images: Path | str,
+        *,
+        profile: str = "letter",
+        max_new_tokens: int = 16,
+    ) -> AOkvqa:
+        """Read A-OKVQA's own file.
+
+        Args:
+            data: ``aokvqa_v1p0_val.json``; the test file holds no answers.
+            images: Folder of COCO 2017's images of that split.
+            profile: Decides what is asked and how answers are read.
+            max_new_tokens: Longest answer to generate.
+
+        Raises:
+            ValueError: A file of something else, a malformed or repeated question, unknown profile.
+            OSError: A file can't be read.
+        """
+        path, folder = Path(data), Path(images)
+        rows = (
+            (f"{path}:{number}", {**row, "image": _coco_name(row)})
+            for number, row in read_records(path)
+        )
+        return cls._build(rows, lambda name: open_image(folder / name), profile, max_new_tokens)
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Iterable[Row],
+        load_image: Loader,
+        *,
+        profile: str = "letter",
+        max_new_tokens: int = 16,
+    ) -> AOkvqa:
+        """Take questions from memory.
+
+        Args:
+            records: The fields of A-OKVQA's file, and ``image``, the key of the image.
+            load_image: Gives the image of a key.
+            profile: As in `from_files`.
+            max_new_tokens: As in `from_files`.
+
+        Raises:
+            ValueError: As in `from_files`.
+        """
+        return cls._build(numbered(records), load_image, profile, max_new_tokens)
+
+    @classmethod
+    def _build(
+        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
+    ) -> AOkvqa:
+        asked = _find(profile)
+        items = [(place, _item(place, row, asked)) for place, row in rows]
+        if asked.direct:
+            items = [(place, item) for place, item in items if not item.target["difficult"]]
+        return cls(arrange(items), load, profile, max_new_tokens)
+
+    def under(self, profile: str) -> AOkvqa:
+        """The same questions, their answers read under another profile that asks for the same.
+
+        Raises:
+            ValueError: Unknown profile, or it asks for something else.
+        """
+        if not _find(profile).asks_like(PROFILES[self.profile]):
+            raise ValueError(
+                f"answers to A-OKVQA's profile {self.profile!r} can't be read as {profile!r}, "
+                f"which asks in another way: make a run of its own with --profile {profile}"
+            )
+        return replace(self, profile=profile)
+
+    def counts(self, item: Item, text: str) -> Counts:
+        """What one answer earns; it counts as ``correct`` if it earns more than half."""
+        earned = PROFILES[self.profile].earned(text, item.target)
+        return {
+            "n": 1,
+            "earned": earned,
+            "correct": int(earned > 0.5),
+            "words": len(text.split()),
+            "empty": int(not text.strip()),
+        }
+
+    def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
+        """Mean of what answers earn, words and share of empty answers."""
+        return {
+            "accuracy": ratio(sums["earned"], sums["n"]),
+            "words": ratio(sums["words"], sums["n"]),
+            "empty": ratio(sums["empty"], sums["n"]),
+        }
+
+    @property
+    def directions(self) -> Mapping[str, int]:
+        """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
+        return {"accuracy": 1, "words": 0, "empty": -1}
+
+
+def _find(profile: str) -> Profile:
+    if profile not in PROFILES:
+        raise ValueError(unknown("A-OKVQA profile", profile, PROFILES))
+    return PROFILES[profile]
+
+
+def _coco_name(row: Row) -> str | None:
+    image = row.get("image_id")
+    return f"{image:012}.jpg" if isinstance(image, int) else None
+
+
+def _item(place: str, row: Row, asked: Profile) -> Item:
+    require(place, row, (*_FIELDS, "image"), "A-OKVQA")
+    choices, right = list(map(str, row["choices"])), row["correct_choice_idx"]
+    if len(choices) != len(_LETTERS) or right not in range(len(choices)):
+        raise ValueError(
+            f"{place}: four choices and a correct_choice_idx from 0 to 3 are needed, not "
+            f"{choices!r:.80} and {right!r}"
+        )
+    answers = _answers(place, row.get("direct_answers") or [])
+    if asked.direct and not answers:
+        raise ValueError(f"{place}: no direct_answers to compare with")
+    options = "\n".join(f"{a}. {b}" for a, b in zip(_LETTERS, choices, strict=True))
+    return Item(
+        id=str(row["question_id"]),
+        image=str(row["image"]),
+        prompt=asked.prompt.format(question=row["question"], options=options),
+        target={
+            "choices": choices,
+            "right": int(right),
+            "answers": answers,
+            "difficult": bool(row.get("difficult_direct_answer")),
+        },
+        choices=tuple(choices) if asked.choices else (),
+    )
+
+
+def _answers(place: str, given: Any) -> list[str]:
+    try:  # The Hub's copy holds the list as text.
+        answers = ast.literal_eval(given) if isinstance(given, str) else given
+        return [str(answer) for answer in answers]
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"{place}: direct_answers must be a list, not {given!r:.60}") from error

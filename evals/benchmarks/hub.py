@@ -1,0 +1,86 @@
+"""Rows of a data set on the Hub, and its images by key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from regaze.evals.benchmarks.data import read_image
+from regaze.evals.benchmarks.questions import Loader, Row
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where a benchmark lies on the Hub.
+
+    Attributes:
+        id: Name of the data set, e.g. ``"lmms-lab-encoder/MME"``.
+        splits: Those that are read, one after the other.
+        config: Name of the configuration; None: the default one.
+        key: Key of a row's image, by which rows share one; where it isn't given or gives None, a
+            hash of the image's file.
+    """
+
+    id: str
+    splits: Sequence[str]
+    config: str | None = None
+    key: Callable[[Row], str | None] | None = None
+
+
+def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
+    """The rows of a data set, without its images, and what opens an image by its key.
+
+    Images stay on the disk until they are asked for, and are read as those of files are, see
+    `data.read_image`. A row's ``image`` is its image's key, or None where it has none.
+
+    Raises:
+        ImportError: The package ``datasets`` isn't installed.
+        OSError: There is no such data set, configuration or split, or the Hub can't be reached.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError(
+            f"there is no file or folder {hub.id} here, and reading it from the Hub needs the "
+            "package datasets: pip install 'regaze[hub]'"
+        ) from error
+    rows: list[Row] = []
+    places: dict[str, tuple[Any, int]] = {}
+    for split in hub.splits:
+        try:
+            table = datasets.load_dataset(hub.id, name=hub.config, split=split)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"cannot read {split} of {hub.id} from the Hub, and there is no such file or "
+                f"folder here: {' '.join(str(error).split())}"
+            ) from error
+        if "image" not in table.column_names:
+            rows += table
+            continue
+        # Undecoded, so that all images go through one reader.
+        files = table.cast_column("image", datasets.Image(decode=False))
+        for number, row in enumerate(table.remove_columns("image")):
+            key = (hub.key and hub.key(row)) or _digest(files[number]["image"])
+            rows.append({**row, "image": key})
+            if key is not None:
+                places.setdefault(key, (files, number))
+
+    def load(key: str) -> Image.Image:
+        files, number = places[key]
+        return read_image(_content(files[number]["image"]), f"{key} of {hub.id}")
+
+    return rows, load
+
+
+def _digest(file: dict[str, Any] | None) -> str | None:
+    return None if file is None else hashlib.sha256(_content(file)).hexdigest()[:16]
+
+
+def _content(file: dict[str, Any]) -> bytes:
+    content: bytes | None = file["bytes"]
+    return Path(file["path"]).read_bytes() if content is None else content

@@ -1,0 +1,234 @@
+"""The benchmarks by name, and how a task is built from what a command line can say."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from regaze.evals.benchmarks.building import TEXT_FILES, build
+from regaze.evals.sandbox.scenes import SPLITS
+from regaze.evals.task import Task
+from regaze.interventions.base import unknown
+
+_log = logging.getLogger(__name__)
+
+TEST_SPLITS: Mapping[str, str] = {
+    "test": "prior-free scenes",
+    "test-prior": "scenes that follow the prior",
+}
+"""The sandbox's test splits: a method that only removes the prior shines on the first alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a task comes from, in JSON-able words, so that it can be built again later.
+
+    Attributes:
+        benchmark: A name in `BENCHMARKS`.
+        data: Question or annotation files, a folder of them or a Hub id; empty for the sandbox.
+        images: Folder of the images.
+        words: CHAIR's word table.
+        split: Of the sandbox.
+        n_images: Images to ask about, where they are drawn.
+        seed: Of that draw.
+        profiles: Scoring rules; empty for the benchmark's usual ones.
+    """
+
+    benchmark: str
+    data: tuple[str, ...] = ()
+    images: str | None = None
+    words: str | None = None
+    split: str = "test"
+    n_images: int | None = None
+    seed: int = 0
+    profiles: tuple[str, ...] = ()
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Source:
+        """The inverse of `to_dict`, also of what `noted` adds to it."""
+        tuples = {key: tuple(fields[key]) for key in ("data", "profiles")}
+        return cls(**{**{k: v for k, v in fields.items() if k != "sha256"}, **tuples})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON-able values."""
+        return asdict(self)
+
+    def noted(self) -> dict[str, Any]:
+        """The fields and the SHA-256 of the files of questions, by name.
+
+        Files of the same name go round in several versions, e.g. POPE's for A-OKVQA.
+
+        Raises:
+            OSError: A file can't be read.
+        """
+        named = (Path(name) for name in self.data)
+        files = [
+            file
+            for path in named
+            for file in (sorted(path.iterdir()) if path.is_dir() else [path])
+            if file.suffix in TEXT_FILES and file.is_file()
+        ]
+        sums = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+        return {**self.to_dict(), "sha256": sums}
+
+    @property
+    def name(self) -> str:
+        """The benchmark's name as its authors write it."""
+        return find(self.benchmark).title
+
+    @property
+    def title(self) -> str:
+        """What a reader calls the task."""
+        if self.data:
+            return self.name
+        return f"{self.name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
+
+    def tasks(self) -> list[Task]:
+        """The task under each profile; the first one is for asking, all are for scoring.
+
+        Raises:
+            ValueError: Unknown benchmark, split or profile, or data that don't fit.
+            ImportError: A package that the benchmark needs isn't installed.
+            OSError: A file is missing or can't be read.
+        """
+        benchmark = find(self.benchmark)
+        if not self.data and not benchmark.sandbox:
+            there = ", ".join(name for name, each in BENCHMARKS.items() if each.sandbox)
+            raise ValueError(
+                f"--data is missing: where are the files of {self.name}? (The sandbox has "
+                f"scenes for {there} only)"
+            )
+        if not self.data and self.split not in SPLITS:
+            raise ValueError(unknown("split of the sandbox", self.split, SPLITS))
+        if self.n_images is not None and self.data and not benchmark.draws:
+            raise ValueError(
+                f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "
+                f"{self.name} take --limit"
+            )
+        usual = benchmark.profiles if self.data else benchmark.sandbox
+        first, *others = self.profiles or usual
+        tasks = [build(self, first)]
+        for profile in others:
+            try:
+                tasks.append(tasks[0].under(profile))
+            except OSError as error:
+                if self.profiles:
+                    raise
+                _log.warning("%s/%s is left out: %s", self.benchmark, profile, error)
+        return tasks
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What there is to know of a benchmark before any data are read.
+
+    Attributes:
+        title: Its name as its authors write it.
+        summary: What it asks.
+        paper: Where it is described.
+        profiles: The usual ones; the first decides what is asked.
+        sandbox: The usual profiles on the sandbox's scenes; empty: there is nothing to ask there.
+        draws: Whether files leave it open which images to ask about.
+    """
+
+    title: str
+    summary: str
+    paper: str
+    profiles: Sequence[str]
+    sandbox: Sequence[str] = ()
+    draws: bool = False
+
+
+def find(name: str) -> Benchmark:
+    """Look a benchmark up by name.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(unknown("benchmark", name, BENCHMARKS))
+    return BENCHMARKS[name]
+
+
+BENCHMARKS: Mapping[str, Benchmark] = {
+    "pope": Benchmark(
+        "POPE",
+        "yes/no questions about present and absent objects",
+        "arXiv 2305.10355",
+        ("official",),
+        sandbox=("official",),
+    ),
+    "chair": Benchmark(
+        "CHAIR",
+        "objects in captions that are not in the image",
+        "arXiv 1809.02156",
+        ("official", "opera"),
+        sandbox=("exact",),
+        draws=True,
+    ),
+    "opope": Benchmark(
+        "OPOPE",
+        "POPE's objects, looked up in captions",
+        "arXiv 2403.00425",
+        ("official",),
+        draws=True,
+    ),
+    "amber": Benchmark(
+        "AMBER",
+        "yes/no questions about existence, attributes and relations",
+        "arXiv 2311.07397",
+        ("yesno", "strict"),
+    ),
+    "amber-generative": Benchmark(
+        "AMBER generative",
+        "objects in descriptions that are not in the image",
+        "arXiv 2311.07397",
+        ("official",),
+    ),
+    "mme": Benchmark(
+        "MME",
+        "two yes/no questions about each image, 14 subsets",
+        "arXiv 2306.13394",
+        ("lmms",),
+    ),
+    "mmvp": Benchmark(
+        "MMVP",
+        "a or b about pairs of images that CLIP takes for one",
+        "arXiv 2401.06209",
+        ("letter", "letter/original"),
+    ),
+    "hallusionbench": Benchmark(
+        "HallusionBench",
+        "illusions and edited figures, yes/no, some without image",
+        "arXiv 2310.14566",
+        ("yesno",),
+    ),
+    "textvqa": Benchmark(
+        "TextVQA",
+        "questions whose answer is written in the image",
+        "arXiv 1904.08920",
+        ("official",),
+    ),
+    "aokvqa": Benchmark(
+        "A-OKVQA",
+        "questions that need knowledge, multiple choice or direct",
+        "arXiv 2206.01718",
+        ("letter",),
+    ),
+    "vstar": Benchmark(
+        "V*Bench",
+        "small things in large images, multiple choice",
+        "arXiv 2312.14135",
+        ("letter",),
+    ),
+    "mmhal": Benchmark(
+        "MMHal-Bench",
+        "open questions, to be rated by a judge of your own",
+        "arXiv 2309.14525",
+        ("official",),
+    ),
+}

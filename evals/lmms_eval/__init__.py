@@ -1,0 +1,1 @@
+"""An intervention inside lmms-eval."""

@@ -1,0 +1,1 @@
+"""Asking a model a benchmark's questions, once each, and keeping its answers."""

@@ -1,0 +1,308 @@
+"""Score a run: every condition by itself, and against the unedited model on the same items."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from regaze.evals.running.controls import roles
+from regaze.evals.running.cost import Cost
+from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.scoring.compare import Comparison, Group, Score, assess
+from regaze.evals.scoring.statistics import DRAWS, Estimate, holm
+from regaze.evals.scoring.tallies import System
+from regaze.evals.scoring.thresholds import AUC, DIRECTIONS
+from regaze.evals.task import Item, Task
+
+Status = Literal["scored", "silent", "unanswered"]
+
+
+@dataclass(frozen=True)
+class ConditionScores:
+    """One condition's scores and what to know beside them.
+
+    Attributes:
+        label: The condition's label.
+        control: What it is a control by, e.g. ``random heads``; None for what is compared.
+        status: ``silent``: its intervention never acted, so nothing is reported of it;
+            ``unanswered``: it has no answers yet.
+        score: Metrics; None where nothing is reported.
+        change: Comparison with the first condition; None for that one itself.
+        answered: Answers given, over all seeds.
+        errors: Items without an answer, for a stated reason, over all seeds.
+        truncated: Answers cut at the length limit.
+        config_sha256: Hash of everything its answers depend on.
+        firing: What the interventions did, as `regaze.hooks.report.Report.to_dict` gives it.
+        apart: Why its questions didn't share the image's prefix; None if they did, or if none of
+            the run's did.
+        cost: What its answers took; None where that isn't known.
+    """
+
+    label: str
+    control: str | None
+    status: Status
+    score: Score | None
+    change: Comparison | None
+    answered: int
+    errors: int
+    truncated: int
+    config_sha256: str | None
+    firing: Mapping[str, Any] | None
+    apart: str | None
+    cost: Cost | None
+
+    @property
+    def image_control(self) -> bool:
+        """Whether the model was shown something else than the item's image."""
+        return "@" in self.label
+
+
+@dataclass(frozen=True)
+class Row:
+    """One condition in one `Section`: its metrics, and its change where it isn't the first."""
+
+    condition: ConditionScores
+    metrics: Mapping[str, Estimate]
+    change: Group | None
+
+
+@dataclass(frozen=True)
+class Section:
+    """All reported conditions on one group of items, or on several groups together.
+
+    Attributes:
+        title: The group's or the total's name.
+        items: Number of items.
+        rows: The unedited model, what is compared with it, and then the controls.
+    """
+
+    title: str
+    items: int
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One run under one scoring profile.
+
+    Attributes:
+        title: What a reader calls it.
+        task: The task's name.
+        profile: The scoring rules.
+        directions: For each metric +1, -1 or 0: which way is better.
+        headline: Metrics that stand in short tables, the most important one first.
+        absolute: Metrics that are no shares.
+        yes_no: Whether the questions are yes/no questions.
+        seeds: Answers per item.
+        asked: Items asked.
+        scored: Items that every reported condition has answered; only these are scored.
+        clusters: Clusters (images) that the scored items are about.
+        units: What a cluster is, in the plural.
+        conditions: The unedited model first.
+        failures: Why items have no answer, by id.
+    """
+
+    title: str
+    task: str
+    profile: str
+    directions: Mapping[str, int]
+    headline: tuple[str, ...]
+    absolute: tuple[str, ...]
+    yes_no: bool
+    seeds: int
+    asked: int
+    scored: int
+    clusters: int
+    units: str
+    conditions: tuple[ConditionScores, ...]
+    failures: Mapping[str, str]
+
+    @property
+    def silent(self) -> list[str]:
+        """Labels of the conditions whose intervention never acted."""
+        return [c.label for c in self.conditions if c.status == "silent"]
+
+    @property
+    def flips(self) -> bool:
+        """Whether anything went from right to wrong or back; some tasks know neither."""
+        changes = [c.change for c in self.conditions if c.change]
+        return any(change.lost or change.gained for change in changes)
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups of items."""
+        return next(list(c.score.groups) for c in self.conditions if c.score)
+
+    @property
+    def sections(self) -> list[Section]:
+        """The groups, and after them the totals; the last one is the most quoted."""
+        reported = [(c, c.score, c.change) for c in self.conditions if c.score]
+        reported.sort(key=lambda one: one[0].control is not None)
+        first = reported[0][1]
+        return [
+            Section(
+                name,
+                first.items[name],
+                tuple(
+                    Row(c, s.sections[name], d.sections[name] if d else None)
+                    for c, s, d in reported
+                ),
+            )
+            for name in first.sections
+        ]
+
+
+def score_run(
+    result: RunResult,
+    *,
+    task: Task | None = None,
+    title: str | None = None,
+    controls: Mapping[str, str] | None = None,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> TaskScores:
+    """Score what a run has answered so far.
+
+    Args:
+        result: The run.
+        task: The same task under another profile; default: the run's own.
+        title: Default: the task's name.
+        controls: Which conditions are controls, and what each is; default: what their labels say.
+        draws: Bootstrap replicates.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        ValueError: Nothing is answered by all conditions yet, or only one image is.
+    """
+    task = task or result.task
+    live = [a for a in result.answers if _status(a) == "scored"]
+    items = [item for item in result.items if all(_answered(a, item) for a in live)]
+    failures = {
+        record.id: record.error
+        for answers in result.answers
+        for records in answers.by_seed.values()
+        for record in records.values()
+        if record.error is not None
+    }
+    if not live or not items:
+        why = f": {next(iter(failures.values()))}" if failures else ""
+        raise ValueError(f"{result.out} has no item that every condition has answered{why}")
+    found = assess(task, items, [_system(a) for a in live], draws=draws, seed=seed)
+    if controls is None:
+        controls = roles([answers.label for answers in result.answers])
+    scored = {
+        answers.label: (own, change if answers is not live[0] else None)
+        for answers, (own, change) in zip(live, found, strict=True)
+    }
+    tested = [label for label, (_, change) in scored.items() if change and label not in controls]
+    adjusted = _adjusted([change for label in tested if (change := scored[label][1])])
+    scored |= {
+        label: (scored[label][0], change) for label, change in zip(tested, adjusted, strict=True)
+    }
+    ranks = DIRECTIONS if AUC in next(iter(found[0][0].sections.values())) else {}
+    return TaskScores(
+        title=title or task.name,
+        task=task.name,
+        profile=task.profile,
+        directions={**task.directions, **ranks},
+        headline=tuple(task.headline),
+        absolute=tuple(task.absolute),
+        yes_no=task.yes_no,
+        seeds=len(live[0].by_seed),
+        asked=len(result.items),
+        scored=len(items),
+        clusters=len({item.cluster for item in items}),
+        units=task.units,
+        conditions=tuple(
+            _condition(
+                a, controls.get(a.label), _apart(result, a), *scored.get(a.label, (None, None))
+            )
+            for a in result.answers
+        ),
+        failures=failures,
+    )
+
+
+def _adjusted(changes: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with p-values adjusted by Holm's method.
+
+    For each metric, all conditions on all groups are one family of tests; a total is another one
+    of its own, because it repeats what its groups say.
+    """
+    if not changes:
+        return []
+    groups = list(changes[0].groups)
+    families = [groups, *([total] for total in changes[0].totals)]
+    adjusted = [dict(change.sections) for change in changes]
+    for family in families:
+        cells = [(sections, name) for sections in adjusted for name in family]
+        for metric in adjusted[0][family[0]].metrics:
+            raw = [sections[name].metrics[metric].p for sections, name in cells]
+            for (sections, name), p in zip(cells, holm(raw), strict=True):
+                group = sections[name]
+                moved = replace(group.metrics[metric], p_holm=p if len(cells) > 1 else None)
+                sections[name] = replace(group, metrics={**group.metrics, metric: moved})
+    return [
+        replace(
+            change,
+            groups={name: sections[name] for name in change.groups},
+            totals={name: sections[name] for name in change.totals},
+        )
+        for change, sections in zip(changes, adjusted, strict=True)
+    ]
+
+
+def _status(answers: Answers) -> Status:
+    if answers.silent:
+        return "silent"
+    given = (record for records in answers.by_seed.values() for record in records.values())
+    return "scored" if any(record.ok for record in given) else "unanswered"
+
+
+def _answered(answers: Answers, item: Item) -> bool:
+    """Whether there is an answer under every seed."""
+    by_seed = answers.by_seed.values()
+    return all(item.id in records and records[item.id].ok for records in by_seed)
+
+
+def _system(answers: Answers) -> System:
+    margins = {key: record.margin for key, record in answers.records.items()}
+    return System(
+        [
+            {key: record.text for key, record in records.items() if record.ok}
+            for _, records in sorted(answers.by_seed.items())
+        ],
+        {key: margin for key, margin in margins.items() if margin is not None},
+    )
+
+
+def _apart(result: RunResult, answers: Answers) -> str | None:
+    """What a condition's interventions have against sharing an image's prefix."""
+    found: str | None = answers.manifest.get("apart")
+    return found if found != result.answers[0].manifest.get("apart") else None
+
+
+def _condition(
+    answers: Answers,
+    control: str | None,
+    apart: str | None,
+    own: Score | None,
+    change: Comparison | None,
+) -> ConditionScores:
+    records = [record for by_id in answers.by_seed.values() for record in by_id.values()]
+    given = [record for record in records if record.ok]
+    return ConditionScores(
+        label=answers.label,
+        control=control,
+        status=_status(answers),
+        score=own,
+        change=change,
+        answered=len(given),
+        errors=len(records) - len(given),
+        truncated=sum(record.finish == "length" for record in given),
+        config_sha256=answers.manifest.get("config_sha256"),
+        firing=answers.firing,
+        apart=apart,
+        cost=answers.cost,
+    )

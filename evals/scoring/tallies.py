@@ -1,0 +1,152 @@
+"""Tallies of several systems on the same items, and metrics from the tallies of drawn clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regaze.evals.scoring.statistics import Array, draw_times, require_clusters
+from regaze.evals.scoring.thresholds import Ranking
+from regaze.evals.task import POOLED, Counts, Item, Task, Total
+
+
+@dataclass(frozen=True)
+class System:
+    """What one system said.
+
+    Attributes:
+        answers: Text by item id, one mapping per seed; further ids are ignored.
+        margins: logit(yes) - logit(no) by item id, where the items are yes/no questions.
+    """
+
+    answers: Sequence[Mapping[str, str]]
+    margins: Mapping[str, float] = field(default_factory=dict)
+
+
+class Tallies:
+    """Tallies of each system by cluster, seed and group.
+
+    Attributes:
+        groups: Names, in order of first appearance.
+        totals: Which groups each total takes together.
+        cluster_of: Place of each item's cluster.
+        group_of: Place of each item's group.
+        correct: Which items each system got right, "systems items"; with several seeds: under
+            most of them.
+    """
+
+    def __init__(self, task: Task, items: Sequence[Item], systems: Sequence[System]) -> None:
+        for system in systems:
+            for answers in system.answers:
+                if missing := [item.id for item in items if item.id not in answers]:
+                    raise ValueError(
+                        f"{len(missing)} of {len(items)} items have no answer, e.g. "
+                        f"{missing[0]!r}: score only items that every system has answered"
+                    )
+        self.task = task
+        clusters, self.cluster_of = _codes([item.cluster for item in items])
+        require_clusters(len(clusters))
+        self.groups, self.group_of = _codes([item.group for item in items])
+        self.correct = np.empty((len(systems), len(items)), np.bool_)
+        tallies = []
+        for place, system in enumerate(systems):
+            counted = [
+                [task.counts(item, answers[item.id]) for item in items]
+                for answers in system.answers
+            ]
+            right = np.array([[row["correct"] > 0 for row in rows] for rows in counted])
+            self.correct[place] = right.mean(0) > 0.5
+            tallies.append([self._tallies(items, rows) for rows in counted])
+        self.keys = list(next(iter(tallies[0][0].values())))
+        # (clusters, systems, seeds, groups, keys)
+        shape = (len(clusters), len(systems), len(tallies[0]), len(self.groups), len(self.keys))
+        self.counts = np.zeros(shape)
+        for place, by_seed in enumerate(tallies):
+            for seed, cells in enumerate(by_seed):
+                for (cluster, group), tally in cells.items():
+                    self.counts[cluster, place, seed, group] = [tally[key] for key in self.keys]
+        self.totals = {
+            name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
+        }
+        self.ranking = None
+        if task.yes_no and all(i.id in s.margins for s in systems for i in items):
+            margins = [system.margins for system in systems]
+            self.ranking = Ranking(items, margins, self.cluster_of, self.group_of)
+
+    def _tallies(
+        self, items: Sequence[Item], counted: Sequence[Counts]
+    ) -> dict[tuple[int, int], Counts]:
+        cells: dict[tuple[int, int], list[int]] = {}
+        for index, cell in enumerate(zip(self.cluster_of, self.group_of, strict=True)):
+            cells.setdefault(cell, []).append(index)
+        return {
+            cell: self.task.tally([items[i] for i in members], [counted[i] for i in members])
+            for cell, members in cells.items()
+        }
+
+    def point(self) -> dict[str, Array]:
+        """Metrics from all items, shape (systems, seeds, groups + totals).
+
+        Margins don't depend on the seed: what is made of them has one entry in its place.
+        """
+        ranks = self._ranks(np.ones((1, len(self.counts))))
+        alike = {name: value[0, :, None] for name, value in ranks.items()}
+        return {**self._metrics(self.counts.sum(0)), **alike}
+
+    def replicas(self, draws: int, seed: int) -> dict[str, Array]:
+        """The mean over the seeds in each replicate, shape (draws, systems, groups + totals)."""
+        flat = self.counts.reshape(len(self.counts), -1)
+        blocks = []
+        for times in draw_times(len(flat), draws, seed):
+            sums = (times @ flat).reshape(len(times), *self.counts.shape[1:])
+            metrics = {name: value.mean(2) for name, value in self._metrics(sums).items()}
+            blocks.append({**metrics, **self._ranks(times)})
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def _ranks(self, times: Array) -> dict[str, Array]:
+        """AUC and best accuracy, shape (draws, systems, groups + totals).
+
+        Of several groups the mean over those that have a ranking; pooled items have none, because
+        margins of different questions aren't on one scale.
+        """
+        if self.ranking is None:
+            return {}
+        names, ranked = self.groups, self.ranking.ranked
+        found = {}
+        for key, value in self.ranking.scored(times).items():
+            means = []
+            for total, groups in self.totals.items():
+                places = [i for i, name in enumerate(names) if name in groups and ranked[i]]
+                known = places if total != POOLED else []
+                mean = value[..., known].mean(-1) if known else np.full(value.shape[:-1], np.nan)
+                means.append(mean)
+            found[key] = np.concatenate([value, *(mean[..., None] for mean in means)], axis=-1)
+        return found
+
+    def _metrics(self, sums: Array) -> dict[str, Array]:
+        metrics = self.task.metrics(self._named(sums))
+        totals = [total.metrics for total in self._totals(sums).values()]
+        nothing = np.full(sums.shape[:-2], np.nan)
+        return {
+            name: np.stack(
+                [*np.moveaxis(value, -1, 0), *(total.get(name, nothing) for total in totals)],
+                axis=-1,
+            )
+            for name, value in metrics.items()
+        }
+
+    def _totals(self, sums: Array) -> Mapping[str, Total]:
+        groups = {name: self._named(sums[..., i, :]) for i, name in enumerate(self.groups)}
+        return self.task.totals(groups)
+
+    def _named(self, sums: Array) -> dict[str, Array]:
+        return {key: sums[..., i] for i, key in enumerate(self.keys)}
+
+
+def _codes(names: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    """The distinct names in order of first appearance, and the place of each name among them."""
+    place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return list(place), np.array([place[name] for name in names], dtype=np.int64)

@@ -1,0 +1,112 @@
+"""Is it only a moved threshold? What yes/no margins say apart from where they are cut.
+
+The margin of an answer is logit(yes) - logit(no) at its first token. An intervention that adds the
+same to every margin says yes more often, and with that its accuracy and F1 may rise, but it tells
+present from absent no better than before. So two figures without a cut stand beside them:
+
+    AUC            = P(margin of a yes item > margin of a no item), ties counted half
+    best accuracy  = max over t of the share of items right if the answer is yes iff margin > t
+
+The best threshold is chosen on the same items, for every system and in every replicate alike: it
+is a bound on what any threshold gives, no score that could be had.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regaze.evals.scoring.statistics import Array, Change, ratio
+from regaze.evals.task import Item
+
+AUC, BEST = "auc", "best_accuracy"
+DIRECTIONS: Mapping[str, int] = {AUC: 1, BEST: 1}
+
+Reading = Literal["threshold", "ranking", "opposite"]
+"""What AUC says of a changed score: it didn't move, it moved along, or it moved the other way."""
+
+
+class Ranking:
+    """How well each system's margins tell the yes items of each group from its no items.
+
+    Args:
+        items: Yes/no items; their ``target`` is "yes" or "no".
+        margins: Margin by item id, one mapping per system.
+        cluster_of: Place of each item's cluster.
+        group_of: Place of each item's group.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[Item],
+        margins: Sequence[Mapping[str, float]],
+        cluster_of: NDArray[np.int64],
+        group_of: NDArray[np.int64],
+    ) -> None:
+        yes = np.array([item.target == "yes" for item in items])
+        members = [group_of == group for group in range(int(group_of.max()) + 1)]
+        # A group that asks for one answer only (AMBER's existence questions) has no ranking.
+        self.ranked = [bool(yes[m].any() and not yes[m].all()) for m in members]
+        self.parts = [
+            [_Part(values[m], yes[m], cluster_of[m]) for m in members]
+            for values in (np.array([given[item.id] for item in items]) for given in margins)
+        ]
+
+    def scored(self, times: Array) -> dict[str, Array]:
+        """AUC and best accuracy where each cluster counts so many times.
+
+        Args:
+            times: "draws clusters".
+
+        Returns:
+            For each name "draws systems groups"; NaN for a group with one kind of item.
+        """
+        values = np.full((len(DIRECTIONS), len(times), len(self.parts), len(self.ranked)), np.nan)
+        for system, parts in enumerate(self.parts):
+            for group, part in enumerate(parts):
+                if self.ranked[group]:
+                    values[:, :, system, group] = part.scored(times)
+        return dict(zip(DIRECTIONS, values, strict=True))
+
+
+class _Part:
+    """One system on one group: its items by rising margin."""
+
+    def __init__(
+        self, margins: Array, yes: NDArray[np.bool_], cluster_of: NDArray[np.int64]
+    ) -> None:
+        order = margins.argsort()
+        self.yes, self.cluster_of = yes[order], cluster_of[order]
+        # A cut can't fall between equal margins: it stands behind the last of them.
+        self.cuts = np.flatnonzero(np.diff(margins[order], append=np.inf))
+
+    def scored(self, times: Array) -> tuple[Array, Array]:
+        """AUC and best accuracy where each cluster counts so many times, "draws clusters"."""
+        weights = times[:, self.cluster_of]
+        all_below = np.pad(weights.cumsum(1)[:, self.cuts], ((0, 0), (1, 0)))
+        yes_below = np.pad((weights * self.yes).cumsum(1)[:, self.cuts], ((0, 0), (1, 0)))
+        no_below = all_below - yes_below
+        n_yes, n_no = yes_below[:, -1], no_below[:, -1]
+        # Of the no items at its own margin a yes item beats half.
+        beaten = (np.diff(yes_below) * (no_below[:, 1:] + no_below[:, :-1]) / 2).sum(1)
+        right = (no_below - yes_below).max(1) + n_yes
+        return ratio(beaten, n_yes * n_no), ratio(right, n_yes + n_no)
+
+
+def reading(metrics: Mapping[str, Change]) -> Reading | None:
+    """How to read a change of accuracy or F1; None where neither changed or AUC isn't known.
+
+    Args:
+        metrics: Changes of one group's metrics, accuracy or F1 and AUC among them.
+    """
+    scores = [metrics[name] for name in ("accuracy", "f1") if name in metrics]
+    moved = [score for score in scores if score.excludes_zero]
+    if AUC not in metrics or not moved or math.isnan(metrics[AUC].delta):
+        return None
+    if not metrics[AUC].excludes_zero:
+        return "threshold"
+    return "ranking" if moved[0].delta * metrics[AUC].delta > 0 else "opposite"

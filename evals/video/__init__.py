@@ -1,0 +1,1 @@
+"""Measure clips: how well frames follow their structure and each other."""

@@ -1,0 +1,265 @@
+"""The hook on a denoiser: main edits in its own branches, perturbed branches beside them.
+
+With eps the denoiser's output, the hook returns for every branch eps + delta,
+
+    delta = sum over guidances of  s (eps_cond - eps_perturbed)
+
+so that a pipeline's own ``uncond + g (cond - uncond)`` becomes that plus delta for every g, and
+``cond + delta`` without classifier-free guidance. This is linear in the prediction, whatever it
+predicts: the formula of diffusers' PAG pipelines.
+
+A main edit acts in every pass, perturbed ones included: guidance leads away from what the edited
+model would predict. Where both are on a layer, the perturbation stands in the edit's place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import sys
+import weakref
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks.diffusion.branches import (
+    Rows,
+    call_of_rows,
+    copy_containers,
+    find_rows,
+    progress_of,
+    timestep_of,
+    variables_of,
+)
+from regaze.hooks.diffusion.edits import Edit, Entry, Guidance
+from regaze.hooks.diffusion.fork import Kept, why_not
+from regaze.hooks.diffusion.seat import editing
+from regaze.hooks.diffusion.sites import Layout, read_layout
+
+
+@dataclass
+class _Pass:
+    """What one pass of the denoiser leaves for the branches that follow it."""
+
+    call: dict[str, Any]
+    rows: Rows
+    edits: list[Entry]
+    guidances: list[tuple[Entry, Guidance, float]]
+    kept: Kept | None = None
+    around: ExitStack = field(default_factory=ExitStack)
+
+
+class Guide:
+    """Everything attached to one denoiser.
+
+    Args:
+        denoiser: The U-Net or transformer; may be compiled.
+        pipeline: Its pipeline, or None.
+        cond_rows: Which rows are conditional, by the user's word.
+        fork: Whether perturbed branches may begin at their first edited layer.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, pipeline: Any, cond_rows: slice | None, fork: bool
+    ) -> None:
+        self._denoiser = weakref.ref(denoiser)
+        self._pipeline = weakref.ref(pipeline) if pipeline is not None else None
+        self.cond_rows, self.fork = cond_rows, fork
+        self.entries: list[Entry] = []
+        self._handles: list[Any] = []
+        self._pass: _Pass | None = None
+        self._delta: Tensor | None = None
+
+    # -- installing ----------------------------------------------------------------------------
+
+    def push(self, entry: Entry) -> None:
+        """Add an edit or guidance; the first one installs the hooks."""
+        denoiser = self._denoiser()
+        if not self.entries and denoiser is not None:
+            self._handles = [
+                denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
+                denoiser.register_forward_hook(self._after, always_call=True),
+            ]
+        self.entries.append(entry)
+
+    def pop(self, entry: Entry) -> None:
+        """Take one off, from anywhere in the stack; the last one removes the hooks."""
+        self.entries.remove(entry)
+        if not self.entries:
+            for handle in self._handles:
+                handle.remove()
+            self._handles.clear()
+            self._delta = None
+
+    def of(self, denoiser: nn.Module) -> bool:
+        """Whether this is its guide; a deep copy of a model carries its original's."""
+        return self._denoiser() is denoiser
+
+    @property
+    def pipeline(self) -> Any:
+        """The pipeline, while it exists."""
+        return None if self._pipeline is None else self._pipeline()
+
+    # -- around one forward pass ---------------------------------------------------------------
+
+    @torch.compiler.disable
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.of(module):
+            return  # A deep copy of the model.
+        denoiser = inner(module)
+        call = copy_containers(_by_name(denoiser, args, kwargs))
+        edits = [e for e in self.entries if isinstance(e.work, Edit) and self._in_window(e.work)]
+        guidances = [
+            (e, e.work, scale)
+            for e in self.entries
+            if isinstance(e.work, Guidance) and (scale := self._strength(e.work, call))
+        ]
+        if not edits and not guidances:
+            return
+        rows = find_rows(self.pipeline, call, self.cond_rows)
+        self._pass = done = _Pass(call, rows, edits, guidances)
+        layout = self._layout(denoiser, call, rows.branches)
+        done.around.enter_context(_main_edits(denoiser, edits, layout))
+        if rows.cond is None or not guidances:
+            return
+        reason = why_not(module, call) if self.fork else "fork=False"
+        for entry, _, _ in guidances:
+            entry.note = f"whole extra passes: {reason}" if reason else "forks at its first block"
+        if reason is None:
+            done.kept = Kept(denoiser, [work.sites[0].block for _, work, _ in guidances])
+            done.around.enter_context(done.kept.recording())
+
+    @torch.compiler.disable
+    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if not self.of(module) or self._pass is None:
+            return None
+        done, self._pass = self._pass, None
+        # After an exception the contexts must not complain of what therefore never ran.
+        done.around.__exit__(*(sys.exc_info() if output is None else (None, None, None)))
+        if output is None:
+            return None
+        for entry in done.edits:
+            entry.steps += 1
+        if not done.guidances:
+            return None
+        prediction = output if isinstance(output, Tensor) else output[0]
+        if done.rows.cond is None:
+            if self._delta is None or self._delta.shape != prediction.shape:
+                raise RuntimeError(
+                    "the unconditional branch ran before the conditional one, whose guidance it "
+                    "shares; this order of calls isn't supported"
+                )
+            delta, self._delta = self._delta, None
+        else:
+            delta = self._difference(inner(module), done, prediction)
+            self._delta = delta if done.rows.split else None
+        return _with_prediction(output, prediction + _tiled(delta, prediction))
+
+    def _in_window(self, work: Edit | Guidance) -> bool:
+        """Whether it acts in this step."""
+        if not work.sites:
+            return False
+        always = work.start == 0 and work.stop == 1
+        return always or work.start <= progress_of(self.pipeline) < work.stop
+
+    def _strength(self, work: Guidance, call: dict[str, Any]) -> float:
+        """The weight of a guidance in this step; 0 means that it needs no pass."""
+        if work.scale == 0 or not self._in_window(work):
+            return 0.0
+        if work.adaptive > 0:
+            spent = 1000 - timestep_of(call, self.pipeline)
+            return max(0.0, work.scale - work.adaptive * spent)
+        return work.scale
+
+    def _difference(self, denoiser: Any, done: _Pass, prediction: Tensor) -> Tensor:
+        """The sum over guidances of s (branch - perturbed)."""
+        total: Tensor | None = None
+        for entry, guidance, scale in done.guidances:
+            rows = self._rows_of(guidance, done.rows)
+            if rows is done.rows.cond and guidance.scale_alone is not None:
+                scale *= guidance.scale_alone / guidance.scale
+            call = call_of_rows(done.call, rows, done.rows.batch)
+            layout = self._layout(denoiser, call)
+            fork = guidance.sites[0].block
+            skipped = done.kept.skipped(fork) if done.kept else []
+            taken = {site.name for site in guidance.sites}
+            with ExitStack() as stack:
+                edits = _main_edits(denoiser, done.edits, layout, skipped, taken)
+                stack.enter_context(edits)
+                stack.enter_context(editing(denoiser, guidance.sites, layout, entry.attend))
+                if done.kept is not None:
+                    stack.enter_context(done.kept.replaying(fork, rows, done.rows.batch))
+                if any(m._compiled_call_impl is not None for m in denoiser.modules()):
+                    # Hooks inside a compiled block would compile it anew, for every branch.
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                output = denoiser.forward(**copy_containers(call))
+            entry.steps += 1
+            perturbed = output if isinstance(output, Tensor) else output[0]
+            delta = scale * (prediction[rows] - perturbed)
+            total = delta if total is None else total + delta
+        if total is None:
+            raise RuntimeError("no guidance is active")
+        return total
+
+    def _layout(self, denoiser: Any, call: Mapping[str, Any], branches: int = 1) -> Layout:
+        """How the tokens and rows of a pass are laid out."""
+        images = variables_of(self.pipeline).get("num_images_per_prompt") or 1
+        return replace(read_layout(denoiser, call), branches=branches, images=images)
+
+    def _rows_of(self, guidance: Guidance, rows: Rows) -> slice:
+        if guidance.branch == "uncond" and rows.split:
+            raise NotImplementedError(
+                "this guidance perturbs the unconditional branch, which this pipeline runs after "
+                'the conditional one; use sense="code"'
+            )
+        chosen = rows.uncond if guidance.branch == "uncond" and rows.uncond else rows.cond
+        return chosen or slice(0, rows.batch)
+
+
+# -- small parts -------------------------------------------------------------------------------
+
+
+def inner(module: Any) -> Any:
+    """The module that ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+@contextmanager
+def _main_edits(
+    denoiser: Any,
+    entries: Sequence[Entry],
+    layout: Layout,
+    skipped: Sequence[str] = (),
+    taken: Collection[str] = (),
+) -> Iterator[None]:
+    """Edit the pass inside by main edits, but for blocks that don't run and layers taken."""
+    with ExitStack() as stack:
+        for entry in entries:
+            sites = [s for s in entry.work.sites if s.block not in skipped and s.name not in taken]
+            stack.enter_context(editing(denoiser, sites, layout, entry.attend))
+        yield
+
+
+def _by_name(denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)
+    bound.arguments.pop("self")
+    rest = bound.arguments.pop("kwargs", {})
+    return {**bound.arguments, **rest}
+
+
+def _tiled(delta: Tensor, prediction: Tensor) -> Tensor:
+    """The difference once for every branch of the batch."""
+    return delta.repeat(len(prediction) // len(delta), *[1] * (delta.ndim - 1))
+
+
+def _with_prediction(output: Any, prediction: Tensor) -> Any:
+    if isinstance(output, Tensor):
+        return prediction
+    if isinstance(output, tuple):
+        return (prediction, *output[1:])
+    first = dataclasses.fields(output)[0].name
+    return dataclasses.replace(output, **{first: prediction})
