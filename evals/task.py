@@ -81,7 +81,7 @@ class Task(ABC):
         units: What a cluster is, in the plural.
         yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
             intervention ranks answers better or only moved the threshold; ``target`` is then
-            ``"yes"`` or ``"no"``.
+            ``"yes"`` or ``"no"``, and ``metrics`` gives an ``accuracy`` to stand beside.
     """
 
     name: str
@@ -162,13 +162,15 @@ class Task(ABC):
         """
         if len(groups) < 2:
             return {}
-        each = [self.metrics(sums) for sums in groups.values()]
-        means = {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}
-        pooled = self.metrics(add_up(list(groups.values())))
-        return {
-            POOLED: Total(tuple(groups), pooled),
-            f"mean of the {len(groups)}": Total(tuple(groups), means),
-        }
+        means = mean_of([self.metrics(sums) for sums in groups.values()])
+        name = f"mean of the {len(groups)}"
+        return {**self.pooled(groups), name: Total(tuple(groups), means)}
+
+    def pooled(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
+        """The metrics of all items whatever their group, if there are several groups."""
+        if len(groups) < 2:
+            return {}
+        return {POOLED: Total(tuple(groups), self.metrics(add_up(list(groups.values()))))}
 
     @property
     @abstractmethod
@@ -179,3 +181,8 @@ class Task(ABC):
 def add_up(groups: Sequence[Sums]) -> Sums:
     """Sums of several groups taken together, for totals that pool the items."""
     return {key: np.sum([sums[key] for sums in groups], axis=0) for key in groups[0]}
+
+
+def mean_of(each: Sequence[Metrics]) -> dict[str, NDArray[np.float64]]:
+    """The unweighted mean of each metric."""
+    return {name: np.mean([metrics[name] for metrics in each], axis=0) for name in each[0]}

@@ -1,15 +1,18 @@
-"""POPE in small, and what systems might say to it: for tests of statistics."""
+"""POPE in small, and what systems might say to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.task import Task
 
 Answers = dict[str, str]
+Record = dict[str, Any]
 
 
 def no_image(key: str) -> Image.Image:
@@ -45,3 +48,17 @@ def right(task: Task) -> Answers:
 
 def flip(answers: Answers, *ids: str) -> Answers:
     return {**answers, **{i: "no" if answers[i] == "yes" else "yes" for i in ids}}
+
+
+def question(number: int = 1, image: str = "a.jpg", label: str = "yes", **more: Any) -> Record:
+    return {"question_id": number, "image": image, "text": "Is it?", "label": label, **more}
+
+
+def blank(key: str) -> Image.Image:
+    return Image.new("RGB", (1, 1))
+
+
+def values(task: Task, answers: list[str]) -> dict[str, float]:
+    counted = [task.counts(item, text) for item, text in zip(task.items, answers, strict=True)]
+    sums = {key: np.array(float(sum(row[key] for row in counted))) for key in counted[0]}
+    return {name: float(value) for name, value in task.metrics(sums).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
+from regaze.evals.running import runner
+from regaze.evals.running.conditions import Condition
+from regaze.evals.running.results import RunResult
 from regaze.evals.sandbox.build import build_model, build_processor
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
 
+TOY_IDENTITY = {"name": "toy", "weights_sha256": "toy"}
 QUESTIONS = ("Is there a red star?", "Describe the image.", "Is there a blue ring in the image?")
 
 
@@ -69,6 +74,19 @@ def toy_model() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
             if weight.ndim == 2:
                 weight.mul_(4)
     return model, build_processor()
+
+
+@cache
+def shared_toy_model() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """`toy_model` for tests that leave it as it is."""
+    return toy_model()
+
+
+def run_toy(out: Path, *conditions: str, task: ToyTask | None = None, **options: Any) -> RunResult:
+    """Run conditions on it, in batches of 4 unless told otherwise."""
+    settings = {"batch_size": 4, "identity": TOY_IDENTITY, **options}
+    parsed = [Condition.parse(text) for text in conditions]
+    return runner.run(task or ToyTask(), *shared_toy_model(), parsed, out=out, **settings)
 
 
 def save_toy_model(folder: Path) -> Path:

@@ -8,17 +8,18 @@ the paper's AMBER score is the mean of ``1 - chair`` there and the F1 of all que
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_records
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
+from regaze.evals.benchmarks.data import Row, images_in, read_records
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.benchmarks.yes_no import Verdict, exact, first, words
 from regaze.evals.scoring.statistics import Array, ratio
-from regaze.evals.task import POOLED, Counts, Item, Sums, Total, add_up
+from regaze.evals.task import Counts, Item, Sums, Total, add_up, mean_of
 from regaze.interventions.base import unknown
 
 GENERATIVE = "generative"
@@ -63,18 +64,19 @@ reads sentences; ``vlmevalkit`` is VLMEvalKit@e8e78f0, which quotes the mean acc
 
 
 @dataclass
-class Amber(Questions):
-    """The task. An item's id is AMBER's, its group the kind of question, its target yes or no."""
+class Amber(ProfiledQuestions):
+    """The task. An item's id is AMBER's, its group the kind of question, its target yes or no.
+
+    Records have ``id``, ``image``, ``query``, ``type`` and ``truth``.
+    """
 
     profile: str = "yesno"
     max_new_tokens: int = 10
     name: str = "amber"
+    title = "AMBER"
+    profiles = PROFILES
     headline: tuple[str, ...] = ("accuracy", "f1", "yes_ratio", "words")
     yes_no: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _find(self.profile)
 
     @classmethod
     def from_files(
@@ -82,8 +84,8 @@ class Amber(Questions):
         data: Path | str,
         images: Path | str,
         *,
-        profile: str = "yesno",
-        max_new_tokens: int = 10,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> Amber:
         """Read AMBER's own files.
 
@@ -91,54 +93,20 @@ class Amber(Questions):
             data: The folder ``data`` of AMBER's repository.
             images: Folder of ``AMBER_1.jpg`` and the others.
             profile: Decides how the prompt ends and how answers are read.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: Files of something else, a question without annotation, repeated ids, no
                 question, unknown profile.
             OSError: A file can't be read.
         """
-        folder = Path(images)
         rows = ((p, row) for p, row in read_rows(Path(data)) if row["type"] != GENERATIVE)
-        return cls._build(rows, lambda name: open_image(folder / name), profile, max_new_tokens)
+        return cls._build(rows, images_in(images), profile, max_new_tokens)
 
     @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "yesno",
-        max_new_tokens: int = 10,
-    ) -> Amber:
-        """Take questions from memory.
-
-        Args:
-            records: ``id``, ``image``, ``query``, ``type`` and ``truth``.
-            load_image: Gives the image of a record's ``image`` field.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
-    ) -> Amber:
-        suffix = _find(profile).suffix
-        items = arrange((place, _item(place, row, suffix)) for place, row in rows)
-        return cls(items, load, profile, max_new_tokens)
-
-    def under(self, profile: str) -> Amber:
-        """The same questions, their answers read under another profile.
-
-        Raises:
-            ValueError: Unknown profile.
-        """
-        return replace(self, profile=profile)
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        suffix = PROFILES[profile].suffix
+        return ((place, _item(place, row, suffix)) for place, row in rows)
 
     def counts(self, item: Item, text: str) -> Counts:
         """What one answer says, ``denied`` (said no), ``absent`` (truth no), and its length."""
@@ -153,8 +121,7 @@ class Amber(Questions):
             "existence": int(item.group == "existence"),
             "yes": int(said == "yes"),
             "other": int(said == "other"),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
@@ -177,17 +144,14 @@ class Amber(Questions):
         if len(kinds := [name for name in _ATTRIBUTES if name in groups]) > 1:
             sums = add_up([groups[name] for name in kinds])
             totals["attribute"] = Total(tuple(kinds), self._metrics(sums, 3))
-        if len(groups) > 1:
-            pooled = self._metrics(add_up(list(groups.values())), 1)
-            totals[POOLED] = Total(tuple(groups), pooled)
+        totals.update(self.pooled(groups))
         if self.profile == "vlmevalkit" and len(groups) > 1:
             each = {name: self.metrics(sums) for name, sums in groups.items()}
             each |= {name: dict(total.metrics) for name, total in totals.items()}
             if len(kinds) == 1:
                 each["attribute"] = each[kinds[0]]
             shown = [each[name] for name in _DIMENSIONS if name in each]
-            means = {key: np.mean([metrics[key] for metrics in shown], axis=0) for key in shown[0]}
-            totals[f"mean of {len(shown)} dimensions"] = Total(tuple(groups), means)
+            totals[f"mean of {len(shown)} dimensions"] = Total(tuple(groups), mean_of(shown))
         return totals
 
     def _metrics(self, sums: Sums, counters: int) -> dict[str, NDArray[np.float64]]:
@@ -202,13 +166,7 @@ class Amber(Questions):
                 "recall": recall,
                 "f1": ratio(2 * precision * recall, precision + recall),
             }
-        return {
-            **scores,
-            "yes_ratio": ratio(sums["yes"], sums["n"]),
-            "other": ratio(sums["other"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
-        }
+        return {**scores, **shares(sums, yes_ratio="yes", other="other")}
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -232,11 +190,10 @@ def read_rows(data: Path) -> Iterator[tuple[str, Row]]:
                 "annotations.json and query/query_all.json"
             )
     known = {}
-    for number, row in read_records(annotations):
-        require(f"{annotations}:{number}", row, ("id", "type", "truth"), "annotated AMBER")
+    for place, row in read_records(annotations):
+        require(place, row, ("id", "type", "truth"), "annotated AMBER")
         known[row["id"]] = row
-    for number, row in read_records(queries):
-        place = f"{queries}:{number}"
+    for place, row in read_records(queries):
         require(place, row, ("id", "image", "query"), "AMBER")
         if row["id"] not in known:
             raise ValueError(f"{place}: question {row['id']} is not in {annotations}")
@@ -269,12 +226,6 @@ def _official(sums: Sums, start: float) -> dict[str, Array]:
         "recall": recall,
         "f1": one_decimal(2 * precision * recall / (precision + recall + extra) * 100) / 100,
     }
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("AMBER profile", profile, PROFILES))
-    return PROFILES[profile]
 
 
 def _item(place: str, row: Row, suffix: str) -> Item:

@@ -30,13 +30,10 @@ from regaze.evals.benchmarks.amber_words import (
     nltk_nouns,
     spacy_similarity,
 )
-from regaze.evals.benchmarks.data import open_image
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
-from regaze.evals.scoring.statistics import ratio
+from regaze.evals.benchmarks.data import Loader, Row, images_in
+from regaze.evals.benchmarks.questions import Questions, length, shares
+from regaze.evals.benchmarks.rows import arrange, require
 from regaze.evals.task import Counts, Item, Sums
-from regaze.interventions.base import unknown
-
-PROFILES = ("official",)
 
 
 @dataclass
@@ -54,14 +51,13 @@ class AmberGenerative(Questions):
     vocabulary: Vocabulary = field(repr=False, kw_only=True)
     nouns: FindNouns = field(repr=False, kw_only=True)
     similar: Similarity = field(repr=False, kw_only=True)
-    profile: str = PROFILES[0]
+    profile: str = "official"
     max_new_tokens: int = 512
     name: str = "amber-generative"
     headline: tuple[str, ...] = ("chair", "cover", "hal", "cog", "words")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check(self.profile)
         for item in self.items:
             self.vocabulary.owners([*item.target["truth"], *item.target["hallu"]])
 
@@ -87,11 +83,10 @@ class AmberGenerative(Questions):
             ValueError: Files of something else, a query without annotation, repeated ids.
             OSError: A file, or NLTK's data, is missing or can't be read.
         """
-        folder = Path(images)
         rows = ((p, row) for p, row in read_rows(Path(data)) if row["type"] == GENERATIVE)
         return cls(
             arrange((place, _item(place, row)) for place, row in rows),
-            lambda name: open_image(folder / name),
+            images_in(images),
             max_new_tokens=max_new_tokens,
             vocabulary=Vocabulary.from_files(Path(data)),
             nouns=nltk_nouns(),
@@ -122,7 +117,8 @@ class AmberGenerative(Questions):
         Raises:
             ValueError: As in `from_files`.
         """
-        items = arrange((place, _item(place, row)) for place, row in numbered(records))
+        rows = ((f"row {number}", row) for number, row in enumerate(records))
+        items = arrange((place, _item(place, row)) for place, row in rows)
         return cls(
             items,
             load_image,
@@ -131,15 +127,6 @@ class AmberGenerative(Questions):
             nouns=nouns,
             similar=similar,
         )
-
-    def under(self, profile: str) -> AmberGenerative:
-        """This task: it has one profile.
-
-        Raises:
-            ValueError: Another one is asked for.
-        """
-        _check(profile)
-        return self
 
     def counts(self, item: Item, text: str) -> Counts:
         """What `count_objects` finds, and the length of the description."""
@@ -150,7 +137,7 @@ class AmberGenerative(Questions):
             self.vocabulary,
             self.similar,
         )
-        return {**counts, "words": len(text.split()), "empty": int(not text.strip())}
+        return {**counts, **length(text)}
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
         """CHAIR, Cover, Hal and Cog as the official script prints them, words and empty answers.
@@ -164,19 +151,13 @@ class AmberGenerative(Questions):
             "cover": official_share(sums["covered"], sums["truth"]),
             "hal": one_decimal(100 - official_percent(sums["clean"], sums["n"])) / 100,
             "cog": official_share(sums["expected"], sums["hallu"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums),
         }
 
     @property
     def directions(self) -> Mapping[str, int]:
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
         return {"chair": -1, "cover": 1, "hal": -1, "cog": -1, "words": 0, "empty": -1}
-
-
-def _check(profile: str) -> None:
-    if profile not in PROFILES:
-        raise ValueError(unknown("profile of AMBER's descriptions", profile, PROFILES))
 
 
 def _item(place: str, row: Row) -> Item:

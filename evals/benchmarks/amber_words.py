@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-from regaze.evals.running.records import read_json
+from regaze.evals.benchmarks.data import read_json, read_text
 
 VECTORS = "en_core_web_lg"
 SIMILAR = 0.8
@@ -45,7 +45,7 @@ class Vocabulary:
         table = read_json(path)
         if not isinstance(table, dict) or not all(isinstance(w, list) for w in table.values()):
             raise ValueError(f"{path} is not AMBER's table of associated words")
-        safe = (data / "safe_words.txt").read_text(encoding="utf-8")
+        safe = read_text(data / "safe_words.txt")
         return cls(table, frozenset(safe.splitlines()))
 
     @cached_property

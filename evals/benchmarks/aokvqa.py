@@ -10,21 +10,17 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from regaze.evals.benchmarks import vqa_text
-from regaze.evals.benchmarks.data import open_image, read_records
+from regaze.evals.benchmarks.data import Row, images_in, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.letters import vlmevalkit_letter
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
-from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums
-from regaze.interventions.base import unknown
+from regaze.evals.benchmarks.questions import EarningQuestions
+from regaze.evals.benchmarks.rows import require
+from regaze.evals.task import Item
 
 HUB = Hub("HuggingFaceM4/A-OKVQA", ("validation",))
 
@@ -57,10 +53,6 @@ class Profile:
     earned: Callable[[str, Target], float]
     choices: bool = False
     direct: bool = False
-
-    def asks_like(self, other: Profile) -> bool:
-        """Whether answers to one can be read by the other."""
-        return (self.prompt, self.choices) == (other.prompt, other.choices)
 
 
 def llava_letter(text: str, letters: str = _LETTERS) -> str:
@@ -115,13 +107,18 @@ no script: ``direct`` after both answers were made alike, see `vqa_text.m4c`.
 
 
 @dataclass
-class AOkvqa(Questions):
-    """The task. An item's id is its question_id, its target choices, right one and answers."""
+class AOkvqa(EarningQuestions):
+    """The task. An item's id is its question_id, its target choices, right one and answers.
+
+    Records are those of A-OKVQA's file, each with ``image``, the key of its image.
+    """
 
     profile: str = "letter"
     max_new_tokens: int = 16
     name: str = "aokvqa"
-    headline: tuple[str, ...] = ("accuracy", "words")
+    title = "A-OKVQA"
+    profiles = PROFILES
+    hub = HUB
 
     @classmethod
     def from_files(
@@ -129,8 +126,8 @@ class AOkvqa(Questions):
         data: Path | str,
         images: Path | str,
         *,
-        profile: str = "letter",
-        max_new_tokens: int = 16,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> AOkvqa:
         """Read A-OKVQA's own file.
 
@@ -138,93 +135,34 @@ class AOkvqa(Questions):
             data: ``aokvqa_v1p0_val.json``; the test file holds no answers.
             images: Folder of COCO 2017's images of that split.
             profile: Decides what is asked and how answers are read.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: A file of something else, a malformed or repeated question, unknown profile.
             OSError: A file can't be read.
         """
-        path, folder = Path(data), Path(images)
         rows = (
-            (f"{path}:{number}", {**row, "image": _coco_name(row)})
-            for number, row in read_records(path)
+            (place, {**row, "image": _coco_name(row)}) for place, row in read_records(Path(data))
         )
-        return cls._build(rows, lambda name: open_image(folder / name), profile, max_new_tokens)
+        return cls._build(rows, images_in(images), profile, max_new_tokens)
 
     @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "letter",
-        max_new_tokens: int = 16,
-    ) -> AOkvqa:
-        """Take questions from memory.
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        asked = PROFILES[profile]
+        items = ((place, _item(place, row, asked)) for place, row in rows)
+        return (
+            (place, item)
+            for place, item in items
+            if not (asked.direct and item.target["difficult"])
+        )
 
-        Args:
-            records: The fields of A-OKVQA's file, and ``image``, the key of the image.
-            load_image: Gives the image of a key.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
+    @staticmethod
+    def _asked(rules: Profile) -> object:
+        return rules.prompt, rules.choices
 
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
-    ) -> AOkvqa:
-        asked = _find(profile)
-        items = [(place, _item(place, row, asked)) for place, row in rows]
-        if asked.direct:
-            items = [(place, item) for place, item in items if not item.target["difficult"]]
-        return cls(arrange(items), load, profile, max_new_tokens)
-
-    def under(self, profile: str) -> AOkvqa:
-        """The same questions, their answers read under another profile that asks for the same.
-
-        Raises:
-            ValueError: Unknown profile, or it asks for something else.
-        """
-        if not _find(profile).asks_like(PROFILES[self.profile]):
-            raise ValueError(
-                f"answers to A-OKVQA's profile {self.profile!r} can't be read as {profile!r}, "
-                f"which asks in another way: make a run of its own with --profile {profile}"
-            )
-        return replace(self, profile=profile)
-
-    def counts(self, item: Item, text: str) -> Counts:
-        """What one answer earns; it counts as ``correct`` if it earns more than half."""
-        earned = PROFILES[self.profile].earned(text, item.target)
-        return {
-            "n": 1,
-            "earned": earned,
-            "correct": int(earned > 0.5),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
-        }
-
-    def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
-        """Mean of what answers earn, words and share of empty answers."""
-        return {
-            "accuracy": ratio(sums["earned"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
-        }
-
-    @property
-    def directions(self) -> Mapping[str, int]:
-        """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
-        return {"accuracy": 1, "words": 0, "empty": -1}
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("A-OKVQA profile", profile, PROFILES))
-    return PROFILES[profile]
+    def earned(self, item: Item, text: str) -> float:
+        """What one answer earns."""
+        return PROFILES[self.profile].earned(text, item.target)
 
 
 def _coco_name(row: Row) -> str | None:

@@ -1,27 +1,17 @@
-"""How each benchmark's task is built from files, from the Hub or from the sandbox's scenes."""
+"""How tasks are built from files or from the sandbox's scenes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from regaze.evals.benchmarks import aokvqa, hallusionbench, mme, mmvp, textvqa, vstar
-from regaze.evals.benchmarks.amber import Amber
-from regaze.evals.benchmarks.amber_generative import AmberGenerative
-from regaze.evals.benchmarks.aokvqa import AOkvqa
 from regaze.evals.benchmarks.chair import Chair, phrase_extractor
-from regaze.evals.benchmarks.hallusionbench import HallusionBench
-from regaze.evals.benchmarks.hub import Hub, read_hub
-from regaze.evals.benchmarks.mme import Mme
-from regaze.evals.benchmarks.mmhal import MmHal
 from regaze.evals.benchmarks.mmvp import Mmvp
 from regaze.evals.benchmarks.opope import Opope
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.textvqa import TextVqa
-from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.drawing import COLOURS
 from regaze.evals.sandbox.scenes import SHAPES
 from regaze.evals.sandbox.tasks import chair_truth, load_image, pope_records
@@ -32,37 +22,37 @@ if TYPE_CHECKING:
     from regaze.evals.benchmarks.registry import Source
 
 Build = Callable[["Source", str], Task]
+"""Makes the task of a source under a profile."""
 
 TEXT_FILES = frozenset({".json", ".jsonl", ".csv", ".txt"})
 """How files of questions end; a Hub id doesn't."""
 
 
-def build(source: Source, profile: str) -> Task:
-    """The task of a source under a profile.
-
-    Raises:
-        ValueError: Unknown profile, or data that don't fit.
-        ImportError: A package that the benchmark needs isn't installed.
-        OSError: A file is missing or can't be read.
-    """
-    if source.images is None and len(source.data) == 1 and _is_hub_id(source.data[0]):
-        if source.benchmark not in _ON_HUB:
-            raise ValueError(
-                f"--data: there is no file or folder {source.data[0]}, and {source.name} isn't "
-                f"read from the Hub, only {', '.join(_ON_HUB)}"
-            )
-        return _ON_HUB[source.benchmark](source, profile)
-    return _IN_FILES[source.benchmark](source, profile)
+def with_images(make: Callable[..., Task]) -> Build:
+    """Builds a task from the file or folder of questions and the folder of images."""
+    return lambda source, profile: make(_one(source), _images(source), profile=profile)
 
 
-def _pope(source: Source, profile: str) -> Task:
+def with_images_under(make: Callable[..., Task]) -> Build:
+    """The same where a profile changes nothing but how answers are read."""
+    return lambda source, profile: make(_one(source), _images(source)).under(profile)
+
+
+def whole(make: Callable[..., Task]) -> Build:
+    """Builds a task from a folder that holds the images too."""
+    return lambda source, profile: make(_one(source), profile=profile)
+
+
+def pope(source: Source, profile: str) -> Task:
+    """POPE's files, or scenes."""
     if not source.data:
         records = pope_records(source.split, source.n_images or 200, source.seed)
         return Pope.from_records(records, load_image, profile=profile)
     return Pope.from_files(_files(source, "*.json*"), _images(source), profile=profile)
 
 
-def _chair(source: Source, profile: str) -> Task:
+def chair(source: Source, profile: str) -> Task:
+    """COCO's annotations and CHAIR's words, or scenes."""
     if not source.data:
         if profile != "exact":
             raise ValueError("the sandbox's ground truth has only the profile 'exact'")
@@ -82,21 +72,20 @@ def _chair(source: Source, profile: str) -> Task:
     )
 
 
-def _amber_generative(source: Source, profile: str) -> Task:
-    return AmberGenerative.from_files(_one(source), _images(source)).under(profile)
-
-
-def _mmvp(source: Source, profile: str) -> Task:
+def mmvp(source: Source, profile: str) -> Task:
+    """MMVP's folder, which mostly holds the images too."""
     return Mmvp.from_files(_one(source), source.images and _images(source), profile=profile)
 
 
-def _opope(source: Source, profile: str) -> Task:
+def opope(source: Source, profile: str) -> Task:
+    """POPE's list of objects."""
     count = source.n_images or 500
     task = Opope.from_files(_one(source), _images(source), count=count, seed=source.seed)
     return task.under(profile)
 
 
-def _textvqa(source: Source, profile: str) -> Task:
+def textvqa(source: Source, profile: str) -> Task:
+    """TextVQA's file and, for hints by OCR, LLaVA's prompts."""
     paths = sorted(_files(source, "*.json*"), key=lambda path: path.suffix == ".jsonl")
     if len(paths) > 2 or (len(paths) == 2 and paths[1].suffix != ".jsonl"):
         raise ValueError(
@@ -108,41 +97,7 @@ def _textvqa(source: Source, profile: str) -> Task:
     return TextVqa.from_files(data, _images(source), prompts=written, profile=profile)
 
 
-def _mmhal(source: Source, profile: str) -> Task:
-    return MmHal.from_files(_one(source), _images(source)).under(profile)
-
-
-def _amber(source: Source, profile: str) -> Task:
-    return Amber.from_files(_one(source), _images(source), profile=profile)
-
-
-def _mme(source: Source, profile: str) -> Task:
-    return Mme.from_files(_one(source), profile=profile)
-
-
-def _hallusionbench(source: Source, profile: str) -> Task:
-    return HallusionBench.from_files(_one(source), _images(source), profile=profile)
-
-
-def _aokvqa(source: Source, profile: str) -> Task:
-    return AOkvqa.from_files(_one(source), _images(source), profile=profile)
-
-
-def _vstar(source: Source, profile: str) -> Task:
-    return VStar.from_files(_one(source), profile=profile)
-
-
-def _hub(make: Callable[..., Task], hub: Hub) -> Build:
-    """Builds a task from the rows of a copy of a data set, which ``--data`` names."""
-
-    def build(source: Source, profile: str) -> Task:
-        rows, load = read_hub(replace(hub, id=source.data[0]))
-        return make(rows, load, profile=profile)
-
-    return build
-
-
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     """Whether a name can only be a data set's: two words, no file, and not named like one."""
     path = Path(name)
     fits = re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None
@@ -179,31 +134,3 @@ def _images(source: Source) -> Path:
     if not Path(source.images).is_dir():
         raise ValueError(f"--images: there is no folder {source.images}")
     return Path(source.images)
-
-
-_IN_FILES: Mapping[str, Build] = {
-    "pope": _pope,
-    "chair": _chair,
-    "opope": _opope,
-    "amber": _amber,
-    "amber-generative": _amber_generative,
-    "mme": _mme,
-    "mmvp": _mmvp,
-    "hallusionbench": _hallusionbench,
-    "textvqa": _textvqa,
-    "aokvqa": _aokvqa,
-    "vstar": _vstar,
-    "mmhal": _mmhal,
-}
-_ON_HUB: Mapping[str, Build] = {
-    "pope": lambda source, profile: Pope.from_hub(source.data[0], profile=profile),
-    "mme": _hub(Mme.from_records, Hub(mme.HUB_ID, mme.HUB_SPLITS, key=mme.image_key)),
-    "mmvp": _hub(Mmvp.from_records, Hub(mmvp.HUB_ID, mmvp.HUB_SPLITS, key=mmvp.image_key)),
-    "hallusionbench": _hub(
-        HallusionBench.from_records,
-        Hub(hallusionbench.HUB_ID, hallusionbench.HUB_SPLITS, key=hallusionbench.image_key),
-    ),
-    "textvqa": _hub(TextVqa.from_records, textvqa.HUB),
-    "aokvqa": _hub(AOkvqa.from_records, aokvqa.HUB),
-    "vstar": _hub(VStar.from_records, vstar.HUB),
-}

@@ -8,7 +8,7 @@ lower both, so recall and length stand beside them.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -16,19 +16,19 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from regaze.evals.benchmarks.chair_words import Caption, Mention, ObjectFinder, load_table
 from regaze.evals.benchmarks.coco import draw_images, image_id, read_annotations
-from regaze.evals.benchmarks.data import fingerprint, open_image
+from regaze.evals.benchmarks.data import Loader, images_in
+from regaze.evals.benchmarks.questions import Questions
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.evals.task import Counts, Item, Sums
 
 PROMPT = "Please describe this image in detail."
 
 
 @dataclass
-class Chair(Task):
+class Chair(Questions):
     """The task: one caption per image.
 
     An item's target holds the image's ``objects`` and its reference ``captions``. The truth is the
@@ -43,17 +43,10 @@ class Chair(Task):
         max_new_tokens: Longest caption to generate.
     """
 
-    items: Sequence[Item]
-    open: Callable[[str], Image.Image] = field(repr=False)
-    find: Callable[[str], Caption] = field(repr=False)
-    profile: str
+    find: Callable[[str], Caption] = field(repr=False, kw_only=True)
     max_new_tokens: int = 512
     name: str = "chair"
     headline: tuple[str, ...] = ("chair_s", "chair_i", "recall", "words")
-
-    def __post_init__(self) -> None:
-        if not self.items:
-            raise ValueError("CHAIR has no images to describe")
 
     @classmethod
     def from_coco(
@@ -104,16 +97,14 @@ class Chair(Task):
                 "captions": list(known.captions.get(image, ())),
             }
             items.append(Item(str(image), name, prompt, target=target))
-        return cls(
-            items, lambda name: open_image(folder / name), find, _label(find), max_new_tokens
-        )
+        return cls(items, images_in(folder), _label(find), max_new_tokens, find=find)
 
     @classmethod
     def from_truth(
         cls,
         truth: Mapping[str, Iterable[str]],
         extract: Callable[[str], Iterable[str]],
-        load_image: Callable[[str], Image.Image],
+        load_image: Loader,
         *,
         profile: str = "exact",
         prompt: str = "Describe the image.",
@@ -141,7 +132,7 @@ class Chair(Task):
             Item(key, key, prompt, target={"objects": sorted(set(objects)), "captions": []})
             for key, objects in truth.items()
         ]
-        return cls(items, load_image, find, profile, max_new_tokens)
+        return cls(items, load_image, profile, max_new_tokens, find=find)
 
     def under(self, profile: str) -> Chair:
         """The same images and annotations, scored under another profile.
@@ -156,11 +147,6 @@ class Chair(Task):
         return replace(self, find=find, profile=_label(find))
 
     @cached_property
-    def data_hash(self) -> str:
-        """SHA-256 of prompts, objects, reference captions and names of the images."""
-        return fingerprint(self.items)
-
-    @cached_property
     def truth(self) -> Mapping[str, frozenset[str]]:
         """Classes in the image, by item id."""
         return {
@@ -171,14 +157,6 @@ class Chair(Task):
             )
             for item in self.items
         }
-
-    def load_image(self, item: Item) -> Image.Image:
-        """The item's image as RGB.
-
-        Raises:
-            OSError: Missing or unreadable; the message names the file.
-        """
-        return self.open(str(item.image))
 
     def counts(self, item: Item, text: str) -> Counts:
         """What `count_mentions` finds, and whether the caption is ``empty``."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from regaze.evals.benchmarks.data import read_json
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
@@ -40,7 +40,7 @@ def read_annotations(paths: Iterable[Path | str]) -> Annotations:
     objects: defaultdict[int, dict[str, None]] = defaultdict(dict)
     captions: defaultdict[int, list[str]] = defaultdict(list)
     for path in map(Path, paths):
-        content = _read(path)
+        content = read_json(path)
         try:
             images.update(image["id"] for image in content["images"])
             names = {c["id"]: c["name"] for c in content.get("categories", ())}
@@ -88,10 +88,3 @@ def image_id(name: str) -> int:
     if digits is None:
         raise ValueError(f"the image name {name!r} doesn't end with a COCO image id")
     return int(digits.group())
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: malformed JSON: {error}") from error

@@ -6,20 +6,46 @@ import codecs
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from regaze.evals.task import Item
+
+Row = Mapping[str, Any]
+Loader = Callable[[str], Image.Image]
+"""Gives the image of a key, as RGB."""
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image upright, by its EXIF orientation."""
+
+
+def images_in(folder: Path | str, suffix: str = "") -> Loader:
+    """Opens images of a folder by name, less a suffix; one that isn't there is told when asked for.
+
+    Args:
+        folder: Of the images.
+        suffix: What a file's name has after the key.
+    """
+    return lambda key: open_image(Path(folder) / f"{key}{suffix}")
 
 
 def open_image(path: Path) -> Image.Image:
@@ -63,7 +89,8 @@ def read_image(data: bytes, name: str) -> Image.Image:
         raise OSError(f"cannot read the image {name}: {why}") from None
     except MemoryError:
         raise
-    # Decoders raise nearly anything for damaged files, mostly without the file's name.
+    # Decoders raise nearly anything for damaged files, mostly without the file's name. No such file
+    # may end a run, so all of it becomes the one error that a run knows, with its cause.
     except Exception as error:
         raise OSError(f"cannot read the image {name}: {error or type(error).__name__}") from error
 
@@ -103,8 +130,8 @@ def read_json(path: Path) -> Any:
     return _parse(path, 1, read_text(path))
 
 
-def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """JSON objects with their line numbers, from JSON lines or from one JSON array.
+def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """JSON objects with file and line to name in messages, from JSON lines or one JSON array.
 
     Objects of an array are numbered from 1 instead.
 
@@ -123,7 +150,7 @@ def read_records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {entry!r:.60}")
-        yield number, entry
+        yield f"{path}:{number}", entry
 
 
 def fingerprint(items: Sequence[Item]) -> str:
@@ -144,11 +171,13 @@ def fingerprint(items: Sequence[Item]) -> str:
 
 
 def _upright(image: Image.Image) -> Image.Image:
+    # Not `ImageOps.exif_transpose`: it also writes the EXIF anew, and where another entry of it is
+    # damaged that fails, though the orientation is known.
     try:
-        return ImageOps.exif_transpose(image)
-    # The picture is fine without its EXIF, and damaged EXIF raises nearly anything.
-    except Exception:
-        return image
+        told = image.getexif().get(ExifTags.Base.Orientation)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return image  # Nothing can be read that says how to turn it.
+    return image.transpose(_TURNS[told]) if told in _TURNS else image
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

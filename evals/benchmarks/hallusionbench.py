@@ -14,19 +14,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_records
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
+from regaze.evals.benchmarks.data import Loader, Row, images_in, read_records
+from regaze.evals.benchmarks.hub import Hub
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.benchmarks.yes_no import Verdict, first, words
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import POOLED, Counts, Item, Sums, Total, add_up
-from regaze.interventions.base import unknown
-
-HUB_ID = "lmms-lab-encoder/HallusionBench"
-HUB_SPLITS = ("image", "non_image")
+from regaze.evals.task import Counts, Item, Sums, Total, add_up
 
 _KEY = ("category", "subcategory", "set_id", "figure_id", "question_id")
 _FIELDS = (*_KEY, "visual_input", "question", "gt_answer")
 _EDITED = "2"
+
+
+def image_key(row: Row) -> str | None:
+    """The key of a record's image, or None where there is none."""
+    if str(row["visual_input"]) == "0":
+        return None
+    return "{category}/{subcategory}/{set_id}_{figure_id}.png".format(**row)
+
+
+HUB = Hub("lmms-lab-encoder/HallusionBench", ("image", "non_image"), key=image_key)
 
 
 @dataclass(frozen=True)
@@ -53,11 +61,11 @@ in GPT-4's place; ``vlmevalkit`` is VLMEvalKit@e8e78f0 without a judge, over the
 
 
 @dataclass
-class HallusionBench(Questions):
+class HallusionBench(ProfiledQuestions):
     """The task.
 
     An item's id is ``category/subcategory/set/figure/question``, its group the first two of these,
-    its cluster the first three, its target yes or no.
+    its cluster the first three, its target yes or no. Records are those of its file.
 
     Attributes:
         edited: Ids of the questions about an edited figure, which the authors call hard.
@@ -67,12 +75,11 @@ class HallusionBench(Questions):
     max_new_tokens: int = 128
     edited: frozenset[str] = field(default=frozenset(), repr=False)
     name: str = "hallusionbench"
-    headline: tuple[str, ...] = ("a_acc", "f_acc", "q_acc", "yes_ratio")
+    title = "HallusionBench"
+    profiles = PROFILES
+    hub = HUB
+    headline: tuple[str, ...] = ("accuracy", "f_acc", "q_acc", "yes_ratio")
     yes_no: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _find(self.profile)
 
     @classmethod
     def from_files(
@@ -80,8 +87,8 @@ class HallusionBench(Questions):
         data: Path | str,
         images: Path | str,
         *,
-        profile: str = "yesno",
-        max_new_tokens: int = 128,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> HallusionBench:
         """Read the benchmark's own files.
 
@@ -89,58 +96,30 @@ class HallusionBench(Questions):
             data: ``HallusionBench.json``.
             images: The unpacked ``hallusion_bench``, with folders ``VD`` and ``VS``.
             profile: Decides how answers are read.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: A file of something else, a malformed or repeated question, unknown profile.
             OSError: A file can't be read.
         """
-        path, folder = Path(data), Path(images)
-        rows = ((f"{path}:{number}", row) for number, row in read_records(path))
-        return cls._build(rows, lambda name: open_image(folder / name), profile, max_new_tokens)
-
-    @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "yesno",
-        max_new_tokens: int = 128,
-    ) -> HallusionBench:
-        """Take questions from memory.
-
-        Args:
-            records: The fields of ``HallusionBench.json``.
-            load_image: Gives the image of a record, see `image_key`.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
+        return cls._build(read_records(Path(data)), images_in(images), profile, max_new_tokens)
 
     @classmethod
     def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
+        cls,
+        rows: Iterable[tuple[str, Row]],
+        load: Loader,
+        profile: str | None,
+        max_new_tokens: int | None,
     ) -> HallusionBench:
-        _find(profile)
-        items, edited = [], set()
-        for place, row in rows:
-            item = _item(place, row)
-            items.append((place, item))
-            if str(row["visual_input"]) == _EDITED:
-                edited.add(item.id)
-        return cls(arrange(items), load, profile, max_new_tokens, frozenset(edited))
+        known = list(rows)
+        task = super()._build(known, load, profile, max_new_tokens)
+        edited = (row for _, row in known if str(row["visual_input"]) == _EDITED)
+        return replace(task, edited=frozenset("/".join(_parts(row)) for row in edited))
 
-    def under(self, profile: str) -> HallusionBench:
-        """The same questions, their answers read under another profile.
-
-        Raises:
-            ValueError: Unknown profile.
-        """
-        return replace(self, profile=profile)
+    @classmethod
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        return ((place, _item(place, row)) for place, row in rows)
 
     def counts(self, item: Item, text: str) -> Counts:
         """What one answer says, and its length; all zero if the profile leaves the question out."""
@@ -151,8 +130,7 @@ class HallusionBench(Questions):
             "correct": int(said == item.target or (said == "other" and item.image is None)),
             "yes": int(said == "yes"),
             "other": int(said == "other"),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
         left_out = profile.only_images and item.image is None
         return dict.fromkeys(counts, 0) if left_out else counts
@@ -181,24 +159,21 @@ class HallusionBench(Questions):
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
         """The three accuracies, their mean, those of easy and hard, and what answers are like.
 
-        ``a_acc``: questions right; ``f_acc``: figures with all questions right; ``q_acc``:
-        questions right about all figures of their set; ``average``: VLMEvalKit's overall score.
-        ``easy`` and ``hard`` are what the authors print as easy and hard aAcc.
+        ``accuracy``: questions right, the authors' aAcc; ``f_acc``: figures with all questions
+        right; ``q_acc``: questions right about all figures of their set; ``average``: VLMEvalKit's
+        overall score. ``easy`` and ``hard`` are what the authors print as easy and hard aAcc.
         """
-        a_acc = ratio(sums["correct"], sums["n"])
+        accuracy = ratio(sums["correct"], sums["n"])
         f_acc = ratio(sums["figures_right"], sums["figures"])
         q_acc = ratio(sums["questions_right"], sums["questions"])
         return {
-            "a_acc": a_acc,
+            "accuracy": accuracy,
             "f_acc": f_acc,
             "q_acc": q_acc,
-            "average": (a_acc + f_acc + q_acc) / 3,
+            "average": (accuracy + f_acc + q_acc) / 3,
             "easy": ratio(sums["easy_right"], sums["easy"]),
             "hard": ratio(sums["hard_right"], sums["hard"]),
-            "yes_ratio": ratio(sums["yes"], sums["n"]),
-            "other": ratio(sums["other"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums, yes_ratio="yes", other="other"),
         }
 
     def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
@@ -207,32 +182,18 @@ class HallusionBench(Questions):
             category: tuple(name for name in groups if name.startswith(f"{category}/"))
             for category in dict.fromkeys(name.partition("/")[0] for name in groups)
         }
-        members = {name: found for name, found in members.items() if len(found) > 1}
-        if len(groups) > 1:
-            members[POOLED] = tuple(groups)
-        return {
+        totals = {
             name: Total(found, self.metrics(add_up([groups[each] for each in found])))
             for name, found in members.items()
+            if len(found) > 1
         }
+        return {**totals, **self.pooled(groups)}
 
     @property
     def directions(self) -> Mapping[str, int]:
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
-        scores = dict.fromkeys(("a_acc", "f_acc", "q_acc", "average", "easy", "hard"), 1)
+        scores = dict.fromkeys(("accuracy", "f_acc", "q_acc", "average", "easy", "hard"), 1)
         return {**scores, "yes_ratio": 0, "other": -1, "words": 0, "empty": -1}
-
-
-def image_key(row: Row) -> str | None:
-    """The key of a record's image, or None where there is none."""
-    if str(row["visual_input"]) == "0":
-        return None
-    return "{category}/{subcategory}/{set_id}_{figure_id}.png".format(**row)
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("HallusionBench profile", profile, PROFILES))
-    return PROFILES[profile]
 
 
 def _item(place: str, row: Row) -> Item:
@@ -240,7 +201,7 @@ def _item(place: str, row: Row) -> Item:
     answer = {"0": "no", "1": "yes"}.get(str(row["gt_answer"]))
     if answer is None:
         raise ValueError(f"{place}: gt_answer must be 0 or 1, not {row['gt_answer']!r}")
-    parts = [str(row[name]) for name in _KEY]
+    parts = _parts(row)
     return Item(
         id="/".join(parts),
         image=image_key(row),
@@ -249,3 +210,7 @@ def _item(place: str, row: Row) -> Item:
         target=answer,
         cluster="/".join(parts[:3]),
     )
+
+
+def _parts(row: Row) -> list[str]:
+    return [str(row[name]) for name in _KEY]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from regaze.evals.benchmarks.data import read_image
-from regaze.evals.benchmarks.questions import Loader, Row
+from regaze.evals.benchmarks.data import Loader, Row, read_image
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,14 @@ class Hub:
         config: Name of the configuration; None: the default one.
         key: Key of a row's image, by which rows share one; where it isn't given or gives None, a
             hash of the image's file.
+        renamed: What the benchmark's own files call some of the fields.
     """
 
     id: str
     splits: Sequence[str]
     config: str | None = None
     key: Callable[[Row], str | None] | None = None
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
@@ -49,7 +50,7 @@ def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
             f"there is no file or folder {hub.id} here, and reading it from the Hub needs the "
             "package datasets: pip install 'regaze[hub]'"
         ) from error
-    rows: list[Row] = []
+    rows: list[dict[str, Any]] = []
     places: dict[str, tuple[Any, int]] = {}
     for split in hub.splits:
         try:
@@ -74,7 +75,7 @@ def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
         files, number = places[key]
         return read_image(_content(files[number]["image"]), f"{key} of {hub.id}")
 
-    return rows, load
+    return [{hub.renamed.get(name, name): row[name] for name in row} for row in rows], load
 
 
 def _digest(file: dict[str, Any] | None) -> str | None:

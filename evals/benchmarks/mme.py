@@ -7,22 +7,22 @@ subsets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_text
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
+from regaze.evals.benchmarks.data import Row, images_in, read_text
+from regaze.evals.benchmarks.hub import Hub
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.benchmarks.yes_no import Verdict, opening, stripped_opening, words
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums, Total
+from regaze.evals.task import Counts, Item, Sums, Total, mean_of
 from regaze.interventions.base import unknown
-
-HUB_ID = "lmms-lab-encoder/MME"
-HUB_SPLITS = ("test",)
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
@@ -34,6 +34,15 @@ SUBSETS = (*PERCEPTION, *COGNITION)
 _ASKS = " Please answer yes or no."
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 _FIELDS = ("question_id", "category", "question", "answer")
+
+
+def image_key(row: Row) -> str:
+    """The key of a record's image; it begins with the subset."""
+    name, subset = str(row["question_id"]), str(row["category"])
+    return name if name.startswith(f"{subset}/") else f"{subset}/{name}"
+
+
+HUB = Hub("lmms-lab-encoder/MME", ("test",), key=image_key)
 
 
 @dataclass(frozen=True)
@@ -65,23 +74,30 @@ PROFILES: Mapping[str, Profile] = {
 
 
 @dataclass
-class Mme(Questions):
-    """The task. An item's id is ``subset/image/1`` or ``/2``, its target yes or no."""
+class Mme(ProfiledQuestions):
+    """The task. An item's id is ``subset/image/1`` or ``/2``, its target yes or no.
+
+    Records have ``question_id`` (the image's name, the same for both of its questions),
+    ``category`` (the subset), ``question`` and ``answer``; images go by `image_key`.
+    """
 
     profile: str = "lmms"
     max_new_tokens: int = 16
     name: str = "mme"
+    title = "MME"
+    profiles = PROFILES
+    hub = HUB
     headline: tuple[str, ...] = ("score", "accuracy", "acc_plus", "yes_ratio")
     absolute: tuple[str, ...] = ("score", "words")
     yes_no: bool = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _find(self.profile)
-
     @classmethod
     def from_files(
-        cls, data: Path | str, *, profile: str = "lmms", max_new_tokens: int = 16
+        cls,
+        data: Path | str,
+        *,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> Mme:
         """Read MME's release: a folder per subset with images and a text file for each of them.
 
@@ -92,65 +108,28 @@ class Mme(Questions):
         Args:
             data: The folder of the subsets.
             profile: Decides how questions end and how answers are read.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: No subset, a malformed text file (with its line), a text file without image,
                 unknown profile.
             OSError: A file can't be read.
         """
-        folder = Path(data)
-        return cls._build(
-            _read(folder), lambda name: open_image(folder / name), profile, max_new_tokens
-        )
+        return cls._build(_read(Path(data)), images_in(data), profile, max_new_tokens)
 
     @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "lmms",
-        max_new_tokens: int = 16,
-    ) -> Mme:
-        """Take questions from memory.
-
-        Args:
-            records: ``question_id`` (the image's name, the same for both of its questions),
-                ``category`` (the subset), ``question`` and ``answer``.
-            load_image: Gives the image of a record, see `image_key`.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
-    ) -> Mme:
-        ending = _find(profile).ending
-        asked: dict[str, int] = {}
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        asked: Counter[str] = Counter()
         items = []
         for place, row in rows:
             require(place, row, _FIELDS, "MME")
             key = image_key(row)
-            asked[key] = asked.get(key, 0) + 1
-            items.append((place, _item(place, row, asked[key], ending)))
+            asked[key] += 1
+            items.append((place, _item(place, row, asked[key], PROFILES[profile].ending)))
         for key, times in asked.items():
             if times != 2:
                 raise ValueError(f"MME asks two questions about an image, not {times} as of {key}")
-        return cls(arrange(items), load, profile, max_new_tokens)
-
-    def under(self, profile: str) -> Mme:
-        """The same questions, their answers read under another profile.
-
-        Raises:
-            ValueError: Unknown profile.
-        """
-        return replace(self, profile=profile)
+        return items
 
     def counts(self, item: Item, text: str) -> Counts:
         """What one answer says, and its length."""
@@ -160,8 +139,7 @@ class Mme(Questions):
             "correct": int(said == item.target),
             "yes": int(said == "yes"),
             "other": int(said == "other"),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def tally(self, items: Sequence[Item], counts: Sequence[Counts]) -> Counts:
@@ -178,10 +156,7 @@ class Mme(Questions):
             "score": 100 * (accuracy + acc_plus),
             "accuracy": accuracy,
             "acc_plus": acc_plus,
-            "yes_ratio": ratio(sums["yes"], sums["n"]),
-            "other": ratio(sums["other"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums, yes_ratio="yes", other="other"),
         }
 
     def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
@@ -199,9 +174,7 @@ class Mme(Questions):
         for name, subsets in sets.items():
             if all(subset in groups for subset in subsets):
                 each = [self.metrics(groups[subset]) for subset in subsets]
-                means = {
-                    key: np.mean([metrics[key] for metrics in each], axis=0) for key in each[0]
-                }
+                means = mean_of(each)
                 means["score"] = np.sum([metrics["score"] for metrics in each], axis=0)
                 totals[name] = Total(subsets, means)
         return totals
@@ -211,18 +184,6 @@ class Mme(Questions):
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
         scores = dict.fromkeys(("score", "accuracy", "acc_plus"), 1)
         return {**scores, "yes_ratio": 0, "other": -1, "words": 0, "empty": -1}
-
-
-def image_key(row: Row) -> str:
-    """The key of a record's image; it begins with the subset."""
-    name, subset = str(row["question_id"]), str(row["category"])
-    return name if name.startswith(f"{subset}/") else f"{subset}/{name}"
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("MME profile", profile, PROFILES))
-    return PROFILES[profile]
 
 
 def _item(place: str, row: Row, number: int, ending: str | None) -> Item:

@@ -13,18 +13,19 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_json, read_records
-from regaze.evals.benchmarks.questions import Questions, Row, arrange, require
+from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
+from regaze.evals.benchmarks.questions import Questions, length, shares
+from regaze.evals.benchmarks.rows import arrange, require
 from regaze.evals.running import records
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import POOLED, Counts, Item, Sums, Total, add_up
+from regaze.evals.task import Counts, Item, Sums, Total
 
 _FIELDS = ("question_type", "image_src", "image_content", "question", "gt_answer")
 
@@ -87,15 +88,12 @@ class MmHal(Questions):
             ValueError: A file of something else, a malformed question.
             OSError: A file can't be read.
         """
-        path, folder = Path(data), Path(images)
-        items = ((f"{path}:{n}", _item(f"{path}:{n}", n, row)) for n, row in read_records(path))
-        task = cls(
-            arrange(items), lambda name: open_image(folder / name), "official", max_new_tokens
-        )
+        rows = enumerate(read_records(Path(data)), 1)
+        items = arrange((place, _item(place, number, row)) for number, (place, row) in rows)
         known: dict[tuple[str, str], Verdict] = {}
         for answers, replies in verdicts:
             known.update(read_verdicts(Path(answers), Path(replies)))
-        return replace(task, verdicts=known)
+        return cls(items, images_in(images), "official", max_new_tokens, known)
 
     def counts(self, item: Item, text: str) -> Counts:
         """What the judge said of one answer; it counts as ``correct`` without hallucination."""
@@ -108,8 +106,7 @@ class MmHal(Questions):
             "hallucinated": int(verdict is not None and rating < 3),
             "correct": int(verdict is not None and rating >= 3),
             "unclear": int(verdict is not None and not verdict.clear),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
@@ -119,15 +116,12 @@ class MmHal(Questions):
             "hallucination_rate": ratio(sums["hallucinated"], sums["rated"]),
             "unclear": ratio(sums["unclear"], sums["rated"]),
             "unrated": 1 - ratio(sums["rated"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums),
         }
 
     def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
         """All questions pooled, as the authors quote it."""
-        if len(groups) < 2:
-            return {}
-        return {POOLED: Total(tuple(groups), self.metrics(add_up(list(groups.values()))))}
+        return self.pooled(groups)
 
     @property
     def directions(self) -> Mapping[str, int]:
@@ -179,8 +173,8 @@ def read_verdicts(answers: Path, replies: Path) -> dict[tuple[str, str], Verdict
         found = f"{len(said)} replies" if isinstance(said, list) else "no list of replies"
         raise ValueError(f"{replies} holds {found}, {answers} has {len(rows)} answers")
     verdicts = {}
-    for (number, row), reply in zip(rows, said, strict=True):
-        require(f"{answers}:{number}", row, ("question", "model_answer"), "answered MMHal-Bench")
+    for number, ((place, row), reply) in enumerate(zip(rows, said, strict=True), 1):
+        require(place, row, ("question", "model_answer"), "answered MMHal-Bench")
         key = str(number), answer_key(str(row["model_answer"]))
         verdicts[key] = _verdict(f"{replies}:{number}", reply)
     return verdicts

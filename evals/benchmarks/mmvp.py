@@ -9,23 +9,21 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_text
+from regaze.evals.benchmarks.data import Row, images_in, read_text
+from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.letters import lmms_letter, vlmevalkit_letter
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
-from regaze.interventions.base import unknown
-
-HUB_ID = "lmms-lab-eval/MMVP"
-HUB_SPLITS = ("train",)
 
 CORRECTED: Mapping[str, tuple[str, str, str]] = {
     "99": ("tusks", "A", "B"),
@@ -40,6 +38,8 @@ tsb0601/MMVP issue 30; lmms-eval's copy of the data holds the corrected ones.
 
 _FIELDS = ("Index", "Question", "Options", "Correct Answer")
 _IMAGES = "MMVP Images"
+
+HUB = Hub("lmms-lab-eval/MMVP", ("train",), key=lambda row: str(row["Index"]))
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,20 @@ PROFILES: Mapping[str, Profile] = {
 
 
 @dataclass
-class Mmvp(Questions):
-    """The task. An item's id is its index, its cluster the pair, its target options and answer."""
+class Mmvp(ProfiledQuestions):
+    """The task. An item's id is its index, its cluster the pair, its target options and answer.
+
+    Records have ``Index``, which is the image's key too, ``Question``, ``Options``
+    ("(a) ... (b) ...") and ``Correct Answer`` ("(a)").
+    """
 
     profile: str = "letter"
     max_new_tokens: int = 16
     name: str = "mmvp"
+    title = "MMVP"
+    profiles = PROFILES
+    hub = HUB
     headline: tuple[str, ...] = ("pair_accuracy", "accuracy", "a_ratio")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _find(self.profile)
 
     @classmethod
     def from_files(
@@ -94,8 +97,8 @@ class Mmvp(Questions):
         data: Path | str,
         images: Path | str | None = None,
         *,
-        profile: str = "letter",
-        max_new_tokens: int = 16,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> Mmvp:
         """Read MMVP's folder.
 
@@ -103,7 +106,7 @@ class Mmvp(Questions):
             data: The folder, or its file ``Questions.csv``.
             images: Folder of ``1.jpg`` to ``300.jpg``; default: ``MMVP Images`` beside that file.
             profile: Decides how questions are asked, answers read and which labels count.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: A file of something else, a malformed or repeated question, a question
@@ -112,54 +115,20 @@ class Mmvp(Questions):
         """
         path = Path(data)
         path = path / "Questions.csv" if path.is_dir() else path
-        folder = Path(images) if images is not None else path.parent / _IMAGES
-        return cls._build(
-            _read(path), lambda key: open_image(folder / f"{key}.jpg"), profile, max_new_tokens
-        )
+        folder = path.parent / _IMAGES if images is None else images
+        return cls._build(_read(path), images_in(folder, ".jpg"), profile, max_new_tokens)
 
     @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "letter",
-        max_new_tokens: int = 16,
-    ) -> Mmvp:
-        """Take questions from memory.
-
-        Args:
-            records: ``Index``, ``Question``, ``Options`` ("(a) ... (b) ...") and
-                ``Correct Answer`` ("(a)").
-            load_image: Gives the image of a record, see `image_key`.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
-    ) -> Mmvp:
-        prompt = _find(profile).prompt
-        items = arrange((place, _item(place, row, prompt)) for place, row in rows)
-        sizes = Counter(item.cluster for item in items)
-        if alone := [item.id for item in items if sizes[item.cluster] != 2]:
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        pairs: defaultdict[str, list[str]] = defaultdict(list)
+        for place, row in rows:
+            item = _item(place, row, PROFILES[profile].prompt)
+            pairs[item.cluster].append(item.id)
+            yield place, item
+        if alone := [ids[0] for ids in pairs.values() if len(ids) != 2]:
             raise ValueError(
                 f"MMVP's questions come in pairs 1 and 2, 3 and 4, ...: {alone[0]} has none"
             )
-        return cls(items, load, profile, max_new_tokens)
-
-    def under(self, profile: str) -> Mmvp:
-        """The same questions, scored under another profile.
-
-        Raises:
-            ValueError: Unknown profile.
-        """
-        return replace(self, profile=profile)
 
     def counts(self, item: Item, text: str) -> Counts:
         """Which option one answer names, and its length."""
@@ -174,8 +143,7 @@ class Mmvp(Questions):
             "correct": int(said == answer),
             "a": int(said == "A"),
             "other": int(said not in options),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def tally(self, items: Sequence[Item], counts: Sequence[Counts]) -> Counts:
@@ -188,11 +156,7 @@ class Mmvp(Questions):
         """Share of pairs and of questions right, of answers A and of none, words, empty answers."""
         return {
             "pair_accuracy": ratio(sums["both"], sums["pairs"]),
-            "accuracy": ratio(sums["correct"], sums["n"]),
-            "a_ratio": ratio(sums["a"], sums["n"]),
-            "other": ratio(sums["other"], sums["n"]),
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums, accuracy="correct", a_ratio="a", other="other"),
         }
 
     @property
@@ -202,20 +166,9 @@ class Mmvp(Questions):
         return {**scores, "a_ratio": 0, "other": -1, "words": 0, "empty": -1}
 
 
-def image_key(row: Row) -> str:
-    """The key of a record's image."""
-    return str(row["Index"])
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("MMVP profile", profile, PROFILES))
-    return PROFILES[profile]
-
-
 def _item(place: str, row: Row, prompt: str) -> Item:
     require(place, row, _FIELDS, "MMVP")
-    index = image_key(row)
+    index = str(row["Index"])
     if not index.isdigit() or int(index) < 1:
         raise ValueError(f"{place}: Index must be a number from 1, not {row['Index']!r}")
     texts = re.split(r"\s*\([a-z]\)\s*", str(row["Options"]).strip())

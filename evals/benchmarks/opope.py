@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regaze.evals.benchmarks.coco import draw_images
-from regaze.evals.benchmarks.data import open_image, read_records
+from regaze.evals.benchmarks.data import Loader, images_in, read_records
 from regaze.evals.benchmarks.pope_build import KINDS, draw_objects
-from regaze.evals.benchmarks.questions import Loader, Questions, require
+from regaze.evals.benchmarks.questions import Questions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
 
@@ -70,11 +71,11 @@ class Opope(Questions):
         """
         path, folder = Path(objects), Path(images)
         known: dict[str, list[str]] = {}
-        for number, row in read_records(path):
-            require(f"{path}:{number}", row, ("image", "objects"), "OPOPE")
+        for place, row in read_records(path):
+            require(place, row, ("image", "objects"), "OPOPE")
             image = str(row["image"])
             if image in known:
-                raise ValueError(f"{path}:{number}: the image {image} is in the file twice")
+                raise ValueError(f"{place}: the image {image} is in the file twice")
             known[image] = list(dict.fromkeys(map(str, row["objects"])))
         usable = {
             name: known[name]
@@ -85,7 +86,7 @@ class Opope(Questions):
             raise ValueError(f"no image of {folder} has {_PER_IMAGE} objects or more in {path}")
         return cls.from_truth(
             usable,
-            lambda name: open_image(folder / name),
+            images_in(folder),
             count=count,
             seed=seed,
             prompt=prompt,
@@ -139,8 +140,7 @@ class Opope(Questions):
             "tp": found,
             **{f"fp_{kind}": number for kind, number in wrong.items()},
             "correct": int(found == asked and not any(wrong.values())),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
@@ -157,8 +157,7 @@ class Opope(Questions):
                 for name in _SCORES
                 if name != "recall"
             },
-            "words": ratio(sums["words"], sums["n"]),
-            "empty": ratio(sums["empty"], sums["n"]),
+            **shares(sums),
         }
 
     @property

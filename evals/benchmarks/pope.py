@@ -6,55 +6,51 @@ the same images with the same positives, so they are scored apart and averaged, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from regaze.evals.benchmarks.data import fingerprint, open_image, read_records
-from regaze.evals.benchmarks.hub import Hub, read_hub
-from regaze.evals.benchmarks.pope_profiles import PROFILES, find_profile
-from regaze.evals.benchmarks.questions import require
+from regaze.evals.benchmarks.data import Loader, Row, images_in, read_records
+from regaze.evals.benchmarks.hub import Hub
+from regaze.evals.benchmarks.pope_profiles import PROFILES
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.evals.task import Counts, Item, Sums
 
-HUB_ID = "lmms-lab-encoder/POPE"
+HUB = Hub(
+    "lmms-lab-encoder/POPE",
+    ("test",),
+    key=lambda row: row.get("image_source"),
+    renamed={"question": "text", "answer": "label"},
+)
 SUBSETS = ("random", "popular", "adversarial")
 SOURCES = ("aokvqa", "gqa")
 """Where images come from in files that aren't about COCO's own objects."""
 
-Record = Mapping[str, Any]
 _FIELDS = ("question_id", "image", "text", "label")
 
 
 @dataclass
-class Pope(Task):
+class Pope(ProfiledQuestions):
     """The task. An item's id is ``subset/question_id``, its target the label.
 
-    Attributes:
-        items: All questions; those about one image are neighbours.
-        open: Gives the image of a key, as RGB.
-        profile: How answers are read, see `regaze.evals.benchmarks.pope_profiles`.
-        max_new_tokens: Longest answer to generate.
+    Records have ``question_id``, ``image``, ``text``, ``label`` and, optionally, ``category``, the
+    subset. Profiles: `regaze.evals.benchmarks.pope_profiles`; unless told otherwise, answers are as
+    long as the profile's own runner lets them be.
     """
 
-    items: Sequence[Item]
-    open: Callable[[str], Image.Image]
     profile: str = "official"
     max_new_tokens: int = 10
     name: str = "pope"
+    title = "POPE"
+    profiles = PROFILES
+    hub = HUB
     headline: tuple[str, ...] = ("accuracy", "f1", "yes_ratio", "words")
     yes_no: bool = True
-
-    def __post_init__(self) -> None:
-        find_profile(self.profile)
-        if not self.items:
-            raise ValueError("POPE has no questions: the files or records are empty")
 
     @classmethod
     def from_files(
@@ -62,7 +58,7 @@ class Pope(Task):
         questions: Iterable[Path | str],
         images: Path | str,
         *,
-        profile: str = "official",
+        profile: str | None = None,
         max_new_tokens: int | None = None,
     ) -> Pope:
         """Read question files (JSON lines, or one JSON array each) and images from a folder.
@@ -82,98 +78,28 @@ class Pope(Task):
                 repeated question, no question at all, unknown profile.
             OSError: A file can't be read.
         """
-        folder = Path(images)
-        records = (
-            (f"{path}:{line}", _subset(path), record)
+        rows = (
+            (place, {**row, "category": row.get("category") or _subset(path)})
             for path in map(Path, questions)
-            for line, record in read_records(path)
+            for place, row in read_records(path)
         )
-        return cls._build(records, lambda name: open_image(folder / name), profile, max_new_tokens)
-
-    @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Record],
-        load_image: Callable[[str], Image.Image],
-        *,
-        profile: str = "official",
-        max_new_tokens: int | None = None,
-    ) -> Pope:
-        """Take questions from memory.
-
-        Args:
-            records: ``question_id``, ``image``, ``text``, ``label`` and, optionally, ``category``.
-            load_image: Gives the image of a record's ``image`` field.
-            profile: As in `from_files`.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        named = ((f"record {i}", "all", record) for i, record in enumerate(records))
-        return cls._build(named, load_image, profile, max_new_tokens)
-
-    @classmethod
-    def from_hub(
-        cls,
-        dataset_id: str = HUB_ID,
-        *,
-        split: str = "test",
-        profile: str = "official",
-        max_new_tokens: int | None = None,
-    ) -> Pope:
-        """Load a data set with the fields of ``lmms-lab-encoder/POPE``, images included.
-
-        Raises:
-            ImportError: The package ``datasets`` isn't installed.
-            ValueError: As in `from_files`, or there is no such data set.
-            OSError: The Hub can't be reached.
-        """
-        hub = Hub(dataset_id, (split,), key=lambda row: row.get("image_source"))
-        rows, load = read_hub(hub)
-        records = ({**row, "text": row.get("question"), "label": row.get("answer")} for row in rows)
-        return cls.from_records(records, load, profile=profile, max_new_tokens=max_new_tokens)
+        return cls._build(rows, images_in(images), profile, max_new_tokens)
 
     @classmethod
     def _build(
         cls,
-        records: Iterable[tuple[str, str, Record]],
-        load: Callable[[str], Image.Image],
-        profile: str,
+        rows: Iterable[tuple[str, Row]],
+        load: Loader,
+        profile: str | None,
         max_new_tokens: int | None,
     ) -> Pope:
-        rules = find_profile(profile)
-        by_image: dict[str, list[Item]] = {}
-        seen: dict[str, str] = {}
-        for place, subset, record in records:
-            item = _item(place, subset, record, rules.suffix)
-            if item.id in seen:
-                raise ValueError(f"{place}: question {item.id} is already at {seen[item.id]}")
-            seen[item.id] = place
-            by_image.setdefault(str(item.image), []).append(item)
-        items = tuple(item for group in by_image.values() for item in group)
-        return cls(items, load, profile, max_new_tokens or rules.max_new_tokens)
+        longest = PROFILES[cls._known(profile or cls.profile)].max_new_tokens
+        return super()._build(rows, load, profile, max_new_tokens or longest)
 
-    @cached_property
-    def data_hash(self) -> str:
-        """SHA-256 of the questions, their labels and the names of their images."""
-        return fingerprint(self.items)
-
-    def load_image(self, item: Item) -> Image.Image:
-        """The item's image as RGB.
-
-        Raises:
-            OSError: Missing or unreadable; the message names the file.
-        """
-        return self.open(str(item.image))
-
-    def under(self, profile: str) -> Pope:
-        """The same questions, their answers read under another profile.
-
-        Raises:
-            ValueError: Unknown profile.
-        """
-        return replace(self, profile=profile)
+    @classmethod
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        suffix = PROFILES[profile].suffix
+        return ((place, _item(place, row, suffix)) for place, row in rows)
 
     def counts(self, item: Item, text: str) -> Counts:
         """Confusion cell of one answer, and its length.
@@ -189,8 +115,7 @@ class Pope(Task):
             "n": 1,
             "positives": int(item.target == "yes"),
             "correct": int(said == item.target),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
@@ -210,8 +135,7 @@ class Pope(Task):
             "recall": recall,
             "f1": ratio(2 * precision * recall, precision + recall),
             "yes_ratio": ratio(sums["positives"] if profile.yes_ratio_of_labels else tp + fp, n),
-            "words": ratio(sums["words"], n),
-            "empty": ratio(sums["empty"], n),
+            **shares(sums),
         }
 
     @property
@@ -228,15 +152,15 @@ def _subset(path: Path) -> str:
     return f"{source}/{subset}" if source else subset
 
 
-def _item(place: str, subset: str, record: Record, suffix: str) -> Item:
-    require(place, record, _FIELDS, "POPE")
-    if record["label"] not in ("yes", "no"):
-        raise ValueError(f"{place}: label must be 'yes' or 'no', not {record['label']!r}")
-    subset = str(record.get("category") or subset)
+def _item(place: str, row: Row, suffix: str) -> Item:
+    require(place, row, _FIELDS, "POPE")
+    if row["label"] not in ("yes", "no"):
+        raise ValueError(f"{place}: label must be 'yes' or 'no', not {row['label']!r}")
+    subset = str(row.get("category") or "all")
     return Item(
-        id=f"{subset}/{record['question_id']}",
-        image=str(record["image"]),
-        prompt=f"{record['text']}{suffix}",
+        id=f"{subset}/{row['question_id']}",
+        image=str(row["image"]),
+        prompt=f"{row['text']}{suffix}",
         group=subset,
-        target=record["label"],
+        target=row["label"],
     )

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from regaze.evals.benchmarks.yes_no import Verdict, words
-from regaze.interventions.base import unknown
 
 
 @dataclass(frozen=True)
@@ -36,17 +35,6 @@ class Profile:
     other_excluded: bool = False
     other_missed: bool = False
     yes_ratio_of_labels: bool = False
-
-
-def find_profile(name: str) -> Profile:
-    """The profile of that name.
-
-    Raises:
-        ValueError: There is none; the message names the nearest.
-    """
-    if name not in PROFILES:
-        raise ValueError(unknown("POPE profile", name, PROFILES))
-    return PROFILES[name]
 
 
 def _first_sentence(text: str) -> list[str]:

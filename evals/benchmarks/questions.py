@@ -1,36 +1,26 @@
-"""What benchmarks that are lists of questions share: the task's data, and how rows are read."""
+"""What benchmarks that are lists of questions share."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
-from regaze.evals.benchmarks.data import fingerprint
-from regaze.evals.task import Item, Task
+from regaze.evals.benchmarks.data import Loader, Row, fingerprint
+from regaze.evals.benchmarks.hub import Hub, read_hub
+from regaze.evals.benchmarks.rows import arrange
+from regaze.evals.scoring.statistics import ratio
+from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.interventions.base import unknown
 
-Row = Mapping[str, Any]
-Loader = Callable[[str], Image.Image]
-
-# What tells a benchmark's rows from the others'; those that others' rows have too come last.
-_FIELDS_OF = {
-    "HallusionBench": {"set_id", "figure_id", "gt_answer"},
-    "MMVP": {"Index", "Options", "Correct Answer"},
-    "MMHal-Bench": {"image_src", "image_content", "gt_answer"},
-    "A-OKVQA": {"choices", "correct_choice_idx"},
-    "TextVQA": {"image_id", "question", "answers"},
-    "V*Bench (letters)": {"text", "label", "category", "question_id", "image"},
-    "V*Bench (likelihood)": {"target_object", "options"},
-    "OPOPE": {"image", "objects"},
-    "POPE": {"image", "text", "label"},
-    "AMBER": {"id", "image", "query"},
-    "MME": {"question_id", "category", "question", "answer"},
-    "CHAIR (COCO)": {"images", "annotations"},
-    "CHAIR (captions)": {"image_id", "caption"},
-}
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -67,53 +57,156 @@ class Questions(Task):
         return self.open(str(item.image))
 
 
-def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
-    """Refuse a row of something else.
+@dataclass
+class ProfiledQuestions(Questions):
+    """Questions made of rows, each with its truth, that are read under one of several profiles.
+
+    A benchmark says how rows become items, and reads its own files in ``from_files``.
+
+    Attributes:
+        title: The benchmark's name as its authors write it.
+        profiles: How answers are read and, for some, what is asked, by name.
+        hub: Where a copy with the same fields lies on the Hub, if one does.
+    """
+
+    profile: str = "official"
+    max_new_tokens: int = 16
+    title: ClassVar[str]
+    profiles: ClassVar[Mapping[str, Any]]
+    hub: ClassVar[Hub | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._known(self.profile)
+
+    @classmethod
+    def from_records(
+        cls,
+        records: Iterable[Row],
+        load_image: Loader,
+        *,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Self:
+        """Take questions from memory.
+
+        Args:
+            records: Their fields are named in the description of the class.
+            load_image: Gives the image of a key.
+            profile: How answers are read and, for some, what is asked; default: the class's.
+            max_new_tokens: Longest answer to generate; default: the class's.
+
+        Raises:
+            ValueError: A malformed or repeated question, no question at all, unknown profile.
+        """
+        rows = ((f"row {number}", row) for number, row in enumerate(records))
+        return cls._build(rows, load_image, profile, max_new_tokens)
+
+    @classmethod
+    def from_hub(
+        cls,
+        dataset_id: str | None = None,
+        *,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> Self:
+        """Load a data set with the fields of the copy at `hub`, images included.
+
+        Args:
+            dataset_id: Its name or folder; default: that copy.
+            profile: As in `from_records`.
+            max_new_tokens: As in `from_records`.
+
+        Raises:
+            ImportError: The package ``datasets`` isn't installed.
+            ValueError: As in `from_records`, or the benchmark isn't read from the Hub.
+            OSError: There is no such data set, or the Hub can't be reached.
+        """
+        if cls.hub is None:
+            raise ValueError(f"{cls.title} isn't read from the Hub: give its own files")
+        rows, load = read_hub(replace(cls.hub, id=dataset_id or cls.hub.id))
+        return cls.from_records(rows, load, profile=profile, max_new_tokens=max_new_tokens)
+
+    def under(self, profile: str) -> Self:
+        """The same questions, their answers read under another profile.
+
+        Raises:
+            ValueError: Unknown profile, or it asks for something else.
+        """
+        mine, other = self.profiles[self.profile], self.profiles[self._known(profile)]
+        if self._asked(mine) != self._asked(other):
+            raise ValueError(
+                f"answers to {self.title}'s profile {self.profile!r} can't be read as {profile!r}, "
+                f"which asks in another way: make a run of its own with --profile {profile}"
+            )
+        return replace(self, profile=profile)
+
+    @classmethod
+    def _build(
+        cls,
+        rows: Iterable[tuple[str, Row]],
+        load: Loader,
+        profile: str | None,
+        max_new_tokens: int | None,
+    ) -> Self:
+        """The task of rows, each with the place it was read from; None: the class's default."""
+        profile = cls._known(cls.profile if profile is None else profile)
+        longest = cls.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return cls(arrange(cls._items(rows, profile)), load, profile, longest)
+
+    @classmethod
+    @abstractmethod
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        """Rows as items, each with its place."""
+
+    @staticmethod
+    def _asked(rules: Any) -> object:
+        """What of a profile must be the same for answers to be read under it."""
+        return None
+
+    @classmethod
+    def _known(cls, profile: str) -> str:
+        if profile not in cls.profiles:
+            raise ValueError(unknown(f"{cls.title} profile", profile, cls.profiles))
+        return profile
+
+
+@dataclass
+class EarningQuestions(ProfiledQuestions):
+    """Questions whose answers earn between 0 and 1, mostly what part of people agree with them."""
+
+    headline: tuple[str, ...] = ("accuracy", "words")
+
+    @abstractmethod
+    def earned(self, item: Item, text: str) -> float:
+        """What one answer earns."""
+
+    def counts(self, item: Item, text: str) -> Counts:
+        """What one answer earns; it counts as ``correct`` if it earns more than half."""
+        earned = self.earned(item, text)
+        return {"n": 1, "earned": earned, "correct": int(earned > 0.5), **length(text)}
+
+    def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
+        """Mean of what answers earn, words and share of empty answers."""
+        return shares(sums, accuracy="earned")
+
+    @property
+    def directions(self) -> Mapping[str, int]:
+        """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
+        return {"accuracy": 1, "words": 0, "empty": -1}
+
+
+def length(text: str) -> dict[str, int]:
+    """Statistics of an answer's length; ``words`` are separated by white space."""
+    return {"words": len(text.split()), "empty": int(not text.strip())}
+
+
+def shares(sums: Sums, **counts: str) -> dict[str, NDArray[np.float64]]:
+    """Statistics per answer: those named, ``words`` and ``empty``.
 
     Args:
-        place: File and line, for the message.
-        row: What was read.
-        fields: Names that must have a value.
-        what: The benchmark, for the message.
-
-    Raises:
-        ValueError: A field is missing or empty; the message names what there is instead.
+        sums: Summed statistics, ``n`` among them.
+        counts: For each metric its statistic.
     """
-    if missing := [name for name in fields if row.get(name) is None]:
-        other = looks_like(row)
-        raise ValueError(
-            f"{place}: no {what} question, it lacks {', '.join(missing)} "
-            f"(it has {', '.join(map(str, row)) or 'nothing'})"
-            + (f"; it looks like one of {other}" if other else "")
-        )
-
-
-def looks_like(row: Row) -> str | None:
-    """The benchmark that names its fields so, if one does."""
-    return next((name for name, fields in _FIELDS_OF.items() if fields <= row.keys()), None)
-
-
-def arrange(items: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
-    """Put items of one cluster, and in it those of one image, next to each other.
-
-    Args:
-        items: Each with the place it was read from. Otherwise their order is kept.
-
-    Raises:
-        ValueError: Two have the same id; the message names both places.
-    """
-    seen: dict[str, str] = {}
-    clusters: dict[str, dict[str | None, list[Item]]] = {}
-    for place, item in items:
-        if item.id in seen:
-            raise ValueError(f"{place}: question {item.id} is already at {seen[item.id]}")
-        seen[item.id] = place
-        clusters.setdefault(item.cluster, {}).setdefault(item.image, []).append(item)
-    return tuple(
-        item for images in clusters.values() for group in images.values() for item in group
-    )
-
-
-def numbered(rows: Iterable[Row]) -> Iterable[tuple[str, Row]]:
-    """Rows from memory, each with a place to name in messages."""
-    return ((f"row {number}", row) for number, row in enumerate(rows))
+    named = {**counts, "words": "words", "empty": "empty"}
+    return {metric: ratio(sums[key], sums["n"]) for metric, key in named.items()}

@@ -9,7 +9,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.benchmarks.building import TEXT_FILES, build
+from regaze.evals.benchmarks.amber import Amber
+from regaze.evals.benchmarks.amber_generative import AmberGenerative
+from regaze.evals.benchmarks.aokvqa import AOkvqa
+from regaze.evals.benchmarks.building import (
+    TEXT_FILES,
+    Build,
+    chair,
+    is_hub_id,
+    mmvp,
+    opope,
+    pope,
+    textvqa,
+    whole,
+    with_images,
+    with_images_under,
+)
+from regaze.evals.benchmarks.hallusionbench import HallusionBench
+from regaze.evals.benchmarks.mme import Mme
+from regaze.evals.benchmarks.mmhal import MmHal
+from regaze.evals.benchmarks.mmvp import Mmvp
+from regaze.evals.benchmarks.pope import Pope
+from regaze.evals.benchmarks.questions import ProfiledQuestions
+from regaze.evals.benchmarks.textvqa import TextVqa
+from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.scenes import SPLITS
 from regaze.evals.task import Task
 from regaze.interventions.base import unknown
@@ -111,7 +134,7 @@ class Source:
             )
         usual = benchmark.profiles if self.data else benchmark.sandbox
         first, *others = self.profiles or usual
-        tasks = [build(self, first)]
+        tasks = [self._build(benchmark, first)]
         for profile in others:
             try:
                 tasks.append(tasks[0].under(profile))
@@ -120,6 +143,17 @@ class Source:
                     raise
                 _log.warning("%s/%s is left out: %s", self.benchmark, profile, error)
         return tasks
+
+    def _build(self, benchmark: Benchmark, profile: str) -> Task:
+        if self.images is None and len(self.data) == 1 and is_hub_id(self.data[0]):
+            if benchmark.hub is None:
+                there = ", ".join(name for name, each in BENCHMARKS.items() if each.hub)
+                raise ValueError(
+                    f"--data: there is no file or folder {self.data[0]}, and {self.name} isn't "
+                    f"read from the Hub, only {there}"
+                )
+            return benchmark.hub.from_hub(self.data[0], profile=profile)
+        return benchmark.build(self, profile)
 
 
 @dataclass(frozen=True)
@@ -131,6 +165,8 @@ class Benchmark:
         summary: What it asks.
         paper: Where it is described.
         profiles: The usual ones; the first decides what is asked.
+        build: Makes the task from files or from the sandbox's scenes.
+        hub: Makes it from a copy on the Hub, where there is one.
         sandbox: The usual profiles on the sandbox's scenes; empty: there is nothing to ask there.
         draws: Whether files leave it open which images to ask about.
     """
@@ -139,6 +175,8 @@ class Benchmark:
     summary: str
     paper: str
     profiles: Sequence[str]
+    build: Build
+    hub: type[ProfiledQuestions] | None = None
     sandbox: Sequence[str] = ()
     draws: bool = False
 
@@ -160,6 +198,8 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "yes/no questions about present and absent objects",
         "arXiv 2305.10355",
         ("official",),
+        pope,
+        hub=Pope,
         sandbox=("official",),
     ),
     "chair": Benchmark(
@@ -167,6 +207,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "objects in captions that are not in the image",
         "arXiv 1809.02156",
         ("official", "opera"),
+        chair,
         sandbox=("exact",),
         draws=True,
     ),
@@ -175,6 +216,7 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "POPE's objects, looked up in captions",
         "arXiv 2403.00425",
         ("official",),
+        opope,
         draws=True,
     ),
     "amber": Benchmark(
@@ -182,53 +224,68 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         "yes/no questions about existence, attributes and relations",
         "arXiv 2311.07397",
         ("yesno", "strict"),
+        with_images(Amber.from_files),
     ),
     "amber-generative": Benchmark(
         "AMBER generative",
         "objects in descriptions that are not in the image",
         "arXiv 2311.07397",
         ("official",),
+        with_images_under(AmberGenerative.from_files),
     ),
     "mme": Benchmark(
         "MME",
         "two yes/no questions about each image, 14 subsets",
         "arXiv 2306.13394",
         ("lmms",),
+        whole(Mme.from_files),
+        hub=Mme,
     ),
     "mmvp": Benchmark(
         "MMVP",
         "a or b about pairs of images that CLIP takes for one",
         "arXiv 2401.06209",
         ("letter", "letter/original"),
+        mmvp,
+        hub=Mmvp,
     ),
     "hallusionbench": Benchmark(
         "HallusionBench",
         "illusions and edited figures, yes/no, some without image",
         "arXiv 2310.14566",
         ("yesno",),
+        with_images(HallusionBench.from_files),
+        hub=HallusionBench,
     ),
     "textvqa": Benchmark(
         "TextVQA",
         "questions whose answer is written in the image",
         "arXiv 1904.08920",
         ("official",),
+        textvqa,
+        hub=TextVqa,
     ),
     "aokvqa": Benchmark(
         "A-OKVQA",
         "questions that need knowledge, multiple choice or direct",
         "arXiv 2206.01718",
         ("letter",),
+        with_images(AOkvqa.from_files),
+        hub=AOkvqa,
     ),
     "vstar": Benchmark(
         "V*Bench",
         "small things in large images, multiple choice",
         "arXiv 2312.14135",
         ("letter",),
+        whole(VStar.from_files),
+        hub=VStar,
     ),
     "mmhal": Benchmark(
         "MMHal-Bench",
         "open questions, to be rated by a judge of your own",
         "arXiv 2309.14525",
         ("official",),
+        with_images_under(MmHal.from_files),
     ),
 }

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import open_image, read_json, read_records
+from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.letters import vlmevalkit_letter
-from regaze.evals.benchmarks.questions import Loader, Questions, Row, arrange, numbered, require
-from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import POOLED, Counts, Item, Sums, Total, add_up
-from regaze.interventions.base import unknown
+from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
+from regaze.evals.benchmarks.rows import require
+from regaze.evals.task import Counts, Item, Sums, Total
 
 HUB = Hub("lmms-lab-encoder/vstar-bench", ("test",))
 
@@ -89,17 +88,29 @@ model adds."""
 
 
 @dataclass
-class VStar(Questions):
-    """The task. An item's group is its category, its target the options and the right one."""
+class VStar(ProfiledQuestions):
+    """The task. An item's group is its category, its target the options and the right one.
 
-    profile: str = "likelihood"
+    Records have ``question_id``, ``category``, ``image`` (a key) and, for letters, ``text`` (the
+    question and its options from "(A)" on) and ``label``, for likelihoods ``question`` and
+    ``options``, the first of which is right.
+    """
+
+    profile: str = "letter"
     max_new_tokens: int = 16
     name: str = "vstar"
+    title = "V*Bench"
+    profiles = PROFILES
+    hub = HUB
     headline: tuple[str, ...] = ("accuracy", "first_ratio", "words")
 
     @classmethod
     def from_files(
-        cls, data: Path | str, *, profile: str = "likelihood", max_new_tokens: int = 16
+        cls,
+        data: Path | str,
+        *,
+        profile: str | None = None,
+        max_new_tokens: int | None = None,
     ) -> VStar:
         """Read the release's folder (``craigwu/vstar_bench``), which holds the images too.
 
@@ -107,70 +118,32 @@ class VStar(Questions):
             data: The folder. Letters are asked for by its ``test_questions.jsonl``, likelihoods by
                 the JSON file beside each image of ``direct_attributes`` and ``relative_position``.
             profile: Decides what is asked and how answers are read.
-            max_new_tokens: Longest answer to generate.
+            max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
             ValueError: A folder of something else, a malformed or repeated question, unknown
                 profile.
             OSError: A file can't be read.
         """
-        folder = Path(data)
-        rows = _annotations(folder) if _find(profile).letter is None else _released(folder)
-        return cls._build(rows, lambda name: open_image(folder / name), profile, max_new_tokens)
+        profile = cls._known(profile or cls.profile)
+        rows = _released(Path(data)) if PROFILES[profile].letter else _annotations(Path(data))
+        return cls._build(rows, images_in(data), profile, max_new_tokens)
 
     @classmethod
-    def from_records(
-        cls,
-        records: Iterable[Row],
-        load_image: Loader,
-        *,
-        profile: str = "letter",
-        max_new_tokens: int = 16,
-    ) -> VStar:
-        """Take questions from memory.
-
-        Args:
-            records: ``question_id``, ``category``, ``image`` (a key) and either ``text`` (the
-                question and its options from "(A)" on) and ``label``, or ``question`` and
-                ``options``, the first of which is right.
-            load_image: Gives the image of a key.
-            profile: As in `from_files`; letters need ``text``, likelihoods ``options``.
-            max_new_tokens: As in `from_files`.
-
-        Raises:
-            ValueError: As in `from_files`.
-        """
-        return cls._build(numbered(records), load_image, profile, max_new_tokens)
-
-    @classmethod
-    def _build(
-        cls, rows: Iterable[tuple[str, Row]], load: Loader, profile: str, max_new_tokens: int
-    ) -> VStar:
-        make = _likely if _find(profile).letter is None else _lettered
-        items = arrange((place, make(place, row, PROFILES[profile].prompt)) for place, row in rows)
-        if (
-            PROFILES[profile].letter
-            and len(items) > 1
-            and not any(i.target["right"] for i in items)
-        ):
+    def _items(cls, rows: Iterable[tuple[str, Row]], profile: str) -> Iterable[tuple[str, Item]]:
+        rules = PROFILES[profile]
+        make = _lettered if rules.letter else _likely
+        items = [(place, make(place, row, rules.prompt)) for place, row in rows]
+        if rules.letter and len(items) > 1 and not any(i.target["right"] for _, i in items):
             raise ValueError(
                 "option A is right in all V*Bench questions, so they tell nothing: their options "
                 f"must be in the order of {QUESTIONS}"
             )
-        return cls(items, load, profile, max_new_tokens)
+        return items
 
-    def under(self, profile: str) -> VStar:
-        """The same questions, their answers read under another profile that asks for the same.
-
-        Raises:
-            ValueError: Unknown profile, or it asks for something else.
-        """
-        if _find(profile).prompt != PROFILES[self.profile].prompt:
-            raise ValueError(
-                f"answers to V*Bench's profile {self.profile!r} can't be read as {profile!r}, "
-                f"which asks in another way: make a run of its own with --profile {profile}"
-            )
-        return replace(self, profile=profile)
+    @staticmethod
+    def _asked(rules: Profile) -> object:
+        return rules.prompt
 
     def counts(self, item: Item, text: str) -> Counts:
         """Whether one answer is right, whether it is the option listed first, and its length."""
@@ -186,8 +159,7 @@ class VStar(Questions):
             "correct": int(said == item.target["right"]),
             "first": int(said == 0),
             "other": int(said < 0),
-            "words": len(text.split()),
-            "empty": int(not text.strip()),
+            **length(text),
         }
 
     def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
@@ -195,26 +167,16 @@ class VStar(Questions):
 
         With likelihoods the first option is always the right one, as the authors list them.
         """
-        names = {"accuracy": "correct", "first_ratio": "first", "other": "other"}
-        shares = {metric: ratio(sums[key], sums["n"]) for metric, key in names.items()}
-        return {**shares, **{key: ratio(sums[key], sums["n"]) for key in ("words", "empty")}}
+        return shares(sums, accuracy="correct", first_ratio="first", other="other")
 
     def totals(self, groups: Mapping[str, Sums]) -> Mapping[str, Total]:
         """All questions pooled, as the authors quote it."""
-        if len(groups) < 2:
-            return {}
-        return {POOLED: Total(tuple(groups), self.metrics(add_up(list(groups.values()))))}
+        return self.pooled(groups)
 
     @property
     def directions(self) -> Mapping[str, int]:
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither."""
         return {"accuracy": 1, "first_ratio": 0, "other": -1, "words": 0, "empty": -1}
-
-
-def _find(profile: str) -> Profile:
-    if profile not in PROFILES:
-        raise ValueError(unknown("V*Bench profile", profile, PROFILES))
-    return PROFILES[profile]
 
 
 def _likely(place: str, row: Row, prompt: str) -> Item:
@@ -274,4 +236,4 @@ def _released(folder: Path) -> Iterator[tuple[str, Row]]:
             f"there is no {path}: letters are asked for in the order of options that this file of "
             "craigwu/vstar_bench gives"
         )
-    return ((f"{path}:{number}", row) for number, row in read_records(path))
+    return read_records(path)

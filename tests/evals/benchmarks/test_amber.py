@@ -240,6 +240,8 @@ def test_repeated_ids_unknown_profiles_and_empty_sets_are_refused() -> None:
         Amber.from_records([record()], blank).under("official")
     with pytest.raises(ValueError, match="amber has no questions"):
         Amber.from_records([], blank)
+    with pytest.raises(ValueError, match="AMBER isn't read from the Hub: give its own files"):
+        Amber.from_hub()
 
 
 def test_it_is_a_task() -> None:

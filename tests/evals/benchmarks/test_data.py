@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from regaze.evals.benchmarks.data import open_image, read_image, read_records, read_text
 
@@ -95,11 +95,28 @@ def _lossless(kind: str) -> dict[str, bool]:
     return {"lossless": True} if kind == "WEBP" else {}
 
 
-def test_photographs_stand_upright() -> None:
-    wide = Image.new("RGB", (30, 10), RED)
+@pytest.mark.parametrize("orientation", range(10))
+def test_photographs_stand_upright(orientation: int) -> None:
+    photo = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 40).convert("RGB")
     exif = Image.Exif()
-    exif[0x0112] = 6
-    assert read_image(encoded(wide, "JPEG", exif=exif.tobytes()), "it").size == (10, 30)
+    exif[0x0112] = orientation
+    data = encoded(photo, "PNG", exif=exif.tobytes())
+    wanted = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(np.asarray(read_image(data, "it")), np.asarray(wanted))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_other_damaged_exif_does_not_keep_a_photograph_from_standing_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112], exif[0x011A] = 6, 72.0
+    good = exif.tobytes()
+    # The resolution becomes text, which nothing can write back as a number.
+    bad = good.replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x02")
+    data = encoded(Image.new("RGB", (30, 10), RED), "JPEG", exif=bad)
+    assert bad != good
+    with pytest.raises((AttributeError, TypeError)):
+        ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert read_image(data, "it").size == (10, 30)
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -219,7 +236,7 @@ def test_arrays_may_be_written_over_many_lines(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     rows = [{"a": 1}, {"a": 2}]
     path.write_text(json.dumps(rows, indent=4))
-    assert list(read_records(path)) == [(1, {"a": 1}), (2, {"a": 2})]
+    assert list(read_records(path)) == [(f"{path}:1", {"a": 1}), (f"{path}:2", {"a": 2})]
 
 
 def test_endless_nesting_is_malformed(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from regaze.evals.benchmarks.hallusionbench import HallusionBench
 from regaze.evals.task import POOLED, Task
 
 KINDS = (("VD", "illusion"), ("VD", "ocr"), ("VS", "ocr"), ("VS", "map"))
-ACCURACIES = ("a_acc", "f_acc", "q_acc", "easy", "hard")
+ACCURACIES = ("accuracy", "f_acc", "q_acc", "easy", "hard")
 # 0 wrong, 1 right, 2 unclear, as the official script codes what its judge says.
 JUDGED = (1, 1, 0, 1, 2, 1, 1, 1, 1, 1, 1, 0, 1, 2)
 
@@ -81,7 +81,7 @@ def test_not_knowing_is_right_only_where_there_is_no_figure() -> None:
     task = made()
     said = dict.fromkeys((item.id for item in task.items), "Uncertain.")
     found = sections(task, said)
-    assert (found["VD"]["a_acc"], found["VS"]["a_acc"]) == (0.0, 1 / 3)
+    assert (found["VD"]["accuracy"], found["VS"]["accuracy"]) == (0.0, 1 / 3)
     assert found["VS"]["f_acc"] == 0.0
 
 
@@ -94,7 +94,7 @@ def test_vlmevalkit_leaves_out_questions_without_image() -> None:
     assert [sections(task, said)["VS"][name] for name in ACCURACIES] == [0.0] * 5
     only_text = {i.id: i.target for i in task.items if not i.image}
     found = sections(task, only_text)
-    assert all(isnan(found["VS/map"][name]) for name in ("a_acc", "f_acc", "q_acc", "words"))
+    assert all(isnan(found["VS/map"][name]) for name in ("accuracy", "f_acc", "q_acc", "words"))
 
 
 def test_profiles_read_the_same_answers_differently() -> None:

@@ -28,8 +28,9 @@ def judged(folder: Path, *said: str) -> tuple[MmHal, dict[str, str]]:
 # Scores
 
 
-def test_ratings_count_as_in_the_authors_script(tmp_path: Path) -> None:
-    # For these replies Eval/summarize_gpt_mmhal.py averages 6, 2, 3, 0, 0, 0 and 1.
+def test_ratings_count_by_the_rules_of_the_authors_script(tmp_path: Path) -> None:
+    # By the rules of Eval/summarize_gpt_mmhal.py these are 6, 2, 3, 0, 0, 0 and 1: read off the
+    # script by hand, it wasn't run.
     said = (
         *("Fine.\nRating: 6, very informative", "- Hallucination: yes\nrating: 2", "Rating: 3."),
         *("Rating: 5 or rating: 4", "I can't rate this.", "Rating:5", "Rating: 10"),

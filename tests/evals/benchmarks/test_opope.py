@@ -72,8 +72,9 @@ def test_scores_by_hand() -> None:
     assert wrong["random"] >= 1
 
 
-def test_scores_are_those_of_the_script() -> None:
-    # What print_acc of BillChan226/HALC@12ea8b5 prints for TP 5, FP 2, TN 7, FN 4.
+def test_scores_follow_the_formulas_of_the_script() -> None:
+    # Worked out by hand for TP 5, FP 2, TN 7, FN 4 with the formulas of print_acc in
+    # BillChan226/HALC@12ea8b5; the script itself wasn't run.
     counts = {"tp": 5, "asked": 9, **{f"fp_{kind}": 2 for kind in KINDS}, "words": 9, "n": 3}
     sums = {key: np.array(float(value)) for key, value in {**counts, "empty": 0}.items()}
     found = made().metrics(sums)

@@ -12,8 +12,8 @@ import pytest
 from hubs import fake_hub
 from PIL import Image
 
-from regaze.evals.benchmarks.questions import looks_like
 from regaze.evals.benchmarks.registry import BENCHMARKS, Source, find
+from regaze.evals.benchmarks.rows import looks_like
 
 COCO = {"image": "1.jpg", "question_id": 1, "text": "Is there a dog?", "label": "yes"}
 AOKVQA = {
@@ -109,6 +109,8 @@ def test_each_benchmark_is_built_from_its_files_under_its_usual_profiles(
         assert task.items == tasks[0].items or name == "mmvp"  # Its labels depend on the profile.
         assert task.headline
         assert set(task.headline) <= set(task.directions)
+        # Thresholds are told beside it.
+        assert "accuracy" in task.directions or not task.yes_no
         for item in task.items:
             assert task.load_image(item).mode == "RGB"
             task.counts(item, "yes")

@@ -50,7 +50,7 @@ def test_sizes_and_ends_are_counted() -> None:
     assert (cut.finish, cut.n_new_tokens, cut.n_image_tokens) == ("length", 5, 64)
     inputs = answerer.encode(["Describe the image."], [image])
     assert cut.n_prompt_tokens == inputs["input_ids"].shape[1]
-    answerer._ends = frozenset(range(len(PROCESSOR.tokenizer)))
+    answerer.ends = frozenset(range(len(PROCESSOR.tokenizer)))
     ended = answerer(["Describe the image."], [image])[0]
     assert (ended.finish, ended.n_new_tokens) == ("eos", 1)
 

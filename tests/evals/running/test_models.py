@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import save_toy_model
+from toy import save_toy_model, toy_model
 
-from regaze.evals.running.models import load
+from regaze.evals.running.models import identify, load, processor_settings
 
 
 @pytest.fixture(scope="module")
@@ -101,3 +101,17 @@ def test_unknown_devices_are_refused(folder: Path) -> None:
         load(str(folder), device="gpu")
     with pytest.raises(ValueError, match="exclude each other"):
         load(str(folder), device="cpu", device_map="auto")
+
+
+def test_identities_tell_models_apart() -> None:
+    (model, _), (other, _) = toy_model(), toy_model()
+    assert identify(other) == identify(model)
+    next(other.parameters()).data.view(-1)[0] += 1
+    assert identify(other) != identify(model)
+
+
+def test_using_a_processor_does_not_change_what_is_recorded_of_it() -> None:
+    _, processor = toy_model()
+    before = processor_settings(processor)
+    processor.tokenizer(["one", "one two three"], padding=True, truncation=True, max_length=2)
+    assert processor_settings(processor) == before

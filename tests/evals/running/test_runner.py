@@ -6,75 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import ToyTask, answers_on_disk, toy_model
+from toy import ToyTask, answers_on_disk, run_toy, shared_toy_model
 
-from regaze.evals.running import records, results, runner
+from regaze.evals.running import records
 from regaze.evals.running.batching import plan
-from regaze.evals.running.conditions import Condition, baseline_first, other_images
 from regaze.evals.running.decoding import Decoding
 from regaze.evals.running.generation import Answerer
-from regaze.evals.running.models import identify, processor_settings
-from regaze.evals.running.records import ConfigMismatchError
-from regaze.evals.running.results import RunResult, take
+from regaze.evals.running.models import identify
 from regaze.evals.task import Item
-from regaze.interventions import PAI, VHR
 
-MODEL, PROCESSOR = toy_model()
-IDENTITY = {"name": "toy", "weights_sha256": "toy"}
-
-
-def run(out: Path, *conditions: str, task: ToyTask | None = None, **options: Any) -> RunResult:
-    settings = {"batch_size": 4, "identity": IDENTITY, **options}
-    parsed = [Condition.parse(text) for text in conditions]
-    return runner.run(task or ToyTask(), MODEL, PROCESSOR, parsed, out=out, **settings)
-
-
-# Conditions
-
-
-def test_conditions_are_read_with_their_settings_and_compose_with_plus() -> None:
-    assert Condition.parse("none") == Condition()
-    assert Condition.parse("vhr:alpha=3") == Condition((VHR(alpha=3),))
-    assert Condition.parse("vhr:alpha=3+pai:alpha=1e+0").specs == (VHR(alpha=3), PAI(alpha=1.0))
-    assert Condition.parse("vhr:alpha=3+pai").label == "vhr:alpha=3+pai"
-    assert Condition().label == "none"
-
-
-def test_the_baseline_comes_first_and_only_once() -> None:
-    vhr = Condition((VHR(),))
-    assert baseline_first([vhr]) == [Condition(), vhr]
-    assert baseline_first([vhr, Condition()]) == [Condition(), vhr]
-    with pytest.raises(ValueError, match="given twice: vhr"):
-        baseline_first([vhr, Condition.parse("vhr")])
-
-
-# Which items
-
-
-def items(**groups: int) -> list[Item]:
-    return [Item(f"{g}/{i}", f"image {i}", "?", g) for g, n in groups.items() for i in range(n)]
-
-
-@pytest.mark.parametrize(
-    ("limit", "expected"),
-    [
-        (1, ["a/0"]),
-        (3, ["a/0", "a/1", "b/0"]),
-        (6, ["a/0", "a/1", "a/2", "a/3", "b/0", "b/1"]),
-        (99, ["a/0", "a/1", "a/2", "a/3", "a/4", "b/0", "b/1"]),
-    ],
-)
-def test_a_limit_takes_the_first_items_of_each_group_in_order(
-    limit: int, expected: list[str]
-) -> None:
-    assert [item.id for item in take(items(a=5, b=2), limit)] == expected
-
-
-def test_no_items_and_a_limit_below_one_are_refused() -> None:
-    with pytest.raises(ValueError, match="nothing to ask"):
-        take([], None)
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        take(items(a=1), 0)
+MODEL, PROCESSOR = shared_toy_model()
 
 
 # Answers
@@ -82,7 +23,7 @@ def test_no_items_and_a_limit_below_one_are_refused() -> None:
 
 def test_every_condition_answers_every_item_once_in_order(tmp_path: Path) -> None:
     task = ToyTask()
-    result = run(tmp_path, "vhr:alpha=4", task=task)
+    result = run_toy(tmp_path, "vhr:alpha=4", task=task)
     assert [a.label for a in result.answers] == ["none", "vhr:alpha=4"]
     for condition in answers_on_disk(tmp_path).values():
         assert [line["id"] for line in condition] == [item.id for item in task.items]
@@ -93,7 +34,7 @@ def test_every_condition_answers_every_item_once_in_order(tmp_path: Path) -> Non
 
 def test_answers_are_what_the_model_says_to_the_same_batch(tmp_path: Path) -> None:
     task = ToyTask()
-    result = run(tmp_path, share=False)
+    result = run_toy(tmp_path, share=False)
     batch = plan(task.items, 4)[2]
     answerer = Answerer(MODEL, PROCESSOR, task.max_new_tokens)
     alone = answerer([i.prompt for i in batch], [task.load_image(i) for i in batch])
@@ -105,36 +46,22 @@ def test_answers_are_what_the_model_says_to_the_same_batch(tmp_path: Path) -> No
 
 def test_a_batch_reads_each_of_its_images_once(tmp_path: Path) -> None:
     task = ToyTask(images=2)
-    run(tmp_path, task=task, batch_size=6)
+    run_toy(tmp_path, task=task, batch_size=6)
     # The first is read once more, to try out whether prefixes can be shared.
     assert task.loads == ["image 0", "image 0", "image 1"]
 
 
 def test_the_model_is_left_as_it_was_found(tmp_path: Path) -> None:
     before = identify(MODEL), MODEL.config._attn_implementation
-    run(tmp_path, "vhr:alpha=4", limit=4)
+    run_toy(tmp_path, "vhr:alpha=4", limit=4)
     assert (identify(MODEL), MODEL.config._attn_implementation) == before
-
-
-def test_identities_tell_models_apart() -> None:
-    other, _ = toy_model()
-    assert identify(other) == identify(MODEL)
-    next(other.parameters()).data.view(-1)[0] += 1
-    assert identify(other) != identify(MODEL)
-
-
-def test_using_a_processor_does_not_change_what_is_recorded_of_it() -> None:
-    _, processor = toy_model()
-    before = processor_settings(processor)
-    processor.tokenizer(["one", "one two three"], padding=True, truncation=True, max_length=2)
-    assert processor_settings(processor) == before
 
 
 # Missing images
 
 
 def test_a_missing_image_is_recorded_and_the_run_goes_on(tmp_path: Path) -> None:
-    result = run(tmp_path, task=ToyTask(missing=["image 1"]))
+    result = run_toy(tmp_path, task=ToyTask(missing=["image 1"]))
     failed = {key: r.error for key, r in result.answers[0].records.items() if not r.ok}
     assert list(failed) == [f"{g}/1-{n}" for g in ("easy", "hard") for n in range(3)]
     assert set(failed.values()) == {"no image file image 1.png"}
@@ -147,11 +74,11 @@ def test_missing_images_do_not_pile_up_and_are_answered_once_they_are_there(
     tmp_path: Path,
 ) -> None:
     missing = ToyTask(missing=["image 1"])
-    run(tmp_path, task=missing)
+    run_toy(tmp_path, task=missing)
     lines = answers_on_disk(tmp_path)
-    run(tmp_path, task=missing)
+    run_toy(tmp_path, task=missing)
     assert answers_on_disk(tmp_path) == lines
-    result = run(tmp_path, task=ToyTask())
+    result = run_toy(tmp_path, task=ToyTask())
     assert all(record.ok for record in result.answers[0].records.values())
     assert {r.attempt for r in result.answers[0].records.values() if r.cluster == "image 1"} == {2}
     assert [line["id"] for line in answers_on_disk(tmp_path)["none"]] == [
@@ -160,7 +87,7 @@ def test_missing_images_do_not_pile_up_and_are_answered_once_they_are_there(
 
 
 def test_a_run_without_any_readable_image_ends_with_errors_only(tmp_path: Path) -> None:
-    result = run(tmp_path, task=ToyTask(images=1, missing=["image 0"]))
+    result = run_toy(tmp_path, task=ToyTask(images=1, missing=["image 0"]))
     assert [record.finish for record in result.answers[0].records.values()] == ["error"] * 6
 
 
@@ -168,7 +95,7 @@ def test_a_run_without_any_readable_image_ends_with_errors_only(tmp_path: Path) 
 
 
 def test_the_manifest_says_how_the_answers_were_made(tmp_path: Path) -> None:
-    result = run(tmp_path, "vhr:alpha=4", limit=8)
+    result = run_toy(tmp_path, "vhr:alpha=4", limit=8)
     manifest = result.answers[1].manifest
     assert manifest["model"] == "toy"
     assert manifest["profile"] == "toy/plain"
@@ -185,54 +112,12 @@ def test_the_manifest_says_how_the_answers_were_made(tmp_path: Path) -> None:
     assert session["packages"]["transformers"]
 
 
-def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:
-    run(tmp_path, "vhr:alpha=4")
-    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    task = ToyTask()
-    result = run(tmp_path, "vhr:alpha=4", task=task)
-    assert task.loads == []
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
-    assert len(result.answers[1].records) == 30
-
-
-def test_another_condition_joins_a_finished_run(tmp_path: Path) -> None:
-    run(tmp_path, "vhr:alpha=4")
-    before = answers_on_disk(tmp_path)
-    result = run(tmp_path, "vhr:alpha=4", "pai:alpha=2")
-    assert [a.label for a in result.answers] == ["none", "vhr:alpha=4", "pai:alpha=2"]
-    assert {name: answers_on_disk(tmp_path)[name] for name in before} == before
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"batch_size": 5}, "batch_size: 4 there, 5 now"),
-        ({"max_new_tokens": 6}, "decoding.max_new_tokens: 5 there, 6 now"),
-        ({"limit": 20}, "items: 8 there, 20 now"),
-        ({"identity": {"name": "toy", "weights_sha256": "x"}}, 'model.weights_sha256: "toy" there'),
-    ],
-)
-def test_other_settings_are_refused_and_nothing_is_touched(
-    tmp_path: Path, change: dict[str, Any], named: str
-) -> None:
-    run(tmp_path, limit=8)
-    before = answers_on_disk(tmp_path)
-    with pytest.raises(ConfigMismatchError, match=named):
-        run(tmp_path, **{"limit": 8, **change})
-    assert answers_on_disk(tmp_path) == before
-
-
 def test_a_condition_that_does_not_fit_the_model_stops_before_the_first_answer(
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match="layers"):
-        run(tmp_path, "vhr:layers=[77]")
+        run_toy(tmp_path, "vhr:layers=[77]")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_directory_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"not a run directory: it has no run\.json"):
-        results.load(ToyTask(), tmp_path)
 
 
 # Interventions that never act
@@ -241,35 +126,18 @@ SILENT = "var:sink_dims=[0],tau=1"
 
 
 def test_an_intervention_that_never_acts_is_called_silent(tmp_path: Path) -> None:
-    result = run(tmp_path, SILENT, "vhr:alpha=4", limit=8)
+    result = run_toy(tmp_path, SILENT, "vhr:alpha=4", limit=8)
     assert [a.silent for a in result.answers] == [False, True, False]
 
 
 def test_it_stays_silent_when_there_is_nothing_left_to_ask(tmp_path: Path) -> None:
-    run(tmp_path, SILENT, limit=8)
-    assert run(tmp_path, SILENT, limit=8).answers[1].silent
-
-
-# Stopped runs
-
-
-def test_an_interrupt_leaves_a_directory_that_goes_on(tmp_path: Path) -> None:
-    run(tmp_path / "whole")
-
-    def interrupt(label: str, done: int, total: int) -> None:
-        if done >= 8:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", progress=interrupt)
-    assert len(answers_on_disk(tmp_path / "cut")["none"]) == 9
-    run(tmp_path / "cut")
-    assert answers_on_disk(tmp_path / "cut") == answers_on_disk(tmp_path / "whole")
+    run_toy(tmp_path, SILENT, limit=8)
+    assert run_toy(tmp_path, SILENT, limit=8).answers[1].silent
 
 
 def test_progress_is_told_for_every_batch(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
-    run(tmp_path, limit=6, progress=lambda *step: told.append(step))
+    run_toy(tmp_path, limit=6, progress=lambda *step: told.append(step))
     assert told == [("none", 0, 6), ("none", 3, 6), ("none", 6, 6)]
 
 
@@ -278,7 +146,7 @@ def test_progress_is_told_for_every_batch(tmp_path: Path) -> None:
 
 def test_conditions_may_show_another_image_or_none(tmp_path: Path) -> None:
     task = ToyTask(3)
-    result = run(tmp_path, "none@wrong", "none@blank", task=task)
+    result = run_toy(tmp_path, "none@wrong", "none@blank", task=task)
     assert [a.label for a in result.answers] == ["none", "none@wrong", "none@blank"]
     hashes = [
         {record.cluster: record.inputs_sha256 for key, record in a.records.items() if "-0" in key}
@@ -294,22 +162,7 @@ def test_conditions_may_show_another_image_or_none(tmp_path: Path) -> None:
 
 def test_the_wrong_image_needs_another_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least two images"):
-        run(tmp_path, "none@wrong", task=ToyTask(1))
-
-
-def test_images_are_confused_in_a_fixed_way_that_leaves_none_in_its_place() -> None:
-    keys = [f"image {n}" for n in range(7)]
-    other = other_images(keys)
-    assert other == other_images(reversed(keys))
-    assert sorted(other.values()) == keys
-    assert all(key != shown for key, shown in other.items())
-
-
-def test_labels_say_what_is_shown() -> None:
-    condition = Condition.parse("vhr:alpha=3+pai@blank")
-    assert (condition.label, condition.image) == ("vhr:alpha=3+pai@blank", "blank")
-    with pytest.raises(ValueError, match="did you mean blank"):
-        Condition.parse("none@blnk")
+        run_toy(tmp_path, "none@wrong", task=ToyTask(1))
 
 
 class Mixed(ToyTask):
@@ -328,7 +181,7 @@ class Mixed(ToyTask):
 
 
 def test_questions_without_image_and_choices_are_asked_too(tmp_path: Path) -> None:
-    result = run(tmp_path, "vhr:alpha=4", task=Mixed())
+    result = run_toy(tmp_path, "vhr:alpha=4", task=Mixed())
     for found in result.answers:
         assert found.records["blind"].n_image_tokens == 0
         choice = found.records["choice"]
@@ -342,13 +195,13 @@ def test_questions_without_image_and_choices_are_asked_too(tmp_path: Path) -> No
 
 
 def test_margins_are_kept_of_yes_no_questions_only(tmp_path: Path) -> None:
-    result = run(tmp_path, limit=4)
+    result = run_toy(tmp_path, limit=4)
     assert {record.margin for record in result.answers[0].records.values()} == {None}
 
 
 def test_sampled_answers_are_kept_for_every_seed_and_can_be_made_again(tmp_path: Path) -> None:
     decoding = Decoding(temperature=2.0, seeds=(0, 1, 5))
-    one, two = (run(tmp_path / name, limit=4, decoding=decoding) for name in "ab")
+    one, two = (run_toy(tmp_path / name, limit=4, decoding=decoding) for name in "ab")
     texts = [
         {seed: [r.text for r in found.values()] for seed, found in a.by_seed.items()}
         for a in (one.answers[0], two.answers[0])
@@ -360,7 +213,7 @@ def test_sampled_answers_are_kept_for_every_seed_and_can_be_made_again(tmp_path:
 
 
 def test_sharing_is_written_down_and_so_is_who_cannot(tmp_path: Path) -> None:
-    result = run(tmp_path, "vhr:alpha=4", "pai:alpha=2", limit=6)
+    result = run_toy(tmp_path, "vhr:alpha=4", "pai:alpha=2", limit=6)
     none, vhr, pai = (a.manifest for a in result.answers)
     assert none["config"]["sharing"] == {"prefix": True, "why": None}
     assert (none["shares_prefix"], none["apart"]) == (True, None)
@@ -374,25 +227,13 @@ def test_sharing_is_written_down_and_so_is_who_cannot(tmp_path: Path) -> None:
 
 def test_sharing_can_be_turned_off_and_gives_the_same_answers(tmp_path: Path) -> None:
     shared, apart = (
-        run(tmp_path / str(share), "pai:alpha=2", share=share) for share in (True, False)
+        run_toy(tmp_path / str(share), "pai:alpha=2", share=share) for share in (True, False)
     )
     for one, two in zip(shared.answers, apart.answers, strict=True):
         assert {k: r.text for k, r in one.records.items()} == {
             k: r.text for k, r in two.records.items()
         }
     assert apart.answers[0].manifest["apart"] == "turned off"
-
-
-def test_a_killed_session_is_kept_when_the_run_goes_on(tmp_path: Path) -> None:
-    def stop(label: str, done: int, total: int) -> None:
-        if done:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path, progress=stop)
-    sessions = run(tmp_path).answers[0].manifest["sessions"]
-    assert [session["answered"] for session in sessions] == [3, 27]
-    assert all(session["cost"]["items"] > 0 for session in sessions)
 
 
 def test_lack_of_memory_while_trying_does_not_stop_the_run(
@@ -402,7 +243,7 @@ def test_lack_of_memory_while_trying_does_not_stop_the_run(
         raise RuntimeError("DefaultCPUAllocator: not enough memory")
 
     monkeypatch.setattr("regaze.evals.running.sharing.check_causal", full)
-    result = run(tmp_path, limit=4, batch_size="auto")
+    result = run_toy(tmp_path, limit=4, batch_size="auto")
     assert result.answers[0].manifest["apart"] == "memory ran out when it was tried"
     assert len(result.answers[0].records) == 4
 
@@ -410,7 +251,7 @@ def test_lack_of_memory_while_trying_does_not_stop_the_run(
 def test_what_has_no_answer_is_told_in_one_line_per_reason(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    run(tmp_path, task=ToyTask(missing=["image 1"]))
+    run_toy(tmp_path, task=ToyTask(missing=["image 1"]))
     told = [r.message for r in caplog.records if r.message.startswith("no answer")]
     assert told == [
         "no answer to easy/1-0 and 2 more items: no image file image 1.png",

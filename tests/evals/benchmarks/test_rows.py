@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from regaze.evals.benchmarks.questions import arrange, require
+from regaze.evals.benchmarks.rows import arrange, require
 from regaze.evals.task import Item
 
 
