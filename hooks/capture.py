@@ -140,7 +140,7 @@ class Capture(Edit):
         run = tokens.image_columns(sample, image)
         inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
         # Rows that were repeated (beams, a shared beginning) brought their image once.
-        times = tokens.batch // self._batch
+        times = tokens.batch // (self._batch if inputs is None else len(inputs["input_ids"]))
         before = range(0, sample - sample % times, times)
         number = sum(tokens.n_images(row) for row in before) + image
         grid = patch_grid(

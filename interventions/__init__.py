@@ -1,6 +1,8 @@
 """The methods: one frozen dataclass each, in the sense of its paper."""
 
 from regaze.interventions.base import Intervention, from_dict, get, names, parse, register
+from regaze.interventions.diffusion.a_star import AStar
+from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite
 from regaze.interventions.diffusion.flow_warp import FlowWarp
 from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.seg import SEG
@@ -21,6 +23,8 @@ __all__ = [
     "VAF",
     "VAR",
     "VHR",
+    "AStar",
+    "AttendAndExcite",
     "Closer",
     "FlowWarp",
     "Intervention",

@@ -2,15 +2,20 @@
 
 from regaze.hooks import Attachment, Report, attach
 from regaze.interventions import (
+    CARVE,
     PAG,
     PAI,
     SEG,
     VAF,
     VAR,
     VHR,
+    AStar,
+    AttendAndExcite,
+    FlowWarp,
     SoftPAG,
     discover_sinks,
     from_dict,
+    look_closer,
     names,
     parse,
 )
@@ -18,18 +23,23 @@ from regaze.interventions import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "CARVE",
     "PAG",
     "PAI",
     "SEG",
     "VAF",
     "VAR",
     "VHR",
+    "AStar",
     "Attachment",
+    "AttendAndExcite",
+    "FlowWarp",
     "Report",
     "SoftPAG",
     "attach",
     "discover_sinks",
     "from_dict",
+    "look_closer",
     "names",
     "parse",
 ]

@@ -20,10 +20,12 @@ from regaze.evals.running.cost import Cost, peak_gpu_bytes, peak_process_bytes
 from regaze.evals.running.distributed import World
 from regaze.evals.running.encoding import Refused
 from regaze.evals.running.generation import Answerer, Generated
+from regaze.evals.running.looking import Looked, Looking, split
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.records import Key, Record
 from regaze.evals.task import Item, Task
 from regaze.hooks.attach import Attachment, attach
+from regaze.hooks.report import Report
 from regaze.interventions.base import Intervention
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,13 @@ class Plan:
     @property
     def why_apart(self) -> str | None:
         """Why questions about one image are asked apart; None if they share its prefix."""
-        names = [spec.name for spec in self.specs if not spec.shares_prefix]
+        closer = "carve shows each question an image of its own"
+        return self.why_read_apart or (closer if split(self.specs)[1] else None)
+
+    @property
+    def why_read_apart(self) -> str | None:
+        """Why questions about one and the same image are asked apart."""
+        names = [spec.name for spec in split(self.specs)[0] if not spec.shares_prefix]
         edits = f"{' and '.join(names)} treats an image's columns by what is asked"
         return self.config["sharing"]["why"] or (edits if names else None)
 
@@ -101,12 +109,15 @@ class Asker:
         session = manifest.Session(plan.folder, self.world, str(answerer.model.device))
         predictions = records.predictions(plan.folder, self.world.rank)
         model, processor = answerer.model, answerer.processor
-        with attach(model, *plan.specs, processor=processor) as attached, answerer.meter.running():
+        specs, carve = split(plan.specs)
+        share = plan.why_read_apart is None
+        looking = Looking(answerer, carve, share) if carve else None
+        with attach(model, *specs, processor=processor) as attached, answerer.meter.running():
             for seed, batch in mine:
-                found, cost = self._ask(batch, seed, known, attached)
+                found, cost = self._ask(batch, seed, known, attached, looking)
                 fresh = _news(found, known)
                 if fresh:
-                    firing = attached.report().to_dict() if plan.specs else None
+                    firing = _report(attached, looking) if plan.specs else None
                     # The session first: no answer is on the disk without the proof that its
                     # intervention acted.
                     session.note(len(fresh), cost, self.halving.size, firing)
@@ -123,11 +134,14 @@ class Asker:
         seed: int,
         known: Mapping[Key, Record],
         attached: Attachment,
+        looking: Looking | None,
     ) -> tuple[list[Record], Cost]:
         """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
         started = time.perf_counter()
         meter = self.answerer.meter
         meter.start()
+        if looking:
+            looking.cost = Cost()
         images, unreadable = self._images(batch)
         failed = [
             Record(i.id, i.cluster, seed=seed, finish="error", error=unreadable[i.image])
@@ -138,7 +152,7 @@ class Asker:
         # Where all that was open has failed again, asking the others again would tell nothing.
         if all(_answered((item.id, seed), known) for item in asked):
             return failed, Cost()
-        ask = partial(self._answers, images=images, seed=seed, attached=attached)
+        ask = partial(self._answers, images=images, seed=seed, attached=attached, looking=looking)
         answers = self.halving.ask(asked, ask, lambda item: Refused("out of memory"))
         share = 1 / len(asked)
         cost = Cost(
@@ -162,7 +176,8 @@ class Asker:
             "prompt_tokens": sum(record.n_prompt_tokens for record in found),
             "new_tokens": sum(record.n_new_tokens for record in found),
         }
-        return [*failed, *found], replace(cost, **tokens)
+        cost = replace(cost, **tokens)
+        return [*failed, *found], Cost.total([cost, looking.cost]) if looking else cost
 
     def _images(
         self, batch: Sequence[Item]
@@ -190,18 +205,34 @@ class Asker:
         images: Mapping[str | None, _Shown],
         seed: int,
         attached: Attachment,
+        looking: Looking | None,
     ) -> dict[str, Generated | Refused]:
-        questions = [
-            Question(i.prompt, images[i.image].image if i.image else None, i.image, i.choices)
+        questions = {
+            i.id: Question(i.prompt, images[i.image].image if i.image else None, i.image, i.choices)
             for i in items
-        ]
-        answers = self.answerer.ask(
-            questions,
-            share=self.plan.why_apart is None,
+        }
+        answers: dict[str, Generated | Refused] = {}
+        looked: dict[str, Looked] = {}
+        if looking and items[0].image is not None:
+            for key, found in zip(questions, looking.look([*questions.values()]), strict=True):
+                if isinstance(found, Refused):
+                    answers[key] = found
+                else:
+                    looked[key] = found
+            questions = {key: found.question for key, found in looked.items()}
+        if not questions:
+            return answers
+        given = self.answerer.ask(
+            [*questions.values()],
+            share=self.plan.why_read_apart is None,
             partial=attached.partial_prompt,
             drawing=partial(self.answerer.decoding.drawing, seed, [item.id for item in items]),
         )
-        return {item.id: answer for item, answer in zip(items, answers, strict=True)}
+        for key, answer in zip(questions, given, strict=True):
+            if key in looked and isinstance(answer, Generated):
+                answer = looked[key].note(answer)
+            answers[key] = answer
+        return answers
 
     def _record(
         self,
@@ -214,7 +245,7 @@ class Asker:
         if isinstance(answer, Refused):
             why = f"{answer.reason}{f' (image {item.image})' if item.image else ''}"
             return Record(item.id, item.cluster, seed=seed, finish="error", error=why)
-        text = self.answerer.prompter.text(item.prompt, image=shown is not None)
+        text = self.answerer.prompter.text(item.prompt, images=0 if shown is None else 1)
         fields = {**asdict(answer), **times}
         if not self.task.yes_no:
             fields["margin"] = None
@@ -236,6 +267,12 @@ class _Shown:
 
     image: Image.Image
     sha256: str
+
+
+def _report(attached: Attachment, looking: Looking | None) -> dict[str, Any]:
+    """What a condition's interventions did."""
+    own = (looking.report(),) if looking else ()
+    return Report((*attached.report().interventions, *own)).to_dict()
 
 
 def _answered(key: Key, known: Mapping[Key, Record]) -> bool:

@@ -34,6 +34,10 @@ class Cost:
         forwards: Passes of the text tower.
         columns: Rows times columns that went through it, padding and whatever an intervention adds
             included: with a shared prefix fewer than ``prompt_tokens + new_tokens``.
+        look_prompts: Prompts that were read only to find out what to show (CARVE).
+        look_tokens: Tokens generated in doing so.
+        look_s: Time that it took; neither ``prefill_s`` nor ``decode_s`` holds it, ``forwards`` and
+            ``columns`` count its passes too.
         peak_bytes: Most memory allocated on a GPU; 0 on the CPU.
         rss_bytes: Most memory the process ever held.
     """
@@ -46,6 +50,9 @@ class Cost:
     new_tokens: int = 0
     forwards: int = 0
     columns: int = 0
+    look_prompts: int = 0
+    look_tokens: int = 0
+    look_s: float = 0.0
     peak_bytes: int = 0
     rss_bytes: int = 0
 

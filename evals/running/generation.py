@@ -39,6 +39,8 @@ class Generated:
     finish: Literal["eos", "length"]
     margin: float | None = field(default=None, compare=False)
     losses: tuple[float, ...] | None = field(default=None, compare=False)
+    crop: tuple[int, int, int, int] | None = None
+    n_look_tokens: int = 0
 
 
 class Answerer:
@@ -51,6 +53,7 @@ class Answerer:
         config: The model's own generation settings with those in their place.
         prompter: Makes the model's prompts.
         meter: Counts what answering costs, while it is `Meter.running`.
+        ends: Token ids that end an answer.
         yes_no: Token ids of yes and of no; None if the tokenizer writes either in pieces.
     """
 
@@ -73,7 +76,7 @@ class Answerer:
         self._image_ids = info.image_ids
         self._encoder = Encoder(self.prompter, info.image_ids, context, pad or 0)
         ends = self.config.eos_token_id
-        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
+        self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         yes, no = self.prompter.yes_no_ids()
         self.yes_no = (yes, no) if yes and no else None
 
@@ -224,7 +227,7 @@ class Answerer:
         return dict(BatchFeature(dict(inputs)).to(self.model.device, dtype=self.model.dtype))
 
     def _generated(self, tokens: list[int], n_prompt: int, n_image: int) -> Generated:
-        end = next((i for i, token in enumerate(tokens) if token in self._ends), None)
+        end = next((i for i, token in enumerate(tokens) if token in self.ends), None)
         if end is not None:
             tokens = tokens[: end + 1]
         return Generated(

@@ -45,6 +45,9 @@ class Record:
         margin: Of a yes/no question, log of the odds of yes to no at the first answer token, from
             the model's logits before anything is cut off; see `prompts.yes_no_ids`.
         losses: Of an item with choices, the mean token cross-entropy of each, in nats.
+        crop: Left, top, right and bottom pixel of the part of the image that was shown closer;
+            None if the image was shown as it is.
+        n_look_tokens: Tokens generated to find that part.
         prompt_sha256: Of the prompt in the model's chat template, first 16 digits.
         inputs_sha256: Of that and the image's pixels, first 16 digits.
         seconds: The batch's time divided by its items, reading images included.
@@ -69,6 +72,8 @@ class Record:
     seed: int = 0
     margin: float | None = None
     losses: tuple[float, ...] | None = None
+    crop: tuple[int, int, int, int] | None = None
+    n_look_tokens: int = 0
     prompt_sha256: str | None = None
     inputs_sha256: str | None = None
     t_prefill_s: float = 0.0
@@ -78,6 +83,8 @@ class Record:
     def __post_init__(self) -> None:
         if self.losses is not None:
             object.__setattr__(self, "losses", tuple(self.losses))
+        if self.crop is not None:
+            object.__setattr__(self, "crop", tuple(self.crop))
 
     @property
     def key(self) -> Key:

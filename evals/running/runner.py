@@ -22,12 +22,14 @@ from regaze.evals.running.conditions import Condition, baseline_first, other_ima
 from regaze.evals.running.decoding import Decoding
 from regaze.evals.running.distributed import World
 from regaze.evals.running.generation import Answerer
+from regaze.evals.running.looking import split
 from regaze.evals.running.models import identify
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.records import Key
 from regaze.evals.running.results import RUN, RunResult, load, session_files, take
 from regaze.evals.task import Item, Task
 from regaze.hooks.attach import attach
+from regaze.hooks.towers import find_tower
 from regaze.interventions.base import Intervention
 
 _log = logging.getLogger(__name__)
@@ -83,12 +85,11 @@ def run(
     answerer = Answerer(model, processor, max_new_tokens or task.max_new_tokens, decoding)
     identity = identity or identify(model)
     settings = manifest.settings(task, items, answerer, identity, batch_size)
-    apart = _why_apart(out, share, task, batches, answerer)
+    apart = _why_apart(out, share, task, batches, answerer, conditions)
     # Everything that can be refused is refused before the first answer.
     plans = []
     for condition in baseline_first(conditions):
-        with attach(model, *condition.specs, processor=processor) as attached:
-            specs = tuple(cast(Intervention, spec) for spec in attached.specs)
+        specs = _resolved(condition, model, processor)
         config = {
             **settings,
             "sharing": {"prefix": apart is None, "why": apart},
@@ -123,8 +124,25 @@ def run(
     return load(task, out)
 
 
+def _resolved(
+    condition: Condition, model: PreTrainedModel, processor: Any
+) -> tuple[Intervention, ...]:
+    """A condition's interventions with every field filled in, in their order."""
+    specs, carve = split(condition.specs)
+    with attach(model, *specs, processor=processor) as attached:
+        found = [cast(Intervention, spec) for spec in attached.specs]
+    if carve:
+        found.insert(condition.specs.index(carve), carve.resolve(find_tower(model, processor)))
+    return tuple(found)
+
+
 def _why_apart(
-    out: Path, share: bool, task: Task, batches: Sequence[Sequence[Item]], answerer: Answerer
+    out: Path,
+    share: bool,
+    task: Task,
+    batches: Sequence[Sequence[Item]],
+    answerer: Answerer,
+    conditions: Sequence[Condition],
 ) -> str | None:
     """Why no questions share an image's prefix on this model; None if they can."""
     if not share:
@@ -134,14 +152,18 @@ def _why_apart(
         # Tried out already. (A run that isn't the same is refused for what differs.)
         found: str | None = records.read_json(before)["config"].get("sharing", {}).get("why")
         return found
+    # Looking closer asks one question more about each image.
+    closer = [carve for one in conditions if (carve := split(one.specs)[1])]
+    general = [carve.general for carve in closer]
     for group in batching.by_image(item for batch in batches for item in batch):
-        if group[0].image is None or len(group) + len(group[0].choices) < 2:
+        if group[0].image is None or len(group) + len(group[0].choices) + len(general) < 2:
             continue
         try:
             image = task.load_image(group[0])
         except OSError:
             continue
-        return answerer.why_apart([Question(item.prompt, image) for item in group])
+        prompts = [*(item.prompt for item in group), *general]
+        return answerer.why_apart([Question(prompt, image) for prompt in prompts])
     return "no image has several questions"
 
 

@@ -120,13 +120,14 @@ def shape_mask(item: Object, scale: int = 1) -> Image.Image:
     return mask
 
 
-def draw(objects: Sequence[Object], content: Box, seed: str) -> Image.Image:
+def draw(objects: Sequence[Object], content: Box, seed: str, pieces: int = 0) -> Image.Image:
     """Draws objects on a noisy, cluttered background with small occluders: RGB, 64 x 64.
 
     Args:
         objects: What there is to see.
         content: Left, top, right and bottom pixel of the picture inside its border.
         seed: Decides on background, contrast, clutter, occluders and noise.
+        pieces: Small pieces of clutter to add.
     """
     rng = random.Random(seed)
     scale = _SUPERSAMPLING
@@ -142,6 +143,9 @@ def draw(objects: Sequence[Object], content: Box, seed: str) -> Image.Image:
     for _ in range(rng.randint(0, 4)):  # clutter
         x, y = rng.randint(-8, SIZE), rng.randint(-8, SIZE)
         rectangle(x, y, rng.randint(6, 22), rng.randint(6, 22), _jitter(base, 28, rng))
+    for _ in range(pieces):
+        left, top = rng.uniform(0, SIZE), rng.uniform(0, SIZE)
+        rectangle(left, top, rng.uniform(2, 6), rng.uniform(2, 6), _jitter(base, 28, rng))
     for item in objects:
         contrast = rng.uniform(0.6, 1.0)
         colour = _jitter(COLOURS[item.colour], 15, rng)

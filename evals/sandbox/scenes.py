@@ -17,8 +17,9 @@ from PIL import Image
 
 from regaze.evals.sandbox.drawing import COLOURS, SIZE, Box, Object, draw
 
-SPLITS = ("train", "validation", "test", "test-prior")
-"""``train`` and ``test-prior`` follow the co-occurrence prior, the others are free of it."""
+SPLITS = ("train", "validation", "test", "test-prior", "clutter-validation", "clutter")
+"""``train`` and ``test-prior`` follow the co-occurrence prior, the others are free of it; in the
+last two objects are half as large and lie among pieces of background."""
 
 PAIRS = (
     ("circle", "square"),
@@ -48,6 +49,8 @@ P_FAVOURITE = 0.5
 
 _MAX_OBJECTS = 5
 _SMALLEST, _LARGEST = 6.0, 9.0
+# A shape of this radius covers about one patch of the vision tower, and training has none so small.
+_SMALLEST_IN_CLUTTER, _LARGEST_IN_CLUTTER = 2.5, 4.0
 
 
 @dataclass(frozen=True)
@@ -58,16 +61,18 @@ class Scene:
         key: Split and index, e.g. ``"test/00012"``.
         objects: In random order, at least one.
         content: Left, top, right and bottom pixel of the picture inside its letterbox border.
+        pieces: Small pieces of background that lie about, besides the usual ones.
     """
 
     key: str
     objects: tuple[Object, ...]
     content: Box
+    pieces: int = 0
 
     @cached_property
     def image(self) -> Image.Image:
         """RGB, 64 x 64; drawn on first use."""
-        return draw(self.objects, self.content, f"{self.key}/pixels")
+        return draw(self.objects, self.content, f"{self.key}/pixels", self.pieces)
 
 
 def scene(split: str, index: int) -> Scene:
@@ -89,7 +94,10 @@ def scene(split: str, index: int) -> Scene:
     with_prior = split in ("train", "test-prior")
     kinds = _kinds_with_prior(rng) if with_prior else _kinds_without_prior(rng)
     rng.shuffle(kinds)
-    return Scene(key, _place(kinds, content, rng), content)
+    if not split.startswith("clutter"):
+        return Scene(key, _place(kinds, content, rng, _SMALLEST, _LARGEST), content)
+    placed = _place(kinds, content, rng, _SMALLEST_IN_CLUTTER, _LARGEST_IN_CLUTTER)
+    return Scene(key, placed, content, rng.randint(6, 12))
 
 
 def _kinds_with_prior(rng: random.Random) -> list[tuple[str, str]]:
@@ -126,16 +134,19 @@ def _letterbox(rng: random.Random) -> Box:
 
 
 def _place(
-    kinds: Sequence[tuple[str, str]], content: Box, rng: random.Random
+    kinds: Sequence[tuple[str, str]],
+    content: Box,
+    rng: random.Random,
+    smallest: float,
+    largest: float,
 ) -> tuple[Object, ...]:
     """Gives every kind a free place, shrinking the radii until all fit."""
     left, top, right, bottom = content
-    largest = _LARGEST
     while True:
         placed: list[Object] = []
         for shape, colour in kinds:
             for _ in range(30):
-                r = rng.uniform(_SMALLEST, largest)
+                r = rng.uniform(smallest, largest)
                 cx = rng.uniform(left + r, right - r)
                 cy = rng.uniform(top + r, bottom - r)
                 if all(math.hypot(cx - o.cx, cy - o.cy) > r + o.r + 1 for o in placed):
@@ -143,4 +154,4 @@ def _place(
                     break
         if len(placed) == len(kinds):
             return tuple(placed)
-        largest = max(_SMALLEST, largest - 0.5)
+        largest = max(smallest, largest - 0.5)

@@ -171,6 +171,23 @@ class CARVE(Intervention):
             "regaze eval BENCHMARK --with carve"
         )
 
+    def check_question(self, question: str) -> None:
+        """Check that a question can stand out from the general one.
+
+        Raises:
+            ValueError: It is the general one.
+        """
+        if question.strip() == self.general.strip():
+            raise ValueError(
+                f"the question {question.strip()!r} is CARVE's general question, so nothing can "
+                "stand out from it: ask about something, or set another one with general="
+            )
+
+    @property
+    def reading_layers(self) -> tuple[int, ...]:
+        """The layers of a resolved spec."""
+        return tuple(int(layer) for layer in self.layers or ())
+
     @property
     def reading_tokens(self) -> int:
         """Tokens that are worth generating while reading."""

@@ -190,3 +190,25 @@ def test_asking_for_what_was_not_captured_raises() -> None:
         look(model, ask(model, (SHORT, []))).mass()
     with capture(model.model) as before, pytest.raises(ValueError, match="no forward pass"):
         before.mass()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_next"])
+def test_the_grid_after_generate_is_known_from_the_inputs_also_with_beams(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, [2]))
+    want = look(model, inputs, rows="last")
+    with capture(model.model, "last", processor=model.processor) as seen:
+        model.model.generate(**inputs, max_new_tokens=2, num_beams=2, do_sample=False)
+    for sample in (0, 1):
+        for beam in (0, 1):
+            grid = seen.grid(2 * sample + beam, 0, inputs)
+            assert torch.equal(grid, want.grid(sample))
+
+
+def test_the_mean_over_heads_is_that_of_all_heads() -> None:
+    model = tiny("qwen2_vl")
+    inputs = ask(model, (SHORT, [0]))
+    every, mean = (look(model, inputs, rows="last", heads=heads) for heads in (None, "mean"))
+    for one, other in zip(every.captured, mean.captured, strict=True):
+        assert other.weights.shape[1] == 1
+        torch.testing.assert_close(other.weights, one.weights.mean(1, keepdim=True))

@@ -27,6 +27,16 @@ def test_the_ground_truth_is_pinned() -> None:
     assert [item.phrase for item in scene("train", 0).objects] == ["blue square", "green arrow"]
 
 
+def test_in_clutter_objects_are_small_and_pieces_lie_about() -> None:
+    for split in ("clutter", "clutter-validation"):
+        scenes = [scene(split, index) for index in range(100)]
+        assert all(2.5 <= item.r <= 4 for s in scenes for item in s.objects)
+        assert all(6 <= s.pieces <= 12 for s in scenes)
+    usual = [scene("test", index) for index in range(100)]
+    assert all(item.r >= 6 for s in usual for item in s.objects)
+    assert {s.pieces for s in usual} == {0}
+
+
 def test_splits_share_no_image() -> None:
     images = [scene(split, index).image.tobytes() for split in SPLITS for index in range(25)]
     assert len(set(images)) == len(images)
