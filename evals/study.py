@@ -143,13 +143,18 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
         ValueError: There is no run, or its data have changed.
         OSError: Its data are gone.
     """
-    # It is built on this module.
+    # They are built on this module.
     from regaze.evals.images import study as pictures
+    from regaze.evals.video import study as clips
 
     found = []
     for path in run_files(out):
-        if (records.read_json(path)["source"] or {}).get("benchmark") == "images":
+        kind = (records.read_json(path)["source"] or {}).get("benchmark")
+        if kind == "images":
             found.append(pictures.reopen(path.parent, seed))
+            continue
+        if kind == "video":
+            found.append(clips.reopen(path.parent, seed=seed))
             continue
         one = open_run(path.parent, profiles)
         scores = [

@@ -65,7 +65,7 @@ def detect(image: Image.Image) -> list[Blob]:
             f"a picture of {image.size[0]} x {image.size[1]} pixels in mode {image.mode} can't be "
             f"checked: the painting world is {SIZE} x {SIZE} RGB"
         )
-    opacity, colour = _segment(np.asarray(image, np.float64))
+    opacity, colour = segment(np.asarray(image, np.float64))
     blobs = []
     for index, name in enumerate(_NAMES):
         own = np.where(colour == index, opacity, 0.0)
@@ -78,7 +78,7 @@ def detect(image: Image.Image) -> list[Blob]:
     return sorted(blobs, key=lambda blob: -blob.area)
 
 
-def _segment(picture: Floats) -> tuple[Floats, NDArray[np.intp]]:
+def segment(picture: Floats) -> tuple[Floats, NDArray[np.intp]]:
     """Each pixel as background with one colour painted over it: how opaque, and which.
 
     The nearest palette colour alone would read the grey fringe of white as green.

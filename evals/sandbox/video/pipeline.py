@@ -1,0 +1,47 @@
+"""The U-Net painter under a ControlNet, as a stock diffusers pipeline."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline
+
+from regaze.evals.sandbox.painting import painter_path
+from regaze.evals.sandbox.video import controlnet_path
+
+
+def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPipeline:
+    """A pipeline in float32 that paints what a prompt says where normal maps say.
+
+    Args:
+        controlnet: Folder of its weights; default: the shipped one.
+
+    Raises:
+        OSError: The folder holds no ControlNet.
+    """
+    painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
+    steering = ControlNetModel.from_pretrained(controlnet or controlnet_path())
+    parts: dict[str, Any] = {**painter.components, "controlnet": steering}
+    pipeline: StableDiffusionControlNetPipeline = StableDiffusionControlNetPipeline(
+        **parts, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def identity(controlnet: Path | None = None) -> dict[str, str]:
+    """What tells such a pipeline from any other: names, and a hash of all weights.
+
+    Raises:
+        OSError: The folder holds no ControlNet.
+    """
+    folder = controlnet or controlnet_path()
+    painter = painter_path("painter-unet")
+    total = hashlib.sha256()
+    for path in [*sorted(painter.rglob("*.json")), *sorted(painter.rglob("*.safetensors"))]:
+        total.update(path.read_bytes())
+    for path in (folder / "config.json", folder / "diffusion_pytorch_model.safetensors"):
+        total.update(path.read_bytes())
+    return {"name": f"{painter.name} + {folder.name}", "weights_sha256": total.hexdigest()}

@@ -1,0 +1,100 @@
+"""eval video: clips of the painting world, whose motion is known exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from regaze.cli_common import Json, fail, out
+from regaze.cli_pipelines import With
+from regaze.evals.images import comparison
+from regaze.evals.images.scorers import Scorer, parse
+from regaze.evals.progress import bars
+from regaze.evals.reports import tables
+from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.sandbox.video import controlnet_path
+from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
+from regaze.evals.study import as_json as scores_as_json
+from regaze.evals.video.consistency import FrameConsistency
+from regaze.evals.video.runner import FLOWS
+from regaze.evals.video.study import run_video
+from regaze.evals.video.task import PROMPTS, Plan
+
+
+def video(
+    with_: With = None,
+    split: Annotated[
+        str, typer.Option(help="Choose settings on validation, report test.")
+    ] = Plan.split,
+    clips: Annotated[int, typer.Option(min=2, help="The first so many.")] = Plan.count,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", help=f"{' or '.join(PROMPTS)}. Repeatable; default: both."),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Of a clip.")] = Plan.frames,
+    grain: Annotated[
+        float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
+    ] = Plan.grain,
+    flow: Annotated[
+        str, typer.Option(help=f"{' or '.join(FLOWS)}: the clip's, or what a spec itself names.")
+    ] = FLOWS[0],
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the first clip's noise.")] = Plan.seed,
+    controlnet: Annotated[
+        Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--score",
+            "-s",
+            help="Beside the measures: ssim, lpips or frame_consistency:model=DIR between "
+            "neighbouring frames, clip:model=DIR. Repeatable.",
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
+        "runs/video"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Paint clips whose motion is known under several conditions, and measure them."""
+    torch.set_num_threads(threads)
+    conditions = list(comparison.parse(with_ or ["none"]).values())
+    plan = Plan(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
+    scorers = [_scorer(text) for text in scores or ()]
+    with bars() as follow:
+        scored = run_video(
+            load_pipeline(controlnet),
+            conditions,
+            plan,
+            out=folder,
+            identity=identity(controlnet),
+            arguments={"num_inference_steps": steps, "guidance_scale": guidance},
+            flow=flow,
+            scorers=scorers,
+            progress=follow((controlnet or controlnet_path()).name),
+        )
+    write_report(folder / REPORT, [scored])
+    if as_json:
+        typer.echo(json.dumps(scores_as_json(scored.scores)))
+    else:
+        out.print(*map(tables.render, scored.scores))
+        out.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False)
+    if silent := scored.scores[0].silent:
+        fail(f"never fired, so not reported: {', '.join(silent)}", 1)
+
+
+def _scorer(text: str) -> Scorer:
+    name, _, model = text.partition(":model=")
+    if name == FrameConsistency.name:
+        return FrameConsistency(model) if model else FrameConsistency()
+    found = parse(text)
+    if not isinstance(found, Scorer):
+        raise ValueError(f"{text} scores sets of pictures, not single ones")
+    return found
