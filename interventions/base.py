@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import json
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -147,8 +146,7 @@ def parse(text: str) -> Intervention:
     """
     name, _, rest = text.strip().partition(":")
     spec: dict[str, Any] = {"name": name}
-    # Commas inside brackets belong to a list value.
-    for part in filter(None, re.split(r",(?![^\[]*\])", rest)):
+    for part in _parts(rest):
         field, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: expected field=value, got {part!r}")
@@ -223,13 +221,25 @@ def check_flag(method: str, field: str, value: object) -> None:
         raise ValueError(f"{method}: {field} must be true or false, got {value!r}")
 
 
+def _parts(text: str) -> list[str]:
+    """What stands between the commas, but for those inside brackets, which belong to a list."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "[") - (char == "]")
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    return [part for part in parts if part.strip()]
+
+
 def _value(text: str) -> Any:
     """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
     try:
         return json.loads(_PYTHON_WORDS.get(text, text))
     except json.JSONDecodeError:
         if text.startswith("[") and text.endswith("]"):
-            return [_value(part.strip()) for part in text[1:-1].split(",")]
+            return [_value(part.strip()) for part in _parts(text[1:-1])]
         return text
 
 

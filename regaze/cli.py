@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from regaze import cli_eval, cli_images, cli_judge, cli_pictures
+from regaze import cli_animate, cli_eval, cli_images, cli_judge, cli_pictures, cli_video
 from regaze.cli_common import Commands, Device, DeviceMap, DType, Json, Model, load_model, out
 from regaze.evals import sandbox
 from regaze.evals.benchmarks.registry import BENCHMARKS
@@ -54,10 +54,12 @@ def list_() -> None:
 
 app.command("eval")(cli_eval.eval_)
 app.command("eval images")(cli_images.images)
+app.command("eval video")(cli_video.video)
 app.command()(cli_eval.show)
 app.command()(cli_eval.compare_runs)
 app.command()(cli_pictures.compare)
 app.command()(cli_pictures.sites)
+app.command()(cli_animate.animate)
 app.add_typer(discover, name="discover")
 app.add_typer(cli_judge.judge, name="judge")
 app.command()(cli_eval.demo)

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
+from regaze.evals.images import controlnets
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 
 Offload = Literal["none", "model", "sequential"]
@@ -60,6 +61,7 @@ class LoadedPipeline:
 def load(
     name: str,
     *,
+    controlnet: str | None = None,
     dtype: str | None = None,
     device: str | None = None,
     offload: Offload = "none",
@@ -69,6 +71,7 @@ def load(
 
     Args:
         name: One of the shipped painters, a folder, or a Hub id with an optional ``@revision``.
+        controlnet: A ControlNet to put on it: a shipped one, a folder, or a Hub id.
         dtype: A torch dtype's name. Default: float32 on the CPU, elsewhere the dtype in which
             the denoiser is stored.
         device: Default: the first GPU, else the CPU.
@@ -86,7 +89,7 @@ def load(
     if offload != "none" and device == "cpu":
         raise ValueError("offloading moves parts of a pipeline to a GPU and back; there is no GPU")
     # Loading all of diffusers takes seconds, which other commands need not spend.
-    from diffusers import DiffusionPipeline
+    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
 
     folder = _folder(name, variant)
     index = _index(folder, name)
@@ -94,11 +97,17 @@ def load(
     # Components that a pipeline was saved without have to be named, some pipelines ask for them.
     absent = {key: None for key, value in index.items() if value == [None, None]}
     chosen = _dtype(dtype) if dtype else torch.float32 if device == "cpu" else _stored(weights)
+    loader = DiffusionPipeline if controlnet is None else AutoPipelineForText2Image
+    identity = _identity(name, folder, weights)
+    if controlnet is not None:
+        net = controlnets.load(controlnet, chosen, folder, index)
+        identity["controlnet"] = {"name": controlnet, "weights_sha256": controlnets.digest(net)}
+        absent["controlnet"] = net
     try:
         with warnings.catch_warnings():
             # The newer name of this argument is one that older versions ignore silently.
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline = loader.from_pretrained(
                 folder, torch_dtype=chosen, use_safetensors=True, variant=variant, **absent
             )
         if offload == "model":
@@ -112,7 +121,7 @@ def load(
             raise
         raise ValueError(f"cannot load {name}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedPipeline(pipeline, _identity(name, folder, weights), _ARGUMENTS.get(name, {}))
+    return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}))
 
 
 def _folder(name: str, variant: str | None) -> Path:

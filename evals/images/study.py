@@ -154,7 +154,11 @@ def draw_samples(result: RunResult, n: int = 8) -> Path | None:
         return _open(item, result, answers) if _painted(answers, item) else None
 
     blocks = [
-        grid.Block(item.prompt, [f"seed {item.id.rpartition('/')[2]}"], [[cell(a, item) for a in result.answers]])
+        grid.Block(
+            item.prompt,
+            [f"seed {item.id.rpartition('/')[2]}"],
+            [[cell(a, item) for a in result.answers]],
+        )
         for item in kept
     ]
     path = result.out / SAMPLES

@@ -23,6 +23,7 @@ from regaze.interventions import Intervention, from_dict
 
 PER_DIRECTION = 6
 _SIDE = 336
+_TINY = 128
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Side:
         image: Data URI of the item's image as the model saw it (cropped, where its processor
             crops), or of the picture that is the answer; None for a question about no image.
         heat: Data URI of the attention map to lay over the image; None if there is none.
+        tiny: Whether the image is to be enlarged in plain pixels, which shows what was painted.
     """
 
     answer: str
     image: str | None = None
     heat: str | None = None
+    tiny: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ def _side(
     text = result.task.told(item, answers.records[item.id].text)
     painted = result.task.picture(item, result.out / folder_name(answers.label))
     image = _thumbnail(painted) if painted else seen
-    return Side(text, data_uri(image) if image else None, heat)
+    tiny = painted is not None and max(painted.size) < _TINY
+    return Side(text, data_uri(image) if image else None, heat, tiny)
 
 
 def _one_per_image(items: Sequence[Item]) -> list[Item]:
@@ -155,10 +159,7 @@ def _as_seen(image: Image.Image, processor: Any) -> Image.Image:
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """No larger than the page needs; tiny pictures in large pixels, which shows what was made."""
-    longest = max(image.size)
-    if longest * 2 <= _SIDE:
-        return ImageOps.scale(image, _SIDE // longest, Image.Resampling.NEAREST)
+    """No larger than the page needs."""
     image = image.copy()
     image.thumbnail((_SIDE, _SIDE))
     return image

@@ -182,7 +182,8 @@ def _label_rows(axes: Axes, places: Sequence[float], labels: Sequence[str], unit
 
 
 def _short(label: str) -> str:
-    return label if len(label) <= 16 else label[:15] + "…"
+    # Conditions of one method mostly differ at their ends.
+    return label if len(label) <= 16 else f"{label[:6]}…{label[-9:]}"
 
 
 def _svg(figure: Figure, title: str) -> str:

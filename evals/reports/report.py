@@ -22,6 +22,7 @@ from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import Scored
 
 REPORT = "report.html"
+_NAMED = 4
 _WAYS = {1: "higher is better", -1: "lower is better", 0: "neither is better"}
 
 
@@ -57,9 +58,7 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
     model = Path(manifest["model"]).name
     names = _listed([run.scores[0].title for run in runs])
     return {
-        "title": f"What {_listed(labels[1:])} change{'s' * (len(labels) == 2)} in {model}"
-        if labels[1:]
-        else f"How {model} does",
+        "title": _title(labels[1:], model),
         "subtitle": f"{names}. {config['dtype']} on {session['device']}, "
         f"{session['started'][:10]}, regaze {session['packages']['regaze']}.",
         "runs": [_run(run, loaded) for run in runs],
@@ -71,6 +70,13 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
         "per_direction": PER_DIRECTION,
         "words": wording,
     }
+
+
+def _title(methods: Sequence[str], model: str) -> str:
+    if not methods:
+        return f"How {model} does"
+    named = _listed(methods) if len(methods) <= _NAMED else f"{len(methods)} conditions"
+    return f"What {named} change{'s' * (len(methods) == 1)} in {model}"
 
 
 def _run(run: Scored, loaded: Loaded | None) -> dict[str, Any]:

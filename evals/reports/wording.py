@@ -203,7 +203,9 @@ def _fired(one: Mapping[str, Any]) -> str:
     acted = [layer for layer in one["layers"] if layer["effect"] > 0]
     if not one["fired"]:
         return "off by its settings" if one["exempt"] else "NEVER FIRED"
+    steps = one.get("steps")
+    over = f"{one['prompts']} prompts" if steps is None else f"{steps} sampling steps"
     return (
         f"fired in {len(acted)} of {len(one['layers'])} layers, mean effect {one['effect']:.3f} "
-        f"over {one['prompts']} prompts"
+        f"over {over}"
     )

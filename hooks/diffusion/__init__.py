@@ -2,6 +2,7 @@
 
 from regaze.hooks.diffusion.attach import Denoiser, DenoiserAttachment, sites
 from regaze.hooks.diffusion.edits import Edit, Guidance
+from regaze.hooks.diffusion.looking import Seen, look
 from regaze.hooks.diffusion.seat import Call
 from regaze.hooks.diffusion.sites import Layout, Site, native_grid
 
@@ -12,7 +13,9 @@ __all__ = [
     "Edit",
     "Guidance",
     "Layout",
+    "Seen",
     "Site",
+    "look",
     "native_grid",
     "sites",
 ]

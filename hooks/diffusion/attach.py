@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
 from regaze.hooks.attach import Attachable, Attachment
-from regaze.hooks.diffusion.edits import Entry
+from regaze.hooks.diffusion.edits import Edit, Entry, LatentUpdate, refuse_clashes
 from regaze.hooks.diffusion.guide import Guide, inner
-from regaze.hooks.diffusion.sites import Site, find_sites
+from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
 from regaze.hooks.report import InterventionReport, Report
 
 # Components that denoise; Wan 2.2 has two, for early and for late steps.
@@ -25,10 +25,15 @@ class Denoiser:
     Attributes:
         model: Name of its class.
         sites: Its attention modules, in the order in which they run.
+        grids: Rows and columns of each site's image tokens at the model's own size, by name; None
+            where that isn't known.
+        size: Rows and columns of the latents at that size.
     """
 
     model: str
     sites: tuple[Site, ...]
+    grids: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
 
     @property
     def layers(self) -> list[Site]:
@@ -136,7 +141,7 @@ def attach_denoisers(
         ValueError: An intervention can't act on this model.
     """
     modules = list(denoisers.values())
-    infos = [Denoiser(type(inner(m)).__name__, tuple(find_sites(inner(m)))) for m in modules]
+    infos = [_info(inner(module)) for module in modules]
     for module, info in zip(modules, infos, strict=True):
         if not info.layers:
             raise ValueError(
@@ -151,11 +156,35 @@ def attach_denoisers(
     specs = [one.resolve(infos[0]) for one in interventions]
     entries = [Entry(spec.bind(infos[0])) for spec in specs]
     pipeline = target if target not in modules else None
+    for spec, entry in zip(specs, entries, strict=True):
+        if isinstance(entry.work, LatentUpdate) and not hasattr(pipeline, "scheduler"):
+            raise ValueError(
+                f"{spec.label} moves a pipeline's latents, and a {type(target).__name__} alone has "
+                "none; attach to the pipeline"
+            )
     guides = [_guide_of(module, pipeline, cond_rows, fork) for module in modules]
+    for module, guide in zip(modules, guides, strict=True):
+        refuse_clashes([*guide.entries, *entries])
+        if module._compiled_call_impl is not None and any(
+            isinstance(entry.work, Edit) and not entry.idle for entry in entries
+        ):
+            raise ValueError(
+                f"this {type(module).__name__} was compiled in place, which hides its layers from "
+                "edits; use torch.compile(model) instead, of which edited steps run uncompiled"
+            )
     for entry in entries:
         for guide in guides:
             guide.push(entry)
     return DenoiserAttachment(specs, entries, guides)
+
+
+def _info(denoiser: Any) -> Denoiser:
+    found = tuple(find_sites(denoiser))
+    grids = {site.name: native_grid(denoiser, site) for site in found}
+    size = getattr(denoiser.config, "sample_size", None)
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    known = None if size is None else (int(sides[0]), int(sides[1]))
+    return Denoiser(type(denoiser).__name__, found, grids, known)
 
 
 def _guide_of(module: nn.Module, pipeline: Any, cond_rows: slice | None, fork: bool) -> Guide:

@@ -8,8 +8,9 @@ the variables of its ``__call__``, where some pipelines keep it and all keep the
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -108,6 +109,14 @@ def variables_of(pipeline: Any) -> Mapping[str, Any]:
             return frame.f_locals
         frame = frame.f_back
     return {}
+
+
+def call_by_name(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """A denoiser call's arguments by name."""
+    bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)
+    bound.arguments.pop("self")
+    rest = bound.arguments.pop("kwargs", {})
+    return {**bound.arguments, **rest}
 
 
 def sample_of(call: Mapping[str, Any]) -> Tensor:

@@ -1,8 +1,10 @@
-"""What a method asks of a denoiser: edits of its own branches, or guidance by perturbed ones."""
+"""What a method asks of a denoiser: edits of its branches, guidance by others, moved latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.seat import Call
 from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.text import Part
 from regaze.hooks.report import LayerReport
 
 
@@ -57,11 +60,75 @@ class Guidance:
     scale_alone: float | None = None
 
 
+@dataclass(frozen=True)
+class LatentUpdate:
+    """Latents moved down the gradient of a loss on text maps, before the denoiser sees them.
+
+    Attributes:
+        sites: Cross- or joint attention whose maps the loss needs, all of one resolution; none
+            makes it a no-op.
+        begin: Makes what a run of the pipeline minimises.
+    """
+
+    sites: tuple[Site, ...]
+    begin: Callable[[Run], Objective]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of a pipeline, as it begins.
+
+    Attributes:
+        samples: How many it makes at once.
+        steps: Number of sampling steps.
+        text: The parts of the text stream, whose columns are those of the maps.
+    """
+
+    samples: int
+    steps: int
+    text: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step does.
+
+    Attributes:
+        size: Factor of the gradient.
+        target: Samples with a larger loss are first moved until it is at most this.
+        limit: How often at most.
+        update: Whether all are moved once more then.
+    """
+
+    size: float
+    target: float = math.inf
+    limit: int = 0
+    update: bool = True
+
+
+class Objective(ABC):
+    """What one run of a pipeline minimises; may remember what it saw in the steps before."""
+
+    watches: bool = False
+    """Whether it wants to `watch` the denoiser's own passes."""
+
+    @abstractmethod
+    def plan(self, step: int) -> Plan | None:
+        """What a step does; None if nothing."""
+
+    @abstractmethod
+    def loss(self, maps: Tensor) -> Tensor:
+        """The loss of each sample, "B", from maps "B F R C T" (see `Reader.maps`)."""
+
+    def watch(self, maps: Tensor) -> None:  # noqa: B027 (most have nothing to watch)
+        """See the maps at the updated latents, after each step with a plan."""
+
+
 @dataclass
 class Entry:
-    """An edit or guidance at work, with its counters."""
+    """An edit, guidance or update at work, with its counters."""
 
-    work: Edit | Guidance
+    work: Edit | Guidance | LatentUpdate
     note: str = ""
     steps: int = 0
     calls: dict[str, int] = field(default_factory=dict)
@@ -74,6 +141,8 @@ class Entry:
 
     def attend(self, call: Call) -> Tensor:
         """Edit a call, count it, and now and then (at 1, 2, 4, 8, ...) measure the change."""
+        if isinstance(self.work, LatentUpdate):
+            raise TypeError("an update of latents edits no attention")
         name = call.site.name
         self.calls[name] = count = self.calls.get(name, 0) + 1
         changed = self.work.attend(call)
@@ -82,8 +151,12 @@ class Entry:
             moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
             counted = ((moved > 0).float(), moved, torch.ones_like(moved))
             sums = torch.stack([x.sum() for x in counted])
-            self.sums[name] = self.sums.get(name, torch.zeros(3)) + sums.double().cpu()
+            self.add(name, sums)
         return changed
+
+    def add(self, name: str, sums: Tensor) -> None:
+        """Add to a site's sums: changed, change, total."""
+        self.sums[name] = self.sums.get(name, torch.zeros(3)) + sums.double().cpu()
 
     def layers(self) -> list[LayerReport]:
         """What was counted, per site."""
@@ -95,3 +168,21 @@ class Entry:
             calls = self.calls.get(site.name, 0)
             reports.append(LayerReport(layer, calls, heads / total, effect / total, site.name))
         return reports
+
+
+def refuse_clashes(entries: Sequence[Entry]) -> None:
+    """Check that no attention call is edited twice.
+
+    Raises:
+        ValueError: Two main edits act on one layer in the same steps: what the second one would
+            make of the first one's output isn't defined.
+    """
+    edits = [entry.work for entry in entries if isinstance(entry.work, Edit)]
+    for number, one in enumerate(edits):
+        for other in edits[:number]:
+            both = {site.name for site in one.sites} & {site.name for site in other.sites}
+            if both and one.start < other.stop and other.start < one.stop:
+                raise ValueError(
+                    f"two interventions edit the attention of {min(both)} in the same steps; give "
+                    "them other layers or other steps"
+                )

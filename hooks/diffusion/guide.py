@@ -1,4 +1,4 @@
-"""The hook on a denoiser: main edits in its own branches, perturbed branches beside them.
+"""The hook on a denoiser: moved latents, edits in its own branches, perturbed branches beside them.
 
 With eps the denoiser's output, the hook returns for every branch eps + delta,
 
@@ -15,12 +15,12 @@ model would predict. Where both are on a layer, the perturbation stands in the e
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import sys
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.diffusion.branches import (
     Rows,
+    call_by_name,
     call_of_rows,
     copy_containers,
     find_rows,
@@ -35,8 +36,9 @@ from regaze.hooks.diffusion.branches import (
     timestep_of,
     variables_of,
 )
-from regaze.hooks.diffusion.edits import Edit, Entry, Guidance
-from regaze.hooks.diffusion.fork import Kept, why_not
+from regaze.hooks.diffusion.edits import Edit, Entry, Guidance, LatentUpdate
+from regaze.hooks.diffusion.fork import Kept, is_compiled, why_not
+from regaze.hooks.diffusion.latents import Latents
 from regaze.hooks.diffusion.seat import editing
 from regaze.hooks.diffusion.sites import Layout, read_layout
 
@@ -73,6 +75,7 @@ class Guide:
         self._handles: list[Any] = []
         self._pass: _Pass | None = None
         self._delta: Tensor | None = None
+        self._latents = Latents()
 
     # -- installing ----------------------------------------------------------------------------
 
@@ -89,6 +92,7 @@ class Guide:
     def pop(self, entry: Entry) -> None:
         """Take one off, from anywhere in the stack; the last one removes the hooks."""
         self.entries.remove(entry)
+        self._latents.forget(entry)
         if not self.entries:
             for handle in self._handles:
                 handle.remove()
@@ -107,30 +111,55 @@ class Guide:
     # -- around one forward pass ---------------------------------------------------------------
 
     @torch.compiler.disable
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.of(module):
-            return  # A deep copy of the model.
+            return None  # A deep copy of the model.
         denoiser = inner(module)
-        call = copy_containers(_by_name(denoiser, args, kwargs))
+        call = copy_containers(call_by_name(denoiser, args, kwargs))
         edits = [e for e in self.entries if isinstance(e.work, Edit) and self._in_window(e.work)]
         guidances = [
             (e, e.work, scale)
             for e in self.entries
             if isinstance(e.work, Guidance) and (scale := self._strength(e.work, call))
         ]
-        if not edits and not guidances:
-            return
+        updates = [e for e in self.entries if isinstance(e.work, LatentUpdate) and not e.idle]
+        if not edits and not guidances and not updates:
+            return None
         rows = find_rows(self.pipeline, call, self.cond_rows)
+        moved: Tensor | None = None
+        if updates:
+            # Edits act in the gradient pass, too.
+            edited = partial(self._edited, denoiser, edits)
+            moved = self._latents.before(module, self.pipeline, call, rows, updates, edited)
+        if moved is not None:
+            call["sample" if "sample" in call else "hidden_states"] = moved
         self._pass = done = _Pass(call, rows, edits, guidances)
         layout = self._layout(denoiser, call, rows.branches)
+        if edits and any(is_compiled(part) for part in module.modules()):
+            # Compiled code doesn't see the hooks that edits come by.
+            done.around.enter_context(torch.compiler.set_stance("force_eager"))
+            for entry in edits:
+                entry.note = "the denoiser runs uncompiled in these steps"
         done.around.enter_context(_main_edits(denoiser, edits, layout))
-        if rows.cond is None or not guidances:
+        done.around.enter_context(self._latents.watching(denoiser, call, rows, updates))
+        self._prepare(module, done)
+        return None if moved is None else _with_sample(moved, args, kwargs)
+
+    def _edited(
+        self, denoiser: Any, edits: Sequence[Entry], call: Mapping[str, Any]
+    ) -> AbstractContextManager[None]:
+        return _main_edits(denoiser, edits, self._layout(denoiser, call))
+
+    def _prepare(self, module: nn.Module, done: _Pass) -> None:
+        """Keep what perturbed branches need of the pass that begins."""
+        call, guidances = done.call, done.guidances
+        if done.rows.cond is None or not guidances:
             return
         reason = why_not(module, call) if self.fork else "fork=False"
         for entry, _, _ in guidances:
             entry.note = f"whole extra passes: {reason}" if reason else "forks at its first block"
         if reason is None:
-            done.kept = Kept(denoiser, [work.sites[0].block for _, work, _ in guidances])
+            done.kept = Kept(inner(module), [work.sites[0].block for _, work, _ in guidances])
             done.around.enter_context(done.kept.recording())
 
     @torch.compiler.disable
@@ -244,16 +273,16 @@ def _main_edits(
         yield
 
 
-def _by_name(denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)
-    bound.arguments.pop("self")
-    rest = bound.arguments.pop("kwargs", {})
-    return {**bound.arguments, **rest}
-
-
 def _tiled(delta: Tensor, prediction: Tensor) -> Tensor:
     """The difference once for every branch of the batch."""
     return delta.repeat(len(prediction) // len(delta), *[1] * (delta.ndim - 1))
+
+
+def _with_sample(moved: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A call's arguments with another sample, which denoisers take first."""
+    if args:
+        return (moved, *args[1:]), kwargs
+    return args, {**kwargs, "sample" if "sample" in kwargs else "hidden_states": moved}
 
 
 def _with_prediction(output: Any, prediction: Tensor) -> Any:

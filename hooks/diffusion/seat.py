@@ -91,9 +91,7 @@ Editor = Callable[[Call], Tensor]
 
 
 class _Kernel(TorchFunctionMode):
-    """Hands the first call of the kernel to an editor; in self- and joint attention the first one
-    whose rows are its columns.
-    """
+    """Hands an editor the first kernel call; of self- and joint attention the first square one."""
 
     def __init__(self, site: Site, layout: Layout, editor: Editor) -> None:
         super().__init__()

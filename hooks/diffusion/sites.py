@@ -141,7 +141,18 @@ def _order(denoiser: nn.Module) -> Order:
 # -- choosing ----------------------------------------------------------------------------------
 
 
-def choose(sites: Sequence[Site], wanted: Sequence[str | int]) -> list[Site]:
+PERTURBED: tuple[Kind, ...] = ("self", "joint")
+TEXT: tuple[Kind, ...] = ("cross", "joint")
+_WHY = {
+    PERTURBED: "is cross-attention, whose rows aren't its columns; a perturbation needs self- or "
+    "joint attention",
+    TEXT: "is self-attention, which sees no text; this method needs cross- or joint attention",
+}
+
+
+def choose(
+    sites: Sequence[Site], wanted: Sequence[str | int], kinds: tuple[Kind, ...] = PERTURBED
+) -> list[Site]:
     """Sites that a list of layers names, in the order in which they run.
 
     Args:
@@ -149,45 +160,46 @@ def choose(sites: Sequence[Site], wanted: Sequence[str | int]) -> list[Site]:
         wanted: Numbers (18), numbers as text ("L18"), or parts of paths as in diffusers ("mid",
             "up_blocks.1", "blocks.13"), which whole parts must match and which may be regular
             expressions ("blocks.(7|8)").
+        kinds: Which kinds can be named: those that can be perturbed, or those that see `TEXT`.
 
     Raises:
-        ValueError: One names no layer that can be perturbed; the message shows the nearest.
+        ValueError: One names no such layer; the message shows the nearest.
     """
-    chosen = {site.name: site for one in wanted for site in _matching(sites, one)}
+    chosen = {site.name: site for one in wanted for site in _matching(sites, one, kinds)}
     return [site for site in sites if site.name in chosen]
 
 
-def _matching(sites: Sequence[Site], wanted: str | int) -> list[Site]:
+def _matching(sites: Sequence[Site], wanted: str | int, kinds: tuple[Kind, ...]) -> list[Site]:
     counted = [site for site in sites if site.layer is not None]
+    named = [s for s in sites if s.kind in kinds and (s.layer is not None or s.kind == "cross")]
     text = str(wanted)
+    exact = [site for site in sites if site.name == text]
     if number := re.fullmatch(r"[Ll]?(\d+)", text):
         if int(number[1]) >= len(counted):
             raise ValueError(
                 f"there is no layer {text}: this denoiser has {len(counted)} layers of self- or "
                 f"joint attention (L0 to L{len(counted) - 1})"
             )
-        return [counted[int(number[1])]]
-    exact = [site for site in sites if site.name == text]
-    if exact and exact[0].kind == "cross":
-        raise ValueError(
-            f"{text} is cross-attention, whose rows aren't its columns; a perturbation needs self- "
-            "or joint attention"
-        )
+        exact = [counted[int(number[1])]]
+    # Temporal attention, and self-attention beside joint one, can be perturbed by their names.
+    if exact and (exact[0].kind == "cross" if kinds == PERTURBED else exact[0].kind not in kinds):
+        raise ValueError(f"{text} {_WHY[kinds]}")
     try:
         pattern = re.compile(rf"(?:^|[._])(?:{text})(?:$|[._])")
     except re.error as error:
         raise ValueError(f"layer {text!r} is no regular expression: {error}") from error
-    found = exact or [site for site in counted if pattern.search(site.name)]
+    found = exact or [site for site in named if pattern.search(site.name)]
     if not found:
-        raise ValueError(unmatched(text, [site.name for site in counted]))
+        raise ValueError(unmatched(text, [site.name for site in named], kinds))
     return found
 
 
-def unmatched(text: str, names: Sequence[str]) -> str:
+def unmatched(text: str, names: Sequence[str], kinds: tuple[Kind, ...] = PERTURBED) -> str:
     """The message for a layer that matches nothing, with the names nearest to it."""
     known = [*names, *dict.fromkeys(b for n in names if (b := block_of(n)))]
     near = difflib.get_close_matches(text, known, 3, 0.3) or names[:3]
-    return f"layer {text!r} matches no self- or joint attention; nearest: {', '.join(near)}"
+    what = " or ".join(f"{kind}-" if kind != "joint" else "joint" for kind in kinds)
+    return f"layer {text!r} matches no {what} attention; nearest: {', '.join(near)}"
 
 
 def only_heads(site: Site, heads: Sequence[int]) -> None:

@@ -12,6 +12,7 @@ from regaze.evals.images.scorers.base import (
     register,
 )
 from regaze.evals.images.scorers.clip import Aesthetic, ClipScore, PickScore
+from regaze.evals.images.scorers.concepts import Caption, Objects
 from regaze.evals.images.scorers.hpsv2 import HPSv2
 from regaze.evals.images.scorers.painting import Painting
 from regaze.evals.images.scorers.sets import Fid, InceptionScore, Kid, SetScorer
@@ -20,12 +21,14 @@ from regaze.evals.images.scorers.similarity import Lpips, Psnr, Ssim
 __all__ = [
     "IMAGES",
     "Aesthetic",
+    "Caption",
     "ClipScore",
     "Fid",
     "HPSv2",
     "InceptionScore",
     "Kid",
     "Lpips",
+    "Objects",
     "Painting",
     "PickScore",
     "Psnr",

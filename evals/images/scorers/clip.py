@@ -50,7 +50,7 @@ class ClipScore(Scorer):
 
     def load(self, device: str) -> Ready:
         """Load the model."""
-        pair = _Pair(self.model, self.model, device)
+        pair = Pair(self.model, self.model, device)
 
         def score(images: Images, prompts: Sequence[str], references: Images) -> list[Counts]:
             cosines = pair.cosines(
@@ -84,7 +84,7 @@ class PickScore(Scorer):
 
     def load(self, device: str) -> Ready:
         """Load the model."""
-        pair = _Pair(self.model, self.processor, device)
+        pair = Pair(self.model, self.processor, device)
         scale = float(pair.model.logit_scale.detach().exp())
 
         def score(images: Images, prompts: Sequence[str], references: Images) -> list[Counts]:
@@ -130,8 +130,8 @@ class Aesthetic(Scorer):
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
         layers = _linear_layers(weights, path)
-        model = _load(transformers.CLIPVisionModelWithProjection, self.model, device)
-        processor = _load_processor(transformers.CLIPImageProcessor, self.model)
+        model = load_model(transformers.CLIPVisionModelWithProjection, self.model, device)
+        processor = load_processor(transformers.CLIPImageProcessor, self.model)
         width = model.config.projection_dim
         if layers[0][0].shape[1] != width:
             raise ValueError(
@@ -142,7 +142,7 @@ class Aesthetic(Scorer):
         @torch.no_grad()
         def score(images: Images, prompts: Sequence[str], references: Images) -> list[Counts]:
             pixels = processor(images=list(images), return_tensors="pt").pixel_values.to(device)
-            x = _unit(model(pixel_values=pixels).image_embeds)
+            x = unit(model(pixel_values=pixels).image_embeds)
             for weight, bias in layers:
                 x = torch.nn.functional.linear(x, weight, bias)
             return [{"aesthetic": value} for value in x[:, 0].tolist()]
@@ -153,17 +153,18 @@ class Aesthetic(Scorer):
         return Ready(score, identity)
 
 
-class _Pair:
+class Pair:
     """A CLIP model that embeds pictures and prompts."""
 
     def __init__(self, name: str, processor: str, device: str) -> None:
-        self.model = _load(transformers.CLIPModel, name, device)
-        self.processor = _load_processor(transformers.CLIPProcessor, processor)
+        self.model = load_model(transformers.CLIPModel, name, device)
+        self.processor = load_processor(transformers.CLIPProcessor, processor)
         self.device = device
         self.sha256 = str(identify(self.model)["weights_sha256"])
 
     @torch.no_grad()
     def cosines(self, images: Images, prompts: Sequence[str]) -> list[float]:
+        """Of each picture and its prompt."""
         check_lengths(images, prompts)
         inputs = self.processor(
             text=list(prompts),
@@ -175,13 +176,16 @@ class _Pair:
         ).to(self.device)
         # The whole model, not get_image_features: what that returns changed in transformers 5.
         output = self.model(**inputs)
-        found: list[float] = (
-            (_unit(output.image_embeds) * _unit(output.text_embeds)).sum(-1).tolist()
-        )
+        found: list[float] = (unit(output.image_embeds) * unit(output.text_embeds)).sum(-1).tolist()
         return found
 
 
-def _load(cls: Any, name: str, device: str) -> Any:
+def load_model(cls: Any, name: str, device: str) -> Any:
+    """A model of transformers, float32, from a folder or the Hub.
+
+    Raises:
+        ValueError: It can't be had.
+    """
     try:
         model = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, HFValidationError) as error:
@@ -189,7 +193,12 @@ def _load(cls: Any, name: str, device: str) -> Any:
     return model.to(device).eval()
 
 
-def _load_processor(cls: Any, name: str) -> Any:
+def load_processor(cls: Any, name: str) -> Any:
+    """A processor or tokenizer of transformers.
+
+    Raises:
+        ValueError: It can't be had.
+    """
     try:
         return cls.from_pretrained(name)
     except (OSError, ValueError, TypeError, HFValidationError) as error:
@@ -204,7 +213,8 @@ def _unloadable(what: str, name: str, error: BaseException) -> str:
     return f"{what} {name} {where} ({reason}); give a folder, e.g. --score clip:model=DIR"
 
 
-def _unit(x: Tensor) -> Tensor:
+def unit(x: Tensor) -> Tensor:
+    """Rows of length 1."""
     return torch.nn.functional.normalize(x, dim=-1)
 
 

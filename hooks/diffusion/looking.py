@@ -1,0 +1,133 @@
+"""look: what each word of the prompt was attended from, while a pipeline runs as it does.
+
+Maps are read in the denoiser's own passes, of the conditional rows, after whatever is attached has
+moved its latents; what it computes is untouched. Of each map only the text's columns are formed.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.attach import find_denoisers
+from regaze.hooks.diffusion.branches import call_by_name, find_rows
+from regaze.hooks.diffusion.fork import is_compiled
+from regaze.hooks.diffusion.sites import TEXT, Site, choose, find_sites, read_layout
+from regaze.hooks.diffusion.text import Part, read_text
+from regaze.hooks.diffusion.text_maps import Reader
+
+
+@dataclass
+class Seen:
+    """What was attended to.
+
+    Attributes:
+        layers: Where.
+        steps: Per pass of the denoiser "B F R C T" float32: the mean over layers and heads, for
+            samples, frames, rows and columns of the image and tokens of the text.
+        text: The parts of the text stream.
+    """
+
+    layers: tuple[Site, ...]
+    steps: list[Tensor] = field(default_factory=list)
+    text: tuple[Part, ...] = ()
+
+    def map(self, words: str, sample: int = 0, steps: slice = slice(None)) -> Tensor:
+        """The mean map "F R C" of a word or phrase, over all its tokens and some passes.
+
+        Args:
+            words: Of the prompt.
+            sample: Which picture of the batch.
+            steps: Which passes; by default all.
+
+        Raises:
+            ValueError: The prompt doesn't hold them, or nothing was seen.
+        """
+        if not self.steps:
+            raise ValueError("nothing was seen: run the pipeline inside of `with look(...)`")
+        columns = []
+        for part in self.text:
+            prompt = None if part.prompts is None else part.prompts[sample]
+            found = prompt.find(words) if prompt else []
+            columns += [part.columns.start + i for tokens in found for i in tokens]
+        if not columns:
+            listed = [p.prompts[sample].listed() for p in self.text if p.prompts]
+            raise ValueError(f"{words!r} isn't in the prompt; its tokens are {'; '.join(listed)}")
+        return torch.stack([one[sample] for one in self.steps[steps]])[..., columns].mean((0, -1))
+
+    def iou(self, first: str, second: str, sample: int = 0, threshold: float = 0.5) -> float:
+        """How far two concepts look at the same places: intersection over union of bright regions.
+
+        Args:
+            first: A word or phrase of the prompt.
+            second: Another.
+            sample: Which picture of the batch.
+            threshold: Which share of the way from a map's smallest to its largest value is bright.
+        """
+        bright = []
+        for words in (first, second):
+            map_ = self.map(words, sample)
+            low, high = map_.min(), map_.max()
+            bright.append(map_ >= low + threshold * (high - low))
+        both, either = bright[0] & bright[1], bright[0] | bright[1]
+        return float(both.sum() / either.sum())
+
+
+@contextmanager
+def look(pipeline: Any, layers: Sequence[str | int]) -> Iterator[Seen]:
+    """See what words are attended from in the runs of a pipeline inside.
+
+    Args:
+        pipeline: A diffusers pipeline.
+        layers: Cross- or joint attention of one resolution, as in `choose`; e.g. ``("mid",)``.
+
+    Raises:
+        TypeError: It is no pipeline with a known denoiser.
+        ValueError: A layer doesn't exist or sees no text, or the denoiser is compiled.
+    """
+    denoisers = find_denoisers(pipeline)
+    if not denoisers or pipeline in denoisers.values():
+        raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
+    denoiser: Any = next(iter(denoisers.values()))
+    if is_compiled(denoiser):
+        raise ValueError("a compiled denoiser doesn't show its maps; look before compiling it")
+    seen = Seen(tuple(choose(find_sites(denoiser), layers, TEXT)))
+    around: list[tuple[ExitStack, Reader]] = []
+
+    def before(module: Any, args: Any, kwargs: Any) -> None:
+        call = call_by_name(module, args, kwargs)
+        rows = find_rows(pipeline, call, None)
+        if rows.cond is None:
+            return
+        layout = read_layout(module, call)
+        seen.text = read_text(pipeline, rows.cond.stop - rows.cond.start, layout.n_text)
+        reader, stack = (
+            Reader(seen.layers, layout, (rows.batch, rows.cond), stop=False),
+            ExitStack(),
+        )
+        stack.enter_context(reader.reading(module))
+        around.append((stack, reader))
+
+    def after(module: Any, args: Any, output: Any) -> None:
+        while around:
+            stack, reader = around.pop()
+            # After an exception nothing must complain of what therefore never ran.
+            stack.__exit__(*(sys.exc_info() if output is None else (None, None, None)))
+            if output is not None:
+                seen.steps.append(reader.maps().detach().cpu())
+
+    handles = [
+        denoiser.register_forward_pre_hook(before, with_kwargs=True),
+        denoiser.register_forward_hook(after, always_call=True),
+    ]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,130 @@
+"""Which columns of a denoiser's text are which words of the prompt.
+
+Prompts are read off the running pipeline and its tokenizers: a pipeline that was given embeddings
+has none, and then columns are known by their numbers alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from regaze.hooks.diffusion.branches import variables_of
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as one text encoder reads it.
+
+    Attributes:
+        text: The prompt.
+        pieces: Its tokens as text, special ones included, up to the end token.
+        spans: Where each is in the text, (start, end) in characters; (0, 0) for special tokens.
+    """
+
+    text: str
+    pieces: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def end(self) -> int:
+        """Index of the end token."""
+        return len(self.pieces) - 1
+
+    def at(self, start: int, stop: int) -> list[int]:
+        """Indices of the tokens that some characters of the text fall into."""
+        return [i for i, (a, b) in enumerate(self.spans) if a < stop and b > start]
+
+    def find(self, words: str) -> list[list[int]]:
+        """The tokens of every occurrence of a word or phrase, whole words only, in any case."""
+        pattern = r"\s+".join(map(re.escape, words.split()))
+        found = re.finditer(rf"(?<!\w){pattern}(?!\w)", self.text, re.IGNORECASE)
+        # What was cut off at the encoder's length has no tokens.
+        return [tokens for match in found if (tokens := self.at(*match.span()))]
+
+    def listed(self) -> str:
+        """The tokens with their indices, for messages."""
+        return ", ".join(f"{i} {piece}" for i, piece in enumerate(self.pieces))
+
+
+@dataclass(frozen=True)
+class Part:
+    """The columns of one kind of text encoder.
+
+    Attributes:
+        encoder: "clip", "t5", or "text" if it isn't known.
+        columns: Where they are in the text stream.
+        prompts: What each row asks for; None if the pipeline was given embeddings, or if how it
+            reads prompts isn't known.
+        pads_apart: Whether what follows the end token is another token, as in Stable Diffusion 2.
+    """
+
+    encoder: str
+    columns: slice
+    prompts: tuple[Prompt, ...] | None
+    pads_apart: bool = False
+
+
+def read_text(pipeline: Any, rows: int, n_text: int) -> tuple[Part, ...]:
+    """The parts of a running pipeline's text stream.
+
+    Args:
+        pipeline: It.
+        rows: Conditional rows of its batch: every prompt has as many, one after the other.
+        n_text: Length of the text stream, in tokens.
+    """
+    every = slice(0, n_text)
+    name = type(pipeline).__name__
+    if name.startswith("StableDiffusion3"):
+        clip = min(n_text, int(pipeline.tokenizer_max_length))
+        parts = [("clip", "tokenizer", "prompt", slice(0, clip))]
+        if n_text > clip:
+            parts.append(("t5", "tokenizer_3", "prompt_3", slice(clip, n_text)))
+    elif name.startswith("Flux"):
+        parts = [("t5", "tokenizer_2", "prompt_2", every)]
+    elif "StableDiffusion" in name or "CLIP" in type(pipeline.components.get("tokenizer")).__name__:
+        # SDXL's two encoders read the same columns.
+        parts = [("clip", "tokenizer", "prompt", every)]
+    else:
+        return (Part("text", every, None),)
+    return tuple(_part(pipeline, rows, *part) for part in parts)
+
+
+def _part(
+    pipeline: Any, rows: int, encoder: str, tokenizer: str, variable: str, columns: slice
+) -> Part:
+    reader = getattr(pipeline, tokenizer, None)
+    variables = variables_of(pipeline)
+    given = variables.get(variable) or variables.get("prompt")
+    if reader is None:
+        return Part(encoder, columns, None)
+    pads_apart = reader.pad_token_id not in (None, reader.eos_token_id)
+    if given is None:
+        return Part(encoder, columns, None, pads_apart)
+    texts = [given] if isinstance(given, str) else list(given)
+    if hasattr(pipeline, "maybe_convert_prompt"):  # Textual inversion.
+        texts = [pipeline.maybe_convert_prompt(text, reader) for text in texts]
+    length = columns.stop - columns.start
+    prompts = [read_prompt(reader, text, length) for text in texts]
+    each = rows // len(prompts)
+    return Part(encoder, columns, tuple(_repeated(prompts, each)), pads_apart)
+
+
+def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:
+    """A prompt as a tokenizer cuts it.
+
+    Args:
+        tokenizer: Of a CLIP or T5 text encoder.
+        text: The prompt.
+        length: How many tokens the encoder takes.
+    """
+    read = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
+    pieces = tokenizer.convert_ids_to_tokens(read.input_ids)
+    spans = [(a, b) if text[a:b].strip() else (0, 0) for a, b in read.offset_mapping]
+    return Prompt(text, tuple(pieces), tuple(spans))
+
+
+def _repeated(prompts: Sequence[Prompt], each: int) -> list[Prompt]:
+    return [prompt for prompt in prompts for _ in range(each)]

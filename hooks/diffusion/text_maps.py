@@ -1,0 +1,153 @@
+"""How much each place of the image attends to each token of the text, read in chosen layers.
+
+Only the columns of the text are ever formed. Of cross-attention these are the whole map, image x
+text. Of joint attention a row's softmax runs over image and text, so its text columns are
+
+    A_text = softmax(z_text) * m,   m = the row's share on text = exp(lse(z_text) - lse(z))
+
+and m is what the stock kernel gives for values that are 1 on text and 0 on the image: exact, with
+gradients, without the map of all tokens on all tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.perturb import as_query_heads
+from regaze.hooks.diffusion.seat import Call, editing
+from regaze.hooks.diffusion.sites import Layout, Site
+
+
+class Enough(Exception):  # noqa: N818 (no error: it ends a pass early)
+    """Every map that was wanted has been read; the rest of the pass isn't needed."""
+
+
+class Reader:
+    """Sums text maps over heads and layers while a pass of the denoiser runs.
+
+    Args:
+        sites: The layers, in the order in which they run.
+        layout: How the pass's tokens are laid out.
+        rows: Samples of the pass, and which of them are read.
+        stop: End the pass with `Enough` after the last layer.
+    """
+
+    def __init__(
+        self, sites: Sequence[Site], layout: Layout, rows: tuple[int, slice], stop: bool
+    ) -> None:
+        self._sites, self._layout, self._stop = sites, layout, stop
+        self._batch, self._rows = rows
+        self._waiting = {site.name for site in sites}
+        self._sum: Tensor | None = None
+        self._heads = 0
+        self._tokens = 0
+
+    @contextmanager
+    def reading(self, denoiser: Any) -> Iterator[None]:
+        """Read in the pass inside.
+
+        Raises:
+            RuntimeError: The pass ended without calling the kernel in one of the layers.
+        """
+        try:
+            with editing(denoiser, self._sites, self._layout, self._read):
+                yield
+        except Enough:
+            pass
+
+    def _read(self, call: Call) -> Tensor:
+        each, rest = divmod(call.query.shape[0], self._batch)
+        if rest:
+            raise ValueError(
+                f"{call.site.name} attends in {call.query.shape[0]} rows, which are no multiple of "
+                f"the {self._batch} of the batch"
+            )
+        grouped = text_map(call, slice(self._rows.start * each, self._rows.stop * each))
+        if self._tokens not in (0, grouped.shape[2]):
+            raise ValueError(
+                f"{call.site.name} has {grouped.shape[2]} places and layers before it "
+                f"{self._tokens}; choose layers of one resolution"
+            )
+        self._tokens = grouped.shape[2]
+        self._heads += grouped.shape[1]
+        summed = grouped.sum(1)
+        self._sum = summed if self._sum is None else self._sum + summed
+        self._waiting.discard(call.site.name)
+        if self._stop and not self._waiting:
+            raise Enough
+        return call.kernel(call.query, call.key, call.value)
+
+    def maps(self) -> Tensor:
+        """The mean over layers and heads, "B F R C T": samples, frames, rows, columns, tokens.
+
+        Raises:
+            ValueError: The grid of the image's tokens isn't known.
+        """
+        grid = self._layout.grid(self._tokens)
+        if self._sum is None or grid is None:
+            raise ValueError(
+                f"the {self._tokens} image tokens of {self._sites[0].name} have a grid that isn't "
+                "known for this model, which concept maps need"
+            )
+        samples = self._rows.stop - self._rows.start
+        return (self._sum / self._heads).reshape(samples, -1, *grid[-2:], self._sum.shape[-1])
+
+
+def text_map(call: Call, rows: slice) -> Tensor:
+    """The text columns of a call's maps, "B H N T" float32, N image and T text tokens.
+
+    Args:
+        call: Of cross- or joint attention.
+        rows: Which rows of its batch.
+
+    Raises:
+        ValueError: The call's keys aren't the text's, or its order of streams isn't known.
+    """
+    heads = call.query.shape[1]
+    query = call.query[rows].float()
+    key = as_query_heads(call.key[rows], heads).float()
+    bias = _bias(call, rows)
+    cross = call.site.kind == "cross"
+    if cross and key.shape[2] != call.layout.n_text:
+        raise ValueError(
+            f"{call.site.name} has {key.shape[2]} keys for {call.layout.n_text} tokens of text; "
+            "which of them are which words isn't known"
+        )
+    if cross:
+        return _softmax(query, key, bias, call.scale)
+    image = call.image()
+    text = slice(image.stop, None) if image.start == 0 else slice(0, image.start)
+    on_text = torch.zeros_like(key)
+    on_text[:, :, text, 0] = 1
+    # A mask of the kernel's must be of its type.
+    mask = {} if call.mask is None else {"attn_mask": bias}
+    share = call.kernel(query[:, :, image], key, on_text, **mask)[..., :1]
+    columns = bias if bias is None else bias[..., text]
+    return _softmax(query[:, :, image], key[:, :, text], columns, call.scale) * share
+
+
+def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    logits = query @ key.transpose(-1, -2) * scale
+    return (logits if bias is None else logits + bias).softmax(-1)
+
+
+def _bias(call: Call, rows: slice) -> Tensor | None:
+    """The mask as numbers to add to logits, "B 1 1 K"."""
+    mask = call.mask
+    if mask is None:
+        return None
+    mask = mask if mask.ndim == 4 else mask[:, None]
+    if mask.shape[-2] != 1:
+        raise NotImplementedError(
+            f"{call.site.name} masks some rows otherwise than others, which reading its text "
+            "columns doesn't allow for"
+        )
+    mask = mask[rows] if mask.shape[0] > 1 else mask
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    return mask.float()

@@ -1,0 +1,222 @@
+"""What methods that move latents by concept maps share: which tokens, which layers, which steps."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.edits import LatentUpdate, Objective, Plan, Run
+from regaze.hooks.diffusion.sites import TEXT, Site, choose
+from regaze.interventions.base import Intervention, check_choice, check_number
+from regaze.interventions.diffusion.concept_maps import Columns, concept_maps
+from regaze.interventions.diffusion.concept_tokens import columns_of
+
+_Self = TypeVar("_Self", bound="ConceptUpdate")
+
+
+@dataclass(frozen=True)
+class ConceptUpdate(Intervention):
+    """Latents moved so that the prompt's concepts get places of their own.
+
+    Attributes:
+        tokens: The concepts: column numbers of the text stream (``[2, 5]``; 0 is CLIP's start
+            token), words or phrases of the prompt (``["cat", "red frog"]``, every occurrence a
+            concept, all its tokens together), or "auto" for the prompt's nouns. One list for all
+            prompts, or a list per prompt: ``[["cat", "frog"], [2, [5, 6]]]``, where an inner list
+            is a concept of several columns. Empty: a no-op.
+        absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
+        layers: Where maps are read: parts of module paths as in diffusers ("up_blocks.1", "mid";
+            regular expressions work) or in joint attention numbers ("L7"), all of one resolution.
+            By default, in a U-Net, the layers whose grid is nearest to a quarter of the latents'
+            at the model's own size: 16 x 16 in Stable Diffusion, as in both papers, 32 x 32 in
+            SDXL. In a transformer the second half of the blocks; FLUX's double ones, 9 to 18.
+        encoder: Whose columns are read in SD3, whose text stream has both: "clip", "t5" or "both".
+            Others have one. CLIP's by default: T5's is optional there.
+        cut: Where the tokens end that compete for attention: before the "last" column, as in
+            Attend-and-Excite's code for Stable Diffusion 1, or before the end token, "eos", as in
+            its branch for Stable Diffusion 2. By default "eos" for text encoders that pad with
+            another token than that (Stable Diffusion 2, T5), else "last".
+        sharpen: Factor on the maps before the softmax over these tokens; 100 in the code, 0 for
+            none.
+        sigma: Of the 3 x 3 blur of each map; 0.5 in the code, 0 for none.
+        step_size: Step along the gradient; 20 in the code, 0 is a no-op. It falls over the steps
+            by ``sqrt(linspace(1, 0.5, T))``.
+        start: Share of the sampling steps at which the updates begin.
+        stop: Share of the sampling steps at which they end.
+    """
+
+    acts_on: ClassVar[str] = "diffusers pipelines"
+
+    tokens: Any = ()
+    absent: str = "raise"
+    layers: tuple[str | int, ...] | None = None
+    encoder: str = "clip"
+    cut: str | None = None
+    sharpen: float = 100.0
+    sigma: float = 0.5
+    step_size: float = 20.0
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        if isinstance(self.tokens, int) or (isinstance(self.tokens, str) and self.tokens != "auto"):
+            object.__setattr__(self, "tokens", (self.tokens,))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_choice(self.name, "absent", self.absent, ("raise", "skip"))
+        check_choice(self.name, "encoder", self.encoder, ("clip", "t5", "both"))
+        if self.cut is not None:
+            check_choice(self.name, "cut", self.cut, ("last", "eos"))
+        for field in ("sharpen", "sigma", "step_size"):
+            check_number(self.name, field, getattr(self, field), low=0)
+        check_number(self.name, "start", self.start, low=0, high=1)
+        check_number(self.name, "stop", self.stop, low=0, high=1)
+        if self.start >= self.stop:
+            raise ValueError(
+                f"{self.name}: start={self.start} isn't before stop={self.stop}; it would never act"
+            )
+        for layer in self.layers or ():
+            if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+                raise ValueError(
+                    f"{self.name}: layers holds {layer!r}; give numbers or parts of module paths"
+                )
+        for concept in self._listed():
+            whole = isinstance(concept, tuple) and concept and all(map(_is_index, concept))
+            if not (whole or _is_index(concept) or isinstance(concept, str)):
+                raise ValueError(
+                    f"{self.name}: tokens holds {concept!r}; give column numbers (1 or more), "
+                    'words of the prompt, or "auto"'
+                )
+
+    def _listed(self) -> list[Any]:
+        """All concepts that are named, of all prompts."""
+        if self.tokens == "auto":
+            return []
+        if not isinstance(self.tokens, tuple):
+            raise ValueError(f'{self.name}: tokens must be a list or "auto", got {self.tokens!r}')
+        return [c for one in self.tokens for c in one] if self.per_prompt else list(self.tokens)
+
+    @property
+    def per_prompt(self) -> bool:
+        """Whether each prompt has a list of its own."""
+        tokens = self.tokens
+        return isinstance(tokens, tuple) and any(isinstance(one, tuple) for one in tokens)
+
+    def resolve(self: _Self, tower: Denoiser) -> _Self:
+        """Choose the layers, by their full names."""
+        return replace(self, layers=tuple(site.name for site in self.sites(tower)))
+
+    def sites(self, denoiser: Denoiser) -> list[Site]:
+        """The chosen layers of a model.
+
+        Raises:
+            ValueError: One names no layer of this model that sees text, or they aren't of one
+                resolution.
+        """
+        if self.layers is None:
+            return default_layers(self.name, denoiser)
+        try:
+            chosen = choose(denoiser.sites, self.layers, TEXT)
+        except ValueError as error:
+            raise ValueError(f"{self.name}: {error}") from None
+        grids = {denoiser.grids.get(site.name) for site in chosen}
+        if len(grids) > 1:
+            shown = ", ".join(f"{s.name} {_shown(denoiser.grids.get(s.name))}" for s in chosen)
+            raise ValueError(f"{self.name}: choose layers of one resolution, not {shown}")
+        return chosen
+
+    def bind(self, tower: Denoiser) -> LatentUpdate:
+        """Make the update."""
+        idle = self.step_size == 0 or not (self._listed() or self.tokens == "auto")
+        return LatentUpdate(() if idle else tuple(self.sites(tower)), self._begin)
+
+    def _begin(self, run: Run) -> Objective:
+        return self.objective(run, columns_of(self, run))
+
+    @abstractmethod
+    def objective(self, run: Run, columns: Sequence[Columns]) -> ConceptObjective:
+        """What a run minimises, given each sample's columns."""
+
+
+class ConceptObjective(Objective):
+    """A loss on each sample's concept maps.
+
+    Args:
+        spec: The method's settings.
+        steps: Number of sampling steps.
+        columns: Each sample's.
+    """
+
+    def __init__(self, spec: ConceptUpdate, steps: int, columns: Sequence[Columns]) -> None:
+        self.steps, self.columns = steps, columns
+        self._window = (spec.start, spec.stop)
+        self._size = spec.step_size
+        self._concepts = partial(concept_maps, sharpen=spec.sharpen, sigma=spec.sigma)
+
+    def plan(self, step: int) -> Plan | None:
+        """One update a step, inside the window."""
+        start, stop = self._window
+        return Plan(self.size(step)) if start <= step / self.steps < stop else None
+
+    def size(self, step: int) -> float:
+        """``step_size sqrt(linspace(1, 0.5, T))``, the schedule of Attend-and-Excite's code."""
+        return self._size * math.sqrt(1 - 0.5 * step / max(1, self.steps - 1))
+
+    def concepts(self, maps: Tensor) -> list[Tensor | None]:
+        """Each sample's concept maps "N F R C", from "B F R C T"; None where it has none."""
+        return [
+            self._concepts(one, columns) if columns.concepts else None
+            for one, columns in zip(maps, self.columns, strict=True)
+        ]
+
+    def loss(self, maps: Tensor) -> Tensor:
+        """Each sample's loss; 0 where it has no concepts."""
+        found = self.concepts(maps)
+        losses = [
+            maps.new_zeros(()) if one is None else self.loss_of(sample, one)
+            for sample, one in enumerate(found)
+        ]
+        return torch.stack(losses)
+
+    @abstractmethod
+    def loss_of(self, sample: int, concepts: Tensor) -> Tensor:
+        """The loss of one sample, from its concept maps "N F R C"."""
+
+
+def default_layers(method: str, denoiser: Denoiser) -> list[Site]:
+    """Where to read maps if nobody says: see `ConceptUpdate.layers`."""
+    cross = [site for site in denoiser.sites if site.kind == "cross"]
+    joint = [s for s in denoiser.sites if s.kind == "joint" and not s.block.startswith("single_")]
+    found = cross or joint
+    if not found:
+        raise ValueError(
+            f"{method}: {denoiser.model} has no layers of cross- or joint attention that are known "
+            "here, so there are no maps of words"
+        )
+    grids = [denoiser.grids.get(site.name) for site in found]
+    if len(set(grids)) == 1 or denoiser.size is None:
+        return found[len(found) // 2 :]
+    quarter = math.log(denoiser.size[0] / 4)
+    sides = {grid[0] for grid in grids if grid}
+    side = min(sides, key=lambda s: (abs(math.log(s) - quarter), -s))
+    return [site for site, grid in zip(found, grids, strict=True) if grid and grid[0] == side]
+
+
+def _is_index(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _shown(grid: tuple[int, int] | None) -> str:
+    return "" if grid is None else f"({grid[0]} x {grid[1]})"

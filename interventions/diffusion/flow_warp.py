@@ -1,0 +1,277 @@
+"""FlowWarp: attend in each frame of a clip as in the frame before, moved along the optical flow.
+
+The frames of a clip are painted as one batch from the same noise. In chosen self-attention layers,
+with A_f = softmax(Q_f K_f' / sqrt d) of frame f, R_f the bilinear warp along the flow from frame f
+to f - 1, and M_f its binarised mask (tokens that move), the map becomes
+
+    A~_f = M_f ((1 - weight) A_f + weight R_f A_{f-1}) + (1 - M_f) S_f
+
+with S_f = A_{f-1} (``static="previous"``) or A_f (``static="own"``). The first frame keeps its own.
+Warping rows is linear, so ``(R_f A_{f-1}) V_f = R_f (A_{f-1} V_f)``: one more run of the stock
+kernel, with the queries and keys of the frame before, and its output warped; no map is built.
+
+Method: FloAtControlNet, arXiv 2411.15028, and US 2026/0051101 A1, claims 1 to 3 (linear
+combination; binarised flow map). There is no public code, and these are not said anywhere; here
+they are fields: the weight, the layers, the steps, the threshold of the mask, what still tokens
+take, whether rows alone are warped or columns too, whether A_{f-1} is the edited map.
+
+With columns warped too the map is ``R_f A_{f-1} R_f'`` with its rows renormalised: the values are
+splatted by the adjoint R_f' first, and what the splatted ones give is divided out. Flow counts as
+zero where nothing moves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.edits import Edit
+from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
+from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
+from regaze.interventions.base import (
+    Intervention,
+    check_choice,
+    check_flag,
+    check_number,
+    register,
+)
+from regaze.interventions.diffusion import flow as flows
+from regaze.interventions.diffusion.flow import Flow
+from regaze.interventions.diffusion.guided import check_where, chosen
+
+_EMPTY = 1e-6
+"""A warped row of which less than this is left stays as it was."""
+
+
+@register
+@dataclass(frozen=True)
+class FlowWarp(Intervention):
+    """Flow-warped self-attention.
+
+    Attributes:
+        flow: The clip's backward flow: a file or folder as in
+            `regaze.interventions.diffusion.flow`; in Python also an array "F-1 H W 2" or a `Flow`,
+            which is kept in a cache under its hash. Any size of the pictures' shape will do.
+        weight: Share of the warped map where something moves, in [0, 1]; 0 is a no-op, whatever
+            ``static`` says. Half by default, because the patent combines both maps.
+        layers: Where: numbers, "L7" or parts of module paths, as for guidance. By default the
+            self-attention of a U-Net's up blocks, or the second half of a transformer's layers.
+        start: Share of the sampling steps at which it begins.
+        stop: Share of the sampling steps at which it ends.
+        threshold: A pixel moves if its flow is longer than this, in the flow's pixels; a token, if
+            half of its pixels do. None: all tokens count as moving.
+        static: The map of tokens that don't move: that of the frame before ("previous", because
+            the paper claims a background without flicker), or their own ("own").
+        axis: What is warped: where a row looks from ("query"), or its columns too, renormalised
+            ("both").
+        recursive: Whether the map that is warped is the edited one of the frame before, so that
+            what the first frame sees reaches the last one within a step. Exact, without stored
+            maps, for (F - 1) / 2 more runs of the kernel over all F frames in place of one.
+    """
+
+    name: ClassVar[str] = "flow_warp"
+    summary: ClassVar[str] = "attend in each frame as in the one before, moved along the flow"
+    paper: ClassVar[str] = "arXiv 2411.15028"
+    acts_on: ClassVar[str] = "diffusers pipelines"
+
+    flow: Any = None
+    weight: float = 0.5
+    layers: tuple[str | int, ...] | None = None
+    start: float = 0.0
+    stop: float = 1.0
+    threshold: float | None = 0.5
+    static: str = "previous"
+    axis: str = "query"
+    recursive: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        if self.flow is not None and not isinstance(self.flow, str):
+            object.__setattr__(self, "flow", _kept(self.flow))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_number("flow_warp", "weight", self.weight, low=0, high=1)
+        check_where("flow_warp", self.layers, self.start, self.stop)
+        check_choice("flow_warp", "static", self.static, ("previous", "own"))
+        check_choice("flow_warp", "axis", self.axis, ("query", "both"))
+        check_flag("flow_warp", "recursive", self.recursive)
+        if self.threshold is not None:
+            check_number("flow_warp", "threshold", self.threshold, low=0)
+        if self.layers == ():
+            raise ValueError("flow_warp: layers is empty; leave it out, or name layers to edit")
+        if self.recursive and self.axis == "both":
+            raise ValueError(
+                "flow_warp: recursive goes with axis=query only: columns warped again and again "
+                "would need the renormalised map of every frame before"
+            )
+
+    def resolve(self, tower: Denoiser) -> FlowWarp:
+        """Choose the layers, by their full names."""
+        return replace(self, layers=tuple(site.name for site in self._sites(tower)))
+
+    def bind(self, tower: Denoiser) -> Edit:
+        """Read the flow and make the edit; a weight of 0 is a no-op."""
+        if not self.weight:
+            return Edit((), _unedited)
+        if self.flow is None:
+            raise ValueError(
+                "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
+                ".flo) or in Python an array (frames - 1, height, width, 2)"
+            )
+        warped = _Warped(self, flows.read(self.flow))
+        return Edit(tuple(self._sites(tower)), warped.attend, self.start, self.stop)
+
+    def _sites(self, denoiser: Denoiser) -> list[Site]:
+        """The layers to edit.
+
+        Raises:
+            ValueError: One doesn't exist, or isn't attention within a picture.
+        """
+        found = chosen("flow_warp", denoiser, self.layers or _default_layers(denoiser))
+        for site in found:
+            if site.kind == "temporal":
+                raise ValueError(
+                    f"flow_warp: {site.name} attends over frames, not within a picture"
+                )
+            if site.order == "unknown":
+                raise ValueError(
+                    f"flow_warp: in which order {site.name} holds text and image isn't known for "
+                    "this model"
+                )
+        return found
+
+
+def _default_layers(denoiser: Denoiser) -> list[str]:
+    decoder = [site.name for site in denoiser.layers if site.block.startswith("up_blocks.")]
+    return decoder or [site.name for site in denoiser.layers[len(denoiser.layers) // 2 :]]
+
+
+def _kept(flow: Any) -> str:
+    """The path of a flow that was given as such or as an array."""
+    if isinstance(flow, Path):
+        return str(flow)
+    try:
+        return str(flows.keep(flow if isinstance(flow, Flow) else Flow(np.asarray(flow))))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"flow_warp: {error}") from None
+
+
+def _unedited(call: Call) -> Tensor:
+    return call.output
+
+
+# -- at work -----------------------------------------------------------------------------------
+
+
+class _Warped:
+    """A clip's flow, at work on the calls of a denoiser.
+
+    Tensors of a call are stacked "O F I H N D": branches of guidance, frames, images per prompt.
+    """
+
+    def __init__(self, spec: FlowWarp, flow: Flow) -> None:
+        self.spec, self.frames = spec, flow.frames
+        self.flow = torch.from_numpy(flow.backward).double()
+        self.visible = None if flow.visible is None else torch.from_numpy(flow.visible)
+        self._ways: dict[Any, Way] = {}
+
+    def attend(self, call: Call) -> Tensor:
+        """The head outputs of a call, "B H N D", with all frames but the first edited."""
+        runs = Runs(call, self._split(call))
+        way = self._way(self._grid(call), call.query)
+        output = call.output.unflatten(0, runs.split).clone()
+        rows = output[:, :, :, :, runs.image]  # The text's keep their own map.
+        if self.spec.recursive:
+            self._chain(rows, runs, way)
+        else:
+            fetched = self._fetched(rows[:, 1:], runs, way)
+            rows[:, 1:] = mix(rows[:, 1:], fetched, way)
+        edited: Tensor = output.flatten(0, 2)
+        return edited
+
+    def _fetched(self, own: Tensor, runs: Runs, way: Way) -> Tensor:
+        """What the rows of all frames but the first become under the warped map before them."""
+        maps, value = slice(-1), runs.value[:, 1:]
+        if self.spec.axis == "query":
+            return carry(warp, runs(maps, value), way)
+        kept, moved = (
+            carry(warp, runs(maps, splat_columns(x, runs.image, way)), way)
+            for x in (torch.ones_like(value), value)
+        )
+        return torch.where(kept > _EMPTY, moved / kept.clamp(min=_EMPTY), own)
+
+    def _chain(self, rows: Tensor, runs: Runs, way: Way) -> None:
+        """Edit rows by the edited map of the frame before, A~, frame by frame.
+
+        ``A~_f V_f`` needs ``A~_{f-1} V_f``, and so on down to the first frame. So frame g's map is
+        run once on the values of *every* later frame, and what is carried along is A~_g V_f of all
+        f > g: no map is stored.
+        """
+        carried: Tensor | None = None
+        for frame in range(1, self.frames):
+            earlier = runs(slice(frame - 1, frame), runs.value[:, frame:])
+            if carried is not None:
+                before = way.of(frame - 1)
+                earlier = mix(earlier, carry(warp, carried, before), before)
+            here, now = way.of(frame), slice(frame, frame + 1)
+            rows[:, now] = mix(rows[:, now], carry(warp, earlier[:, :1], here), here)
+            carried = earlier[:, 1:]
+
+    def _split(self, call: Call) -> tuple[int, int, int]:
+        """How the batch divides into branches, frames and images per prompt."""
+        batch, layout = len(call.query), call.layout
+        each = 1 if layout.frames else layout.images
+        branch = each * (layout.frames or batch // (each * layout.branches))
+        if branch != each * self.frames or batch % branch:
+            raise ValueError(
+                f"flow_warp: the flow is that of {self.frames} frames, and the pipeline paints "
+                f"{branch // each}; give it a list with one prompt (and one image) per frame"
+            )
+        return batch // branch, self.frames, each
+
+    def _grid(self, call: Call) -> tuple[int, int]:
+        """The token grid of a call, once it is known to fit the flow."""
+        image, finest = call.image(), call.layout.finest
+        grid = call.layout.grid(image.stop - image.start)
+        if grid is None or finest is None or len(grid) > 2 and grid[0] > 1:
+            known = "isn't known" if grid is None else f"has {grid[0]} frames in one sequence"
+            raise ValueError(
+                f"flow_warp: the token grid of {call.site.name} {known}; flow is warped where each "
+                "picture attends to itself"
+            )
+        height, width = self.flow.shape[1:3]
+        rows, columns = finest[-2:]
+        if abs(rows * width - columns * height) > max(height, width) / 2:
+            raise ValueError(
+                f"flow_warp: a flow of {width} x {height} pixels doesn't fit pictures of {columns} "
+                f"x {rows} latent cells: their shapes differ"
+            )
+        return grid[-2], grid[-1]
+
+    def _way(self, grid: tuple[int, int], like: Tensor) -> Way:
+        """The flow on a grid, in the dtype and on the device of the call."""
+        key = (grid, like.dtype, like.device)
+        if key not in self._ways:
+            threshold = self.spec.threshold
+            length = self.flow.norm(dim=-1)
+            moving = length >= 0 if threshold is None else length > threshold
+            flow, moves = to_tokens(self.flow, grid, moving)
+            still = float(self.spec.static == "previous")
+            weight = torch.where(moves, self.flow.new_tensor(self.spec.weight), still)
+            if self.visible is not None:
+                weight = weight * (pooled(self.visible.double(), grid) >= 0.5)
+            source, share = corners(flow)
+            share, weight = (x.to(like.dtype).to(like.device) for x in (share, weight.flatten(1)))
+            self._ways[key] = Way(Corners(source.to(like.device), share), weight)
+        return self._ways[key]
