@@ -19,7 +19,8 @@ def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
         shown: Of several processes, one shows its bars.
     """
     columns = (
-        progress.TextColumn("{task.description}"),
+        # Specs hold lists in brackets, which would be read as markup.
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import tiny_painter
@@ -11,12 +13,20 @@ from typer.testing import CliRunner, Result
 
 from regaze import cli_images, cli_pictures
 from regaze.cli_common import Commands
+from regaze.cli_pipelines import spread
 from regaze.evals.images import grid
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 for command in (cli_pictures.compare, cli_pictures.sites, cli_images.images, cli_images.heads):
     app.command()(command)
+
+
+@dataclass(frozen=True)
+class Group:
+    word: Annotated[str, typer.Option("--say")] = "nothing"
+    often: int = 1
+
 
 QUICK = ("--steps", "2", "--guidance", "2")
 
@@ -76,6 +86,20 @@ def test_sites_name_the_layers_as_head_lists_do() -> None:
     assert [site["layer"] for site in found if site["kind"] == "self"] == [0, 1, 2, 3]
     assert {site["heads"] for site in found} == {2}
     assert "L3" in on_tiny("sites").stdout
+
+
+def test_a_group_of_options_is_spread_over_a_command() -> None:
+    heard: list[tuple[Group, bool]] = []
+
+    @spread
+    def command(group: Group, loud: bool = False) -> None:
+        heard.append((group, loud))
+
+    alone = typer.Typer()
+    alone.command()(command)
+    result = CliRunner().invoke(alone, ["--say", "this", "--loud"])
+    assert result.exit_code == 0, result.output
+    assert heard == [(Group("this", 1), True)]
 
 
 def test_images_are_painted_scored_and_kept(tmp_path: Path) -> None:

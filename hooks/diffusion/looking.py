@@ -1,7 +1,8 @@
 """look: what each word of the prompt was attended from, while a pipeline runs as it does.
 
 Maps are read in the denoiser's own passes, of the conditional rows, after whatever is attached has
-moved its latents; what it computes is untouched. Of each map only the text's columns are formed.
+moved its latents; what it computes is untouched, but that a layer on another attention backend runs
+torch's kernel meanwhile. Of each map only the text's columns are formed.
 """
 
 from __future__ import annotations

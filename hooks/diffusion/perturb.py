@@ -32,11 +32,9 @@ def blend(output: Tensor, target: Tensor, u: Tensor) -> Tensor:
     Args:
         output: "B H N D", the unperturbed heads.
         target: Broadcastable to it.
-        u: "H 1 1", strength per head; on the CPU, so that looking at it waits for no GPU.
+        u: "H 1 1", strength per head.
     """
-    weight = u.to(output.device, output.dtype)
-    mixed = torch.lerp(output, target.to(output.dtype), weight)
-    return mixed if bool(u.all()) else torch.where(weight == 0, output, mixed)
+    return torch.where(u == 0, output, torch.lerp(output, target.to(output.dtype), u))
 
 
 def as_query_heads(x: Tensor, heads: int) -> Tensor:

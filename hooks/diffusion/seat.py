@@ -163,12 +163,19 @@ def editing(
 @contextmanager
 def _around(module: nn.Module, mode: _Kernel) -> Iterator[None]:
     """Enter the mode in every forward pass of the module, and leave it also after an exception."""
+    entered = 0
 
     def enter(module: nn.Module, args: Any) -> None:
+        nonlocal entered
         mode.__enter__()  # type: ignore[no-untyped-call]
+        entered += 1
 
     def leave(module: nn.Module, args: Any, output: Any) -> None:
-        mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        nonlocal entered
+        # Another's hook may have raised before `enter`; the innermost mode would be another's then.
+        if entered:
+            entered -= 1
+            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
 
     handles = [
         module.register_forward_pre_hook(enter),

@@ -130,9 +130,9 @@ class SoftPAG(Guided):
         return found
 
     def _perturb(self, call: Call, strengths: Mapping[str, Tensor]) -> Tensor:
-        u = strengths[call.site.name]
+        u = strengths[call.site.name].to(call.query.device, call.query.dtype)
         target = _target(call, self.target, self.tau)
-        if bool((u == 1).all()):
+        if bool((strengths[call.site.name] == 1).all()):
             return target.expand_as(call.query) if target.shape[2] == 1 else target
         return blend(call.kernel(call.query, call.key, call.value), target, u)
 

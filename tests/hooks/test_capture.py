@@ -9,7 +9,8 @@ import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
 from matrix import METHODS
-from tiny import FAMILIES, SIDE, Tiny, tiny
+from tiny import FAMILIES, Tiny, tiny
+from tiny_parts import SIDE
 from torch import Tensor
 
 from regaze.hooks import attach, capture

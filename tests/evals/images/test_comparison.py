@@ -6,7 +6,7 @@ import pytest
 import tiny_painter
 
 from regaze.evals.images import comparison
-from regaze.evals.images.render import Shot
+from regaze.evals.images.render import NOISE, Shot
 
 SHOTS = [Shot("a red circle", 0), Shot("a blue cross", 5), Shot("a red circle", 1)]
 
@@ -39,6 +39,7 @@ def test_the_description_is_json_and_holds_resolved_settings() -> None:
     about = comparison.describe(loaded, columns, ["a red circle"], [0], tiny_painter.CALL)
     assert json.loads(json.dumps(about)) == about
     assert about["settings"]["num_inference_steps"] == 2
+    assert about["noise"] == NOISE
     ((spec,),) = (column["interventions"] for column in about["columns"])
     assert spec["name"] == "pag"
     assert spec["layers"] is not None

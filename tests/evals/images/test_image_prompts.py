@@ -45,3 +45,8 @@ def test_the_painting_world_gives_prompts_its_checker_reads() -> None:
     assert len({prompt.id for prompt in found}) == 6
     for prompt in found:
         parse(prompt.text)
+
+
+def test_a_prompt_that_the_painting_world_draws_again_is_painted_once() -> None:
+    texts = [prompt.text for prompt in prompts.painting_world("test", ["single"], 60)]
+    assert len(texts) == len(set(texts)) <= 20

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,15 @@ from ranks import together
 from regaze.evals.images import grid, runner, study
 from regaze.evals.images.pipelines import LoadedPipeline
 from regaze.evals.images.prompts import Prompt
-from regaze.evals.images.render import Painter, Picture, Shot
+from regaze.evals.images.render import NOISE, Painter, Picture, Shot
+from regaze.evals.images.task import open_picture
+from regaze.evals.reports.report import write_report
 from regaze.evals.running import records, results
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.records import ConfigMismatchError
 from regaze.evals.running.results import RunResult
+from regaze.evals.sandbox.painting import scenes
+from regaze.evals.sandbox.painting.prompts import parse
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.task import POOLED
 
@@ -54,7 +59,7 @@ def contents(out: Path) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for path in sorted(out.glob(f"*/{records.PREDICTIONS}")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
-        pixels = [runner.open_picture(path.parent, records.Record(**row)).tobytes() for row in rows]
+        pixels = [open_picture(path.parent / row["text"]).tobytes() for row in rows]
         found[path.parent.name] = [
             (row["id"], row["cluster"], row["text"], pixel)
             for row, pixel in zip(rows, pixels, strict=True)
@@ -94,6 +99,7 @@ def test_the_manifest_says_how_they_were_made_and_that_the_method_acted(finished
     assert config["noise_seeds"] == [0, 1]
     assert config["decoding"]["guidance_scale"] == 2.0
     assert config["interventions"][0]["scale"] == 5
+    assert config["noise"] == NOISE
     assert manifest["counts"]["answered"] == 6
     assert manifest["sessions"][-1]["firing"]["fired"]
 
@@ -155,6 +161,55 @@ def test_pictures_of_other_settings_are_never_mixed(finished: Path) -> None:
         run(finished, arguments={**tiny_painter.CALL, "guidance_scale": 3.0})
     with pytest.raises(ConfigMismatchError, match="noise_seeds"):
         run(finished, plan=painting_only((0, 2)))
+
+
+def test_a_run_whose_noise_followed_another_rule_is_not_continued(tmp_path: Path) -> None:
+    run(tmp_path, "none", plan=painting_only())
+    path = tmp_path / "none" / records.MANIFEST
+    manifest = records.read_json(path)
+    del manifest["config"]["noise"]
+    records.write_json(path, manifest)
+    with pytest.raises(ConfigMismatchError, match="noise: null there"):
+        run(tmp_path, "none", plan=painting_only())
+
+
+def test_each_picture_says_from_which_noise_it_was_painted(finished: Path) -> None:
+    assert grid.about(finished / "pag_scale=5" / "images" / "c_1.png") == {
+        "condition": "pag:scale=5",
+        "prompt": "a white triangle",
+        "seed": 1,
+        "noise_seed": Shot("a white triangle", 1).noise_seed,
+    }
+
+
+def test_the_report_shows_flipped_pictures_of_both_conditions(tmp_path: Path) -> None:
+    """Two blank pictures are made right by hand, one without and one with the method."""
+    run(tmp_path, plan=painting_only())
+    for condition, name in (("none", "a_0"), ("pag_scale=5", "b_1")):
+        for other in ("none", "pag_scale=5"):
+            Image.new("RGB", (32, 32)).save(tmp_path / other / "images" / f"{name}.png")
+        right = scenes.right_picture(parse(PROMPTS[name == "b_1"].text)).image
+        right.save(tmp_path / condition / "images" / f"{name}.png")
+    finished = study.score(tmp_path)
+    assert finished.scores[0].conditions[1].change is not None
+    write_report(tmp_path / "report.html", [finished])
+    page = (tmp_path / "report.html").read_text()
+    cards = [part.partition("</article>")[0] for part in page.split("<article")[1:]]
+    lost, gained = (next(c for c in cards if f"<small>{key}<" in c) for key in ("a/0", "b/1"))
+    for card, before, after in (
+        (lost, "1 of 1 found", "0 of 1 found, 1 missing"),
+        (gained, "0 of 2 found, 2 missing", "2 of 2 found"),
+    ):
+        sides = card.split("<figure>")[1:]
+        assert before in sides[0]
+        assert after in sides[1]
+        pictures = [re.findall(r'src="(data:image/png[^"]+)"', side) for side in sides]
+        assert all(len(found) == 1 for found in pictures)
+        assert pictures[0] != pictures[1]
+    assert "truth" not in lost
+    assert "over 4 sampling steps" in page
+    assert "text tower" not in page
+    assert "one per prompt" in page
 
 
 def test_a_further_condition_leaves_the_others_as_they_are(tmp_path: Path, finished: Path) -> None:

@@ -27,6 +27,20 @@ def test_a_picture_starts_from_the_same_noise_in_every_batch() -> None:
     assert together[0].image != together[2].image
 
 
+def test_prompts_of_one_seed_start_from_noise_of_their_own() -> None:
+    fake: Any = Fake(images=[Image.new("RGB", (4, 4))] * 4)
+    shots = [Shot(PROMPT, 0), Shot(PROMPT, 1), Shot("a green cross", 0), Shot(PROMPT, 0)]
+    Painter(fake, {}).paint(shots)
+    assert fake.seeds == [shot.noise_seed for shot in shots]
+    assert fake.seeds[0] == fake.seeds[3]
+    assert len(set(fake.seeds)) == 3
+
+
+def test_the_noise_of_a_picture_is_the_same_in_every_version() -> None:
+    assert Shot(PROMPT, 0).noise_seed == 3951252188
+    assert Shot(PROMPT, 12).noise_seed == 390924226
+
+
 def test_settings_hold_what_was_given_and_the_pipelines_own_defaults() -> None:
     settings = painter(guidance_scale=5.0).settings
     assert settings["guidance_scale"] == 5.0
@@ -44,12 +58,14 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
 
 
 class Fake:
-    """A pipeline that gives what it was made with."""
+    """A pipeline that gives what it was made with, and notes the seeds of its generators."""
 
     def __init__(self, **output: Any) -> None:
         self.output = output
+        self.seeds: list[int] = []
 
     def __call__(self, prompt: Any, generator: Any, output_type: str) -> Any:
+        self.seeds += [one.initial_seed() for one in generator]
         return SimpleNamespace(**self.output)
 
 

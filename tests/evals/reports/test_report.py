@@ -15,7 +15,7 @@ from toy import ToyTask, toy_model
 from regaze.evals.reports import plots
 from regaze.evals.reports.gallery import Flip, Side
 from regaze.evals.reports.plots import Whisker
-from regaze.evals.reports.report import write_report
+from regaze.evals.reports.report import _title, write_report
 from regaze.evals.running import runner
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.models import Loaded
@@ -265,3 +265,15 @@ def test_photos_become_small_files() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     assert plots.data_uri(Image.fromarray(noise)).startswith("data:image/jpeg")
     assert plots.data_uri(Image.fromarray(noise[:64, :64])).startswith("data:image/png")
+
+
+def test_rows_of_one_method_can_be_told_apart() -> None:
+    rows = [Whisker(f"softpag:scale=1,heads=L1H{n}", 1.0, 0.0, 2.0, "open") for n in (3, 4)]
+    shown = re.findall(r">(softpa…\S+?)<", plots.forest("key", "right", "points", rows))
+    assert shown == ["softpa…eads=L1H3", "softpa…eads=L1H4"]
+
+
+def test_a_title_names_few_methods_and_counts_many() -> None:
+    assert _title([], "toy") == "How toy does"
+    assert _title(["var", "vhr"], "toy") == "What var and vhr change in toy"
+    assert _title(list("abcde"), "toy") == "What 5 conditions change in toy"

@@ -33,7 +33,9 @@ def test_what_is_seen_are_the_text_columns_of_the_whole_maps(family: str, guided
     once: dict[str, Any] = {"num_inference_steps": 1}
     plain = kind.run(pipe, guided=guided, **once)
     with look(pipe, LAYERS[family]) as seen:
-        assert torch.equal(kind.run(pipe, guided=guided, **once), plain)
+        looked = kind.run(pipe, guided=guided, **once)
+    # A backend that was set meanwhile, which diffusers does for all models, computes otherwise.
+    torch.testing.assert_close(looked, plain, atol=1e-5, rtol=1e-5)
     assert not denoiser._forward_hooks
     first: list[Any] = []
     with recorded(denoiser, NAMES[family]) as found:

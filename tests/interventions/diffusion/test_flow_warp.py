@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from largest import largest
 from literal_flow import edit_maps, editor, random_flow
 from literal_maps import edited, guided_literally, target_map
 from tiny_pipelines import FAMILIES, quiet, tiny
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import regaze
 from regaze.hooks.diffusion import Call, Denoiser, Layout, Site, sites
@@ -210,19 +210,6 @@ def test_half_precision_is_near_to_single(dtype: torch.dtype) -> None:
         assert (got.float() - want).abs().max() < 2e-2
 
 
-class _Largest(TorchDispatchMode):
-    """Watches how large tensors get."""
-
-    numbers = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(x, Tensor):
-                self.numbers = max(self.numbers, x.untyped_storage().nbytes() // x.element_size())
-        return out
-
-
 @pytest.mark.parametrize("option", OPTIONS)
 def test_nothing_is_as_large_as_the_map_of_a_single_head(option: str) -> None:
     grid, frames = (48, 48), 3
@@ -231,7 +218,7 @@ def test_nothing_is_as_large_as_the_map_of_a_single_head(option: str) -> None:
     layout = Layout(grid, 0, True)
     call = Call(SITE, layout, query, key, value, None, 8**-0.5, F.scaled_dot_product_attention)
     edit = FlowWarp(flow=flow, **OPTIONS[option]).bind(Denoiser("Toy", (SITE,)))
-    with _Largest() as watched, torch.no_grad():
+    with largest() as watched, torch.no_grad():
         edit.attend(call)
     assert 0 < watched.numbers < (48 * 48) ** 2 / 8
 

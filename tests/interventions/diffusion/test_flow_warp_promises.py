@@ -89,7 +89,8 @@ def test_the_report_says_where_and_when_it_acted() -> None:
 
 
 def test_a_transformer_is_edited_in_the_second_half_of_its_layers() -> None:
-    spec = regaze.attach(tiny("sd3"), FlowWarp(flow=FLOW)).specs[0]
+    with regaze.attach(tiny("sd3"), FlowWarp(flow=FLOW)) as run:
+        spec = run.specs[0]
     assert spec.layers == ("transformer_blocks.2.attn", "transformer_blocks.3.attn")  # type: ignore[attr-defined]
 
 

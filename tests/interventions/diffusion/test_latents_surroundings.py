@@ -15,10 +15,10 @@ from diffusers import (
     StableDiffusionPipeline,
     UniPCMultistepScheduler,
 )
+from largest import largest
 from latent_methods import spec_for
 from tiny_pipelines import FAMILIES, quiet, sd_parts, tiny
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import regaze
 from regaze.hooks.diffusion import gradients, latents
@@ -229,26 +229,13 @@ def test_latents_that_are_never_taken_raise() -> None:
     assert "step" not in vars(pipe.scheduler)
 
 
-class _Largest(TorchDispatchMode):
-    """Notes the largest tensor that any operation makes."""
-
-    size = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for x in result if isinstance(result, (list, tuple)) else [result]:
-            if isinstance(x, Tensor):
-                self.size = max(self.size, x.numel())
-        return result
-
-
 def test_no_map_of_all_tokens_on_all_tokens_is_ever_made() -> None:
     pipe, kind = tiny("sd3"), FAMILIES["sd3"]
     call = kind.call(1, False) | {"height": 256, "width": 256, "num_inference_steps": 1}
     call["latents"] = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    with regaze.attach(pipe, spec_for("a_star", "sd3")) as run, _Largest() as largest:
+    with regaze.attach(pipe, spec_for("a_star", "sd3")) as run, largest() as watched:
         pipe(**call)
     assert run.report().fired
     tokens, heads, width = 16 * 16 + 5, 4, 32
     # The MLP's hidden layer is the largest thing there is, in the backward pass too.
-    assert largest.size <= 4 * width * tokens < heads * tokens * tokens
+    assert watched.numbers <= 4 * width * tokens < heads * tokens * tokens
