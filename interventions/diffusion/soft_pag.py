@@ -134,7 +134,7 @@ class SoftPAG(Guided):
         target = _target(call, self.target, self.tau)
         if bool((strengths[call.site.name] == 1).all()):
             return target.expand_as(call.query) if target.shape[2] == 1 else target
-        return blend(call.kernel(call.query, call.key, call.value), target, u)
+        return blend(call.output, target, u)
 
 
 def _target(call: Call, target: str, tau: float | None) -> Tensor:
