@@ -164,7 +164,7 @@ def _figure(rows: float, name: str) -> tuple[Figure, Axes]:
     height = rows + 58
     figure = Figure(figsize=(_WIDTH / _PIXELS, height / _PIXELS))
     figure.patch.set_alpha(0)
-    left = 0.31
+    left = 0.33
     axes = figure.add_axes((left, 34 / height, 0.97 - left, rows / height), facecolor="none")
     figure.text(0.01, 1 - 5 / height, name, va="top", color=_COLOURS["ink"], fontweight="bold")
     return figure, axes
@@ -183,7 +183,7 @@ def _label_rows(axes: Axes, places: Sequence[float], labels: Sequence[str], unit
 
 def _short(label: str) -> str:
     # Conditions of one method mostly differ at their ends.
-    return label if len(label) <= 16 else f"{label[:6]}…{label[-9:]}"
+    return label if len(label) <= 16 else f"{label[:5]}…{label[-9:]}"
 
 
 def _svg(figure: Figure, title: str) -> str:

@@ -22,7 +22,7 @@ from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import Scored
 
 REPORT = "report.html"
-_NAMED = 4
+_NAMED, _LONG = 4, 60
 _WAYS = {1: "higher is better", -1: "lower is better", 0: "neither is better"}
 
 
@@ -57,11 +57,13 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
     session, config = manifest["sessions"][-1], manifest["config"]
     model = Path(manifest["model"]).name
     names = _listed([run.scores[0].title for run in runs])
+    pages = [_run(run, loaded) for run in runs]
     return {
         "title": _title(labels[1:], model),
         "subtitle": f"{names}. {config['dtype']} on {session['device']}, "
         f"{session['started'][:10]}, regaze {session['packages']['regaze']}.",
-        "runs": [_run(run, loaded) for run in runs],
+        "runs": pages,
+        "flips": any(flips for page in pages for flips in page["gallery"].values()),
         "labels": labels,
         "draws": DRAWS,
         "units": _listed(list(dict.fromkeys(run.scores[0].units for run in runs))),
@@ -75,7 +77,13 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
 def _title(methods: Sequence[str], model: str) -> str:
     if not methods:
         return f"How {model} does"
-    named = _listed(methods) if len(methods) <= _NAMED else f"{len(methods)} conditions"
+    named = _listed(methods)
+    if len(named) > _LONG:
+        # Settings stand in every table; a long title tells which methods.
+        methods = [method.partition(":")[0] for method in methods]
+        named = _listed(methods)
+    if len(methods) > _NAMED or len(set(methods)) < len(methods):
+        named = f"{len(methods)} conditions"
     return f"What {named} change{'s' * (len(methods) == 1)} in {model}"
 
 

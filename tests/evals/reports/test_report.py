@@ -269,11 +269,14 @@ def test_photos_become_small_files() -> None:
 
 def test_rows_of_one_method_can_be_told_apart() -> None:
     rows = [Whisker(f"softpag:scale=1,heads=L1H{n}", 1.0, 0.0, 2.0, "open") for n in (3, 4)]
-    shown = re.findall(r">(softpa…\S+?)<", plots.forest("key", "right", "points", rows))
-    assert shown == ["softpa…eads=L1H3", "softpa…eads=L1H4"]
+    shown = re.findall(r">(softp…\S+?)<", plots.forest("key", "right", "points", rows))
+    assert shown == ["softp…eads=L1H3", "softp…eads=L1H4"]
 
 
 def test_a_title_names_few_methods_and_counts_many() -> None:
     assert _title([], "toy") == "How toy does"
     assert _title(["var", "vhr"], "toy") == "What var and vhr change in toy"
     assert _title(list("abcde"), "toy") == "What 5 conditions change in toy"
+    settings = ":layers=[1,2,3,4,5,6,7,8,9],start=0.1,stop=0.9"
+    assert _title([f"var{settings}", "vhr"], "toy") == "What var and vhr change in toy"
+    assert _title([f"var{settings}", "var"], "toy") == "What 2 conditions change in toy"
