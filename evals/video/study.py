@@ -68,6 +68,8 @@ def reopen(out: Path, scorers: Sequence[Scorer] = (), seed: int = 0) -> Scored:
 
 def _scored(task: Clips, seed: int = 0) -> Scored:
     result = load(task, task.out)
-    scored = Scored(result, [score_run(result, title="Clips, errors in grey levels of 255", seed=seed)])
+    scored = Scored(
+        result, [score_run(result, title="Clips, errors in grey levels of 255", seed=seed)]
+    )
     write_scores(task.out, [scored])
     return scored

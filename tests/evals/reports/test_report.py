@@ -277,6 +277,6 @@ def test_a_title_names_few_methods_and_counts_many() -> None:
     assert _title([], "toy") == "How toy does"
     assert _title(["var", "vhr"], "toy") == "What var and vhr change in toy"
     assert _title(list("abcde"), "toy") == "What 5 conditions change in toy"
-    settings = ":layers=[1,2,3,4,5,6,7,8,9],start=0.1,stop=0.9"
+    settings = ":layers=[1,2,3,4,5,6,7,8,9],start=0.1,stop=0.9,weight=0.5"
     assert _title([f"var{settings}", "vhr"], "toy") == "What var and vhr change in toy"
     assert _title([f"var{settings}", "var"], "toy") == "What 2 conditions change in toy"
