@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from safetensors.torch import load_file
 from tiny_pipelines import quiet
 from torch import Tensor
+from vectors import cases, meta, named, vectors
 
 import regaze
 from regaze.interventions.diffusion.concept_maps import (
@@ -22,36 +19,17 @@ from regaze.interventions.diffusion.concept_maps import (
     smoothing_kernel,
 )
 
-HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
-FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE)
-Tensors = dict[str, Tensor]
 
-
-def vectors(method: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
-    folder = FOLDER / method
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    inputs = load_file(folder / "inputs.safetensors")
-    return inputs, load_file(folder / "expected.safetensors"), meta
-
-
-def cases(method: str, prefix: str) -> list[Any]:
-    path = FOLDER / method / "meta.json"
-    if not path.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no vectors in {path.parent}"))]
-    listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
-    return [pytest.param(c, id=c["name"]) for c in listed if c["name"].startswith(prefix)]
-
-
-@pytest.mark.parametrize("case", cases("attend_and_excite", "kernel"))
+@pytest.mark.parametrize("case", cases("attend_and_excite", named("kernel")))
 def test_the_smoothing_kernel_is_the_codes(case: dict[str, Any]) -> None:
-    _, expected, _ = vectors("attend_and_excite")
+    _, expected = vectors("attend_and_excite")
     kernel = smoothing_kernel(case["sigma"], case["kernel_size"])
     torch.testing.assert_close(kernel[None, None], expected[case["name"]], atol=1e-7, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", cases("attend_and_excite", "case"))
+@pytest.mark.parametrize("case", cases("attend_and_excite", named("case")))
 def test_peaks_loss_and_gradient_are_the_codes(case: dict[str, Any]) -> None:
-    inputs, expected, _ = vectors("attend_and_excite")
+    inputs, expected = vectors("attend_and_excite")
     name, side = case["name"], case["resolution"]
     stored = [inputs[k] for k in sorted(inputs) if k.startswith(f"{name}.")]
     heads = torch.cat(stored).requires_grad_()
@@ -68,12 +46,12 @@ def test_peaks_loss_and_gradient_are_the_codes(case: dict[str, Any]) -> None:
     torch.testing.assert_close(gradient, want, atol=1e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("case", cases("peer_attend_and_excite", "case"))
+@pytest.mark.parametrize("case", cases("peer_attend_and_excite", named("case")))
 def test_latents_after_every_step_equal_those_of_diffusers(case: dict[str, Any]) -> None:
-    inputs, expected, meta = vectors("peer_attend_and_excite")
-    unet: Any = UNet2DConditionModel(**meta["unet_config"])
+    (inputs, expected), about = vectors("peer_attend_and_excite"), meta("peer_attend_and_excite")
+    unet: Any = UNet2DConditionModel(**about["unet_config"])
     unet.load_state_dict({k[5:]: v for k, v in inputs.items() if k.startswith("unet.")})
-    settings = {k: v for k, v in meta["scheduler"].items() if k != "class"}
+    settings = {k: v for k, v in about["scheduler"].items() if k != "class"}
     parts = dict.fromkeys(
         ("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor")
     )

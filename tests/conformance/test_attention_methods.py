@@ -6,15 +6,12 @@ through these tests; every case that a folder's meta.json lists is a test.
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
+from vectors import Tensors, cases, vectors
 
 from regaze.hooks.attention import mix_values, row_logits
 from regaze.interventions import VAR
@@ -22,23 +19,6 @@ from regaze.interventions.lvlm.pai import boost_image, contrast
 from regaze.interventions.lvlm.sinks import sink_values
 from regaze.interventions.lvlm.vaf import scale_logits
 from regaze.interventions.lvlm.var import redistribution, sums_and_bounds
-
-HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
-FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE)
-Tensors = dict[str, Tensor]
-
-
-def vectors(method: str) -> tuple[Tensors, Tensors]:
-    folder = FOLDER / method
-    return load_file(folder / "inputs.safetensors"), load_file(folder / "expected.safetensors")
-
-
-def cases(method: str) -> list[Any]:
-    path = FOLDER / method / "meta.json"
-    if not path.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no vectors in {path.parent}"))]
-    listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
-    return [pytest.param(case, id=case["name"]) for case in listed]
 
 
 def attention_inputs(inputs: Tensors, name: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import os
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, JointAttnProcessor2_0
-from safetensors.torch import load_file
 from tiny_pipelines import ddim, quiet
 from torch import Tensor, nn
+from vectors import Tensors, cases, meta, named, vectors
 
 import regaze
 from regaze.hooks.diffusion import Denoiser, Layout, Site
@@ -21,29 +19,10 @@ from regaze.hooks.diffusion.perturb import blur_queries
 from regaze.hooks.diffusion.seat import editing
 from regaze.interventions.diffusion.guided import Guided
 
-HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
-FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or HERE)
-Tensors = dict[str, Tensor]
 
-
-def vectors(method: str) -> tuple[Tensors, Tensors, dict[str, Any]]:
-    folder = FOLDER / method
-    meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    inputs = load_file(folder / "inputs.safetensors")
-    return inputs, load_file(folder / "expected.safetensors"), meta
-
-
-def cases(method: str, prefix: str) -> list[Any]:
-    path = FOLDER / method / "meta.json"
-    if not path.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason=f"no vectors in {path.parent}"))]
-    listed = json.loads(path.read_text(encoding="utf-8"))["cases"]
-    # Interpolations that aren't linear need the map; they are no part of SoftPAG here.
-    return [
-        pytest.param(case, id=case["name"])
-        for case in listed
-        if case["name"].startswith(prefix) and "interpolation" not in case
-    ]
+def _linear(case: Mapping[str, Any]) -> bool:
+    """Interpolations that aren't linear need the map; they are no part of SoftPAG here."""
+    return case["name"].startswith("module") and "interpolation" not in case
 
 
 def weights(inputs: Tensors, prefix: str) -> Tensors:
@@ -60,11 +39,11 @@ def perturbed(module: nn.Module, spec: Guided, site: Site, layout: Layout, **cal
         return module(**call)
 
 
-@pytest.mark.parametrize("case", cases("headhunter", "module"))
+@pytest.mark.parametrize("case", cases("headhunter", _linear))
 def test_soft_pag_equals_the_released_code(case: dict[str, Any]) -> None:
-    inputs, expected, meta = vectors("headhunter")
+    (inputs, expected), about = vectors("headhunter"), meta("headhunter")
     name = case["name"].partition(".")[0]
-    size = meta["modules"][name]
+    size = about["modules"][name]
     make: Any = Attention
     module = make(
         query_dim=size["width"], added_kv_proj_dim=size["width"], dim_head=size["head_dim"],
@@ -93,9 +72,9 @@ def test_soft_pag_equals_the_released_code(case: dict[str, Any]) -> None:
         torch.testing.assert_close(got, want, atol=2e-5 * max(1.0, want.abs().max().item()), rtol=0)
 
 
-@pytest.mark.parametrize("case", cases("seg", "blur"))
+@pytest.mark.parametrize("case", cases("seg", named("blur")))
 def test_the_blur_equals_the_released_code(case: dict[str, Any]) -> None:
-    inputs, expected, _ = vectors("seg")
+    inputs, expected = vectors("seg")
     image = inputs[f"{case['name']}.input"]
     queries = image.flatten(2).transpose(1, 2)[:, None]
     blurred = blur_queries(queries, tuple(image.shape[2:]), case["sigma"])
@@ -103,11 +82,11 @@ def test_the_blur_equals_the_released_code(case: dict[str, Any]) -> None:
     torch.testing.assert_close(got, expected[f"{case['name']}.output"], atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", cases("seg", "module"))
+@pytest.mark.parametrize("case", cases("seg", named("module")))
 def test_seg_equals_the_released_code(case: dict[str, Any]) -> None:
-    inputs, expected, meta = vectors("seg")
+    (inputs, expected), about = vectors("seg"), meta("seg")
     name, branches, _ = case["name"].split(".")
-    size = meta["modules"][name]
+    size = about["modules"][name]
     parameters = weights(inputs, f"{name}.")
     make: Any = Attention
     module = make(
@@ -125,10 +104,10 @@ def test_seg_equals_the_released_code(case: dict[str, Any]) -> None:
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
 
 
-@pytest.mark.parametrize("case", cases("peer_pag", "case"))
+@pytest.mark.parametrize("case", cases("peer_pag", named("case")))
 def test_a_guided_stock_pipeline_equals_diffusers_pag_pipeline(case: dict[str, Any]) -> None:
-    inputs, expected, meta = vectors("peer_pag")
-    unet: Any = UNet2DConditionModel(**meta["unet_config"])
+    (inputs, expected), about = vectors("peer_pag"), meta("peer_pag")
+    unet: Any = UNet2DConditionModel(**about["unet_config"])
     unet.eval()
     unet.load_state_dict(
         {k.removeprefix("unet."): v for k, v in inputs.items() if k.startswith("unet.")}

@@ -22,7 +22,6 @@ LONGEST_T5 = 256
 """Tokens that Stable Diffusion 3 asks of its third text encoder unless told otherwise."""
 
 _TEXT_SHARE = 0.2
-_AVERAGING = 0.998
 _P_UNIFORM = 0.15
 _KERNEL = "scaled_dot_product_attention"
 
@@ -58,7 +57,7 @@ class DenoiserStage(Stage):
         super().__init__(
             nn.ModuleDict({"denoiser": self.denoiser, "encoders": encoders}), plan, seed
         )
-        self.means = [p.detach().clone() for p in self.modules.parameters()]
+        self.keep_means()
         drawn = scenes_at(0, scenes)
         self.latents = (
             torch.cat(
@@ -79,18 +78,6 @@ class DenoiserStage(Stage):
             {"params": list(self.denoiser.parameters()), "share": 1.0},
             {"params": list(self.encoders.parameters()), "share": _TEXT_SHARE, "weight_decay": 0.0},
         ]
-
-    def take_means(self) -> None:
-        """Replaces the weights by their moving averages: those paint better."""
-        with torch.no_grad():
-            for weight, mean in zip(self.modules.parameters(), self.means, strict=True):
-                weight.copy_(mean)
-
-    def update_means(self) -> None:
-        """Updates the moving averages, faster at first."""
-        keep = min(_AVERAGING, (1 + self.step) / (10 + self.step))
-        now = [p.detach() for p in self.modules.parameters()]
-        torch._foreach_lerp_(self.means, now, 1 - keep)
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the velocity."""

@@ -22,6 +22,8 @@ from regaze.evals.sandbox.painting.scenes import Scene, scene
 LOG_EVERY = 100
 """Steps that one record of the log sums up."""
 
+_AVERAGING = 0.998
+
 Record = dict[str, float | str]
 
 
@@ -84,8 +86,21 @@ class Stage(ABC):
             generator: The only source of randomness.
         """
 
-    def update_means(self) -> None:  # noqa: B027 - most stages keep none
-        """Called after each step."""
+    def keep_means(self) -> None:
+        """Keeps moving averages from here on."""
+        self.means = [p.detach().clone() for p in self.modules.parameters()]
+
+    def take_means(self) -> None:
+        """Replaces the weights by their moving averages: those paint better."""
+        with torch.no_grad():
+            for weight, mean in zip(self.modules.parameters(), self.means, strict=True):
+                weight.copy_(mean)
+
+    def _update_means(self) -> None:
+        """Updates the moving averages, faster at first."""
+        keep = min(_AVERAGING, (1 + self.step) / (10 + self.step))
+        now = [p.detach() for p in self.modules.parameters()]
+        torch._foreach_lerp_(self.means, now, 1 - keep)
 
     @property
     def done(self) -> bool:
@@ -117,7 +132,8 @@ class Stage(ABC):
         nn.utils.clip_grad_norm_(self.modules.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1
-        self.update_means()
+        if self.means:
+            self._update_means()
         return {name: value.item() for name, value in losses.items()}
 
 

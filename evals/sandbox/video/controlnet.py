@@ -23,8 +23,6 @@ from regaze.evals.sandbox.video.structure import structure
 P_EMPTY = 0.5
 """How often a prompt is replaced by the empty one."""
 
-_AVERAGING = 0.998
-
 
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
     """An untrained ControlNet: the painter's encoder, and one step from 32 to 16 pixels."""
@@ -84,7 +82,7 @@ class ControlNetStage(Stage):
         self._forward = torch.compile(model) if compiled else model
         self._schedule = build_scheduler("unet")
         super().__init__(nn.ModuleDict({"controlnet": self.controlnet}), plan, seed)
-        self.means = [p.detach().clone() for p in self.modules.parameters()]
+        self.keep_means()
         drawn = scenes_at(0, scenes)
         self.latents = torch.cat(
             [
@@ -98,18 +96,6 @@ class ControlNetStage(Stage):
         self._ids = tokenize(painter.tokenizer, [s.wanted.prompt for s in drawn])
         self._empty = tokenize(painter.tokenizer, [""])
         self._attention = TrainingAttention()
-
-    def take_means(self) -> None:
-        """Replaces the weights by their moving averages: those paint better."""
-        with torch.no_grad():
-            for weight, mean in zip(self.modules.parameters(), self.means, strict=True):
-                weight.copy_(mean)
-
-    def update_means(self) -> None:
-        """Updates the moving averages, faster at first."""
-        keep = min(_AVERAGING, (1 + self.step) / (10 + self.step))
-        now = [p.detach() for p in self.modules.parameters()]
-        torch._foreach_lerp_(self.means, now, 1 - keep)
 
     def loss(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the velocity at uniform times, as the painter learnt."""
