@@ -73,7 +73,7 @@ def build(options: argparse.Namespace) -> Any:
         )  # fmt: skip
     controlnet = ControlNetModel.from_unet(unet).to(options.device)
     pipe = StableDiffusionControlNetPipeline(
-        vae, None, None, unet.eval(), controlnet.eval(), DDIMScheduler(), None, None,
+        vae, None, None, unet.eval(), controlnet.eval(), DDIMScheduler(clip_sample=False), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

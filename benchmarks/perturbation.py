@@ -88,7 +88,7 @@ def unet(device: str) -> StableDiffusionPipeline:
             attention_head_dim=8, norm_num_groups=32,
         )  # fmt: skip
     return StableDiffusionPipeline(
-        None, None, None, model.eval(), DDIMScheduler(), None, None, requires_safety_checker=False
+        None, None, None, model.eval(), DDIMScheduler(clip_sample=False), None, None, requires_safety_checker=False
     )
 
 
