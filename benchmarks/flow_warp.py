@@ -72,8 +72,9 @@ def build(options: argparse.Namespace) -> Any:
             down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
         )  # fmt: skip
     controlnet = ControlNetModel.from_unet(unet).to(options.device)
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
     pipe = StableDiffusionControlNetPipeline(
-        vae, None, None, unet.eval(), controlnet.eval(), DDIMScheduler(clip_sample=False), None, None,
+        vae, None, None, unet.eval(), controlnet.eval(), scheduler, None, None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipe.set_progress_bar_config(disable=True)

@@ -87,8 +87,9 @@ def unet(device: str) -> StableDiffusionPipeline:
             sample_size=64, block_out_channels=(64, 128, 256, 256), cross_attention_dim=256,
             attention_head_dim=8, norm_num_groups=32,
         )  # fmt: skip
+    scheduler = DDIMScheduler(clip_sample=False, steps_offset=1)
     return StableDiffusionPipeline(
-        None, None, None, model.eval(), DDIMScheduler(clip_sample=False), None, None, requires_safety_checker=False
+        None, None, None, model.eval(), scheduler, None, None, requires_safety_checker=False
     )
 
 
