@@ -109,25 +109,6 @@ class McNemar:
     mid_p: float
 
 
-def bootstrap_sums(counts: Array, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Sums over clusters drawn with replacement, by numpy's PCG64.
-
-    Args:
-        counts: One row of counts per cluster, shape ``(clusters, ...)``.
-        draws: Replicates.
-        seed: Seed of the draw.
-
-    Returns:
-        Shape ``(draws, ...)``.
-
-    Raises:
-        ValueError: Fewer than two clusters.
-    """
-    flat = counts.reshape(len(counts), -1)
-    sums = np.concatenate([times @ flat for times in draw_times(len(counts), draws, seed)])
-    return sums.reshape(draws, *counts.shape[1:])
-
-
 def draw_times(clusters: int, draws: int, seed: int) -> Iterator[Array]:
     """How often each cluster is drawn in each replicate, "block clusters", some at a time.
 

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.attach import Denoiser
 from regaze.hooks.diffusion.edits import LatentUpdate, Objective, Plan, Run
-from regaze.hooks.diffusion.sites import TEXT, Site, choose
+from regaze.hooks.diffusion.sites import TEXT, Site
 from regaze.interventions.base import Intervention, check_choice, check_number
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
+from regaze.interventions.diffusion.where import check_where, chosen
 
 _Self = TypeVar("_Self", bound="ConceptUpdate")
 
@@ -81,17 +82,7 @@ class ConceptUpdate(Intervention):
             check_choice(self.name, "cut", self.cut, ("last", "eos"))
         for field in ("sharpen", "sigma", "step_size"):
             check_number(self.name, field, getattr(self, field), low=0)
-        check_number(self.name, "start", self.start, low=0, high=1)
-        check_number(self.name, "stop", self.stop, low=0, high=1)
-        if self.start >= self.stop:
-            raise ValueError(
-                f"{self.name}: start={self.start} isn't before stop={self.stop}; it would never act"
-            )
-        for layer in self.layers or ():
-            if isinstance(layer, bool) or not isinstance(layer, (str, int)):
-                raise ValueError(
-                    f"{self.name}: layers holds {layer!r}; give numbers or parts of module paths"
-                )
+        check_where(self.name, self.layers, self.start, self.stop)
         for concept in self._listed():
             whole = isinstance(concept, tuple) and concept and all(map(_is_index, concept))
             if not (whole or _is_index(concept) or isinstance(concept, str)):
@@ -127,15 +118,12 @@ class ConceptUpdate(Intervention):
         """
         if self.layers is None:
             return default_layers(self.name, denoiser)
-        try:
-            chosen = choose(denoiser.sites, self.layers, TEXT)
-        except ValueError as error:
-            raise ValueError(f"{self.name}: {error}") from None
-        grids = {denoiser.grids.get(site.name) for site in chosen}
+        found = chosen(self.name, denoiser, self.layers, TEXT)
+        grids = {denoiser.grids.get(site.name) for site in found}
         if len(grids) > 1:
-            shown = ", ".join(f"{s.name} {_shown(denoiser.grids.get(s.name))}" for s in chosen)
+            shown = ", ".join(f"{s.name} {_shown(denoiser.grids.get(s.name))}" for s in found)
             raise ValueError(f"{self.name}: choose layers of one resolution, not {shown}")
-        return chosen
+        return found
 
     def bind(self, tower: Denoiser) -> LatentUpdate:
         """Make the update."""

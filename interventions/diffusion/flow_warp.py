@@ -45,7 +45,7 @@ from regaze.interventions.base import (
 )
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
-from regaze.interventions.diffusion.guided import check_where, chosen
+from regaze.interventions.diffusion.where import check_where, chosen
 
 _EMPTY = 1e-6
 """A warped row of which less than this is left stays as it was."""

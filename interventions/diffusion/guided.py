@@ -1,14 +1,14 @@
-"""What methods that guide by a perturbed branch share: fields, their checks, choice of layers."""
+"""What methods that guide by a perturbed branch share: fields, and where they act by default."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.sites import Site, choose
+from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention, check_number
+from regaze.interventions.diffusion.where import check_where, chosen
 
 _Self = TypeVar("_Self", bound="Guided")
 
@@ -70,37 +70,6 @@ class Guided(Intervention):
             "stop": self.stop,
             "adaptive": self.adaptive,
         }
-
-
-def check_where(
-    method: str, layers: tuple[str | int, ...] | None, start: float, stop: float
-) -> None:
-    """Check the fields that say in which layers and steps a method acts.
-
-    Raises:
-        ValueError: The steps are none, or something else than layers is listed.
-    """
-    check_number(method, "start", start, low=0, high=1)
-    check_number(method, "stop", stop, low=0, high=1)
-    if start >= stop:
-        raise ValueError(f"{method}: start={start} isn't before stop={stop}; it would never act")
-    for layer in layers or ():
-        if isinstance(layer, bool) or not isinstance(layer, (str, int)):
-            raise ValueError(
-                f"{method}: layers holds {layer!r}; give numbers or parts of module paths"
-            )
-
-
-def chosen(method: str, denoiser: Denoiser, wanted: Sequence[str | int]) -> list[Site]:
-    """The layers of a model that are asked for.
-
-    Raises:
-        ValueError: One names no layer of this model.
-    """
-    try:
-        return choose(denoiser.sites, wanted)
-    except ValueError as error:
-        raise ValueError(f"{method}: {error}") from None
 
 
 def default_layers(denoiser: Denoiser) -> tuple[str | int, ...]:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from regaze.evals.scoring import statistics
 from regaze.evals.scoring.statistics import (
     Change,
     McNemar,
-    bootstrap_sums,
     change,
+    draw_times,
     estimate,
     holm,
     mcnemar,
@@ -73,30 +74,36 @@ def test_a_ratio_with_zero_below_is_undefined_and_the_others_stay() -> None:
     assert float(ratio(3, 4)) == 0.75
 
 
+def drawn(clusters: int, draws: int, seed: int = 0) -> Array:
+    return np.concatenate([*draw_times(clusters, draws, seed)])
+
+
+def summed(counts: Array, draws: int) -> Array:
+    """Sums over drawn clusters."""
+    return drawn(len(counts), draws) @ counts
+
+
 def test_one_cluster_is_refused() -> None:
     with pytest.raises(ValueError, match="at least two clusters"):
-        bootstrap_sums(np.ones((1, 3)))
+        drawn(1, 10)
 
 
 def test_replicates_draw_whole_clusters_with_replacement() -> None:
-    sums = bootstrap_sums(np.array([[1.0, 10.0], [100.0, 1000.0]]), draws=400)
-    assert set(map(tuple, sums.tolist())) == {(2.0, 20.0), (101.0, 1010.0), (200.0, 2000.0)}
-    share = (sums[:, 0] == 101).mean()
+    times = drawn(2, 400)
+    assert set(map(tuple, times.tolist())) == {(2, 0), (1, 1), (0, 2)}
+    share = (times[:, 0] == 1).mean()
     assert 0.4 < share < 0.6
 
 
-def test_the_draw_follows_its_seed_and_not_the_number_of_columns() -> None:
-    rows = np.arange(30.0).reshape(10, 3)
-    sums = bootstrap_sums(rows, draws=600, seed=7)
-    np.testing.assert_array_equal(sums, bootstrap_sums(rows, draws=600, seed=7))
-    np.testing.assert_array_equal(sums[:, :1], bootstrap_sums(rows[:, :1], draws=600, seed=7))
-    assert (sums != bootstrap_sums(rows, draws=600, seed=8)).any()
-
-
-def test_rows_of_any_shape_are_summed() -> None:
-    rows = np.arange(24.0).reshape(4, 3, 2)
-    flat = bootstrap_sums(rows.reshape(4, 6), draws=50)
-    np.testing.assert_array_equal(bootstrap_sums(rows, draws=50).reshape(50, 6), flat)
+def test_the_draw_follows_its_seed_and_not_the_size_of_blocks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times = drawn(10, 600, seed=7)
+    assert times.shape == (600, 10)
+    np.testing.assert_array_equal(times.sum(1), 10)
+    assert (times != drawn(10, 600, seed=8)).any()
+    monkeypatch.setattr(statistics, "_BLOCK", 7)
+    np.testing.assert_array_equal(drawn(10, 600, seed=7), times)
 
 
 def test_identical_systems_differ_by_exactly_nothing() -> None:
@@ -136,7 +143,7 @@ def test_nothing_but_undefined_replicates_gives_an_undefined_interval() -> None:
 def test_the_interval_has_the_width_that_theory_gives() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(size=400)
-    sums = bootstrap_sums(np.stack([values, np.ones(400)], axis=1), draws=4000)
+    sums = summed(np.stack([values, np.ones(400)], axis=1), 4000)
     found = estimate(np.array([values.mean()]), sums[:, 0] / sums[:, 1])
     half = 1.96 * values.std() / math.sqrt(400)
     assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
@@ -157,7 +164,7 @@ def test_intervals_of_the_difference_cover_the_truth_about_as_often_as_they_prom
     rng = np.random.default_rng(11)
     covered = 0
     for _ in range(300):
-        sums = bootstrap_sums(clustered(rng, gain=0.1), draws=400)
+        sums = summed(clustered(rng, gain=0.1), 400)
         values = sums[:, :2] / sums[:, 2:]
         found = change(values.mean(0)[:, None], values)
         covered += found.low <= 0.1 <= found.high
@@ -167,7 +174,7 @@ def test_intervals_of_the_difference_cover_the_truth_about_as_often_as_they_prom
 def test_resampling_items_instead_of_images_would_promise_too_much() -> None:
     counts = clustered(np.random.default_rng(5), gain=0.0)
     items = np.concatenate([np.repeat([[1, 1], [0, 1]], [k, 6 - k], axis=0) for k in counts[:, 0]])
-    by_image = bootstrap_sums(counts[:, [0, 2]], draws=1000)
-    by_item = bootstrap_sums(items.astype(float), draws=1000)
+    by_image = summed(counts[:, [0, 2]], 1000)
+    by_item = summed(items.astype(float), 1000)
     widths = [np.ptp(np.percentile(s[:, 0] / s[:, 1], (2.5, 97.5))) for s in (by_image, by_item)]
     assert widths[0] > 1.3 * widths[1]

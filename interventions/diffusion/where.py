@@ -1,0 +1,45 @@
+"""The fields that say where and when a method acts on a denoiser: checks, choice of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
+from regaze.interventions.base import check_number
+
+
+def check_where(
+    method: str, layers: tuple[str | int, ...] | None, start: float, stop: float
+) -> None:
+    """Check the fields that say in which layers and steps a method acts.
+
+    Raises:
+        ValueError: The steps are none, or something else than layers is listed.
+    """
+    check_number(method, "start", start, low=0, high=1)
+    check_number(method, "stop", stop, low=0, high=1)
+    if start >= stop:
+        raise ValueError(f"{method}: start={start} isn't before stop={stop}; it would never act")
+    for layer in layers or ():
+        if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+            raise ValueError(
+                f"{method}: layers holds {layer!r}; give numbers or parts of module paths"
+            )
+
+
+def chosen(
+    method: str,
+    denoiser: Denoiser,
+    wanted: Sequence[str | int],
+    kinds: tuple[Kind, ...] = PERTURBED,
+) -> list[Site]:
+    """The layers of a model that are asked for.
+
+    Raises:
+        ValueError: One names no layer of this model of these kinds.
+    """
+    try:
+        return choose(denoiser.sites, wanted, kinds)
+    except ValueError as error:
+        raise ValueError(f"{method}: {error}") from None
