@@ -14,7 +14,7 @@ from torch import Tensor
 import regaze
 from regaze.evals.running.models import load
 from regaze.evals.sandbox.scenes import scene
-from regaze.hooks import Columns, Edit, TowerInfo
+from regaze.hooks import Columns, Edit, Host
 from regaze.interventions import Intervention, register
 
 
@@ -30,10 +30,10 @@ class Blindfold(Intervention):
     strength: float = 4.0
     layers: tuple[int, ...] | None = None
 
-    def resolve(self, tower: TowerInfo) -> Blindfold:
-        return replace(self, layers=self.layers or tuple(range(tower.n_layers)))
+    def resolve(self, host: Host) -> Blindfold:
+        return replace(self, layers=self.layers or tuple(range(host.n_layers)))
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, host: Host) -> Edit:
         return BlindfoldEdit(self)
 
 

@@ -2,7 +2,9 @@
 
 from regaze.hooks.attach import Attachment, attach
 from regaze.hooks.capture import Capture, capture
-from regaze.hooks.edits import Columns, Edit, Step, TowerInfo
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.report import Report
 from regaze.hooks.tokens import Kind, TokenMap
 
@@ -11,11 +13,11 @@ __all__ = [
     "Capture",
     "Columns",
     "Edit",
+    "Host",
     "Kind",
+    "Pass",
     "Report",
-    "Step",
     "TokenMap",
-    "TowerInfo",
     "attach",
     "capture",
 ]

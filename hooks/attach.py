@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from regaze.hooks.edits import TowerInfo
+from regaze.hooks.host import Host, find_host, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, Report
 from regaze.hooks.rows import Entry
 from regaze.hooks.seat import Seat
 from regaze.hooks.tokens import Spans
-from regaze.hooks.towers import find_tower, split_target
 
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
@@ -134,7 +133,8 @@ def attach(
             or contradicts what is attached already.
     """
     # Here, because it builds on this module; it doesn't load diffusers.
-    from regaze.hooks.diffusion.attach import attach_denoisers, find_denoisers
+    from regaze.hooks.diffusion.attach import attach_denoisers
+    from regaze.hooks.diffusion.host import find_denoisers
 
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
@@ -150,7 +150,7 @@ def attach(
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
-    info = find_tower(model, processor)
+    info = find_host(model, processor)
     specs = [one.resolve(info) for one in interventions]
     entries = [Entry(spec.bind(info)) for spec in specs]
     seat = seat_of(info, spans)
@@ -166,7 +166,7 @@ def attach(
     return Attachment(seat, specs, entries)
 
 
-def seat_of(info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> Seat:
+def seat_of(info: Host, spans: Sequence[Spans] | Spans | None = None) -> Seat:
     """The one seat of a text tower, made on first use."""
     seat = _SEATS.get(info.tower)
     if seat is None or not seat.entries:

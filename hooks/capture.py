@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regaze.hooks.attach import seat_of
-from regaze.hooks.edits import Columns, Edit, RowPlan, Rows, Step, check_layers
+from regaze.hooks.edits import Edit
 from regaze.hooks.grids import GRID_INPUTS, grid_size, patch_grid
+from regaze.hooks.host import check_layers, find_host, split_target
+from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
 from regaze.hooks.reading import Reader
 from regaze.hooks.rows import Entry
 from regaze.hooks.tokens import Kind, TokenMap
-from regaze.hooks.towers import find_tower, split_target
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,14 @@ class Capture(Edit):
         self._inputs: dict[str, Any] = {}
         self._batch = 1
 
-    def begin(self, step: Step) -> None:
+    def begin(self, pass_: Pass) -> None:
         """Forget the prompt before."""
-        if step.prompt_start:
+        if pass_.prompt_start:
             self.captured = []
             self._inputs = {k: v for k, v in self._reader.inputs.items() if k in GRID_INPUTS}
-            self._batch = step.batch
-        self.tokens = step.tokens
-        self._past = step.past
+            self._batch = pass_.batch
+        self.tokens = pass_.tokens
+        self._past = pass_.past
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Keep the rows' weights."""
@@ -220,7 +221,7 @@ def capture(
             images are no columns.
     """
     model, processor = split_target(target, processor)
-    info = find_tower(model, processor)
+    info = find_host(model, processor)
     if rows not in ("last", "question", "text"):
         raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
     if not info.image_ids:

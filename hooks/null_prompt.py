@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.attention import visible_columns
-from regaze.hooks.edits import Step
+from regaze.hooks.passes import Pass
 from regaze.hooks.rows import Call
 from regaze.hooks.tokens import Kind
 
@@ -74,18 +74,18 @@ class NullPrompt:
     last: Tensor
 
     @classmethod
-    def of(cls, step: Step) -> NullPrompt:
+    def of(cls, pass_: Pass) -> NullPrompt:
         """The null prompt of a block that is a whole prompt."""
-        text = ~step.tokens.is_kind(Kind.IMAGE, Kind.SEPARATOR)
+        text = ~pass_.tokens.is_kind(Kind.IMAGE, Kind.SEPARATOR)
         size = int(text.sum(1).max())
         columns = text.int().argsort(dim=1, stable=True)[:, -size:]
         valid = text.gather(1, columns)
-        last = (columns == step.last_rows[:, None]).int().argmax(1)
+        last = (columns == pass_.last_rows[:, None]).int().argmax(1)
         return cls(
-            length=step.length,
-            columns=columns.to(step.device),
-            valid=None if valid.all() else valid.to(step.device),
-            last=last.to(step.device),
+            length=pass_.length,
+            columns=columns.to(pass_.device),
+            valid=None if valid.all() else valid.to(pass_.device),
+            last=last.to(pass_.device),
         )
 
     def pack(self, kwargs: Mapping[str, Any], positions: Positions, config: Any) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.edits import PromptMasks, Step, TowerInfo
+from regaze.hooks.host import Host, image_tokens
+from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.tokens import Spans, TokenMap
-from regaze.hooks.towers import image_tokens
 
 
 class Reader:
-    """Keeps the `TokenMap` of the current prompt up to date and hands out a `Step` per block."""
+    """Keeps the `TokenMap` of the current prompt up to date and hands out a `Pass` per block."""
 
-    def __init__(self, info: TowerInfo, spans: Sequence[Spans] | Spans | None = None) -> None:
+    def __init__(self, info: Host, spans: Sequence[Spans] | Spans | None = None) -> None:
         self._model = weakref.ref(info.model)
         self._tower = weakref.ref(info.tower)
         self._image_tokens = image_tokens(info)
@@ -89,7 +89,7 @@ class Reader:
         if tower is not None and module is tower.get_input_embeddings():
             self._embedded = args[0] if args else kwargs.get("input")
 
-    def read(self, kwargs: Mapping[str, Any]) -> Step:
+    def read(self, kwargs: Mapping[str, Any]) -> Pass:
         """Note the next block that enters the tower.
 
         Args:
@@ -125,7 +125,7 @@ class Reader:
         self._goes_on = self.partial
         if self.tokens is None or self._masks is None:
             raise RuntimeError("no tokens were read")
-        return Step(
+        return Pass(
             tokens=self.tokens,
             past=past,
             length=length,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Step
+from regaze.hooks.passes import Pass
 
 # Per prompt and layer the change is measured at calls 1, 2, 4, 8, ... in a few rows of each, and
 # otherwise only counted, so that the proof costs next to nothing.
@@ -26,13 +26,13 @@ class Tally:
         self._due = False
         self._sums: dict[int, Tensor] = {}
 
-    def begin(self, step: Step) -> None:
+    def begin(self, pass_: Pass) -> None:
         """A block begins."""
-        if step.prompt_start:
+        if pass_.prompt_start:
             self._asked.clear()
         # At its end: a beginning may be shared by several prompts.
-        if step.prompt_end and step.tokens.generated == 0:
-            self.prompts += step.batch
+        if pass_.prompt_end and pass_.tokens.generated == 0:
+            self.prompts += pass_.batch
 
     def add_rows(
         self, layer: int, before: Tensor, after: Tensor, valid: Tensor, goes_on: bool = False

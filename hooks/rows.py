@@ -16,7 +16,8 @@ from regaze.hooks.attention import (
     scatter_rows,
     visible_columns,
 )
-from regaze.hooks.edits import Edit, RowPlan, Step
+from regaze.hooks.edits import Edit
+from regaze.hooks.passes import Pass, RowPlan
 from regaze.hooks.report import Tally
 
 # Long questions are recomputed in parts, so that "B H R K" stays small (64 MB in float32).
@@ -62,7 +63,7 @@ class Call:
 
 
 def recompute(
-    call: Call, entries: Sequence[Entry], plan: RowPlan, layer: int, step: Step, offset: int
+    call: Call, entries: Sequence[Entry], plan: RowPlan, layer: int, pass_: Pass, offset: int
 ) -> tuple[Tensor, Tensor | None]:
     """Attention outputs of the plan's rows with the entries' edits, in float32.
 
@@ -71,7 +72,7 @@ def recompute(
         entries: Edits with rows, in order; each sees the logits that those before it left.
         plan: The rows.
         layer: Layer index.
-        step: The block.
+        pass_: The block.
         offset: Prompt column of key 0.
 
     Returns:
@@ -88,7 +89,7 @@ def recompute(
     batch, heads = call.query.shape[:2]
     at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
     parts = [
-        _recompute(call, entries, part, layer, step, offset, goes_on=number > 0)
+        _recompute(call, entries, part, layer, pass_, offset, goes_on=number > 0)
         for number, part in enumerate(plan.parts(at_once))
     ]
     if len(parts) == 1:
@@ -102,24 +103,24 @@ def _recompute(
     entries: Sequence[Entry],
     plan: RowPlan,
     layer: int,
-    step: Step,
+    pass_: Pass,
     offset: int,
     goes_on: bool,
 ) -> tuple[Tensor, Tensor]:
     kwargs, n_keys = call.kwargs, call.key.shape[2]
-    query = call.query if step.length == 1 else gather_rows(call.query, plan.rows)
+    query = call.query if pass_.length == 1 else gather_rows(call.query, plan.rows)
     scaling = kwargs.get("scaling")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     logits = row_logits(query, call.key, scaling, kwargs.get("softcap"))
     visible: Tensor | None = None
     # A lone row without mask sees everything.
-    if step.length > 1 or call.mask is not None:
+    if pass_.length > 1 or call.mask is not None:
         causal = kwargs.get("is_causal")
         visible, bias = visible_columns(
             call.mask,
             plan.rows,
             n_keys,
-            query_offset=step.past - offset,
+            query_offset=pass_.past - offset,
             causal=getattr(call.module, "is_causal", True) if causal is None else causal,
             window=kwargs.get("sliding_window"),
         )
@@ -127,7 +128,7 @@ def _recompute(
             logits = logits + bias
         if visible is not None:
             logits = logits.masked_fill(~visible, -torch.inf)
-    columns = step.columns(offset, n_keys, logits.device)
+    columns = pass_.columns(offset, n_keys, logits.device)
     for entry in entries:
         if entry.edit.reads_only:
             entry.edit.see_rows(layer, logits, plan, columns)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register, stock_attention
-from regaze.hooks.edits import Step
 from regaze.hooks.null_prompt import NullPrompt
+from regaze.hooks.passes import Pass, Wanted
 from regaze.hooks.reading import Reader
 from regaze.hooks.rows import Call, Entry, overwrite, recompute
 
@@ -28,7 +28,7 @@ class Seat:
         self.tower = weakref.ref(reader.tower)
         self.entries: list[Entry] = []
         self._sort()
-        self.step: Step | None = None
+        self.pass_: Pass | None = None
         self._null: NullPrompt | None = None
         self.paused = False
         self._compared = False
@@ -115,7 +115,7 @@ class Seat:
             for layer in tower.layers:
                 if hasattr(layer, "self_attn"):
                     SEATS.pop(layer.self_attn, None)
-        self.step = None
+        self.pass_ = None
         self.reader.forget()
 
     def _watch(self) -> None:
@@ -132,9 +132,9 @@ class Seat:
 
     def _watcher(self, entry: Entry, index: int) -> Callable[..., None]:
         def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.step is not None:
+            if self.pass_ is not None:
                 hidden = args[0] if args else kwargs["hidden_states"]
-                entry.edit.see_hidden(index, hidden[:, : self.step.length], self.step)
+                entry.edit.see_hidden(index, hidden[:, : self.pass_.length], self.pass_)
 
         return see
 
@@ -155,28 +155,28 @@ class Seat:
                     "first, then change it"
                 )
         kwargs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
-        self.step = step = self.reader.read(kwargs)
+        self.pass_ = pass_ = self.reader.read(kwargs)
         cache = kwargs.get("past_key_values")
         self._offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
-            self._offsets = {i: cache.get_mask_sizes(step.length, i)[1] for i in self._by_layer}
+            self._offsets = {i: cache.get_mask_sizes(pass_.length, i)[1] for i in self._by_layer}
         for entry in self.entries:
-            entry.edit.begin(step)
-            entry.tally.begin(step)
-        if step.prompt_start:
+            entry.edit.begin(pass_)
+            entry.tally.begin(pass_)
+        if pass_.prompt_start:
             self._compared = False
         wants = [e.edit for e in self.entries if e.edit.null_prompt and e.edit.layers]
         self._null = None
         if wants and not self._compared and self.reader.has_images:
-            if step.index > 0 or not step.prompt_end:
+            if pass_.index > 0 or not pass_.prompt_end:
                 raise NotImplementedError(
                     "this intervention compares the prompt with and without its image and needs "
                     "the whole prompt, image and question, in one block"
                 )
             self._compared = True
-            self._null = NullPrompt.of(step)
+            self._null = NullPrompt.of(pass_)
             kwargs = self._null.pack(kwargs, wants[0].null_positions, tower.config)
-        if not step.decodes:
+        if not pass_.decodes:
             self._watch()
         return (), kwargs
 
@@ -187,7 +187,7 @@ class Seat:
         for handle in self._watching:
             handle.remove()
         self._watching.clear()
-        null, self._null, self.step = self._null, None, None
+        null, self._null, self.pass_ = self._null, None, None
         if output is None:
             return None
         if null is not None:
@@ -199,18 +199,18 @@ class Seat:
 
     def attend(self, layer: int, stock: Callable[..., Attention], call: Call) -> Attention:
         """The stock attention with this layer's edits written over it."""
-        step, null = self.step, self._null
+        pass_, null = self.pass_, self._null
         here = self._by_layer.get(layer)
         run = call.run if null is None else functools.partial(null.run, call)
-        if step is None or not here:
+        if pass_ is None or not here:
             return run(stock)
-        by_row = [e for e in here if e.edit.rows and e.edit.active(layer, step)]
-        plan = step.plan([e.edit for e in by_row], call.query.device) if by_row else None
+        by_row = [e for e in here if e.edit.rows and e.edit.active(layer, pass_)]
+        plan = pass_.plan(_asked(by_row), call.query.device) if by_row else None
         if plan is None:
             out, weights = run(stock)
         else:
             real = call if null is None else null.real(call)
-            edited = recompute(real, by_row, plan, layer, step, self._offsets.get(layer, 0))
+            edited = recompute(real, by_row, plan, layer, pass_, self._offsets.get(layer, 0))
             if plan.covers_all and null is None:
                 out, weights = edited[0].to(call.query.dtype), edited[1]
             else:
@@ -218,12 +218,17 @@ class Seat:
         for entry in here:
             if entry.edit.scales_heads:
                 blind = None if null is None else null.last_row(out)
-                factor = entry.edit.scale_heads(layer, out[:, : step.length], blind, step)
+                factor = entry.edit.scale_heads(layer, out[:, : pass_.length], blind, pass_)
                 if factor is not None:
                     # The prompt without image gets the same factors.
                     out = out * factor[:, None, :, None].to(out.dtype)
                     entry.tally.add_factor(layer, factor)
         return out, weights
+
+
+def _asked(entries: Sequence[Entry]) -> list[Wanted]:
+    """The rows that edits ask for."""
+    return [(e.edit.rows, e.edit.reads_only) for e in entries if e.edit.rows is not None]
 
 
 @contextmanager

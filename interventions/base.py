@@ -49,19 +49,19 @@ class Intervention(ABC):
         """
 
     @abstractmethod
-    def resolve(self, tower: Any) -> Intervention:
+    def resolve(self, host: Any) -> Intervention:
         """Fill in every field that depends on the model.
 
         Args:
-            tower: What is known of the model: a ``TowerInfo`` or a ``Denoiser``.
+            host: What is known of the model: `regaze.hooks.Host` or `regaze.hooks.diffusion.Host`.
 
         Raises:
             ValueError: The method can't act on this model, or a field doesn't fit it.
         """
 
     @abstractmethod
-    def bind(self, tower: Any) -> Any:
-        """Make the ``Edit`` or ``Guidance`` that a seat runs; call it on a resolved spec."""
+    def bind(self, host: Any) -> Any:
+        """Make the work that a seat runs; call it on a resolved spec."""
 
     def controls(self) -> Mapping[str, Intervention]:
         """Variants that should not help if the method works for the reason it gives, by name.

@@ -25,7 +25,7 @@ from regaze.evals.running.encoding import Encoded, Encoder, Refused
 from regaze.evals.running.forcing import forced
 from regaze.evals.running.prompts import Prompter, Question, margin
 from regaze.evals.running.sharing import CannotShareError, Partial
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Answerer:
         self.decoding = decoding or Decoding()
         self.config = self.decoding.config(model, max_new_tokens)
         self.prompter = Prompter(processor)
-        info = find_tower(model, processor)
+        info = find_host(model, processor)
         self.meter = Meter(model, info.tower)
         context = getattr(info.tower.config, "max_position_embeddings", None)
         pad = cast(int | None, self.config.pad_token_id)

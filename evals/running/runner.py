@@ -29,7 +29,7 @@ from regaze.evals.running.records import Key
 from regaze.evals.running.results import RUN, RunResult, load, session_files, take
 from regaze.evals.task import Item, Task
 from regaze.hooks.attach import attach
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions.base import Intervention
 
 _log = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _resolved(
     with attach(model, *specs, processor=processor) as attached:
         found = [cast(Intervention, spec) for spec in attached.specs]
     if carve:
-        found.insert(condition.specs.index(carve), carve.resolve(find_tower(model, processor)))
+        found.insert(condition.specs.index(carve), carve.resolve(find_host(model, processor)))
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from regaze.hooks.diffusion.branches import take_rows
+from regaze.hooks.diffusion.rows import take_rows
 from regaze.hooks.diffusion.sites import blocks
 
 # In these, a block reads nothing but what the one before it returned: of a run of blocks that a

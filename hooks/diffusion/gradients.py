@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.branches import (
+from regaze.hooks.diffusion.rows import (
     Rows,
     call_of_rows,
     copy_containers,
     sample_of,
     variables_of,
 )
-from regaze.hooks.diffusion.edits import Objective, Plan
 from regaze.hooks.diffusion.sites import Site, read_layout
 from regaze.hooks.diffusion.text_maps import Reader
+from regaze.hooks.diffusion.works import Descent, Objective
 
 # Powers of two for a float16 model's loss, until no gradient overflows.
 _HALF_SCALES = (16, 12, 8, 4, 0)
@@ -154,7 +154,7 @@ def _gradient(loss: Tensor, leaf: Tensor, half: bool) -> Tensor:
 
 
 def descended(
-    latents: Tensor, plan: Plan, measure: Callable[[Tensor], tuple[Tensor, Tensor]]
+    latents: Tensor, plan: Descent, measure: Callable[[Tensor], tuple[Tensor, Tensor]]
 ) -> Tensor:
     """Latents after a step's updates. Samples stop being refined one by one.
 

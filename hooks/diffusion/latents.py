@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.branches import Rows, variables_of
-from regaze.hooks.diffusion.edits import Entry, LatentUpdate, Objective, Run
 from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import Edited, Source, descended, differentiable, measure
+from regaze.hooks.diffusion.rows import Rows, variables_of
 from regaze.hooks.diffusion.sites import read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.text_maps import Reader
+from regaze.hooks.diffusion.works import Entry, LatentEdit, Objective, Run
 
 
 @dataclass
@@ -161,7 +161,7 @@ class Latents:
         """The course of an update; a new one if another run has begun."""
         course = self._courses.get(id(entry))
         if course is None or step <= course.step:
-            if not isinstance(entry.work, LatentUpdate):
+            if not isinstance(entry.work, LatentEdit):
                 raise TypeError("only updates of latents have a course")
             cond = rows.cond or slice(0, rows.batch)
             samples = cond.stop - cond.start

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import find_denoisers
-from regaze.hooks.diffusion.branches import call_by_name, find_rows
 from regaze.hooks.diffusion.fork import is_compiled
+from regaze.hooks.diffusion.host import find_denoisers
+from regaze.hooks.diffusion.rows import call_by_name, find_rows
 from regaze.hooks.diffusion.sites import TEXT, Site, choose, find_sites, read_layout
 from regaze.hooks.diffusion.text import Part, read_text
 from regaze.hooks.diffusion.text_maps import Reader

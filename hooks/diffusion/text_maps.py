@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.kernel import Call, editing
 from regaze.hooks.diffusion.perturb import as_query_heads
-from regaze.hooks.diffusion.seat import Call, editing
 from regaze.hooks.diffusion.sites import Layout, Site
 
 

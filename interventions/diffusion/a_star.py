@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.edits import Run
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import check_choice, check_number, register
 from regaze.interventions.diffusion.concept_maps import (
     Columns,

@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from regaze.hooks.diffusion.edits import Plan, Run
+from regaze.hooks.diffusion.works import Descent, Run
 from regaze.interventions.base import check_number, register
 from regaze.interventions.diffusion.concept_maps import Columns, excite_loss
 from regaze.interventions.diffusion.concepts import ConceptObjective, ConceptUpdate
@@ -85,11 +85,11 @@ class _Excite(ConceptObjective):
         self._limit = spec.refinements
         self._peaks = {round(share * steps): peak for share, peak in spec.thresholds()}
 
-    def plan(self, step: int) -> Plan | None:
+    def plan(self, step: int) -> Descent | None:
         usual = super().plan(step)
         if step not in self._peaks:
             return usual
-        plan = usual or Plan(self.size(step), update=False)
+        plan = usual or Descent(self.size(step), update=False)
         return replace(plan, target=max(0.0, 1 - self._peaks[step]), limit=self._limit)
 
     def loss_of(self, sample: int, concepts: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from regaze.hooks.diffusion.edits import Run
 from regaze.hooks.diffusion.text import Part
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.diffusion.concept_maps import Columns
 from regaze.interventions.diffusion.nouns import noun_spans
 

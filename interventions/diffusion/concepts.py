@@ -12,9 +12,9 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import LatentUpdate, Objective, Plan, Run
+from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import TEXT, Site
+from regaze.hooks.diffusion.works import Descent, LatentEdit, Objective, Run
 from regaze.interventions.base import Intervention, check_choice, check_number
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
@@ -105,11 +105,11 @@ class ConceptUpdate(Intervention):
         tokens = self.tokens
         return isinstance(tokens, tuple) and any(isinstance(one, tuple) for one in tokens)
 
-    def resolve(self: _Self, tower: Denoiser) -> _Self:
+    def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, by their full names."""
-        return replace(self, layers=tuple(site.name for site in self.sites(tower)))
+        return replace(self, layers=tuple(site.name for site in self.sites(host)))
 
-    def sites(self, denoiser: Denoiser) -> list[Site]:
+    def sites(self, denoiser: Host) -> list[Site]:
         """The chosen layers of a model.
 
         Raises:
@@ -125,10 +125,10 @@ class ConceptUpdate(Intervention):
             raise ValueError(f"{self.name}: choose layers of one resolution, not {shown}")
         return found
 
-    def bind(self, tower: Denoiser) -> LatentUpdate:
+    def bind(self, host: Host) -> LatentEdit:
         """Make the update."""
         idle = self.step_size == 0 or not (self._listed() or self.tokens == "auto")
-        return LatentUpdate(() if idle else tuple(self.sites(tower)), self._begin)
+        return LatentEdit(() if idle else tuple(self.sites(host)), self._begin)
 
     def _begin(self, run: Run) -> Objective:
         return self.objective(run, columns_of(self, run))
@@ -153,10 +153,10 @@ class ConceptObjective(Objective):
         self._size = spec.step_size
         self._concepts = partial(concept_maps, sharpen=spec.sharpen, sigma=spec.sigma)
 
-    def plan(self, step: int) -> Plan | None:
+    def plan(self, step: int) -> Descent | None:
         """One update a step, inside the window."""
         start, stop = self._window
-        return Plan(self.size(step)) if start <= step / self.steps < stop else None
+        return Descent(self.size(step)) if start <= step / self.steps < stop else None
 
     def size(self, step: int) -> float:
         """``step_size sqrt(linspace(1, 0.5, T))``, the schedule of Attend-and-Excite's code."""
@@ -183,7 +183,7 @@ class ConceptObjective(Objective):
         """The loss of one sample, from its concept maps "N F R C"."""
 
 
-def default_layers(method: str, denoiser: Denoiser) -> list[Site]:
+def default_layers(method: str, denoiser: Host) -> list[Site]:
     """Where to read maps if nobody says: see `ConceptUpdate.layers`."""
     cross = [site for site in denoiser.sites if site.kind == "cross"]
     joint = [s for s in denoiser.sites if s.kind == "joint" and not s.block.startswith("single_")]

@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import Edit
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
-from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
+from regaze.hooks.diffusion.works import Attend
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -116,23 +116,23 @@ class FlowWarp(Intervention):
                 "would need the renormalised map of every frame before"
             )
 
-    def resolve(self, tower: Denoiser) -> FlowWarp:
+    def resolve(self, host: Host) -> FlowWarp:
         """Choose the layers, by their full names."""
-        return replace(self, layers=tuple(site.name for site in self._sites(tower)))
+        return replace(self, layers=tuple(site.name for site in self._sites(host)))
 
-    def bind(self, tower: Denoiser) -> Edit:
+    def bind(self, host: Host) -> Attend:
         """Read the flow and make the edit; a weight of 0 is a no-op."""
         if not self.weight:
-            return Edit((), _unedited)
+            return Attend((), _unedited)
         if self.flow is None:
             raise ValueError(
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = _Warped(self, flows.read(self.flow))
-        return Edit(tuple(self._sites(tower)), warped.attend, self.start, self.stop)
+        return Attend(tuple(self._sites(host)), warped.attend, self.start, self.stop)
 
-    def _sites(self, denoiser: Denoiser) -> list[Site]:
+    def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
 
         Raises:
@@ -152,7 +152,7 @@ class FlowWarp(Intervention):
         return found
 
 
-def _default_layers(denoiser: Denoiser) -> list[str]:
+def _default_layers(denoiser: Host) -> list[str]:
     decoder = [site.name for site in denoiser.layers if site.block.startswith("up_blocks.")]
     return decoder or [site.name for site in denoiser.layers[len(denoiser.layers) // 2 :]]
 

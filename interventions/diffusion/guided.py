@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
-from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention, check_number
 from regaze.interventions.diffusion.where import check_where, chosen
@@ -49,11 +49,11 @@ class Guided(Intervention):
         check_number(self.name, "adaptive", self.adaptive, low=0)
         check_where(self.name, self.layers, self.start, self.stop)
 
-    def resolve(self: _Self, tower: Denoiser) -> _Self:
+    def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, by their full names."""
-        return replace(self, layers=tuple(site.name for site in self.sites(tower)))
+        return replace(self, layers=tuple(site.name for site in self.sites(host)))
 
-    def sites(self, denoiser: Denoiser) -> list[Site]:
+    def sites(self, denoiser: Host) -> list[Site]:
         """The chosen layers of a model.
 
         Raises:
@@ -72,7 +72,7 @@ class Guided(Intervention):
         }
 
 
-def default_layers(denoiser: Denoiser) -> tuple[str | int, ...]:
+def default_layers(denoiser: Host) -> tuple[str | int, ...]:
     """Where to perturb a model if nobody says: see `Guided.layers`."""
     middle = [site.name for site in denoiser.layers if site.block == "mid_block"]
     if middle:

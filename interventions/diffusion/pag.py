@@ -21,10 +21,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import Guidance
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
-from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.works import Branch
 from regaze.interventions.base import check_choice, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -51,9 +51,9 @@ class PAG(Guided):
         super().check()
         check_choice("pag", "variant", self.variant, ("joint", "image"))
 
-    def bind(self, tower: Denoiser) -> Guidance:
+    def bind(self, host: Host) -> Branch:
         """Make the guidance."""
-        sites = self.sites(tower)
+        sites = self.sites(host)
         if self.variant == "image":
             for site in sites:
                 if site.order == "unknown":
@@ -62,7 +62,7 @@ class PAG(Guided):
                         "and image, which isn't known for this model; use variant='joint'"
                     )
         perturb = _image_alone if self.variant == "image" else _alone
-        return Guidance(tuple(sites), perturb, **self.window())
+        return Branch(tuple(sites), perturb, **self.window())
 
 
 def _alone(call: Call) -> Tensor:

@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import Guidance
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
-from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.works import Branch
 from regaze.interventions.base import check_choice, check_number, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -59,9 +59,9 @@ class SEG(Guided):
         check_number("seg", "sigma", self.sigma, low=0)
         check_choice("seg", "sense", self.sense, ("code", "paper"))
 
-    def bind(self, tower: Denoiser) -> Guidance:
+    def bind(self, host: Host) -> Branch:
         """Make the guidance; a sigma of 0 blurs nothing and is a no-op."""
-        sites = self.sites(tower) if self.sigma else []
+        sites = self.sites(host) if self.sigma else []
         for site in sites:
             if site.kind == "temporal":
                 raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
@@ -71,7 +71,7 @@ class SEG(Guided):
                     "model; softpag with target=query_mean needs no order"
                 )
         paper = self.sense == "paper"
-        return Guidance(
+        return Branch(
             tuple(sites),
             lambda call: _blurred(call, self.sigma),
             branch="uncond" if paper else "cond",

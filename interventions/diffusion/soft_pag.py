@@ -29,11 +29,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import Guidance
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
-from regaze.hooks.diffusion.seat import Call
 from regaze.hooks.diffusion.sites import choose, only_heads
+from regaze.hooks.diffusion.works import Branch
 from regaze.interventions.base import check_choice, check_number, from_dict, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -97,20 +97,20 @@ class SoftPAG(Guided):
             raise ValueError(f"{path} holds {spec.name}, not softpag")
         return spec
 
-    def resolve(self, tower: Denoiser) -> SoftPAG:
+    def resolve(self, host: Host) -> SoftPAG:
         """Choose the layers, if no heads are given, and check the heads."""
         if self.heads is None:
-            return super().resolve(tower)
-        self._strengths(tower)
+            return super().resolve(host)
+        self._strengths(host)
         return self
 
-    def bind(self, tower: Denoiser) -> Guidance:
+    def bind(self, host: Host) -> Branch:
         """Make the guidance; without heads, or with every u at 0, it is a no-op."""
-        strengths = {n: u for n, u in self._strengths(tower).items() if u.any()}
-        sites = tuple(site for site in tower.sites if site.name in strengths)
-        return Guidance(sites, lambda call: self._perturb(call, strengths), **self.window())
+        strengths = {n: u for n, u in self._strengths(host).items() if u.any()}
+        sites = tuple(site for site in host.sites if site.name in strengths)
+        return Branch(sites, lambda call: self._perturb(call, strengths), **self.window())
 
-    def _strengths(self, denoiser: Denoiser) -> dict[str, Tensor]:
+    def _strengths(self, denoiser: Host) -> dict[str, Tensor]:
         """Strength per head, "H 1 1", by layer name.
 
         Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regaze.hooks.diffusion.attach import Denoiser
+from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
 from regaze.interventions.base import check_number
 
@@ -30,7 +30,7 @@ def check_where(
 
 def chosen(
     method: str,
-    denoiser: Denoiser,
+    denoiser: Host,
     wanted: Sequence[str | int],
     kinds: tuple[Kind, ...] = PERTURBED,
 ) -> list[Site]:

@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regaze.hooks.edits import TowerInfo
+from regaze.hooks.host import Host
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -146,20 +146,20 @@ class CARVE(Intervention):
         random = {"random region": replace(self, where="random")}
         return random if self.where == "contrast" else {}
 
-    def resolve(self, tower: TowerInfo) -> CARVE:
+    def resolve(self, host: Host) -> CARVE:
         """Choose the layers, and fill in what the sense says.
 
         Raises:
             ValueError: No image patches in the text tower, or a layer doesn't exist.
         """
-        require_patches("CARVE", tower)
-        images = getattr(tower.processor, "image_processor", None)
+        require_patches("CARVE", host)
+        images = getattr(host.processor, "image_processor", None)
         cuts = middle(images, (1, 1)) is not None
         default = {"fit": "pad" if cuts else "fill", **_SENSES[self.sense]}
         missing = {k: v for k, v in default.items() if getattr(self, k) is None}
-        return replace(self, layers=_layers(self.layers, tower), **missing)
+        return replace(self, layers=_layers(self.layers, host), **missing)
 
-    def bind(self, tower: TowerInfo) -> Any:
+    def bind(self, host: Host) -> Any:
         """It can't be attached: it changes the picture, not attention.
 
         Raises:
@@ -248,8 +248,8 @@ class Look:
     shown: tuple[Image.Image, ...]
 
 
-def _layers(given: tuple[int, ...] | tuple[float, ...] | None, tower: TowerInfo) -> tuple[int, ...]:
-    n = tower.n_layers
+def _layers(given: tuple[int, ...] | tuple[float, ...] | None, host: Host) -> tuple[int, ...]:
+    n = host.n_layers
     if given is None:
         if n in _PAPER_DEPTHS:
             return tuple(_PAPER_LAYERS)
@@ -262,7 +262,7 @@ def _layers(given: tuple[int, ...] | tuple[float, ...] | None, tower: TowerInfo)
             )
         first = min(round(given[0] * n), n - 1)
         return tuple(range(first, max(first + 1, round(given[1] * n))))
-    check_indices("carve", "layers", given, n, f"this {tower.model_type}")
+    check_indices("carve", "layers", given, n, f"this {host.model_type}")
     if not given:
         raise ValueError("carve: layers must hold at least one layer, or nothing is read")
     return tuple(sorted(int(value) for value in given))

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from regaze.hooks.capture import Capture, capture
-from regaze.hooks.towers import find_tower, split_target
+from regaze.hooks.host import find_host, split_target
 from regaze.interventions.lvlm.carve import CARVE, Look
 from regaze.interventions.lvlm.carve_regions import middle
 
@@ -112,7 +112,7 @@ class Closer(Look):
 class Looker:
     """Looks closer at pictures for questions about them.
 
-    The general question is asked once per picture, and the vision tower reads a picture once for
+    The general question is asked once per picture, and the vision host reads a picture once for
     both readings, where the model has a ``get_image_features``.
 
     Args:
@@ -135,7 +135,7 @@ class Looker:
         self.model: Any = found
         if not getattr(self.processor, "chat_template", None):
             raise ValueError("CARVE asks questions, and the processor has no chat template")
-        self.spec = (spec or CARVE()).resolve(find_tower(found, self.processor))
+        self.spec = (spec or CARVE()).resolve(find_host(found, self.processor))
         self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
         self._picture = ""
         self._general: Reading | None = None
@@ -249,7 +249,7 @@ def look_closer(
 
 @contextmanager
 def features_once(model: Any) -> Iterator[None]:
-    """Inside, the vision tower reads an image once, however often it is shown in succession."""
+    """Inside, the vision host reads an image once, however often it is shown in succession."""
     owner = getattr(model, "model", model)
     stock = getattr(owner, "get_image_features", None)
     if stock is None:

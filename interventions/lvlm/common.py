@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regaze.hooks.edits import TowerInfo
+from regaze.hooks.host import Host
 from regaze.interventions.base import Intervention, check_indices, get, names
 
 
-def require_patches(method: str, tower: TowerInfo) -> None:
+def require_patches(method: str, host: Host) -> None:
     """Check that image patches are columns of the tower's attention.
 
     Raises:
         ValueError: They aren't; the message says which methods work on such a model.
     """
-    if tower.image_columns:
+    if host.image_columns:
         return
-    here = names(Intervention.acts_on) if tower.image_ids else []
+    here = names(Intervention.acts_on) if host.image_ids else []
     able = [n for n in here if not get(n).needs_image_columns]
     raise ValueError(
-        f"{method} edits attention on image patches, but {tower.model_type} has none as columns of "
+        f"{method} edits attention on image patches, but {host.model_type} has none as columns of "
         "its text tower (it goes through a resampler or cross-attention); "
         + (f"these methods work on it: {', '.join(able)}" if able else "no method works on it yet")
     )
 
 
 def choose_layers(
-    method: str, tower: TowerInfo, given: Sequence[int] | None, default: Sequence[int]
+    method: str, host: Host, given: Sequence[int] | None, default: Sequence[int]
 ) -> tuple[int, ...]:
     """The layers asked for, checked, or the default ones.
 
@@ -35,7 +35,7 @@ def choose_layers(
     """
     if given is None:
         return tuple(default)
-    check_indices(method, "layers", given, tower.n_layers, f"this {tower.model_type}")
+    check_indices(method, "layers", given, host.n_layers, f"this {host.model_type}")
     return tuple(sorted(given))
 
 

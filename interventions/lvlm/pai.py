@@ -18,7 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Columns, Edit, TowerInfo
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, check_number, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
@@ -49,13 +51,13 @@ class PAI(Intervention):
         """Looking away from the image by as much, as far as alpha allows."""
         return {"flipped sign": replace(self, alpha=-self.alpha)} if 0 < self.alpha <= 1 else {}
 
-    def resolve(self, tower: TowerInfo) -> PAI:
+    def resolve(self, host: Host) -> PAI:
         """Choose the layers."""
-        require_patches("PAI", tower)
-        default = range(min(2, tower.n_layers - 1), tower.n_layers)
-        return replace(self, layers=choose_layers("pai", tower, self.layers, default))
+        require_patches("PAI", host)
+        default = range(min(2, host.n_layers - 1), host.n_layers)
+        return replace(self, layers=choose_layers("pai", host, self.layers, default))
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if alpha is 0."""
         return _PAIEdit(self)
 

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.edits import TowerInfo
+from regaze.hooks.host import Host, find_host
 from regaze.hooks.seat import paused
-from regaze.hooks.towers import find_tower
 
 DEFAULT_TAU = 20 / 4096**0.5
 """The published threshold 20 at LLaVA-1.5-7B's hidden size, as a fraction of phi's bound."""
@@ -60,11 +59,11 @@ _KNOWN = {
 _FOUND: MutableMapping[nn.Module, dict[float, SinkProfile]] = weakref.WeakKeyDictionary()
 
 
-def known_sinks(tower: TowerInfo) -> SinkProfile | None:
+def known_sinks(host: Host) -> SinkProfile | None:
     """The published profile of a model, recognised by its shape."""
-    key = (tower.model_type, tower.hidden_size, tower.n_layers, tower.n_kv_heads)
+    key = (host.model_type, host.hidden_size, host.n_layers, host.n_kv_heads)
     dims = _KNOWN.get(key)
-    tau = 20 / tower.hidden_size**0.5
+    tau = 20 / host.hidden_size**0.5
     return None if dims is None else SinkProfile(dims, tau, source="known")
 
 
@@ -98,52 +97,52 @@ def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) 
     Returns:
         The profile; ``sink_dims`` is empty if nothing stands out.
     """
-    return find_sinks(find_tower(getattr(model, "model", model), processor), tau)
+    return find_sinks(find_host(getattr(model, "model", model), processor), tau)
 
 
-def find_sinks(tower: TowerInfo, tau: float | None = None) -> SinkProfile:
-    """`discover_sinks` on a tower; remembered per model."""
+def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:
+    """`discover_sinks` on a host; remembered per model."""
     tau = DEFAULT_TAU if tau is None else tau
-    found = _FOUND.setdefault(tower.tower, {})
+    found = _FOUND.setdefault(host.tower, {})
     if tau not in found:
-        found[tau] = _search(tower, tau)
+        found[tau] = _search(host, tau)
     return found[tau]
 
 
 @torch.no_grad()
-def _search(tower: TowerInfo, tau: float) -> SinkProfile:
+def _search(host: Host, tau: float) -> SinkProfile:
     first: list[list[Tensor]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden = (args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
         first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
 
-    module: Any = tower.tower
-    searched = module.layers[min(2, tower.n_layers - 1) :]
+    module: Any = host.tower
+    searched = module.layers[min(2, host.n_layers - 1) :]
     handles = [layer.register_forward_pre_hook(look, with_kwargs=True) for layer in searched]
     try:
         # Weights that are offloaded have no device; their hooks move the ids.
         device = module.get_input_embeddings().weight.device
         device = torch.device("cpu") if device.type == "meta" else device
         with paused(module):
-            for ids in _prompts(tower):
+            for ids in _prompts(host):
                 first.append([])
                 module(input_ids=ids.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
     phi = torch.stack([torch.stack(layers) for layers in first]).mean(0)  # "L E"
-    often = (phi > tau * tower.hidden_size**0.5).float().mean(0) > 0.5
+    often = (phi > tau * host.hidden_size**0.5).float().mean(0) > 0.5
     strength = phi.mean(0)
     dims = [int(d) for d in strength.argsort(descending=True) if often[d]]
     return SinkProfile(tuple(dims), tau, tuple(round(float(strength[d]), 3) for d in dims))
 
 
-def _prompts(tower: TowerInfo) -> list[Tensor]:
-    tokenizer = getattr(tower.processor, "tokenizer", tower.processor)
+def _prompts(host: Host) -> list[Tensor]:
+    tokenizer = getattr(host.processor, "tokenizer", host.processor)
     if callable(tokenizer):
         return [torch.tensor([tokenizer(text)["input_ids"]]) for text in _TEXTS]
-    config: Any = tower.tower.config
+    config: Any = host.tower.config
     generator = torch.Generator().manual_seed(0)
     bos = [config.bos_token_id] if getattr(config, "bos_token_id", None) is not None else []
     size = min(config.vocab_size, 1000)

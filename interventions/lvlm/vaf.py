@@ -18,7 +18,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Columns, Edit, TowerInfo
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, check_number, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_patches
 
@@ -58,14 +60,14 @@ class VAF(Intervention):
         )
         return {"flipped sign": mirrored}
 
-    def resolve(self, tower: TowerInfo) -> VAF:
+    def resolve(self, host: Host) -> VAF:
         """Choose the layers."""
-        require_patches("VAF", tower)
-        first, last = at_depth(9, tower.n_layers), at_depth(15, tower.n_layers)
+        require_patches("VAF", host)
+        first, last = at_depth(9, host.n_layers), at_depth(15, host.n_layers)
         default = range(first, max(last, first + 1))
-        return replace(self, layers=choose_layers("vaf", tower, self.layers, default))
+        return replace(self, layers=choose_layers("vaf", host, self.layers, default))
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if both factors are 1."""
         return _VAFEdit(self)
 

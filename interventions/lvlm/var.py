@@ -25,7 +25,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Columns, Edit, GrowingMask, Step, TowerInfo
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
@@ -92,58 +94,58 @@ class VAR(Intervention):
         """What the released code adds to each image weight."""
         return 1e-6 if self.sense == "code" else 0.0
 
-    def resolve(self, tower: TowerInfo) -> VAR:
+    def resolve(self, host: Host) -> VAR:
         """Find the sink dimensions and choose the layers.
 
         Raises:
             ValueError: The model has no sink dimensions, so VAR could never fire.
         """
-        require_patches("VAR", tower)
-        profile = known_sinks(tower)
+        require_patches("VAR", host)
+        profile = known_sinks(host)
         if self.sink_dims is None and profile is None:
-            profile = find_sinks(tower, self.tau)
+            profile = find_sinks(host, self.tau)
         dims = self.sink_dims if self.sink_dims is not None else profile and profile.sink_dims
         if not dims:
             raise ValueError(
-                f"VAR can't fire on this {tower.model_type}: no hidden dimension of its first "
+                f"VAR can't fire on this {host.model_type}: no hidden dimension of its first "
                 "token stands out as a sink's does; give sink_dims=, or a lower tau= (a fraction "
                 "of sqrt(hidden size))"
             )
-        check_indices("var", "sink_dims", dims, tower.hidden_size, "the hidden state")
+        check_indices("var", "sink_dims", dims, host.hidden_size, "the hidden state")
         tau = self.tau if self.tau is not None else (profile.tau if profile else 0.3125)
-        last = tower.n_layers - (self.sense == "paper")
-        layers = choose_layers("var", tower, self.layers, range(min(2, last - 1), last))
+        last = host.n_layers - (self.sense == "paper")
+        layers = choose_layers("var", host, self.layers, range(min(2, last - 1), last))
         return replace(self, sink_dims=tuple(dims), tau=tau, layers=layers)
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if sinks keep all."""
-        return _VAREdit(self, tower)
+        return _VAREdit(self, host)
 
 
 class _VAREdit(Edit):
     rows = "text"
     watches_hidden = True
 
-    def __init__(self, spec: VAR, tower: TowerInfo) -> None:
+    def __init__(self, spec: VAR, host: Host) -> None:
         super().__init__(spec.layers or () if spec.keep != 1 else ())
         self.spec = spec
         self.dims = list(spec.sink_dims or ())
-        self.tau = (spec.tau or 0) * tower.hidden_size**0.5
+        self.tau = (spec.tau or 0) * host.hidden_size**0.5
         self.sinks: dict[int, Tensor] = {}
         self.sums: dict[int, tuple[GrowingMask, Tensor]] = {}
         self.prompt: Tensor | None = None
         self.image = torch.empty(0)
 
-    def begin(self, step: Step) -> None:
-        if step.prompt_start:
+    def begin(self, pass_: Pass) -> None:
+        if pass_.prompt_start:
             self.sinks, self.sums = {}, {}
-        if not step.decodes:
+        if not pass_.decodes:
             # Generated tokens never become sinks.
-            prompt = ~step.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, step.past :]
-            self.prompt = prompt.to(step.device) if prompt.any() else None
-            self.image = step.tokens.is_kind(Kind.IMAGE).to(step.device)
+            prompt = ~pass_.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, pass_.past :]
+            self.prompt = prompt.to(pass_.device) if prompt.any() else None
+            self.image = pass_.tokens.is_kind(Kind.IMAGE).to(pass_.device)
 
-    def see_hidden(self, layer: int, hidden: Tensor, step: Step) -> None:
+    def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
         if self.prompt is None:
             return
         phi = sink_values(hidden, self.dims)
@@ -151,9 +153,9 @@ class _VAREdit(Edit):
         sinks = sinks & self.prompt.to(sinks.device)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
-            before = self.sinks[layer][:, : step.past]
-            before = before.repeat_interleave(step.batch // len(before), 0)
-            gap = step.past - before.shape[1]
+            before = self.sinks[layer][:, : pass_.past]
+            before = before.repeat_interleave(pass_.batch // len(before), 0)
+            gap = pass_.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
         image = self.image.to(sinks.device)
@@ -164,7 +166,7 @@ class _VAREdit(Edit):
             )
             self.sums[layer] = GrowingMask(sums), bounds
 
-    def active(self, layer: int, step: Step) -> bool:
+    def active(self, layer: int, pass_: Pass) -> bool:
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:

@@ -22,7 +22,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Edit, Step, TowerInfo
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.passes import Pass
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -80,25 +82,25 @@ class VHR(Intervention):
             "bottom heads": replace(self, heads="bottom"),
         }
 
-    def resolve(self, tower: TowerInfo) -> VHR:
+    def resolve(self, host: Host) -> VHR:
         """Choose the layers.
 
         Raises:
             ValueError: The image isn't in the tower's sequence, so it can't be removed from it.
         """
-        if not tower.image_ids:
+        if not host.image_ids:
             raise ValueError(
-                f"VHR removes the image from the prompt, but {tower.model_type} has no image "
+                f"VHR removes the image from the prompt, but {host.model_type} has no image "
                 "tokens in its text tower's sequence (a text model, or cross-attention)"
             )
-        n = tower.n_layers
-        if tower.model_type.startswith("instructblip"):
+        n = host.n_layers
+        if host.model_type.startswith("instructblip"):
             default = list(range(at_depth(14, n), n))
         else:
             default = sorted({min(1, n - 1), *range(at_depth(18, n), n)})
-        return replace(self, layers=choose_layers("vhr", tower, self.layers, default))
+        return replace(self, layers=choose_layers("vhr", host, self.layers, default))
 
-    def bind(self, tower: TowerInfo) -> Edit:
+    def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if alpha is 1."""
         return _VHREdit(self)
 
@@ -114,16 +116,16 @@ class _VHREdit(Edit):
         self.factors: dict[int, Tensor] = {}
         self.has_image = torch.empty(0)
 
-    def begin(self, step: Step) -> None:
-        if step.prompt_start:
+    def begin(self, pass_: Pass) -> None:
+        if pass_.prompt_start:
             self.factors = {}
-            self.has_image = step.tokens.has_image
+            self.has_image = pass_.tokens.has_image
 
     def scale_heads(
-        self, layer: int, out: Tensor, null: Tensor | None, step: Step
+        self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
         if null is not None:
-            last = step.last_rows.to(out.device)
+            last = pass_.last_rows.to(out.device)
             seen = out[torch.arange(len(out), device=out.device), last].float()
             spec, rounding = self.spec, 4 * torch.finfo(out.dtype).eps
             chosen = choose_heads(
@@ -133,9 +135,9 @@ class _VHREdit(Edit):
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
         factor = self.factors.get(layer)
-        if factor is not None and len(factor) < step.batch:
+        if factor is not None and len(factor) < pass_.batch:
             # Beams repeat a sample's rows; its heads go with them.
-            factor = factor.repeat_interleave(step.batch // len(factor), 0)
+            factor = factor.repeat_interleave(pass_.batch // len(factor), 0)
         return factor
 
 

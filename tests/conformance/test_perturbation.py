@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from vectors import Tensors, cases, meta, named, vectors
 
 import regaze
-from regaze.hooks.diffusion import Denoiser, Layout, Site
+from regaze.hooks.diffusion import Host, Layout, Site
+from regaze.hooks.diffusion.kernel import editing
 from regaze.hooks.diffusion.perturb import blur_queries
-from regaze.hooks.diffusion.seat import editing
 from regaze.interventions.diffusion.guided import Guided
 
 
@@ -34,7 +34,7 @@ def weights(inputs: Tensors, prefix: str) -> Tensors:
 def perturbed(module: nn.Module, spec: Guided, site: Site, layout: Layout, **call: Tensor) -> Any:
     """An attention module's output in the branch that a spec perturbs."""
     holder = nn.ModuleDict({"attn": module})
-    guidance = spec.bind(Denoiser("SD3Transformer2DModel", (site,)))
+    guidance = spec.bind(Host("SD3Transformer2DModel", (site,)))
     with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.attend):
         return module(**call)
 

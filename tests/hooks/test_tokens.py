@@ -12,8 +12,8 @@ from tiny import FAMILIES, tiny
 from torch import Tensor
 
 from regaze.hooks import Kind, TokenMap
+from regaze.hooks.host import find_host, image_tokens
 from regaze.hooks.tokens import ImageTokens, Spans
-from regaze.hooks.towers import find_tower, image_tokens
 
 IMG, VIDEO, ROW_END, FENCE, FIRST, NEWLINE, TEXT = 9, 8, 7, 6, 5, 4, 1
 TOKENS = ImageTokens(
@@ -185,7 +185,7 @@ def test_spans_that_make_no_sense_raise(
 def from_family(family: str, *rows: Row) -> tuple[TokenMap, Tensor]:
     model = tiny(family)
     inputs = ask(model, *rows)
-    tokens = image_tokens(find_tower(model.model, model.processor))
+    tokens = image_tokens(find_host(model.model, model.processor))
     ids = inputs["input_ids"]
     return TokenMap.from_ids(ids, tokens, inputs["attention_mask"]), ids
 

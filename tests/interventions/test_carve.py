@@ -11,7 +11,7 @@ from PIL import Image
 from tiny import tiny
 
 import regaze
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions import CARVE, parse
 from regaze.interventions.lvlm.carve_regions import (
     bounds,
@@ -24,7 +24,7 @@ from regaze.interventions.lvlm.carve_regions import (
 
 def resolve(spec: CARVE, layers: int = 3) -> CARVE:
     model = tiny("qwen2_vl")
-    info = find_tower(model.model, model.processor)
+    info = find_host(model.model, model.processor)
     return spec.resolve(SimpleNamespace(**{**vars(info), "n_layers": layers}))  # type: ignore[arg-type]
 
 
@@ -89,7 +89,7 @@ def test_a_resolved_spec_holds_every_number_and_resolves_to_itself() -> None:
 
 def test_crops_are_padded_for_processors_that_cut_out_the_middle() -> None:
     llava = tiny("llava")
-    assert CARVE().resolve(find_tower(llava.model, llava.processor)).fit == "pad"
+    assert CARVE().resolve(find_host(llava.model, llava.processor)).fit == "pad"
     assert resolve(CARVE()).fit == "fill"
 
 

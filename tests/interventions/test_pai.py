@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny
 
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions import PAI, VAF
 from regaze.interventions.lvlm.pai import contrast
 
@@ -46,6 +46,6 @@ def test_without_contrast_the_log_probabilities_stay_uncut() -> None:
     (1, range(0, 1), range(0, 1)),
 ])  # fmt: skip
 def test_default_layers_scale_with_depth(n_layers: int, pai: range, vaf: range) -> None:
-    tower = dataclasses.replace(find_tower(tiny("llava").model), n_layers=n_layers)
-    assert PAI().resolve(tower).layers == tuple(pai)
-    assert VAF().resolve(tower).layers == tuple(vaf)
+    host = dataclasses.replace(find_host(tiny("llava").model), n_layers=n_layers)
+    assert PAI().resolve(host).layers == tuple(pai)
+    assert VAF().resolve(host).layers == tuple(vaf)

@@ -14,7 +14,7 @@ from tiny import tiny
 from torch import Tensor
 
 from regaze.hooks import attach
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions import VAR
 from regaze.interventions.lvlm.sinks import sink_values
 
@@ -140,7 +140,7 @@ def test_published_sink_dimensions_are_known(
     model_type: str, hidden_size: int, n_layers: int, n_kv_heads: int, dims: tuple[int, ...]
 ) -> None:
     tower = dataclasses.replace(
-        find_tower(tiny("llava").model),
+        find_host(tiny("llava").model),
         model_type=model_type,
         hidden_size=hidden_size,
         n_layers=n_layers,

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
 from regaze.hooks import attach
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions import VHR
 from regaze.interventions.lvlm import vhr
 from regaze.interventions.lvlm.vhr import choose_heads
@@ -183,5 +183,5 @@ def test_two_reinforcements_multiply_where_they_agree() -> None:
     [("llava", (1, *range(18, 32))), ("instructblip", tuple(range(14, 32)))],
 )
 def test_default_layers_are_the_papers(family: str, layers: tuple[int, ...]) -> None:
-    tower = dataclasses.replace(find_tower(tiny(family).model), n_layers=32)
-    assert VHR().resolve(tower).layers == layers
+    host = dataclasses.replace(find_host(tiny(family).model), n_layers=32)
+    assert VHR().resolve(host).layers == layers

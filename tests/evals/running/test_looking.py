@@ -21,7 +21,7 @@ from regaze.evals.running.looking import Looked, Looking
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.results import RunResult
 from regaze.evals.task import Item
-from regaze.hooks.towers import find_tower
+from regaze.hooks.host import find_host
 from regaze.interventions import CARVE
 from regaze.interventions.lvlm.carve_reading import Looker
 
@@ -33,7 +33,7 @@ CLOSER = "carve:layers=[3,4],general=Please describe this image in detail.,max_n
 
 def looking(model: Tiny, spec: CARVE = SPEC, share: bool = True) -> Looking:
     answerer = Answerer(model.model, model.processor, 3)
-    return Looking(answerer, spec.resolve(find_tower(model.model, model.processor)), share)
+    return Looking(answerer, spec.resolve(find_host(model.model, model.processor)), share)
 
 
 def questions(model: Tiny, *pictures: int) -> list[Question]:

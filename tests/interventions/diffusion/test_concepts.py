@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 
 import regaze
 from regaze.evals.sandbox.painting import painter_path
-from regaze.hooks.diffusion.attach import Denoiser
-from regaze.hooks.diffusion.edits import Run
+from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Part, Prompt, read_prompt
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.diffusion.concept_maps import (
     Columns,
     binarised,
@@ -145,13 +145,13 @@ def test_prompts_of_a_pipeline() -> None:
 # -- layers ------------------------------------------------------------------------------------
 
 
-def unet_of(size: int) -> Denoiser:
+def unet_of(size: int) -> Host:
     """Stable Diffusion's cross-attention."""
     blocks = [("down_blocks.0", 1), ("down_blocks.1", 2), ("down_blocks.2", 4), ("mid_block", 8),
               ("up_blocks.1", 4), ("up_blocks.2", 2), ("up_blocks.3", 1)]  # fmt: skip
     sites = tuple(Site(f"{b}.attn2", "cross", b, None, 8, "image") for b, _ in blocks)
     grids = {f"{b}.attn2": (size // n, size // n) for b, n in blocks}
-    return Denoiser("UNet2DConditionModel", sites, grids, (size, size))
+    return Host("UNet2DConditionModel", sites, grids, (size, size))
 
 
 def test_default_layers_of_stable_diffusion_are_the_papers() -> None:
@@ -165,7 +165,7 @@ def test_default_layers_of_transformers_are_the_second_half_of_their_blocks() ->
         for kind, count in (("transformer_blocks", 19), ("single_transformer_blocks", 38))
         for i in range(count)
     )
-    chosen = default_layers("a_star", Denoiser("FluxTransformer2DModel", sites))
+    chosen = default_layers("a_star", Host("FluxTransformer2DModel", sites))
     assert [site.name for site in chosen] == [f"transformer_blocks.{i}.attn" for i in range(9, 19)]
 
 

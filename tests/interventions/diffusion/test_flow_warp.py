@@ -17,7 +17,7 @@ from tiny_pipelines import FAMILIES, quiet, tiny
 from torch import Tensor
 
 import regaze
-from regaze.hooks.diffusion import Call, Denoiser, Layout, Site, sites
+from regaze.hooks.diffusion import Call, Host, Layout, Site, sites
 from regaze.interventions import FlowWarp
 from regaze.interventions.diffusion.flow import Flow
 
@@ -133,7 +133,7 @@ def attend(
         SITE, layout, query, key, value, None, query.shape[-1] ** -0.5,
         lambda *a, **named: F.scaled_dot_product_attention(*a, **named),
     )  # fmt: skip
-    output: Tensor = spec.bind(Denoiser("Toy", (SITE,))).attend(call)
+    output: Tensor = spec.bind(Host("Toy", (SITE,))).attend(call)
     return output
 
 
@@ -217,7 +217,7 @@ def test_nothing_is_as_large_as_the_map_of_a_single_head(option: str) -> None:
     query, key, value = (torch.randn(frames, 2, 48 * 48, 8) for _ in range(3))
     layout = Layout(grid, 0, True)
     call = Call(SITE, layout, query, key, value, None, 8**-0.5, F.scaled_dot_product_attention)
-    edit = FlowWarp(flow=flow, **OPTIONS[option]).bind(Denoiser("Toy", (SITE,)))
+    edit = FlowWarp(flow=flow, **OPTIONS[option]).bind(Host("Toy", (SITE,)))
     with largest() as watched, torch.no_grad():
         edit.attend(call)
     assert 0 < watched.numbers < (48 * 48) ** 2 / 8

@@ -45,7 +45,9 @@ def close(got: Tensor, want: Tensor) -> bool:
     return bool((got - want).abs().max() < 1e-5 * want.abs().max())
 
 
-@pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(1)], ids=repr)
+@pytest.mark.parametrize(
+    "processor", [AttnProcessor(), SlicedAttnProcessor(1)], ids=["eager", "sliced"]
+)
 def test_processors_without_the_kernel_are_switched_for_edited_layers_only(processor: Any) -> None:
     pipe, kind = fresh("sd"), FAMILIES["sd"]
     want, _ = guided("sd", pipe)

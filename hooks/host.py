@@ -1,13 +1,13 @@
-"""Finding a model's text tower and the token ids that stand for images."""
+"""What an intervention is attached to: a model, its text tower, and its image tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from regaze.hooks.edits import TowerInfo
 from regaze.hooks.grids import columns_per_image
 from regaze.hooks.tokens import ImageTokens
 
@@ -24,6 +24,36 @@ _INSIDE = (
     *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
 )
 _BREAKS = ("\n", "\n\n", "\u010a", "\u010a\u010a", "<0x0A>")
+
+
+@dataclass(frozen=True)
+class Host:
+    """Facts about a model's text tower that specs are checked against.
+
+    Attributes:
+        model: The model that was attached to.
+        tower: Its text decoder, the module with ``.layers``.
+        processor: The processor or tokenizer, if the caller gave one.
+        model_type: The config's ``model_type``.
+        n_layers: Decoder layers.
+        n_heads: Query heads per layer.
+        n_kv_heads: Key/value heads per layer.
+        hidden_size: Width of the residual stream.
+        image_columns: Whether image patches are columns of the tower's self-attention. False for
+            Q-Former outputs (resampled: no patch behind a column) and cross-attention models.
+        image_ids: Token ids that stand for image or video features.
+    """
+
+    model: nn.Module
+    tower: nn.Module
+    processor: Any
+    model_type: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_size: int
+    image_columns: bool
+    image_ids: frozenset[int]
 
 
 def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
@@ -45,7 +75,7 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     )
 
 
-def find_tower(model: nn.Module, processor: Any = None) -> TowerInfo:
+def find_host(model: nn.Module, processor: Any = None) -> Host:
     """Describe the text decoder of a transformers model.
 
     Raises:
@@ -59,7 +89,7 @@ def find_tower(model: nn.Module, processor: Any = None) -> TowerInfo:
     image_ids = frozenset(int(i) for i in ids if i is not None)
     crosses = any(hasattr(layer, "cross_attn") for layer in tower.layers)  # type: ignore[union-attr]
     resampled = any(getattr(top, name, None) is not None for name in _RESAMPLERS)
-    return TowerInfo(
+    return Host(
         model=model,
         tower=tower,
         processor=processor,
@@ -91,7 +121,7 @@ def _decoder(model: nn.Module) -> nn.Module:
     )
 
 
-def image_tokens(info: TowerInfo) -> ImageTokens:
+def image_tokens(info: Host) -> ImageTokens:
     """Which token ids are images, and what stands inside them, from config and tokenizer."""
     per_image = columns_per_image(getattr(info.model, "config", None))
     tokenizer = getattr(info.processor, "tokenizer", info.processor)
@@ -111,3 +141,16 @@ def image_tokens(info: TowerInfo) -> ImageTokens:
         first_tile=ids([_FIRST_TILE])[0],
         per_image=per_image,
     )
+
+
+def check_layers(given: Iterable[int], size: int, what: str) -> list[int]:
+    """Check indices of layers or heads.
+
+    Raises:
+        ValueError: One doesn't exist.
+    """
+    indices = sorted({int(i) for i in given})
+    for index in indices:
+        if not 0 <= index < size:
+            raise ValueError(f"there is no {what} {index}: the model has {what}s 0 to {size - 1}")
+    return indices

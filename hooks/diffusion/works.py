@@ -11,14 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.seat import Call
+from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Part
 from regaze.hooks.report import LayerReport
 
 
 @dataclass(frozen=True)
-class Edit:
+class Attend:
     """Attention edited in the pipeline's own branches.
 
     Attributes:
@@ -36,7 +36,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Guidance:
+class Branch:
     """One perturbed branch and its weight.
 
     Attributes:
@@ -61,7 +61,7 @@ class Guidance:
 
 
 @dataclass(frozen=True)
-class LatentUpdate:
+class LatentEdit:
     """Latents moved down the gradient of a loss on text maps, before the denoiser sees them.
 
     Attributes:
@@ -90,7 +90,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Descent:
     """What a step does.
 
     Attributes:
@@ -113,7 +113,7 @@ class Objective(ABC):
     """Whether it wants to `watch` the denoiser's own passes."""
 
     @abstractmethod
-    def plan(self, step: int) -> Plan | None:
+    def plan(self, step: int) -> Descent | None:
         """What a step does; None if nothing."""
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Objective(ABC):
 class Entry:
     """An edit, guidance or update at work, with its counters."""
 
-    work: Edit | Guidance | LatentUpdate
+    work: Attend | Branch | LatentEdit
     note: str = ""
     steps: int = 0
     calls: dict[str, int] = field(default_factory=dict)
@@ -137,11 +137,11 @@ class Entry:
     @property
     def idle(self) -> bool:
         """Whether it is a no-op by its settings."""
-        return not self.work.sites or (isinstance(self.work, Guidance) and not self.work.scale)
+        return not self.work.sites or (isinstance(self.work, Branch) and not self.work.scale)
 
     def attend(self, call: Call) -> Tensor:
         """Edit a call, count it, and now and then (at 1, 2, 4, 8, ...) measure the change."""
-        if isinstance(self.work, LatentUpdate):
+        if isinstance(self.work, LatentEdit):
             raise TypeError("an update of latents edits no attention")
         name = call.site.name
         self.calls[name] = count = self.calls.get(name, 0) + 1
@@ -177,7 +177,7 @@ def refuse_clashes(entries: Sequence[Entry]) -> None:
         ValueError: Two main edits act on one layer in the same steps: what the second one would
             make of the first one's output isn't defined.
     """
-    edits = [entry.work for entry in entries if isinstance(entry.work, Edit)]
+    edits = [entry.work for entry in entries if isinstance(entry.work, Attend)]
     for number, one in enumerate(edits):
         for other in edits[:number]:
             both = {site.name for site in one.sites} & {site.name for site in other.sites}

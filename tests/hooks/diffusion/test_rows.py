@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from regaze.hooks.diffusion.branches import (
+from regaze.hooks.diffusion.rows import (
     call_of_rows,
     copy_containers,
     progress_of,

@@ -1,0 +1,97 @@
+"""What a diffusion method is attached to: the denoisers of a pipeline, and facts about them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
+
+# Components that denoise; Wan 2.2 has two, for early and for late steps.
+_NAMES = ("unet", "transformer", "transformer_2")
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a method is told of a model.
+
+    Attributes:
+        model: Name of its class.
+        sites: Its attention modules, in the order in which they run.
+        grids: Rows and columns of each site's image tokens at the model's own size, by name; None
+            where that isn't known.
+        size: Rows and columns of the latents at that size.
+    """
+
+    model: str
+    sites: tuple[Site, ...]
+    grids: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
+    size: tuple[int, int] | None = None
+
+    @property
+    def layers(self) -> list[Site]:
+        """The layers of self- and joint attention, by their number."""
+        return [site for site in self.sites if site.layer is not None]
+
+
+def find_denoisers(target: Any) -> dict[str, nn.Module] | None:
+    """The denoisers of a pipeline, or a bare denoiser, by name; None if it is neither.
+
+    Args:
+        target: Anything.
+
+    Raises:
+        TypeError: A diffusers pipeline or model without a denoiser that is known here.
+    """
+    if _is_a(target, "DiffusionPipeline"):
+        parts: Mapping[str, Any] = target.components
+        found = {n: parts[n] for n in _NAMES if isinstance(parts.get(n), nn.Module)}
+        if not found:
+            raise TypeError(
+                f"{type(target).__name__} has no {', '.join(_NAMES[:-1])} or {_NAMES[-1]} to "
+                f"attach to; its parts are {', '.join(parts)}"
+            )
+        return found
+    if isinstance(target, nn.Module) and _is_a(inner(target), "ModelMixin"):
+        return {"denoiser": target}
+    return None
+
+
+def sites(target: Any) -> list[Site]:
+    """Where a pipeline's denoiser attends, in the order in which its layers run.
+
+    Args:
+        target: A diffusers pipeline, U-Net or transformer.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    denoisers = find_denoisers(target)
+    if denoisers is None:
+        raise TypeError(f"{type(target).__name__} is no diffusers pipeline, U-Net or transformer")
+    return find_sites(inner(next(iter(denoisers.values()))))
+
+
+def host_of(denoiser: Any) -> Host:
+    """Describe a denoiser."""
+    found = tuple(find_sites(denoiser))
+    grids = {site.name: native_grid(denoiser, site) for site in found}
+    size = getattr(denoiser.config, "sample_size", None)
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    known = None if size is None else (int(sides[0]), int(sides[1]))
+    return Host(type(denoiser).__name__, found, grids, known)
+
+
+def inner(module: Any) -> Any:
+    """The module that ``torch.compile`` wrapped, or the module itself."""
+    return getattr(module, "_orig_mod", module)
+
+
+def _is_a(thing: Any, name: str) -> bool:
+    """Whether it is of a diffusers class, without loading diffusers."""
+    return any(
+        c.__name__ == name and c.__module__.startswith("diffusers.") for c in type(thing).__mro__
+    )

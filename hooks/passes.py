@@ -1,0 +1,225 @@
+"""One forward pass of a text tower: its columns, its rows, and those to recompute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks.tokens import Kind, TokenMap
+
+Rows = Literal["last", "question", "text"]
+Wanted = tuple[Rows, bool]
+"""Rows that an edit asks for, and whether it only reads them."""
+PlanKey = tuple[tuple[Wanted, ...], bool, torch.device]
+
+
+class GrowingMask:
+    """A mask over prompt columns that can be looked at beyond their end, where it is zero.
+
+    Text grows by one column a step; room is added in larger pieces.
+    """
+
+    _ROOM = 256
+
+    def __init__(self, mask: Tensor) -> None:
+        self._mask = mask
+
+    def view(self, offset: int, count: int) -> Tensor:
+        """Columns ``offset ... offset + count`` of the last dimension."""
+        missing = offset + count - self._mask.shape[-1]
+        if missing > 0:
+            self._mask = nn.functional.pad(self._mask, (0, missing + self._ROOM))
+        return self._mask[..., offset : offset + count]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Bool masks "B 1 1 K" over the key columns of one layer's attention call.
+
+    Attributes:
+        image: Image patches.
+        system: Text before the first image.
+        offset: The prompt column that key 0 is; more than 0 once a sliding window has moved on.
+    """
+
+    image: Tensor
+    system: Tensor
+    offset: int = 0
+
+    def of(self, mask: GrowingMask) -> Tensor:
+        """A mask of the edit's own at this call's keys."""
+        return mask.view(self.offset, self.image.shape[-1])
+
+
+class PromptMasks:
+    """What stays the same while a prompt's answer is decoded: column masks and row plans.
+
+    Kept for each device that a layer runs on; a large model may be spread over several.
+    """
+
+    def __init__(self, tokens: TokenMap) -> None:
+        self._kinds = tokens.kinds[:, None, None]
+        self._masks: dict[torch.device, tuple[GrowingMask, GrowingMask]] = {}
+        self.plans: dict[PlanKey, RowPlan | None] = {}
+
+    def on(self, device: torch.device) -> tuple[GrowingMask, GrowingMask]:
+        """Masks of image and system columns."""
+        if device not in self._masks:
+            kinds = self._kinds.to(device)
+            self._masks[device] = (
+                GrowingMask(kinds == Kind.IMAGE),
+                GrowingMask(kinds == Kind.SYSTEM),
+            )
+        return self._masks[device]
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The query rows that a set of edits recomputes in one block.
+
+    Attributes:
+        rows: "B R" row indices within the block.
+        valid: "B R" bool; the others only pad ragged samples, in front of the valid ones.
+        written: "B R" bool: rows that an edit may change; the others are only read.
+        acts: Per selector, "B 1 R 1" bool: where its edits apply; None means everywhere.
+        covers_all: Every row of the block is written, so the stock kernel isn't needed.
+    """
+
+    rows: Tensor
+    valid: Tensor
+    written: Tensor
+    acts: dict[Rows, Tensor | None]
+    covers_all: bool
+
+    def parts(self, count: int) -> Iterator[RowPlan]:
+        """The plan in pieces of at most ``count`` rows."""
+        if self.rows.shape[1] <= count:
+            yield self
+            return
+        for start in range(0, self.rows.shape[1], count):
+            cut = slice(start, start + count)
+            yield RowPlan(
+                self.rows[:, cut],
+                self.valid[:, cut],
+                self.written[:, cut],
+                {k: None if v is None else v[:, :, cut] for k, v in self.acts.items()},
+                self.covers_all,
+            )
+
+
+@dataclass
+class Pass:
+    """One forward pass of the text tower: a prompt, a chunk of it, or a decode step.
+
+    Attributes:
+        tokens: All columns up to and including this block (real batch rows only).
+        past: Columns before this block.
+        length: Query rows Q in this block.
+        index: Blocks since the prompt began; 0 is the (first) prefill block.
+        prompt_end: The block ends the prompt, or is a decode step.
+        n_last: How many trailing rows count as "last": those whose logits are asked for (more
+            than one when assisted decoding checks several candidates at once).
+        device: Where the block enters the tower; a layer may run elsewhere.
+        masks: Shared by the steps of one prompt.
+    """
+
+    tokens: TokenMap
+    past: int
+    length: int
+    index: int
+    prompt_end: bool
+    n_last: int
+    device: torch.device
+    masks: PromptMasks
+    _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
+    _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
+    _last: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.decodes:
+            # One new row: the same plan at every step.
+            self._plans = self.masks.plans
+
+    @property
+    def prompt_start(self) -> bool:
+        """Whether a new prompt begins; edits drop what they know of the one before."""
+        return self.past == 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the block is one generated token per sample."""
+        return self.length == 1 and self.tokens.generated > 0
+
+    @property
+    def batch(self) -> int:
+        """Number of batch rows B."""
+        return self.tokens.batch
+
+    @property
+    def last_rows(self) -> Tensor:
+        """Row index "B" (on the CPU) of each sample's last real token that isn't a draft's."""
+        if self._last is None:
+            real = self._block(~self.tokens.is_kind(Kind.PAD))
+            known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1
+            self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
+        return self._last
+
+    def columns(self, offset: int, n_keys: int, device: torch.device) -> Columns:
+        """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""
+        key = (offset, n_keys, device)
+        if key not in self._columns:
+            image, system = (mask.view(offset, n_keys) for mask in self.masks.on(device))
+            self._columns[key] = Columns(image, system, offset)
+        return self._columns[key]
+
+    def plan(self, asked: Iterable[Wanted], device: torch.device) -> RowPlan | None:
+        """Rows to recompute for the edits that ask for these; None if there are none."""
+        wanted = tuple(sorted(set(asked)))
+        key = (wanted, self.prompt_end, device)
+        if key not in self._plans:
+            self._plans[key] = self._make_plan(wanted, device)
+        return self._plans[key]
+
+    def _make_plan(self, wanted: tuple[Wanted, ...], device: torch.device) -> RowPlan | None:
+        chosen = {name: self._select(name) for name, _ in wanted}
+        union = torch.stack(list(chosen.values())).any(0)
+        count = int(union.sum(1).max())
+        if count == 0:
+            return None
+        written = torch.zeros_like(union)
+        for name, reads_only in wanted:
+            if not reads_only:
+                written |= chosen[name]
+        # Stable sort brings each sample's chosen rows to the end, in order.
+        rows = union.int().argsort(dim=1, stable=True)[:, -count:]
+        acts: dict[Rows, Tensor | None] = {}
+        for name, mask in chosen.items():
+            picked = mask.gather(1, rows)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
+        return RowPlan(
+            rows.to(device),
+            union.gather(1, rows).to(device),
+            written.gather(1, rows).to(device),
+            acts,
+            covers_all=bool(written.all()),
+        )
+
+    def _select(self, selector: Rows) -> Tensor:
+        after = self._block(self.tokens.after_image)
+        if selector == "text":
+            return after
+        if selector == "question":
+            return after & self._block(self.tokens.is_kind(Kind.QUESTION))
+        last = torch.zeros_like(after)
+        if self.prompt_end:
+            real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
+            from_end = real.flip(1).cumsum(1).flip(1)
+            last = (real == 1) & (from_end <= self.n_last)
+        return last & self.tokens.has_image[:, None]
+
+    def _block(self, mask: Tensor) -> Tensor:
+        return mask[:, self.past : self.past + self.length]
