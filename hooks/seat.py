@@ -68,10 +68,9 @@ class Seat:
         if not self.entries:
             self._uninstall()
 
-    def _attentions(self) -> list[Any]:
-        return [
-            layer.self_attn for layer in self.reader.tower.layers if hasattr(layer, "self_attn")
-        ]
+    def _attentions(self) -> dict[int, Any]:
+        tower = self.reader.tower
+        return {site.layer: tower.get_submodule(site.path) for site in self.reader.sites}
 
     def _sort(self) -> None:
         self._by_layer: dict[int, list[Entry]] = {}
@@ -81,7 +80,7 @@ class Seat:
 
     def _install(self) -> None:
         tower, attentions = self.reader.tower, self._attentions()
-        configs = {id(m.config): m.config for m in [tower, *attentions]}
+        configs = {id(m.config): m.config for m in [tower, *attentions.values()]}
         bases = {}
         for key, config in configs.items():
             # A config that another attached model shares, or that was copied while attached,
@@ -92,9 +91,9 @@ class Seat:
             # The property's setter would pass the name on to sub-configs.
             config._attn_implementation_internal = register(base)
         _INSTALLED.add(self)
-        for module in attentions:
+        for layer, module in attentions.items():
             stock = stock_attention(type(module), bases[id(module.config)])
-            SEATS[module] = (self, module.layer_idx, stock)
+            SEATS[module] = (self, layer, stock)
         self._handles += self.reader.install()
         self._handles += [
             tower.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -111,10 +110,9 @@ class Seat:
             if id(config) not in shared:
                 config._attn_implementation_internal = base
         self._configs.clear()
-        if (tower := self.tower()) is not None:
-            for layer in tower.layers:
-                if hasattr(layer, "self_attn"):
-                    SEATS.pop(layer.self_attn, None)
+        if self.tower() is not None:
+            for module in self._attentions().values():
+                SEATS.pop(module, None)
         self.pass_ = None
         self.reader.forget()
 

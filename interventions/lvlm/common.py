@@ -30,15 +30,21 @@ def choose_layers(
 ) -> tuple[int, ...]:
     """The layers asked for, checked, or the default ones.
 
+    Args:
+        method: The method's name.
+        host: The model.
+        given: Indices of layers, as the user names them.
+        default: Ordinals among the layers that attend.
+
     Raises:
-        ValueError: A layer doesn't exist.
+        ValueError: A layer doesn't exist, or has no attention.
     """
     if given is None:
-        return tuple(default)
+        return tuple(host.sites[ordinal].layer for ordinal in default)
     check_indices(method, "layers", given, host.n_layers, f"this {host.model_type}")
-    return tuple(sorted(given))
+    return tuple(host.site(layer).layer for layer in sorted(given))
 
 
 def at_depth(of_32: int, n_layers: int) -> int:
-    """A layer at the same relative depth as layer ``of_32`` of a 32-layer model."""
+    """The ordinal at the same relative depth as layer ``of_32`` of a 32-layer model."""
     return round(of_32 / 32 * n_layers)

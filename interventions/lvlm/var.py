@@ -113,7 +113,7 @@ class VAR(Intervention):
             )
         check_indices("var", "sink_dims", dims, host.hidden_size, "the hidden state")
         tau = self.tau if self.tau is not None else (profile.tau if profile else 0.3125)
-        last = host.n_layers - (self.sense == "paper")
+        last = len(host.sites) - (self.sense == "paper")
         layers = choose_layers("var", host, self.layers, range(min(2, last - 1), last))
         return replace(self, sink_dims=tuple(dims), tau=tau, layers=layers)
 

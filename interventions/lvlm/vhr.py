@@ -93,7 +93,7 @@ class VHR(Intervention):
                 f"VHR removes the image from the prompt, but {host.model_type} has no image "
                 "tokens in its text tower's sequence (a text model, or cross-attention)"
             )
-        n = host.n_layers
+        n = len(host.sites)
         if host.model_type.startswith("instructblip"):
             default = list(range(at_depth(14, n), n))
         else:
