@@ -20,7 +20,7 @@ class Reader:
     def __init__(self, info: Host, spans: Sequence[Spans] | Spans | None = None) -> None:
         self._model = weakref.ref(info.model)
         self._tower = weakref.ref(info.tower)
-        self.sites = info.sites
+        self.sites, self.family = info.sites, info.family
         self._image_tokens = image_tokens(info)
         self.spans: Sequence[Spans] | Spans | None = spans
         self.partial = False

@@ -153,11 +153,16 @@ class Seat:
                     "first, then change it"
                 )
         kwargs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
+        for name in self.reader.family.drops:
+            kwargs.pop(name, None)
         self.pass_ = pass_ = self.reader.read(kwargs)
         cache = kwargs.get("past_key_values")
         self._offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
-            self._offsets = {i: cache.get_mask_sizes(pass_.length, i)[1] for i in self._by_layer}
+            keys = {site.layer: site.kv_layer for site in self.reader.sites}
+            self._offsets = {
+                i: cache.get_mask_sizes(pass_.length, keys[i])[1] for i in self._by_layer
+            }
         for entry in self.entries:
             entry.edit.begin(pass_)
             entry.tally.begin(pass_)
