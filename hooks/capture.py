@@ -259,7 +259,7 @@ def capture(
     info = find_host(model, processor)
     if rows not in ("last", "question", "text"):
         raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
-    if not info.image_ids:
+    if not info.has_images:
         raise ValueError(f"{info.model_type} has no image columns in its text tower to look at")
     chosen = (
         range(info.n_layers) if layers is None else check_layers(layers, info.n_layers, "layer")

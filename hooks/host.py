@@ -8,7 +8,14 @@ from typing import Any, Literal
 
 from torch import nn
 
-from regaze.hooks.families import Family, family_of
+from regaze.hooks.families import (
+    FAMILIES,
+    Family,
+    family_of,
+    guess,
+    model_type,
+    unknown_family,
+)
 from regaze.hooks.sites import Site, find_sites
 from regaze.hooks.tokens import ImageTokens
 
@@ -29,7 +36,8 @@ class Host:
         n_heads: Query heads per layer.
         n_kv_heads: Key/value heads per layer.
         hidden_size: Width of the residual stream.
-        image_ids: Token ids that stand for image or video features; empty if ``spans`` do.
+        image_ids: Token ids that stand for image or video features.
+        spans: Whether the caller says where images are.
         sites: The layers that attend, in order. Other layers (linear attention, convolutions) let
             nothing be edited.
     """
@@ -43,6 +51,7 @@ class Host:
     n_kv_heads: int
     hidden_size: int
     image_ids: frozenset[int]
+    spans: bool
     sites: tuple[Site, ...]
 
     @property
@@ -54,6 +63,16 @@ class Host:
     def image_columns(self) -> bool:
         """Whether image patches are columns of the tower's self-attention."""
         return self.family.patches
+
+    @property
+    def known(self) -> bool:
+        """Whether the family is in the table; edits on others must be checked first."""
+        return FAMILIES.get(self.model_type) is self.family
+
+    @property
+    def has_images(self) -> bool:
+        """Whether images have columns in the tower's sequence that can be found."""
+        return bool(self.image_ids) or self.spans
 
     @property
     def recurrent(self) -> bool:
@@ -93,6 +112,7 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     Raises:
         TypeError: Neither; the message says what is expected.
     """
+    refuse_wrapper(target)
     if isinstance(target, nn.Module):
         # torch.compile wraps the model; its modules are the original's.
         return getattr(target, "_orig_mod", target), processor
@@ -106,36 +126,86 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     )
 
 
-def find_host(model: nn.Module, processor: Any = None, *, unknown: Unknown = "raise") -> Host:
+def refuse_wrapper(target: Any) -> None:
+    """Check that a target isn't something that only holds, or belongs to, what can be attached to.
+
+    Raises:
+        TypeError: It is; the message says what to attach to instead.
+    """
+    kinds = {kind.__name__ for kind in type(target).__mro__}
+    name = type(target).__name__
+    if isinstance(target, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"{name} runs copies of the model, which edits on the original wouldn't reach: attach "
+            "to what it wraps, target.module, and call that"
+        )
+    if "ModularPipeline" in kinds:
+        raise TypeError(
+            f"{name} is a modular pipeline, whose blocks regaze can't follow: attach to a "
+            "DiffusionPipeline made of the same parts, or to its U-Net or transformer alone, with "
+            "cond_rows="
+        )
+    if kinds & {"ProcessorMixin", "PreTrainedTokenizerBase", "BaseImageProcessor"}:
+        raise TypeError(
+            f"{name} is a processor, not a model: attach(model, ..., processor=processor)"
+        )
+
+
+def find_host(
+    model: nn.Module, processor: Any = None, *, unknown: Unknown = "raise", spans: bool = False
+) -> Host:
     """Describe the text decoder of a transformers model.
 
     Args:
         model: The model.
         processor: Its processor or tokenizer.
         unknown: What to do with a model type that isn't in the table of families: "raise", or
-            "check" on the spot whether an edit is exact there.
+            describe it as well as can be, for `regaze.hooks.checking.check_edits` to "check".
+        spans: Whether the caller says where images are, so that no token ids need tell. A language
+            model alone can then be described, to be checked likewise.
 
     Raises:
-        TypeError: No decoder whose attention goes through transformers' attention interface.
-        ValueError: A family that isn't known or can't be edited; the message says why.
+        TypeError: No text decoder.
+        ValueError: A family that isn't known or can't be edited, or image tokens that aren't
+            known; the message says why and what to do.
     """
+    if unknown not in ("raise", "check"):
+        raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')
     top: Any = getattr(model, "config", None)
     family = family_of(top)
+    if family is None:
+        alone = top is not None and _is_text(top)
+        if alone and not spans and unknown == "raise":
+            raise ValueError(
+                f"{type(model).__name__} is a language model alone, so no image tokens are known: "
+                "attach to the whole vision-language model, or pass spans= (where images are)"
+            )
+        if unknown == "raise" and not alone:
+            raise ValueError(unknown_family(model_type(top)))
+        family = guess(top)
     tower = _decoder(model, family)
     config: Any = tower.config
-    heads = config.num_attention_heads
     ids = {_field(top, name) for name in family.image_ids}
+    sites = find_sites(tower)
+    heads = {_of_layer(config, site.layer, "num_attention_heads") for site in sites}
+    if len(heads) > 1:
+        raise ValueError(
+            f"the layers of this {family.title} have different numbers of heads "
+            f"({', '.join(map(str, sorted(heads)))}), which no method allows for"
+        )
+    n_heads = heads.pop()
     return Host(
         model=model,
         tower=tower,
         processor=processor,
         family=family,
         n_layers=len(tower.layers),  # type: ignore[arg-type]
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        n_heads=n_heads,
+        n_kv_heads=_of_layer(config, sites[0].layer, "num_key_value_heads") or n_heads,
         hidden_size=config.hidden_size,
         image_ids=frozenset(int(i) for i in ids if i is not None),
-        sites=find_sites(tower),
+        spans=spans,
+        sites=sites,
     )
 
 
@@ -144,6 +214,17 @@ def _field(config: Any, path: str) -> Any:
     for name in path.split("."):
         config = getattr(config, name, None)
     return config
+
+
+def _of_layer(config: Any, layer: int, name: str) -> Any:
+    """A field of a tower's config, which may say it for each layer."""
+    layers = getattr(config, "per_layer_config", None)
+    return getattr(config if layers is None else layers[layer], name, None)
+
+
+def _is_text(config: Any) -> bool:
+    """Whether a config is that of a language model alone."""
+    return hasattr(config, "get_text_config") and config.get_text_config() is config
 
 
 def _decoder(model: nn.Module, family: Family) -> nn.Module:

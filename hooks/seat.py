@@ -67,7 +67,9 @@ class Seat:
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
         )
+        self._drops = host.family.drops
         self._paths = {site.layer: site.path for site in host.sites}
+        self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
         self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
         self._by_layer: dict[int, list[LayerEntry]] = {}
         self._here = _Here()
@@ -227,6 +229,8 @@ class Seat:
             return None
         self._check_names()
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
+        for name in self._drops:
+            kwargs.pop(name, None)
         cache = kwargs.get("past_key_values")
         before = prompt_on(cache, self)
         # Put back when the pass has gone well; a cache that one broke off is no prompt's.
@@ -241,7 +245,9 @@ class Seat:
             prompt = replace(prompt, compared=pass_.length - pass_.n_last + 1)
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
-            offsets = {i: cache.get_mask_sizes(pass_.length, i)[1] for i in self._by_layer}
+            offsets = {
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in self._by_layer
+            }
         running = Running(
             pass_, prompt, prompt.works, cache, self._by_layer, null, offsets, self._checked
         )

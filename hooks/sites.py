@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -18,6 +18,7 @@ _KINDS: dict[str, Kind | None] = {
     "linear_attention": None,
     "conv": None,
     "moe": None,
+    "mlp": None,
 }
 # What configs and attention modules call the width of a window.
 _WINDOWS: dict[Kind, tuple[str, ...]] = {
@@ -38,14 +39,19 @@ class Site:
         kind: Which columns a row sees: all before it, those in a window that slides with it, or
             those of its own chunk.
         window: Columns of the window or chunk; None if ``kind`` is "full".
-        shares_kv: Whether it attends to keys and values of an earlier layer.
+        kv_layer: Layer whose keys and values it attends to; an earlier one where layers share them.
     """
 
     layer: int
     path: str
     kind: Kind
-    window: int | None = None
-    shares_kv: bool = False
+    window: int | None
+    kv_layer: int
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether it attends to keys and values of an earlier layer."""
+        return self.kv_layer != self.layer
 
 
 def find_sites(tower: Any) -> tuple[Site, ...]:
@@ -76,7 +82,7 @@ def find_sites(tower: Any) -> tuple[Site, ...]:
         found.append(_site(index, name, kind, getattr(layer, name), config))
     if not found:
         raise ValueError(f"no layer of {type(tower).__name__} attends")
-    return tuple(found)
+    return _share(found, config)
 
 
 def _declared(config: Any) -> Kind:
@@ -105,9 +111,11 @@ def _site(index: int, name: str, kind: Kind, module: nn.Module, config: Any) -> 
                 f"layer {index} ({type(module).__name__}) is {kind}, but neither it nor its "
                 f"config says how wide ({', '.join(_WINDOWS[kind])})"
             )
-    shared = getattr(config, "num_kv_shared_layers", None) or 0
-    return Site(index, f"layers.{index}.{name}", kind, window, index >= _layers(config) - shared)
+    return Site(index, f"layers.{index}.{name}", kind, window, index)
 
 
-def _layers(config: Any) -> int:
-    return int(config.num_hidden_layers)
+def _share(sites: list[Site], config: Any) -> tuple[Site, ...]:
+    """The sites, with the layers whose keys and values they use: the last own ones of their kind."""
+    first = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
+    makers = {site.kind: site.layer for site in sites if site.layer < first}
+    return tuple(s if s.layer < first else replace(s, kv_layer=makers[s.kind]) for s in sites)

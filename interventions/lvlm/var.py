@@ -101,6 +101,11 @@ class VAR(Intervention):
             ValueError: The model has no sink dimensions, so VAR could never fire.
         """
         require_patches("VAR", host)
+        if not host.family.one_stream:
+            raise ValueError(
+                f"VAR finds sinks in the residual stream, but the layers of {host.model_type} pass "
+                "on several streams side by side"
+            )
         profile = known_sinks(host)
         if self.sink_dims is None and profile is None:
             profile = find_sinks(host, self.tau)

@@ -32,7 +32,7 @@ from regaze.interventions.base import (
     check_number,
     register,
 )
-from regaze.interventions.lvlm.common import at_depth, choose_layers
+from regaze.interventions.lvlm.common import at_depth, choose_layers, require_images
 
 
 @register
@@ -86,12 +86,14 @@ class VHR(Intervention):
         """Choose the layers.
 
         Raises:
-            ValueError: The image isn't in the tower's sequence, so it can't be removed from it.
+            ValueError: The image can't be found in the tower's sequence, so it can't be removed
+                from it, or a factor on a head would be taken back.
         """
-        if not host.image_ids:
+        require_images("VHR", host)
+        if not host.family.free_heads:
             raise ValueError(
-                f"VHR removes the image from the prompt, but {host.model_type} has no image "
-                "tokens in its text tower's sequence (a text model, or cross-attention)"
+                f"VHR scales the outputs of heads, but {host.model_type} normalises each head's "
+                "output afterwards, which takes the factor back"
             )
         n = len(host.sites)
         if host.model_type.startswith("instructblip"):
