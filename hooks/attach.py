@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from regaze.hooks.edits import Edit
-from regaze.hooks.host import Host, Unknown, find_host, split_target
+from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, LayerReport, Report
 from regaze.hooks.seat import LayerEntry, Seat
@@ -129,6 +129,7 @@ def attach(
     from regaze.hooks.diffusion.attach import attach_denoisers
     from regaze.hooks.diffusion.host import find_denoisers
 
+    refuse_wrapper(target)
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
     for one in interventions:
@@ -143,7 +144,7 @@ def attach(
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
-    host = find_host(model, processor, unknown=unknown)
+    host = find_host(model, processor, unknown=unknown, spans=spans is not None)
     specs = [one.resolve(host) for one in interventions]
     entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
     seat = seat_of(host, spans)
