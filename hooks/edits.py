@@ -47,6 +47,25 @@ class Edit:
                 setattr(twin, name, value.copy())
         return twin
 
+    def select(self, rows: Tensor) -> Edit:
+        """What the edit knows of some batch rows of its prompt: override with state per row.
+
+        Called when the rows of a cache change places (beams), are repeated or left out.
+
+        Args:
+            rows: "B'" indices, on the CPU; may repeat.
+
+        Raises:
+            NotImplementedError: There is state, and nothing says which row it belongs to.
+        """
+        held = [n for n, v in vars(self).items() if isinstance(v, (dict, list, set)) and v]
+        if held:
+            raise NotImplementedError(
+                f"the rows of a prompt's cache were moved, and {type(self).__name__} doesn't say "
+                f"how its {', '.join(held)} follow; override Edit.select"
+            )
+        return self
+
     def begin(self, pass_: Pass) -> None:
         """Prepare for a forward pass; drop the state of another prompt."""
 

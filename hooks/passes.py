@@ -36,6 +36,10 @@ class GrowingMask:
             self._mask = mask = nn.functional.pad(mask, (0, missing + self._ROOM))
         return mask[..., offset : offset + count]
 
+    def select(self, rows: Tensor) -> GrowingMask:
+        """The mask of some batch rows."""
+        return GrowingMask(self._mask[rows.to(self._mask.device)])
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -52,24 +56,8 @@ class Columns:
     offset: int = 0
 
     def of(self, mask: GrowingMask) -> Tensor:
-        """A mask of the edit's own, "B ... K", at this call's keys; its rows repeated for beams."""
-        return self.rows_of(mask.view(self.offset, self.image.shape[-1]))
-
-    def rows_of(self, values: Tensor) -> Tensor:
-        """What an edit keeps per batch row, "B ...", with its rows repeated for beams."""
-        return repeat_rows(values, self.image.shape[0])
-
-
-def repeat_rows(values: Tensor, batch: int) -> Tensor:
-    """Repeat each row in place, as a cache does for beams.
-
-    Raises:
-        ValueError: The batch isn't a multiple of the rows.
-    """
-    times, rest = divmod(batch, len(values))
-    if rest:
-        raise ValueError(f"{len(values)} rows can't be repeated to {batch}")
-    return values if times == 1 else values.repeat_interleave(times, 0)
+        """A mask of the edit's own, "B ... K", at this call's keys."""
+        return mask.view(self.offset, self.image.shape[-1])
 
 
 class PromptMasks:

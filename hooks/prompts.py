@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from regaze.hooks.tokens import TokenMap
 
 Works = Mapping[Entry[Edit, int], Edit]
 _ATTRIBUTE = "_regaze_prompts"
+# Methods of a cache that give its batch other rows.
+_MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,9 +52,28 @@ class Prompt:
     works: Works = field(default_factory=dict)
     asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)
 
+    def select(self, rows: Tensor) -> Prompt:
+        """The prompts of some batch rows, "B'" on the CPU, in their order; rows may repeat."""
+        tokens = self.tokens.select(rows)
+        kinds, images = self.tokens.kinds, self.tokens.images
+        same = len(kinds) == len(tokens.kinds) and torch.equal(kinds, tokens.kinds)
+        # Beams of one prompt change places at every step.
+        same = same and torch.equal(images, tokens.images)
+        return replace(
+            self,
+            tokens=tokens,
+            ids=self.ids[rows],
+            real=self.real[rows],
+            masks=self.masks if same else PromptMasks(tokens),
+            works={entry: edit.select(rows) for entry, edit in self.works.items()},
+        )
+
 
 class _Marks:
     """The prompts on one cache, one for each seat; not written to files, and copied as they are."""
+
+    def select(self, rows: Tensor) -> _Marks:
+        return _Marks({seat: prompt.select(rows) for seat, prompt in self.prompts.items()})
 
     def __init__(self, prompts: Mapping[object, Prompt]) -> None:
         self.prompts = prompts
@@ -80,6 +101,28 @@ def put_prompt(cache: Any, seat: object, prompt: Prompt | None) -> None:
         rest[seat] = prompt
     # A new object: a shallow copy of the cache holds the old one.
     setattr(cache, _ATTRIBUTE, _Marks(rest))
+    for name in _MOVES:
+        if hasattr(cache, name) and name not in vars(cache):
+            setattr(cache, name, _Move(cache, name))
+
+
+class _Move:
+    """A method of a cache that moves its batch rows, and the prompts on it with them."""
+
+    def __init__(self, cache: Any, name: str) -> None:
+        self._cache, self._name = cache, name
+
+    def __call__(self, rows: Any) -> None:
+        marks = getattr(self._cache, _ATTRIBUTE, None)
+        getattr(type(self._cache), self._name)(self._cache, rows)
+        if marks is None or not marks.prompts:
+            return
+        if self._name == "batch_repeat_interleave":
+            count = next(iter(marks.prompts.values())).tokens.batch
+            rows = torch.arange(count).repeat_interleave(int(rows))
+        rows = rows.cpu()
+        index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows.long()
+        setattr(self._cache, _ATTRIBUTE, marks.select(index))
 
 
 def empty(batch: int) -> tuple[Tensor, Tensor]:

@@ -237,7 +237,7 @@ class Seat:
         put_prompt(cache, self, None)
         block = self._block(kwargs)
         pass_, prompt = self.reader.read(block, before)
-        prompt = self._with_works(prompt, before if block.past else None, pass_)
+        prompt = self._with_works(prompt, before if block.past else None, pass_, block.repeats)
         null = self._null_prompt(prompt, pass_, kwargs)
         if null is not None:
             positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
@@ -287,17 +287,21 @@ class Seat:
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
         """What is known of the call. What an interrupted one left in this thread isn't."""
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
         frame, outer = self._here.outer
         inside, ids = self._here.embedded
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
             embedded=ids if runs(inside) else None,
-            generating=self.reader.callers.generating(),
+            generating=self.reader.callers.generating(past),
             partial=self._here.partial,
         )
 
-    def _with_works(self, prompt: Prompt, before: Prompt | None, pass_: Pass) -> Prompt:
+    def _with_works(
+        self, prompt: Prompt, before: Prompt | None, pass_: Pass, repeats: bool
+    ) -> Prompt:
         """The prompt with each edit's state, prepared for a pass."""
         works = {}
         for entry in self.entries:
@@ -312,7 +316,7 @@ class Seat:
             works[entry] = edit = known.fork()
             edit.begin(pass_)
             # At its end: a beginning may be shared by several prompts.
-            if pass_.prompt_end and pass_.tokens.generated == 0:
+            if pass_.prompt_end and pass_.tokens.generated == 0 and not repeats:
                 entry.tally.begin(pass_.batch)
         asked = Counter() if before is None else before.asked.copy()
         return replace(prompt, works=works, asked=asked)

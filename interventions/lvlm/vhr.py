@@ -15,6 +15,7 @@ std.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.passes import Pass, repeat_rows
+from regaze.hooks.passes import Pass
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -122,6 +123,12 @@ class _VHREdit(Edit):
             self.factors = {}
             self.has_image = pass_.tokens.has_image
 
+    def select(self, rows: Tensor) -> _VHREdit:
+        twin = copy.copy(self)
+        twin.factors = {k: v[rows.to(v.device)] for k, v in self.factors.items()}
+        twin.has_image = self.has_image[rows]
+        return twin
+
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
@@ -135,9 +142,7 @@ class _VHREdit(Edit):
             chosen &= self.has_image[:, None].to(out.device)
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
-        factor = self.factors.get(layer)
-        # Beams repeat a sample's rows; its heads go with them.
-        return None if factor is None else repeat_rows(factor, pass_.batch)
+        return self.factors.get(layer)
 
 
 def choose_heads(
