@@ -173,8 +173,8 @@ class _VAREdit(Edit):
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        sums, bounds = self.sums[layer]
-        sums, bounds = columns.of(sums), columns.rows_of(bounds)
+        growing, bounds = self.sums[layer]
+        sums, bounds = columns.of(growing), columns.rows_of(bounds)
         return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
 
 
