@@ -77,7 +77,7 @@ class Callers:
 
     def arguments(self) -> Iterator[Mapping[str, Any]]:
         """Variables of the running ``forward`` calls around the tower, outermost first."""
-        found = []
+        found: list[Mapping[str, Any]] = []
         for frame in _frames():
             if frame.f_code.co_name == "forward" and self.holds(frame.f_locals.get("self")):
                 found.append(frame.f_locals)

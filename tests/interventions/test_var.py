@@ -14,7 +14,7 @@ from tiny import tiny
 from torch import Tensor
 
 from regaze.hooks import attach
-from regaze.hooks.families import FAMILIES
+from regaze.hooks.families import FAMILIES as KNOWN
 from regaze.hooks.host import find_host
 from regaze.interventions import VAR
 from regaze.interventions.lvlm.sinks import sink_values
@@ -143,7 +143,7 @@ def test_published_sink_dimensions_are_known(
     host = find_host(tiny("llava").model)
     tower = dataclasses.replace(
         host,
-        family=FAMILIES[model_type],
+        family=KNOWN[model_type],
         sites=tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(n_layers)),
         hidden_size=hidden_size,
         n_layers=n_layers,
