@@ -192,7 +192,8 @@ def test_rows_that_are_moved_behind_the_cache_s_back_raise(rows: list[int]) -> N
     model = tiny("llava")
     with attach(model.model, METHODS["vaf"].acts):
         cache = encode(model, (SHORT, [0]), (SHORT, [1]))
-        cache.batch_select_indices(torch.tensor(rows))
+        for layer in cache.layers:
+            layer.batch_select_indices(torch.tensor(rows))
         with pytest.raises(ValueError, match="another order"):
             step(model, cache)
 
