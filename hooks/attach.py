@@ -14,6 +14,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, LayerReport, Report
+from regaze.hooks.scores import PLACE
 from regaze.hooks.seat import LayerEntry, Seat
 from regaze.hooks.specs import Spec
 from regaze.hooks.tally import Entry
@@ -63,7 +64,7 @@ class Attachment:
                     spec.label,
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
-                    exempt=not entry.work.layers,
+                    exempt=entry.work.idle,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
             )
@@ -83,7 +84,12 @@ def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
     tally = entry.tally
     return [
-        LayerReport(layer, tally.calls[layer], *tally.measured(layer))
+        LayerReport(
+            layer,
+            tally.calls[layer],
+            *tally.measured(layer),
+            name="next-token scores" if layer == PLACE else "",
+        )
         for layer in sorted(tally.calls)
     ]
 

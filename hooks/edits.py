@@ -3,12 +3,33 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A second run of the model beside the main one, whose next-token scores are combined with it.
+
+    It has a cache of its own that stays in step with the main one's: what is generated goes through
+    it too, what is rolled back is rolled back, and rows that move (beams) move in it.
+
+    Attributes:
+        inputs: The arguments of the main run's call at the prompt, changed: another picture,
+            another instruction, no picture (`regaze.hooks.scores.without_images`).
+        combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
+            to the scores that take their place.
+        edits: What edits the branch; the main run's edits don't.
+    """
+
+    inputs: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
+    combine: Callable[[Tensor, Tensor, Pass], Tensor]
+    edits: tuple[Edit, ...] = ()
 
 
 class Edit:
@@ -27,6 +48,7 @@ class Edit:
             no row edit.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
+        branches: Second runs of the model, in the order in which they are combined.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
             "mask" keeps them.
     """
@@ -35,6 +57,7 @@ class Edit:
     reads_only: bool = False
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
+    branches: tuple[Branch, ...] = ()
 
     def __init__(self, layers: Collection[int]) -> None:
         self.layers = frozenset(layers)
@@ -102,6 +125,26 @@ class Edit:
             pass_: The block.
         """
         return None
+
+    def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
+        """Return edited next-token scores, after those of `branches` were combined with them.
+
+        Args:
+            scores: "B R V" float32 logits at the last row of the prompt or the new one, or where
+                assisted decoding checks candidates at as many rows more.
+            pass_: The block.
+        """
+        return scores
+
+    @property
+    def scores(self) -> bool:
+        """Whether next-token scores are changed."""
+        return bool(self.branches) or overrides(self, "edit_scores")
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is a no-op by its settings."""
+        return not self.layers and not self.scores
 
 
 def overrides(edit: Edit, method: str) -> bool:

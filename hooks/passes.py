@@ -178,6 +178,25 @@ class Pass:
             self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
         return self._last
 
+    def scored(self, kept: int) -> Tensor:
+        """Which of the block's last ``kept`` rows are its "last" ones: indices "B R" among them.
+
+        R is `n_last`, or ``kept`` if that is less; all samples count, with images or without.
+
+        Raises:
+            ValueError: A sample's last rows weren't kept.
+        """
+        real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
+        from_end = real.flip(1).cumsum(1).flip(1)
+        last = (real == 1) & (from_end <= self.n_last)
+        count = min(self.n_last, kept)
+        if bool((last[:, -kept:].sum(1) < count).any()):
+            raise ValueError(
+                f"scores of the last {kept} rows were asked for, and a prompt of this batch ends "
+                "before them: pad it on the left"
+            )
+        return last[:, -kept:].int().argsort(dim=1, stable=True)[:, -count:]
+
     def columns(self, offset: int, n_keys: int, device: torch.device) -> Columns:
         """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""
         key = (offset, n_keys, device)

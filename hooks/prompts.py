@@ -17,11 +17,14 @@ from torch import Tensor
 
 from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.edits import Edit
+from regaze.hooks.lanes import Lane
 from regaze.hooks.passes import PromptMasks
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import TokenMap
 
 Works = Mapping[Entry[Edit, int], Edit]
+Lanes = Mapping[tuple[Entry[Edit, int], int], Lane]
+"""The lane of each branch, by entry and number."""
 _ATTRIBUTE = "_regaze_prompts"
 # Methods of a cache that give its batch other rows.
 _MOVES = ("reorder_cache", "batch_select_indices", "batch_repeat_interleave")
@@ -42,6 +45,7 @@ class Prompt:
         compared: Columns of the prompt at the comparison with the one without images, if it was.
         works: The state of each edit.
         asked: Calls of each entry at each layer since the prompt began.
+        lanes: The second runs of edits with branches.
     """
 
     tokens: TokenMap
@@ -54,6 +58,7 @@ class Prompt:
     compared: int | None = None
     works: Works = field(default_factory=dict)
     asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)
+    lanes: Lanes = field(default_factory=dict)
 
     def select(self, rows: Tensor) -> Prompt:
         """The prompts of some batch rows, "B'" on the CPU, in their order; rows may repeat."""
@@ -70,7 +75,14 @@ class Prompt:
             rows=None if self.rows is None else self.rows.select(rows),
             masks=self.masks if same else PromptMasks(tokens),
             works={entry: edit.select(rows) for entry, edit in self.works.items()},
+            lanes={key: lane.select(rows) for key, lane in self.lanes.items()},
         )
+
+    def copy(self, memo: dict[int, Any]) -> Prompt:
+        """The prompt for a copy of its cache."""
+        if not self.lanes:
+            return self
+        return replace(self, lanes={key: lane.copy(memo) for key, lane in self.lanes.items()})
 
 
 class _Marks:
@@ -82,8 +94,8 @@ class _Marks:
     def __init__(self, prompts: Mapping[object, Prompt]) -> None:
         self.prompts = prompts
 
-    def __deepcopy__(self, memo: object) -> _Marks:
-        return self
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Marks:
+        return _Marks({seat: prompt.copy(memo) for seat, prompt in self.prompts.items()})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Marks, ({},)

@@ -43,7 +43,7 @@ class Block:
 
     @property
     def repeats(self) -> bool:
-        """Whether ``generate`` reads a prompt again, with what it generated, for want of a cache."""
+        """Whether ``generate`` reads a prompt again with its answer, for want of a cache."""
         prompt = self.generating.prompt
         return not self.past and prompt is not None and self.entering.shape[1] > prompt
 

@@ -30,11 +30,17 @@ class Intervention(ABC):
     paper: ClassVar[str]
     acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
-    shares_prefix: ClassVar[bool] = True
-    """Whether questions about an image may share what was computed of it: False for a method that
-    edits the image's columns, or compares whole prompts, by what is asked."""
     attaches: ClassVar[bool] = True
     """Whether `regaze.attach` takes it: False for a method that changes the picture instead."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions about one image may share its cached prefix.
+
+        False if what the method does to the image's columns, or shows of it, depends on the
+        question, or if it compares whole prompts.
+        """
+        return True
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -57,7 +57,6 @@ class VHR(Intervention):
     summary: ClassVar[str] = "amplify the heads that react to the image"
     paper: ClassVar[str] = "arXiv 2412.13949"
     needs_image_columns: ClassVar[bool] = False
-    shares_prefix: ClassVar[bool] = False
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
@@ -65,6 +64,11 @@ class VHR(Intervention):
     outlier_filter: bool = True
     unbiased: bool = True
     heads: Literal["top", "bottom", "random"] = "top"
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not: whole prompts are compared."""
+        return False
 
     def check(self) -> None:
         """Check the fields' domains."""
