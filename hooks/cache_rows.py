@@ -47,7 +47,9 @@ class CacheRows:
             return None
         column = torch.arange(tokens.kinds.shape[1])
         image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
-        columns = torch.stack([image, torch.full_like(image, len(column) - 1)], 1)
+        # What a draft proposed may be rolled back.
+        end = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)
+        columns = torch.stack([image, end], 1)
         return cls(layer, columns, _pick(keys, columns), weakref.ref(keys))
 
     def seen(self, cache: Any) -> CacheRows:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch import nn
 
 # Frames of transformers' generation that decide what a pass is; the innermost one speaks.
 _LOOPS = frozenset({"_prefill", "_assisted_decoding", "_sample", "_beam_search", "generate"})
-_STEPS = frozenset({"_sample", "_beam_search"})
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,10 @@ class Generating:
     Attributes:
         partial: It reads a part of the prompt that isn't the last.
         candidates: Proposed tokens at the end of the block, which assisted decoding checks.
-        prompt: Columns of the prompt, where a block without a cache may hold generated tokens
-            behind them.
     """
 
     partial: bool = False
     candidates: int = 0
-    prompt: int | None = None
 
 
 class Callers:
@@ -53,27 +49,29 @@ class Callers:
             found = self._holders[owner] = any(m is tower for m in owner.modules())
         return found
 
-    def generating(self, past: int) -> Generating:
+    def generating(self) -> Generating:
         """What ``generate`` is doing with the tower, if it runs.
-
-        Args:
-            past: Columns in the cache.
 
         Raises:
             RuntimeError: It reads the prompt in parts in a way that isn't known.
         """
-        inner = None
         for frame in _frames():
-            name = frame.f_code.co_name
-            if name in _LOOPS and self.holds(frame.f_locals.get("self")):
-                if inner is None:
-                    inner = _read(name, frame.f_locals)
-                    if past or name not in _STEPS:
-                        return inner
-                elif name == "generate":
-                    # Without a cache every step reads the prompt and all that came after it.
-                    return replace(inner, prompt=frame.f_locals.get("input_ids_length"))
-        return inner or Generating()
+            if frame.f_code.co_name in _LOOPS:
+                local = frame.f_locals
+                if self.holds(local.get("self")):
+                    return _read(frame.f_code.co_name, local)
+        return Generating()
+
+    def request(self) -> Mapping[str, Any] | None:
+        """What a running ``generate`` was asked: inputs as they were given."""
+        for frame in _frames():
+            local = frame.f_locals
+            if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
+                asked = dict(local.get("kwargs") or {})
+                if local.get("inputs") is not None:
+                    asked.setdefault("input_ids", local["inputs"])
+                return asked
+        return None
 
     def arguments(self) -> Iterator[Mapping[str, Any]]:
         """Variables of the running ``forward`` calls around the tower, outermost first."""

@@ -20,7 +20,8 @@ class Branch:
     it too, what is rolled back is rolled back, and rows that move (beams) move in it.
 
     Attributes:
-        inputs: The arguments of the main run's call at the prompt, changed: another picture,
+        inputs: Makes its arguments at the prompt from those of the model's call (of ``generate``,
+            where that runs: pictures as they were given) and the main run's pass: another picture,
             another instruction, no picture (`regaze.hooks.scores.without_images`).
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.

@@ -42,12 +42,6 @@ class Block:
         return found
 
     @property
-    def repeats(self) -> bool:
-        """Whether ``generate`` reads a prompt again with its answer, for want of a cache."""
-        prompt = self.generating.prompt
-        return not self.past and prompt is not None and self.entering.shape[1] > prompt
-
-    @property
     def past(self) -> int:
         """Columns before the block."""
         cache = self.kwargs.get("past_key_values")
@@ -82,9 +76,6 @@ class Reader:
         """
         batch, length = block.entering.shape[:2]
         past, candidates = block.past, block.generating.candidates
-        if block.repeats:
-            # What was generated behind the prompt was edited row by row as it came.
-            candidates = length - (block.generating.prompt or length)
         if past:
             before = _resume(before, past, batch)
         partial = block.partial or block.generating.partial

@@ -6,10 +6,12 @@ one whose ``forward`` gives ``logits``, which ``generate`` calls, however it is 
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.lanes import Lane
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.prompts import Lanes
 from regaze.hooks.running import Running
 from regaze.hooks.tally import Entry, due
@@ -29,10 +31,9 @@ PLACE = -1
 # Per-token inputs that say which tokens are of a picture.
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _POSITIONS = ("position_ids", "cache_position")
-_KEPT = ("logits_to_keep", "return_dict")
 
-RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], Pass], AbstractContextManager[None]]
-"""Lets passes inside be a branch's: its arguments, its edits, the main run's pass."""
+RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContextManager[None]]
+"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted."""
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
@@ -66,7 +67,7 @@ def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
     taken = ids.gather(1, columns.to(ids.device)).masked_fill(~real, 0)
     found: dict[str, Any] = {"input_ids": taken, "attention_mask": real.long()}
     found |= {name: torch.zeros_like(taken) for name in _TYPES if given.get(name) is not None}
-    return found | {name: given[name] for name in _KEPT if name in given}
+    return found
 
 
 class _Here(threading.local):
@@ -82,14 +83,19 @@ class Scores:
     Args:
         scorer: See `find_scorer`.
         second: See `RunSecond`.
+        request: What a running ``generate`` was asked; None if none runs.
         keep: Leaves the lanes of a pass with its prompt.
     """
 
     def __init__(
-        self, scorer: nn.Module, second: RunSecond, keep: Callable[[Running, Lanes], None]
+        self,
+        scorer: nn.Module,
+        second: RunSecond,
+        request: Callable[[], Mapping[str, Any] | None],
+        keep: Callable[[Running, Lanes], None],
     ) -> None:
         self._scorer = weakref.ref(scorer)
-        self._second, self._keep = second, keep
+        self._second, self._request, self._keep = second, request, keep
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
@@ -146,35 +152,105 @@ class Scores:
                 key = entry, number
                 other, lane = self._run(branch, given, running, running.prompt.lanes.get(key))
                 scores = branch.combine(scores, other.to(scores), pass_)
-                if lane is not None:
-                    lanes[key] = lane
+                lanes[key] = lane
             scores = edit.edit_scores(scores, pass_)
             _count(entry, before, scores, running)
-        if lanes:
+        if lanes and running.cache is not None:
             self._keep(running, lanes)
         output.logits = logits.scatter(1, rows, scores.to(logits.dtype))
         return output
 
     def _run(
         self, branch: Branch, given: Mapping[str, Any], running: Running, lane: Lane | None
-    ) -> tuple[Tensor, Lane | None]:
+    ) -> tuple[Tensor, Lane]:
         """A branch's scores at the same rows, "B R V", and where it is then."""
         pass_ = running.pass_
         if pass_.past == 0:
-            inputs = self._beginning(branch, given, running)
-        elif lane is None:
+            first, lane = self._begin(branch, given, running)
+            if pass_.n_last == 1:
+                return first, lane
+            # What assisted decoding proposes after the prompt.
+            drafted = pass_.n_last - 1
+            rest, lane = self._go_on(branch, given, pass_, lane, drafted)
+            return torch.cat([first, rest], 1), lane
+        if lane is None:
             raise NotImplementedError(
                 "a second run of the model can't begin in the middle of a prompt, whose beginning "
                 "is in a cache: read the prompt in one block"
             )
-        else:
-            lane, inputs = lane.next(*_block(given, pass_), pass_.past)
-            inputs |= {name: given[name] for name in _KEPT if name in given}
+        return self._go_on(branch, given, pass_, lane, pass_.length)
+
+    def _begin(
+        self, branch: Branch, given: Mapping[str, Any], running: Running
+    ) -> tuple[Tensor, Lane]:
+        """Run a branch's prompt: the scores after it, "B 1 V", and its lane."""
+        scorer: Any = self._scorer()
+        pass_, asked = running.pass_, self._request()
+        if asked is not None and running.cache is None:
+            raise NotImplementedError(
+                "a second run of the model keeps its tokens in a cache, and generate was told "
+                "use_cache=False; leave that out"
+            )
+        known = inspect.signature(scorer.forward).parameters
+        given = given if asked is None else {k: v for k, v in asked.items() if k in known}
+        inputs = dict(branch.inputs(given, self._of_rows(pass_, given)))
+        for name in (*_POSITIONS, "labels", "logits_to_keep"):
+            inputs.pop(name, None)
+        if (positions := _positions(inputs, running.positions)) is not None:
+            inputs["position_ids"] = positions
+        cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
+        inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        scores, second = self._call(inputs, branch, 1)
+        if len(scores) < 1 or pass_.batch % len(scores):
+            raise ValueError(
+                f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
+                "for each"
+            )
+        columns, positions = second.pass_.length, second.positions
+        lane = Lane(
+            cache=cache,
+            mask=(~second.pass_.tokens.is_kind(Kind.PAD)).long().to(scores.device),
+            ahead=columns - (pass_.length - pass_.n_last + 1),
+            columns=columns,
+            last=None if positions is None else positions[..., -1],
+        )
+        times = pass_.batch // len(scores)
+        if times > 1:
+            # Beams and sampled answers are rows of their own from the start.
+            lane = lane.select(torch.arange(len(scores)).repeat_interleave(times))
+            scores = scores.repeat_interleave(times, 0)
+        return scores, lane
+
+    def _of_rows(self, pass_: Pass, given: Mapping[str, Any]) -> Pass:
+        """The main run's pass for the samples that were asked for, without repeated rows."""
+        ids = given.get("input_ids")
+        batch = len(ids) if isinstance(ids, Tensor) else pass_.batch
+        length = pass_.length - pass_.n_last + 1
+        if batch == pass_.batch and length == pass_.length:
+            return pass_
+        rows = torch.arange(0, pass_.batch, pass_.batch // batch)
+        tokens = pass_.tokens.select(rows).crop(length)
+        return replace(pass_, tokens=tokens, length=length, n_last=1, masks=PromptMasks(tokens))
+
+    def _go_on(
+        self, branch: Branch, given: Mapping[str, Any], pass_: Pass, lane: Lane, count: int
+    ) -> tuple[Tensor, Lane]:
+        """Run the last ``count`` new tokens of the main run's block through a branch."""
+        ids, real = _block(given, pass_, count)
+        past = pass_.past + pass_.length - count
+        lane, inputs = lane.next(ids, real, past)
+        scores, _ = self._call({**inputs, "return_dict": True}, branch, min(pass_.n_last, count))
+        return scores, lane
+
+    def _call(
+        self, inputs: Mapping[str, Any], branch: Branch, n_last: int
+    ) -> tuple[Tensor, Running]:
+        """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
         scorer: Any = self._scorer()
         kept = [(m, m.rope_deltas) for m in self._owners]
         self._here.given, self._here.running = inputs, None
         try:
-            with self._second(inputs, branch.edits, pass_):
+            with self._second(inputs, branch.edits, n_last):
                 # Not by the module's call: what hooks it is for the main run.
                 output = scorer.forward(**inputs)
             second: Running | None = self._here.running
@@ -184,35 +260,28 @@ class Scores:
                 module.rope_deltas = deltas
         if second is None:
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
-        scores = output.logits.gather(1, _rows(second.pass_, output.logits))
-        if pass_.past == 0:
-            columns, positions = second.pass_.length, second.positions
-            lane = Lane(
-                cache=output.past_key_values,
-                mask=(~second.pass_.tokens.is_kind(Kind.PAD)).long().to(scores.device),
-                ahead=columns - pass_.length,
-                columns=columns,
-                last=None if positions is None else positions[..., -1],
-            )
-        # Without a cache of the main run there is nothing that the lane could go along with.
-        return scores, lane if running.cache is not None else None
+        return output.logits.gather(1, _rows(second.pass_, output.logits)), second
 
-    def _beginning(
-        self, branch: Branch, given: Mapping[str, Any], running: Running
-    ) -> dict[str, Any]:
-        """The arguments of a branch's first pass."""
-        scorer: Any = self._scorer()
-        inputs = dict(branch.inputs(given, running.pass_))
-        if inputs.get("input_ids") is not given.get("input_ids"):
-            for name in _POSITIONS:
-                inputs.pop(name, None)
-            mask, axes = inputs.get("attention_mask"), running.positions
-            plain = axes is None or axes.ndim == 2
-            if plain and isinstance(mask, Tensor) and not bool(mask.bool().all()):
-                inputs["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0)
-        inputs.pop("labels", None)
-        cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
-        return inputs | {"past_key_values": cache, "use_cache": True}
+
+def _positions(inputs: Mapping[str, Any], like: Tensor | None) -> Tensor | None:
+    """Positions of a branch's prompt, where the model wouldn't count them right by itself.
+
+    Args:
+        inputs: The branch's arguments.
+        like: The main run's position ids: "1|B Q", or "3|4 B Q" of M-RoPE, whose models count only
+            prompts with pictures and go on from whatever prompt they counted last.
+    """
+    ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
+    if not isinstance(ids, Tensor):
+        return None
+    axes = None if like is None or like.ndim == 2 else like.shape[0]
+    pictures = any(isinstance(v, Tensor) and v.is_floating_point() for v in inputs.values())
+    padded = isinstance(mask, Tensor) and not bool(mask.bool().all())
+    if (axes is not None and pictures) or (axes is None and not padded):
+        return None
+    real = torch.ones_like(ids) if not isinstance(mask, Tensor) else mask.long()
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    return positions if axes is None else positions.expand(axes, -1, -1)
 
 
 def _rows(pass_: Pass, logits: Tensor) -> Tensor:
@@ -221,21 +290,20 @@ def _rows(pass_: Pass, logits: Tensor) -> Tensor:
     return rows[..., None].expand(-1, -1, logits.shape[-1])
 
 
-def _block(given: Mapping[str, Any], pass_: Pass) -> tuple[Tensor, Tensor]:
-    """Token ids of the main run's block, and which are no padding."""
+def _block(given: Mapping[str, Any], pass_: Pass, count: int) -> tuple[Tensor, Tensor]:
+    """The last token ids of the main run's block, and which are no padding."""
     ids = given.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.shape[1] < pass_.length:
+    if not isinstance(ids, Tensor) or ids.shape[1] < count:
         raise NotImplementedError(
             "a second run of the model follows token ids, and this step was given none"
         )
-    kinds = pass_.tokens.is_kind(Kind.IMAGE)[:, pass_.past :]
-    if bool(kinds.any()):
+    if bool(pass_.tokens.is_kind(Kind.IMAGE)[:, -count:].any()):
         raise NotImplementedError(
             "another picture came in the middle of the conversation, which a second run of the "
             "model can't follow: begin anew with the whole conversation"
         )
-    real = ~pass_.tokens.is_kind(Kind.PAD)[:, pass_.past :]
-    return ids[:, -pass_.length :], real.to(ids.device)
+    real = ~pass_.tokens.is_kind(Kind.PAD)[:, -count:]
+    return ids[:, -count:], real.to(ids.device)
 
 
 def _count(entry: Entry[Edit, int], before: Tensor, after: Tensor, running: Running) -> None:

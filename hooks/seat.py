@@ -189,7 +189,9 @@ class Seat:
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
-        self._scores = Scores(scorer, self._run_second, self._keep_lanes)
+        self._scores = Scores(
+            scorer, self._run_second, self.reader.callers.request, self._keep_lanes
+        )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
         scorer.register_forward_hook(self._answer)
@@ -255,10 +257,10 @@ class Seat:
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], pass_: Pass
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        here, self._here.second = self._here.second, _Second(self._entries_of(edits), pass_.n_last)
+        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
@@ -313,7 +315,7 @@ class Seat:
         second = self._here.second
         entries = self.entries if second is None else second.entries
         by_layer = self._by_layer if second is None else _by_layer(entries)
-        prompt = self._with_works(entries, prompt, before, pass_, block.repeats)
+        prompt = self._with_works(entries, prompt, before, pass_)
         null = self._null_prompt(entries, prompt, pass_, kwargs)
         if null is not None:
             drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
@@ -371,12 +373,10 @@ class Seat:
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
         """What is known of the call. What an interrupted one left in this thread isn't."""
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
         frame, outer = self._here.outer
         second = self._here.second
         if second is None:
-            generating = self.reader.callers.generating(past)
+            generating = self.reader.callers.generating()
         else:
             generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
@@ -394,7 +394,6 @@ class Seat:
         prompt: Prompt,
         before: Prompt | None,
         pass_: Pass,
-        repeats: bool,
     ) -> Prompt:
         """The prompt with each edit's state, prepared for a pass."""
         works = {}
@@ -410,7 +409,7 @@ class Seat:
             works[entry] = edit = known.fork()
             edit.begin(pass_)
             # At its end: a beginning may be shared by several prompts.
-            if pass_.prompt_end and pass_.tokens.generated == 0 and not repeats:
+            if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
         asked = Counter() if before is None else before.asked.copy()
         rows = None if before is None else before.rows

@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 _REGISTRY: dict[str, type[Intervention]] = {}
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -30,8 +30,9 @@ class Intervention(ABC):
     paper: ClassVar[str]
     acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
-    attaches: ClassVar[bool] = True
-    """Whether `regaze.attach` takes it: False for a method that changes the picture instead."""
+    stage: ClassVar[Literal["attention", "question"]] = "attention"
+    """Where it acts: "attention" is attached to a model; "question" changes what is asked, and
+    is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
 
     @property
     def shares_prefix(self) -> bool:
@@ -76,6 +77,11 @@ class Intervention(ABC):
         for a method that has none, and for a spec that is a control itself.
         """
         return {}
+
+    @property
+    def extra_prompts(self) -> tuple[str, ...]:
+        """Prompts that a question-stage method asks about each image beside its questions."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-able values: ``{"name": ..., field: value, ...}``."""

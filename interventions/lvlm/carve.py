@@ -103,7 +103,7 @@ class CARVE(Intervention):
     name: ClassVar[str] = "carve"
     summary: ClassVar[str] = "shows the region that a question is about, magnified"
     paper: ClassVar[str] = "arXiv 2509.06461"
-    attaches: ClassVar[bool] = False
+    stage: ClassVar[Literal["attention", "question"]] = "question"
 
     sense: Sense = "paper"
     layers: tuple[int, ...] | tuple[float, float] | None = None
@@ -186,6 +186,11 @@ class CARVE(Intervention):
                 f"the question {question.strip()!r} is CARVE's general question, so nothing can "
                 "stand out from it: ask about something, or set another one with general="
             )
+
+    @property
+    def extra_prompts(self) -> tuple[str, ...]:
+        """The general question."""
+        return (self.general,)
 
     @property
     def reading_layers(self) -> tuple[int, ...]:

@@ -92,17 +92,3 @@ def test_state_that_cannot_follow_raises(monkeypatch: pytest.MonkeyPatch) -> Non
         cache = model.model(**ask(model, *ROWS), use_cache=True).past_key_values
         with pytest.raises(NotImplementedError, match="Remembering doesn't say how its seen"):
             cache.reorder_cache(torch.tensor([1, 0]))
-
-
-@pytest.mark.parametrize("beams", [1, 3])
-@pytest.mark.parametrize("name", MAIN)
-def test_generation_without_a_cache_gives_the_same(name: str, beams: int) -> None:
-    model = tiny("llava")
-    inputs = ask(model, *ROWS)
-    settings = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
-    with attach(model.model, METHODS[name].acts) as run:
-        want = model.model.generate(**inputs, **settings)
-        counted = run.report().interventions[0].prompts
-        got = model.model.generate(**inputs, **settings, use_cache=False)
-        assert run.report().interventions[0].prompts == 2 * counted
-    assert got.tolist() == want.tolist()
