@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from regaze.hooks.host import Host, find_host, split_target
+from regaze.hooks.checking import check_edits
+from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, Report
 from regaze.hooks.rows import Entry
@@ -105,6 +106,7 @@ def attach(
     spans: Sequence[Spans] | Spans | None = None,
     cond_rows: slice | None = None,
     fork: bool = True,
+    unknown: Unknown = "raise",
 ) -> Attachment:
     """Attach interventions to a model or pipeline that is already loaded.
 
@@ -123,6 +125,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
+        unknown: What to do with a vision-language model of a family that regaze doesn't know:
+            "raise", or "check" on the spot, with a short text, whether edits are exact on it.
 
     Returns:
         A handle, usable as a context manager.
@@ -136,6 +140,7 @@ def attach(
     from regaze.hooks.diffusion.attach import attach_denoisers
     from regaze.hooks.diffusion.host import find_denoisers
 
+    refuse_wrapper(target)
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
     for one in interventions:
@@ -150,7 +155,9 @@ def attach(
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
-    info = find_host(model, processor)
+    info = find_host(model, processor, unknown=unknown, spans=spans is not None)
+    if not info.known:
+        check_edits(info)
     specs = [one.resolve(info) for one in interventions]
     entries = [Entry(spec.bind(info)) for spec in specs]
     seat = seat_of(info, spans)

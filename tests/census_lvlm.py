@@ -1,4 +1,4 @@
-"""Every image-text-to-text class of transformers, tiny: its default config with small numbers in it.
+"""Every image-text-to-text class of transformers, tiny: its default config with small numbers.
 
 No pictures: a prompt's image columns hold the embedding of the placeholder, which is all that the
 text tower and its attention need. `tiny_families` has complete models, with processors.
@@ -256,7 +256,7 @@ def tiny_model(family: str) -> Tiny:
     """A tiny random model of a family, with a processor that knows no tokens."""
     torch.manual_seed(0)
     config = tiny_config(family)
-    auto = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
+    auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
     with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
         model = auto.from_config(config, dtype=torch.float32).eval()
     _draw_weights(model, torch.Generator().manual_seed(0))
@@ -277,7 +277,7 @@ class NoVision(hf.PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class _Tokenizer:

@@ -26,14 +26,16 @@ REFUSED = [family for family in EVERY if FAMILIES[family].refuse]
 EDITED = [family for family in EVERY if not FAMILIES[family].refuse]
 # Shares of the logits' spread. Kernels round differently, and some towers amplify that; an edit
 # that is wrong in one layer is off by a tenth and more.
-ROUNDING, EFFECT = 1e-4, 5e-3
+ROUNDING, EFFECT = 5e-4, 5e-3
 
 
 def spec_for(host: Host, method: Method) -> Intervention:
     """The method on all layers that attend."""
     layers = tuple(site.layer for site in host.sites)
-    sinks = {"sink_dims": tuple(range(6))} if method.name == "var" else {}
-    return dataclasses.replace(method.acts, layers=layers, **sinks)
+    changes: dict[str, Any] = {"layers": layers}
+    if method.name == "var":
+        changes["sink_dims"] = tuple(range(6))
+    return dataclasses.replace(method.acts, **changes)
 
 
 @torch.no_grad()
@@ -87,9 +89,8 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             assert (edited[0] - plain[0]).abs().max() > EFFECT * spread, method.id
             assert torch.equal(edited[1], literal[1]), method.id
             for got, want in zip(edited, literal, strict=True):
-                torch.testing.assert_close(
-                    got, want, rtol=0, atol=ROUNDING * spread, msg=lambda m: f"{method.id}: {m}"
-                )
+                off = (got - want).double().abs().max()
+                assert off <= ROUNDING * spread, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):
             assert torch.equal(got, before)
 
@@ -107,6 +108,5 @@ def test_a_left_padded_batch_equals_single_prompts(family: str) -> None:
                 alone = [run(model, prompts(family, row)) for row in rows]
             for together, picked, (_, single_ids, single) in zip(batch, ids, alone, strict=True):
                 assert torch.equal(picked, single_ids[0]), method.id
-                torch.testing.assert_close(
-                    together, single[0], rtol=0, atol=ROUNDING * float(single.std())
-                )
+                off = (together - single[0]).abs().max()
+                assert off <= ROUNDING * single.std(), method.id
