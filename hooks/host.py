@@ -172,6 +172,11 @@ def find_host(
     if unknown not in ("raise", "check"):
         raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')
     top: Any = getattr(model, "config", None)
+    if top is None:
+        raise TypeError(
+            f"{type(model).__name__} is no transformers model (it has no config): it can't be "
+            "attached to"
+        )
     family = family_of(top)
     if family is None:
         alone = top is not None and _is_text(top)

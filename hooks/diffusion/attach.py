@@ -7,18 +7,19 @@ from typing import Any
 
 from torch import nn
 
-from regaze.hooks.attach import Attachable, Attachment
+from regaze.hooks.attach import Attachment
 from regaze.hooks.diffusion.host import host_of, inner
 from regaze.hooks.diffusion.seat import Seat
 from regaze.hooks.diffusion.works import Attend, Entry, LatentEdit, refuse_clashes
 from regaze.hooks.report import InterventionReport, Report
+from regaze.hooks.specs import Spec
 
 
 class DenoiserAttachment(Attachment):
     """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
 
     def __init__(
-        self, specs: Sequence[Attachable], entries: Sequence[Entry], seats: Sequence[Seat]
+        self, specs: Sequence[Spec[Any, Any]], entries: Sequence[Entry], seats: Sequence[Seat]
     ) -> None:
         self.specs = tuple(specs)
         self._guided = list(entries)
@@ -57,7 +58,7 @@ class DenoiserAttachment(Attachment):
 def attach_denoisers(
     target: Any,
     denoisers: Mapping[str, nn.Module],
-    interventions: Sequence[Attachable],
+    interventions: Sequence[Spec[Any, Any]],
     *,
     cond_rows: slice | None = None,
     fork: bool = True,

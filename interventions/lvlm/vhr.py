@@ -24,7 +24,7 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, repeat_rows
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -108,7 +108,6 @@ class VHR(Intervention):
 
 
 class _VHREdit(Edit):
-    scales_heads = True
     null_prompt = True
 
     def __init__(self, spec: VHR) -> None:
@@ -137,10 +136,8 @@ class _VHREdit(Edit):
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
         factor = self.factors.get(layer)
-        if factor is not None and len(factor) < pass_.batch:
-            # Beams repeat a sample's rows; its heads go with them.
-            factor = factor.repeat_interleave(pass_.batch // len(factor), 0)
-        return factor
+        # Beams repeat a sample's rows; its heads go with them.
+        return None if factor is None else repeat_rows(factor, pass_.batch)
 
 
 def choose_heads(
