@@ -132,6 +132,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "cosmos3_edge": {"text_config": rope(4, 2, 2)},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 4}},
+    "granite_docling": {"text_config": {"residual_multiplier": 1.0, "attention_multiplier": 0.25}},
     "emu3": {"vocabulary_map": {"<image>": IMAGE}, "vq_config": VQ},
     "ernie4_5_vl_moe": {
         "text_config": {"moe_intermediate_size": [16, 16], "moe_num_experts": 4, **rope(1, 1, 2)}
