@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.callers import runs
 from regaze.hooks.dispatch import (
     PREFIX,
@@ -261,7 +262,10 @@ class Seat:
         put_prompt(cache, self, None)
         block = self._block(kwargs)
         pass_, prompt = self.reader.read(block, before)
-        prompt = self._with_works(prompt, before if block.past else None, pass_)
+        before = before if block.past else None
+        if before is not None and before.rows is not None:
+            before.rows.check(cache, pass_.batch, pass_.past)
+        prompt = self._with_works(prompt, before, pass_)
         null = self._null_prompt(prompt, pass_, kwargs)
         if null is not None:
             positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
@@ -294,7 +298,10 @@ class Seat:
         # A model that is given no cache makes one.
         cache = _cache_in(output) if running.cache is None else running.cache
         if cache is not None:
-            put_prompt(cache, self, running.prompt)
+            rows = running.prompt.rows
+            grown = running.pass_.tokens.generated > 0 and rows is not None
+            rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
+            put_prompt(cache, self, replace(running.prompt, rows=rows))
         if _checkpoints(tower):
             self._guard(output, running)
         return output
@@ -339,7 +346,8 @@ class Seat:
             if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
         asked = Counter() if before is None else before.asked.copy()
-        return replace(prompt, works=works, asked=asked)
+        rows = None if before is None else before.rows
+        return replace(prompt, works=works, asked=asked, rows=rows)
 
     def _null_prompt(
         self, prompt: Prompt, pass_: Pass, kwargs: Mapping[str, Any]
