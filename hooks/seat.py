@@ -34,6 +34,7 @@ from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
+from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
 from regaze.hooks.scores import Scores, find_scorer
 from regaze.hooks.tally import Entry
@@ -179,6 +180,11 @@ class Seat:
         embeddings = tower.get_input_embeddings()
         self._note(embeddings)
         embeddings.register_forward_pre_hook(self._embed, with_kwargs=True)
+        for index, layer in enumerate(tower.layers):
+            if index not in self._paths:
+                self._note(layer)
+                layer.register_forward_pre_hook(self._divide, with_kwargs=True)
+                layer.register_forward_hook(self._join, with_kwargs=True)
         self._note(tower)
         tower.register_forward_pre_hook(self._begin, with_kwargs=True)
         tower.register_forward_hook(self._end, always_call=True)
@@ -289,6 +295,24 @@ class Seat:
         running, layer = self._here.running, self._layers.get(module)
         if running is not None and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
+
+    @torch.compiler.disable
+    def _divide(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        running = kwargs.get(KWARG) or self._here.running
+        if running is None or running.null is None or not running.null.size:
+            return None
+        running.apart[layer] = Apart.of(running.null, args, kwargs)
+        return running.apart[layer].prompt()
+
+    @torch.compiler.disable
+    def _join(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        running = kwargs.get(KWARG) or self._here.running
+        apart = None if running is None else running.apart.pop(layer, None)
+        return output if apart is None else apart.join(layer, output)
 
     @torch.compiler.disable
     def _begin(
