@@ -15,18 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.rows import take_rows
 from regaze.hooks.diffusion.sites import blocks
-
-# In these, a block reads nothing but what the one before it returned: of a run of blocks that a
-# branch skips, only the last one's output has to be kept. Others keep them all.
-_CHAINS = (
-    "FluxTransformer2DModel",
-    "PixArtTransformer2DModel",
-    "QwenImageTransformer2DModel",
-    "SD3Transformer2DModel",
-    "WanTransformer3DModel",
-)
 
 
 class Kept:
@@ -40,7 +31,7 @@ class Kept:
     def __init__(self, denoiser: nn.Module, forks: Sequence[str]) -> None:
         self._denoiser = denoiser
         self._forks = frozenset(forks)
-        self._chain = type(denoiser).__name__ in _CHAINS
+        self._chain = family_of(denoiser).chain
         self._outputs: dict[str, Any] = {}
         self._before: dict[str, list[str]] = {}
 

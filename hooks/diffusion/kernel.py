@@ -59,17 +59,9 @@ class Call:
         """Where the image's tokens are.
 
         Raises:
-            ValueError: This model's order of streams isn't known.
+            ValueError: It can't be told in this pass.
         """
-        tokens, text = self.query.shape[2], self.layout.n_text
-        if self.site.order == "unknown":
-            raise ValueError(
-                f"in which order {self.site.name} holds text and image isn't known for this model, "
-                "which this edit needs"
-            )
-        if self.site.order == "image":
-            return slice(0, tokens)
-        return slice(0, tokens - text) if self.site.order == "image-text" else slice(text, tokens)
+        return self.layout.image(self.site.order, self.query.shape[2])
 
     def visible(self) -> Tensor | None:
         """Tokens that aren't padding, "B 1 N 1", if the mask says so."""
