@@ -30,16 +30,41 @@ class Tiny:
         config: Settings of the class.
         call: Arguments of a call with a batch of so many rows.
         text: Which of them is the text.
+        of: Name of the class, if it isn't the entry's.
+        axes: Axes of one row of the sample, where the denoiser cuts patches of 2 x 2 itself.
+        words: Whether the text is a stream of tokens.
+        references: How many tokens of other pictures follow the picture's.
     """
 
     config: dict[str, Any]
     call: Call
     text: str = "encoder_hidden_states"
+    of: str = ""
+    axes: str = ""
+    words: bool = True
+    references: int = 0
 
     def build(self, name: str) -> Any:
         """The denoiser of a class in diffusers, with weights that let everything show."""
         torch.manual_seed(0)
-        return livened(getattr(diffusers, name)(**self.config))
+        return livened(getattr(diffusers, self.of or name)(**self.config))
+
+    def touch(self, sample: Any, frame: int, row: int, column: int) -> tuple[int, ...]:
+        """Change a latent in a patch of the first picture; gives the grid of patches."""
+        first = sample[0]
+        sides = dict(zip(self.axes, first.shape, strict=True))
+        at = {"f": frame, "h": 2 * row, "w": 2 * column}
+        first[tuple(at.get(axis, slice(None)) for axis in self.axes)] += 1
+        return (sides.get("f", 1), sides["h"] // 2, sides["w"] // 2)
+
+
+def cells(tokens: int) -> tuple[int, int, int]:
+    """(frames, rows, columns) of so many tokens of a tiny picture or video."""
+    for rows, columns in ((HEIGHT, COLUMNS), GRID, (HEIGHT, HEIGHT), (GRID[0], GRID[0])):
+        for frames in (1, FRAMES):
+            if frames * rows * columns == tokens:
+                return frames, rows, columns
+    raise AssertionError(tokens)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -88,6 +113,17 @@ def packed(channels: int, **more: Any) -> Call:
     return lambda b: text(b, hidden_states=noise(b, TOKENS, channels)) | _made(more, b)
 
 
+REFERENCES = 2 * GRID[1]
+"""Tokens of another picture, of two rows."""
+
+
+def with_references(**more: Any) -> Call:
+    """Latents in tokens with those of another picture after them."""
+    return lambda b: packed(16, **more)(b) | {
+        "hidden_states": torch.cat([noise(b, TOKENS, 16), noise(b, REFERENCES, 16, seed=7)], 1)
+    }
+
+
 def _made(more: dict[str, Any], batch: int) -> dict[str, Any]:
     return {k: v(batch) if callable(v) else v for k, v in more.items()}
 
@@ -116,6 +152,12 @@ HEADS: dict[str, Any] = {"num_attention_heads": 4, "attention_head_dim": 8}
 ROPE8 = (2, 2, 4)
 
 
+WAN: dict[str, Any] = {
+    "num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+    "text_dim": WIDTH, "freq_dim": 16, "ffn_dim": 32, "num_layers": 4, "rope_max_seq_len": 32,
+}  # fmt: skip
+
+
 def unet_call(batch: int) -> dict[str, Any]:
     return text(batch, sample=noise(batch, 4, HEIGHT, COLUMNS))
 
@@ -127,22 +169,22 @@ TINY: dict[str, Tiny] = {
         | {"down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
            "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
            "num_attention_heads": 2, "motion_num_attention_heads": 2, "motion_max_seq_length": 8},
-        lambda b: text(b, sample=noise(b, 4, FRAMES, HEIGHT, COLUMNS))
-        | {"encoder_hidden_states": noise(b, TEXT, WIDTH, seed=1)},
+        lambda b: text(b, sample=noise(b, 4, FRAMES, HEIGHT, COLUMNS), encoder_hidden_states=(
+            noise(b, TEXT, WIDTH, seed=1).repeat_interleave(FRAMES, 0))),
+    ),
+    "UNet2DModel": Tiny(
+        {"sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": (8, 16),
+         "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 4,
+         "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+         "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
+        lambda b: {"sample": noise(b, 4, HEIGHT, COLUMNS), "timestep": step(b)},
+        "timestep", words=False,
     ),
     "UNet3DConditionModel": Tiny(
         {k: v for k, v in UNET.items() if k != "sample_size"}
         | {"down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
            "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "attention_head_dim": 4},
         lambda b: text(b, sample=noise(b, 4, FRAMES, HEIGHT, COLUMNS)),
-    ),
-    "I2VGenXLUNet": Tiny(
-        {k: v for k, v in UNET.items() if k != "attention_head_dim"}
-        | {"down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
-           "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D"), "num_attention_heads": 2},
-        lambda b: text(b, sample=noise(b, 4, FRAMES, HEIGHT, COLUMNS), fps=torch.full((b,), 8),
-                       image_latents=noise(b, 4, FRAMES, HEIGHT, COLUMNS, seed=7),
-                       image_embeddings=noise(b, WIDTH, seed=8)),
     ),
     "UNetSpatioTemporalConditionModel": Tiny(
         {"sample_size": 8, "in_channels": 8, "out_channels": 4, "block_out_channels": (32, 64),
@@ -160,6 +202,7 @@ TINY: dict[str, Tiny] = {
                  "pooled_projection_dim": POOLED, "pos_embed_max_size": 16,
                  "dual_attention_layers": (0, 1), "qk_norm": "rms_norm"},
         picture(pooled_projections=pooled),
+        axes="chw",
     ),
     "FluxTransformer2DModel": Tiny(
         HEADS | {"patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 2,
@@ -188,12 +231,9 @@ TINY: dict[str, Tiny] = {
                  "caption_channels": WIDTH, "sample_size": 8, "patch_size": 2,
                  "use_additional_conditions": False},
         picture(),
+        axes="chw",
     ),
-    "WanTransformer3DModel": Tiny(
-        {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
-         "text_dim": WIDTH, "freq_dim": 16, "ffn_dim": 32, "num_layers": 4, "rope_max_seq_len": 32},
-        video(),
-    ),
+    "WanTransformer3DModel": Tiny(WAN, video(), axes="cfhw"),
     "QwenImageTransformer2DModel": Tiny(
         {"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 4,
          "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": WIDTH,
@@ -213,6 +253,7 @@ TINY: dict[str, Tiny] = {
         lambda b: {"x": list(noise(b, 4, 1, HEIGHT, COLUMNS)), "t": torch.full((b,), 0.5),
                    "cap_feats": list(noise(b, TEXT, WIDTH, seed=1))},
         "cap_feats",
+        axes="cfhw",
     ),
     "Krea2Transformer2DModel": Tiny(
         HEADS | {"in_channels": 16, "num_layers": 4, "num_key_value_heads": 2,
@@ -230,6 +271,7 @@ TINY: dict[str, Tiny] = {
          "num_refiner_layers": 1, "num_attention_heads": 4, "num_kv_heads": 2, "multiple_of": 16,
          "axes_dim_rope": (4, 2, 2), "axes_lens": (32, 16, 16), "cap_feat_dim": WIDTH},
         picture(encoder_attention_mask=ones),
+        axes="chw",
     ),
     "LTXVideoTransformer3DModel": Tiny(
         HEADS | {"in_channels": 8, "out_channels": 8, "cross_attention_dim": 32, "num_layers": 4,
@@ -254,6 +296,37 @@ TINY: dict[str, Tiny] = {
                  "num_layers": 4, "sample_width": COLUMNS, "sample_height": HEIGHT,
                  "sample_frames": 5, "max_text_seq_length": TEXT},
         lambda b: text(b, hidden_states=noise(b, FRAMES, 4, HEIGHT, COLUMNS)),
+        axes="fchw",
+    ),
+    "AllegroTransformer3DModel": Tiny(
+        {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+         "num_layers": 4, "cross_attention_dim": 48, "caption_channels": WIDTH,
+         "sample_height": HEIGHT, "sample_width": COLUMNS, "sample_frames": FRAMES},
+        video(encoder_attention_mask=ones),
+        axes="cfhw",
+    ),
+    "BriaTransformer2DModel": Tiny(
+        HEADS | {"in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "axes_dims_rope": ROPE8},
+        packed(16, img_ids=places(), txt_ids=torch.zeros(TEXT, 3)),
+    ),
+    "ChronoEditTransformer3DModel": Tiny(WAN, video(), axes="cfhw"),
+    "LongCatImageTransformer2DModel": Tiny(
+        HEADS | {"in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "axes_dims_rope": ROPE8,
+                 "pooled_projection_dim": WIDTH},
+        packed(16, img_ids=places(1), txt_ids=torch.zeros(TEXT, 3)),
+    ),
+    "OvisImageTransformer2DModel": Tiny(
+        HEADS | {"in_channels": 16, "out_channels": 16, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "axes_dims_rope": ROPE8},
+        packed(16, img_ids=places(), txt_ids=torch.zeros(TEXT, 3)),
+    ),
+    "SkyReelsV2Transformer3DModel": Tiny(WAN, video(), axes="cfhw"),
+    "WanVACETransformer3DModel": Tiny(
+        WAN | {"vace_layers": [0, 2], "vace_in_channels": 4},
+        video(control_hidden_states=lambda b: noise(b, 4, FRAMES, HEIGHT, COLUMNS, seed=6)),
+        axes="cfhw",
     ),
     "CogView3PlusTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 4, "text_embed_dim": WIDTH,
@@ -261,6 +334,7 @@ TINY: dict[str, Tiny] = {
                  "sample_size": 16},
         picture(**{k: (lambda b: torch.full((b, 2), 64.0))
                    for k in ("original_size", "target_size", "crop_coords")}),
+        axes="chw",
     ),
     "CogView4Transformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 4, "text_embed_dim": WIDTH,
@@ -268,6 +342,7 @@ TINY: dict[str, Tiny] = {
                  "sample_size": 16, "rope_axes_dim": (16, 16)},
         picture(**{k: (lambda b: torch.full((b, 2), 64.0))
                    for k in ("original_size", "target_size", "crop_coords")}),
+        axes="chw",
     ),
     "HunyuanVideoTransformer3DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
@@ -275,6 +350,7 @@ TINY: dict[str, Tiny] = {
                  "pooled_projection_dim": POOLED, "rope_axes_dim": ROPE8},
         video(encoder_attention_mask=ones, pooled_projections=pooled,
               guidance=lambda b: torch.full((b,), 6000.0)),
+        axes="cfhw",
     ),
     "HunyuanVideo15Transformer3DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1,
@@ -283,6 +359,7 @@ TINY: dict[str, Tiny] = {
         video(encoder_attention_mask=ones, encoder_hidden_states_2=lambda b: noise(b, 3, 8, seed=5),
               encoder_attention_mask_2=lambda b: ones(b, 3),
               image_embeds=lambda b: torch.zeros(b, 2, 8)),
+        axes="cfhw",
     ),
     "HunyuanImageTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
@@ -291,18 +368,21 @@ TINY: dict[str, Tiny] = {
         picture(encoder_attention_mask=ones,
                 encoder_hidden_states_2=lambda b: noise(b, 3, 8, seed=5),
                 encoder_attention_mask_2=lambda b: ones(b, 3)),
+        axes="chw",
     ),
     "AuraFlowTransformer2DModel": Tiny(
         HEADS | {"sample_size": 8, "in_channels": 4, "out_channels": 4, "num_mmdit_layers": 2,
                  "num_single_dit_layers": 2, "joint_attention_dim": WIDTH,
                  "caption_projection_dim": 32, "pos_embed_max_size": 64},
         picture(),
+        axes="chw",
     ),
     "MochiTransformer3DModel": Tiny(
         {"num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "out_channels": 4,
          "num_layers": 3, "pooled_projection_dim": 16, "text_embed_dim": WIDTH,
          "time_embed_dim": 8, "max_sequence_length": TEXT},
         video(encoder_attention_mask=ones),
+        axes="cfhw",
     ),
     "DiTTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 8, "num_layers": 4, "norm_num_groups": 4,
@@ -310,6 +390,7 @@ TINY: dict[str, Tiny] = {
         lambda b: {"hidden_states": noise(b, 4, 8, 8), "timestep": step(b).long(),
                    "class_labels": torch.arange(b)},
         "class_labels",
+        axes="chw", words=False,
     ),
     "SanaTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2,
@@ -324,5 +405,29 @@ TINY: dict[str, Tiny] = {
         lambda b: text(b, hidden_states=noise(b, FRAMES, HEIGHT, COLUMNS, 4),
                        pooled_projections=pooled(b), text_rope_pos=torch.arange(TEXT),
                        visual_rope_pos=[torch.arange(n) for n in (FRAMES, *GRID)]),
+        axes="fhwc",
+    ),
+    "FLUX Kontext": Tiny(
+        HEADS | {"patch_size": 1, "in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED,
+                 "axes_dims_rope": ROPE8},
+        with_references(pooled_projections=pooled, txt_ids=torch.zeros(TEXT, 3),
+                        img_ids=torch.cat([places(), places(1)[:REFERENCES]])),
+        of="FluxTransformer2DModel", references=REFERENCES,
+    ),
+    "FLUX.2 edit": Tiny(
+        HEADS | {"in_channels": 16, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "timestep_guidance_channels": 16,
+                 "axes_dims_rope": (2, 2, 2, 2), "guidance_embeds": False},
+        with_references(img_ids=torch.cat([places(axes=4), places(10, axes=4)[:REFERENCES]]),
+                        txt_ids=torch.zeros(TEXT, 4)),
+        of="Flux2Transformer2DModel", references=REFERENCES,
+    ),
+    "Qwen-Image-Edit": Tiny(
+        {"patch_size": 2, "in_channels": 16, "out_channels": 4, "num_layers": 4,
+         "attention_head_dim": 16, "num_attention_heads": 4, "joint_attention_dim": WIDTH,
+         "axes_dims_rope": (4, 4, 8), "zero_cond_t": True},
+        with_references(img_shapes=lambda b: [[(1, *GRID), (1, 2, GRID[1])]] * b),
+        of="QwenImageTransformer2DModel", references=REFERENCES,
     ),
 }  # fmt: skip

@@ -212,6 +212,9 @@ CONVENTIONS: dict[str, Convention] = {
             "Flux2KleinPipeline",
             "Flux2KleinInpaintPipeline",
             "Krea2Pipeline",
+            "LongCatImageEditPipeline",
+            "LongCatImagePipeline",
+            "OvisImagePipeline",
             "SkyReelsV2Pipeline",
             "SkyReelsV2ImageToVideoPipeline",
             "WanPipeline",
@@ -232,6 +235,7 @@ CONVENTIONS: dict[str, Convention] = {
             "AnimateDiffVideoToVideoControlNetPipeline",
             "AnimateDiffVideoToVideoPipeline",
             "AuraFlowPipeline",
+            "BriaPipeline",
             "CogView3PlusPipeline",
             "KolorsPipeline",
             "KolorsImg2ImgPipeline",
@@ -326,5 +330,12 @@ def encoders_of(pipeline: Any) -> tuple[Encoder, ...]:
 
 
 def defining(thing: Any, method: str) -> str:
-    """Name of the class from which an object has a method, which subclasses may leave as it is."""
-    return next((c.__name__ for c in type(thing).__mro__ if method in vars(c)), "")
+    """Name of the class that says what an object's method does.
+
+    diffusers' own class, or a class from elsewhere that has a method of its own: another one's
+    subclass that leaves the method as it was is what its parent is.
+    """
+    for one in type(thing).__mro__:
+        if method in vars(one) or one.__module__.startswith("diffusers."):
+            return one.__name__
+    return type(thing).__name__

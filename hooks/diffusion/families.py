@@ -15,6 +15,7 @@ from regaze.hooks.diffusion.conventions import Convention, convention_of, defini
 from regaze.hooks.diffusion.layouts import (
     Order,
     Reader,
+    all_positions,
     beside,
     frames_first,
     kandinsky5,
@@ -137,6 +138,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "ChromaTransformer2DModel": _PACKED,
     "ChronoEditTransformer3DModel": _VIDEO,
+    "BriaTransformer2DModel": _PACKED,
     "CogVideoXTransformer3DModel": Family(_TEXT_IMAGE, layout=patches("fchw")),
     "CogView3PlusTransformer2DModel": Family(_TEXT_IMAGE),
     "CogView4Transformer2DModel": Family(_TEXT_IMAGE),
@@ -160,7 +162,10 @@ FAMILIES: dict[str, Family] = {
         kandinsky5,
         per_token=("visual_rope_pos", "text_rope_pos", "scale_factor", "sparse_params"),
     ),
-    "Krea2Transformer2DModel": Family(_TEXT_IMAGE, layout=positions, per_token=("position_ids",)),
+    "Krea2Transformer2DModel": Family(
+        _TEXT_IMAGE, layout=all_positions, per_token=("position_ids",)
+    ),
+    "LongCatImageTransformer2DModel": _PACKED,
     "LTX2VideoTransformer3DModel": Family(
         (
             *_SELF_AND_CROSS,
@@ -181,6 +186,7 @@ FAMILIES: dict[str, Family] = {
         uneven=_uneven_masks,
     ),
     "MochiTransformer3DModel": Family(_IMAGE_TEXT, layout=patches("fhw")),
+    "OvisImageTransformer2DModel": _PACKED,
     "PixArtTransformer2DModel": Family(_SELF_AND_CROSS),
     "QwenImage21Transformer2DModel": Family(
         _TEXT_IMAGE, layout=shapes(last=True), lists=("img_shapes",)
@@ -195,7 +201,12 @@ FAMILIES: dict[str, Family] = {
     ),
     "SkyReelsV2Transformer3DModel": _VIDEO,
     "WanTransformer3DModel": _VIDEO,
-    "WanVACETransformer3DModel": _VIDEO,
+    "WanVACETransformer3DModel": Family(
+        (Rule(r"vace_.*", "other"), *_SELF_AND_CROSS),
+        ("vace_blocks", "blocks"),
+        patches("fhw"),
+        chain=False,
+    ),
     "ZImageTransformer2DModel": Family(
         (
             Rule(r"noise_refiner\..*", "self"),

@@ -146,10 +146,13 @@ def patches(axes: str = "hw") -> Reader:
 
 
 def positions(denoiser: Any, call: Mapping[str, Any]) -> Layout:
-    """Packed latents with a position for each token, whose first axis is 0 in the picture alone."""
+    """Packed latents with a position for each token: the picture's, then those of references.
+
+    They differ in the first axis.
+    """
     ids = call["img_ids"]
     ids = ids[0] if ids.ndim == 3 else ids
-    own = ids[:, 0] == 0
+    own = ids[:, 0] == ids[0, 0]
     n_image, n_text = int(own.sum()), text_of(call)
     if call.get("kv_cache_mode") is not None:
         return Layout(None, n_text, False, unclear="reference pictures are kept in a cache")
@@ -159,6 +162,12 @@ def positions(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     grid = (int(spread[1]) + 1, int(spread[2]) + 1)
     known = grid if math.prod(grid) == n_image else None
     return Layout(known, n_text, halves=False, n_image=n_image, stream=len(ids))
+
+
+def all_positions(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """Packed latents with positions of the text's tokens and the picture's in one argument."""
+    ids = call["position_ids"][text_of(call) :]
+    return positions(denoiser, {**call, "img_ids": ids})
 
 
 def shapes(last: bool = False) -> Reader:
