@@ -16,6 +16,7 @@ from regaze.hooks.diffusion.layouts import (
     Order,
     Reader,
     all_positions,
+    allegro,
     beside,
     frames_first,
     kandinsky5,
@@ -132,7 +133,7 @@ FAMILIES: dict[str, Family] = {
     "UNetSpatioTemporalConditionModel": Family(
         _UNET.attention, _UNET.blocks, frames_first, chain=False, sample="sample"
     ),
-    "AllegroTransformer3DModel": Family(_SELF_AND_CROSS, layout=patches("fhw")),
+    "AllegroTransformer3DModel": Family(_SELF_AND_CROSS, layout=allegro),
     "AuraFlowTransformer2DModel": Family(
         _TEXT_IMAGE, ("joint_transformer_blocks", "single_transformer_blocks"), registers
     ),

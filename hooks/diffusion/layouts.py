@@ -219,6 +219,12 @@ def beside(reader: Reader, *others: str) -> Reader:
     return read
 
 
+def allegro(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """Allegro: its text has an axis of one before the tokens'."""
+    n_text = int(call["encoder_hidden_states"].shape[-2])
+    return replace(patches("fhw")(denoiser, call), n_text=n_text)
+
+
 def registers(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     """AuraFlow: learned tokens before the text."""
     layout, count = patches("hw")(denoiser, call), int(denoiser.register_tokens.shape[1])
