@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regaze.hooks.diffusion.rows import variables_of
+from regaze.hooks.diffusion.running import variables_of
 
 
 @dataclass(frozen=True)
