@@ -115,9 +115,28 @@ def _entry_of(thing: Any) -> _Entry | None:
     return entry if entry is not None and entry.thing() is thing else None
 
 
+class _Compiled:
+    """A module's compiled call, with code around it: a new class would compile it anew."""
+
+    def __init__(self, module: Any, stock: Callable[..., Any]) -> None:
+        self._module, self.stock = weakref.ref(module), stock
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        module = self._module()
+        return _nested(module, _arounds(module, False) + _arounds(module, True), self.stock)(
+            *args, **kwargs
+        )
+
+
 def _dress(thing: Any, entry: _Entry | None) -> None:
     """Give an object the class that its entry asks for, or its own if it asks for none."""
     base = _own_class(type(thing))
+    compiled = getattr(thing, "__dict__", {}).get("_compiled_call_impl")
+    if isinstance(compiled, _Compiled) or (compiled is not None and base is type(thing)):
+        stock = compiled.stock if isinstance(compiled, _Compiled) else compiled
+        held = entry is not None and bool(entry.held)
+        thing.__dict__["_compiled_call_impl"] = _Compiled(thing, stock) if held else stock
+        return
     if base is type(thing) and any(_BASE in vars(c) for c in type(thing).__mro__):
         return  # Someone else's class is above ours, which runs what is registered, or nothing.
     wanted: type = base

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -125,16 +125,34 @@ class Call:
         """Where the image's tokens are.
 
         Raises:
-            ValueError: This model's order of streams isn't known.
+            ValueError: It can't be told in this pass.
             RuntimeError: The call holds a part of the tokens only.
         """
-        tokens, order = self.query.shape[2], self.site.order
-        if order == "unknown":
-            raise ValueError(
-                f"in which order {self.site.name} holds text and image isn't known for this model, "
-                "which this edit needs"
+        tokens, layout = self._whole(), self.layout
+        if self.entered is None or not self.entered.text:
+            return layout.image(self.site.order, tokens)
+        # Padding of the text may have been left out.
+        text = tokens - self.entered.tokens
+        return replace(layout, n_text=text).image(self.site.order, tokens)
+
+    def text(self) -> slice:
+        """Where the text's tokens are, of joint attention.
+
+        Raises:
+            ValueError: It can't be told in this pass.
+            RuntimeError: The call holds a part of the tokens only.
+        """
+        tokens = self._whole()
+        if self.entered is not None and tokens != self.entered.tokens + self.entered.text:
+            raise RuntimeError(
+                f"{self.site.name} leaves padding of the text out, so which tokens are which words "
+                "isn't known"
             )
-        text = 0 if order == "image" else self.layout.n_text
+        return self.layout.text(self.site.order, tokens)
+
+    def _whole(self) -> int:
+        """How many tokens the call holds, once it is known that these are all."""
+        tokens = self.query.shape[2]
         if self.entered is not None:
             alone, beside = self.entered.tokens, self.entered.text
             if not alone <= tokens <= alone + beside:
@@ -143,10 +161,7 @@ class Call:
                     "entered it, and where in the picture these are isn't known, which this edit "
                     "needs; choose other layers, or switch splitting (chunks, windows) off"
                 )
-            text = tokens - alone if beside else text
-        if order == "image-text":
-            return slice(0, tokens - text)
-        return slice(text, tokens)
+        return tokens
 
     def samples(self) -> Samples:
         """How the batch divides into branches, prompts, images and frames.

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+<<<<<<< HEAD
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion.families import Family
 from regaze.hooks.diffusion.rows import take_rows
@@ -34,6 +35,12 @@ class _Here(threading.local):
 
 _HERE = _Here()
 
+=======
+from regaze.hooks.diffusion.families import family_of
+from regaze.hooks.diffusion.rows import take_rows
+from regaze.hooks.diffusion.sites import blocks
+
+>>>>>>> d-families
 
 class Kept:
     """Outputs of a denoiser's blocks from one forward pass, for the branches that follow.
@@ -45,6 +52,7 @@ class Kept:
         batch: Rows of the pass.
     """
 
+<<<<<<< HEAD
     def __init__(
         self, denoiser: nn.Module, family: Family, forks: Sequence[Fork], batch: int
     ) -> None:
@@ -55,6 +63,14 @@ class Kept:
         self._before: dict[Fork, list[str]] = {}
         self._outputs: dict[tuple[str, tuple[int, int]], Any] = {}
         self.broken = ""
+=======
+    def __init__(self, denoiser: nn.Module, forks: Sequence[str]) -> None:
+        self._denoiser = denoiser
+        self._forks = frozenset(forks)
+        self._chain = family_of(denoiser).chain
+        self._outputs: dict[str, Any] = {}
+        self._before: dict[str, list[str]] = {}
+>>>>>>> d-families
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -182,6 +198,8 @@ def why_not(denoiser: nn.Module, call: Mapping[str, Any], family: Family) -> str
     """
     if is_compiled(denoiser):
         return "the denoiser is compiled"
+    if family.uneven is not None and family.uneven(call):
+        return "the batch holds prompts of several lengths, the longest of which sets the others'"
     if any(hasattr(block, "_diffusers_hook") for block in _parts_of_blocks(denoiser)):
         return "hooks of diffusers (group offloading, layerwise casting) count on every block"
     adapter = call.get("down_intrablock_additional_residuals") is not None

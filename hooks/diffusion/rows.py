@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.families import Family, convention_of
+from regaze.hooks.diffusion.conventions import Convention, convention_of
+from regaze.hooks.diffusion.families import Family
 from regaze.hooks.diffusion.running import Running
 
 _SAY = "say which rows are: attach(..., cond_rows=slice(start, stop))"
@@ -76,27 +77,60 @@ def find_rows(
     pipeline, variables = running.pipeline, running.variables
     convention = convention_of(pipeline)
     every = slice(0, batch)
+    aside = [name for name in convention.aside if call.get(name)]
+    if aside:
+        raise ValueError(
+            f"{type(pipeline).__name__} calls its denoiser with {', '.join(aside)} for guidance of "
+            "another kind, whose call is neither branch; switch that off"
+        )
     if not convention.is_guided(pipeline, variables):
         return Rows(batch, every, None)
     if convention.branches == "calls":
-        texts = [variables.get(name) for name in convention.texts]
-        which = _which(call.get(family.text), texts)
-        if which is None:
-            raise ValueError(
-                f"can't tell whether this call of {type(pipeline).__name__} is the conditional "
-                f"one: its text is neither {convention.texts[0]} nor {convention.texts[1]}, or "
-                f"both; {_SAY}"
-            )
-        return Rows(batch, None, every, True) if which else Rows(batch, every, None, True)
+        cond = _is_cond(convention, family, call, running)
+        return Rows(batch, every if cond else None, None if cond else every, split=True)
     latents = variables.get("latents")
     whole = not isinstance(latents, Tensor) or batch == 2 * len(latents)
-    if not whole or not _halved(call[family.sample]):
+    if not whole or not _halved(_own_channels(call[family.sample], latents)):
         raise ValueError(
             f"can't tell which of {batch} rows are conditional: {type(pipeline).__name__} doesn't "
             "call its denoiser with both branches as halves of the same latents here; switch off "
-            f"what adds branches (skip_guidance_layers, for one), or {_SAY}"
+            f"what adds branches, or {_SAY}"
         )
     return _half(batch, convention.cond)
+
+
+def _own_channels(sample: Any, latents: Any) -> Any:
+    """A sample without the channels that others have beside the latents (a given frame's)."""
+    if not isinstance(sample, Tensor) or not isinstance(latents, Tensor):
+        return sample
+    if sample.ndim != latents.ndim:
+        return sample
+    wider = [d for d in range(1, sample.ndim) if sample.shape[d] > latents.shape[d]]
+    return sample.narrow(wider[0], 0, latents.shape[wider[0]]) if len(wider) == 1 else sample
+
+
+def _is_cond(
+    convention: Convention, family: Family, call: Mapping[str, Any], running: Running
+) -> bool:
+    """Whether a call that holds one branch is the conditional one.
+
+    Raises:
+        ValueError: It can't be told.
+    """
+    name, variables = type(running.pipeline).__name__, running.variables
+    if convention.named:
+        said = variables.get(convention.named)
+        if said in ("pred_cond", "pred_uncond"):
+            return bool(said == "pred_cond")
+        raise ValueError(f"{name} calls its denoiser for {said}, which is neither branch; {_SAY}")
+    texts = [variables.get(one) for one in convention.texts]
+    which = _which(call.get(family.text), texts)
+    if which is None:
+        raise ValueError(
+            f"can't tell whether this call of {name} is the conditional one: its text is neither "
+            f"{convention.texts[0]} nor {convention.texts[1]}, or both; {_SAY}"
+        )
+    return which == 0
 
 
 def _as_told(given: slice, batch: int) -> Rows:

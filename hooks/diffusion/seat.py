@@ -48,6 +48,7 @@ from regaze.hooks.diffusion.rows import (
 )
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
+from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
 
 Live = Sequence[tuple[Entry, Work]]
@@ -258,7 +259,9 @@ class _OnePass:
                 return work
         text = pass_.call.get(pass_.family.text)
         n_text = int(text.shape[1]) if isinstance(text, Tensor) else 0
-        work = entry.work.begin(Run(found, pass_.rows.samples, n_text, entry.tally))
+        samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
+        read = read_text(found.pipeline, samples, n_text)
+        work = entry.work.begin(Run(samples, steps, read, entry.tally))
         begun[id(entry)] = (found.run, step, work)
         return work
 

@@ -109,8 +109,7 @@ def text_map(call: Call, rows: slice) -> Tensor:
         )
     if cross:
         return _softmax(query, key, bias, call.scale)
-    image = call.image()
-    text = slice(image.stop, None) if image.start == 0 else slice(0, image.start)
+    image, text = call.image(), call.text()
     on_text = torch.zeros_like(key)
     on_text[:, :, text, 0] = 1
     # A mask of the kernel's must be of its type.

@@ -19,10 +19,9 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.passes import Editors, Pass
-from regaze.hooks.diffusion.running import Running
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.tally import Tally
-from regaze.hooks.diffusion.text import Part, read_text
+from regaze.hooks.diffusion.text import Part
 
 
 @dataclass(frozen=True)
@@ -30,35 +29,16 @@ class Run:
     """A run of a pipeline, as it begins.
 
     Attributes:
-        running: The pipeline, with the variables of its ``__call__``.
-        samples: How many samples it makes at once.
-        n_text: Length of the text stream, in tokens.
+        samples: How many it makes at once.
+        steps: Number of sampling steps; 0 if the pipeline doesn't count them as others do.
+        text: The parts of the text stream, whose columns are those of text maps.
         tally: The work's counters.
     """
 
-    running: Running
     samples: int
-    n_text: int
+    steps: int
+    text: tuple[Part, ...]
     tally: Tally = field(default_factory=Tally)
-
-    @property
-    def steps(self) -> int:
-        """Number of sampling steps.
-
-        Raises:
-            ValueError: This pipeline doesn't count them as others do.
-        """
-        if self.running.step is None:
-            raise ValueError(
-                f"{type(self.running.pipeline).__name__} counts its steps otherwise than other "
-                "pipelines, so that its latents can't be updated"
-            )
-        return self.running.step[1]
-
-    @property
-    def text(self) -> tuple[Part, ...]:
-        """The parts of the text stream, whose columns are those of text maps."""
-        return read_text(self.running.pipeline, self.samples, self.n_text)
 
 
 @dataclass(frozen=True)

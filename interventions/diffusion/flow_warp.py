@@ -144,11 +144,6 @@ class FlowWarp(Intervention):
                 raise ValueError(
                     f"flow_warp: {site.name} attends over frames, not within a picture"
                 )
-            if site.order == "unknown":
-                raise ValueError(
-                    f"flow_warp: in which order {site.name} holds text and image isn't known for "
-                    "this model"
-                )
         return found
 
 

@@ -54,13 +54,6 @@ class PAG(Guided):
     def bind(self, host: Host) -> Guidance:
         """Make the guidance."""
         sites = self.sites(host)
-        if self.variant == "image":
-            for site in sites:
-                if site.order == "unknown":
-                    raise ValueError(
-                        f"pag: variant='image' needs to know in which order {site.name} holds text "
-                        "and image, which isn't known for this model; use variant='joint'"
-                    )
         perturb = _image_alone if self.variant == "image" else _alone
         return Guidance.away_from(sites, perturb, **self.window())
 

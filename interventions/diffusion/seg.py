@@ -65,11 +65,6 @@ class SEG(Guided):
         for site in sites:
             if site.kind == "temporal":
                 raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
-            if site.order == "unknown":
-                raise ValueError(
-                    f"seg: in which order {site.name} holds text and image isn't known for this "
-                    "model; softpag with target=query_mean needs no order"
-                )
         paper = self.sense == "paper"
         return Guidance.away_from(
             sites,
