@@ -17,7 +17,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-<<<<<<< HEAD
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion.families import Family
 from regaze.hooks.diffusion.rows import take_rows
@@ -35,12 +34,6 @@ class _Here(threading.local):
 
 _HERE = _Here()
 
-=======
-from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.rows import take_rows
-from regaze.hooks.diffusion.sites import blocks
-
->>>>>>> d-families
 
 class Kept:
     """Outputs of a denoiser's blocks from one forward pass, for the branches that follow.
@@ -52,7 +45,6 @@ class Kept:
         batch: Rows of the pass.
     """
 
-<<<<<<< HEAD
     def __init__(
         self, denoiser: nn.Module, family: Family, forks: Sequence[Fork], batch: int
     ) -> None:
@@ -63,14 +55,6 @@ class Kept:
         self._before: dict[Fork, list[str]] = {}
         self._outputs: dict[tuple[str, tuple[int, int]], Any] = {}
         self.broken = ""
-=======
-    def __init__(self, denoiser: nn.Module, forks: Sequence[str]) -> None:
-        self._denoiser = denoiser
-        self._forks = frozenset(forks)
-        self._chain = family_of(denoiser).chain
-        self._outputs: dict[str, Any] = {}
-        self._before: dict[str, list[str]] = {}
->>>>>>> d-families
 
     @contextmanager
     def recording(self) -> Iterator[None]:
