@@ -119,9 +119,10 @@ REFERENCES = 2 * GRID[1]
 
 def with_references(**more: Any) -> Call:
     """Latents in tokens with those of another picture after them."""
-    return lambda b: packed(16, **more)(b) | {
-        "hidden_states": torch.cat([noise(b, TOKENS, 16), noise(b, REFERENCES, 16, seed=7)], 1)
-    }
+    return lambda b: (
+        packed(16, **more)(b)
+        | {"hidden_states": torch.cat([noise(b, TOKENS, 16), noise(b, REFERENCES, 16, seed=7)], 1)}
+    )
 
 
 def _made(more: dict[str, Any], batch: int) -> dict[str, Any]:

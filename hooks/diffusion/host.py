@@ -44,7 +44,7 @@ def find_denoisers(target: Any) -> dict[str, nn.Module] | None:
     Raises:
         TypeError: A diffusers pipeline or model without a denoiser that is known here.
     """
-    if _is_a(target, "DiffusionPipeline"):
+    if is_pipeline(target):
         parts: Mapping[str, Any] = target.components
         found = {n: parts[n] for n in DENOISERS if isinstance(parts.get(n), nn.Module)}
         if not found:
@@ -86,6 +86,11 @@ def host_of(denoiser: Any) -> Host:
 def inner(module: Any) -> Any:
     """The module that ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def is_pipeline(thing: Any) -> bool:
+    """Whether it is a diffusers pipeline."""
+    return _is_a(thing, "DiffusionPipeline")
 
 
 def _is_a(thing: Any, name: str) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regaze.hooks.diffusion.conventions import Encoder, encoders_of
-from regaze.hooks.diffusion.rows import variables_of
+from regaze.hooks.diffusion.running import variables_of
 
 
 @dataclass(frozen=True)

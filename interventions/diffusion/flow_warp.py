@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
@@ -123,14 +123,14 @@ class FlowWarp(Intervention):
     def bind(self, host: Host) -> Attend:
         """Read the flow and make the edit; a weight of 0 is a no-op."""
         if not self.weight:
-            return Attend((), _unedited)
+            return Attend()
         if self.flow is None:
             raise ValueError(
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = _Warped(self, flows.read(self.flow))
-        return Attend(tuple(self._sites(host)), warped.attend, self.start, self.stop)
+        return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
@@ -160,10 +160,6 @@ def _kept(flow: Any) -> str:
         return str(flows.keep(flow if isinstance(flow, Flow) else Flow(np.asarray(flow))))
     except (TypeError, ValueError) as error:
         raise ValueError(f"flow_warp: {error}") from None
-
-
-def _unedited(call: Call) -> Tensor:
-    return call.output
 
 
 # -- at work -----------------------------------------------------------------------------------

@@ -21,10 +21,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -51,11 +51,11 @@ class PAG(Guided):
         super().check()
         check_choice("pag", "variant", self.variant, ("joint", "image"))
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance."""
         sites = self.sites(host)
         perturb = _image_alone if self.variant == "image" else _alone
-        return Branch(tuple(sites), perturb, **self.window())
+        return Guidance.away_from(sites, perturb, **self.window())
 
 
 def _alone(call: Call) -> Tensor:

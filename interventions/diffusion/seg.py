@@ -24,10 +24,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, check_number, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -59,17 +59,17 @@ class SEG(Guided):
         check_number("seg", "sigma", self.sigma, low=0)
         check_choice("seg", "sense", self.sense, ("code", "paper"))
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance; a sigma of 0 blurs nothing and is a no-op."""
         sites = self.sites(host) if self.sigma else []
         for site in sites:
             if site.kind == "temporal":
                 raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
         paper = self.sense == "paper"
-        return Branch(
-            tuple(sites),
+        return Guidance.away_from(
+            sites,
             lambda call: _blurred(call, self.sigma),
-            branch="uncond" if paper else "cond",
+            rows="uncond" if paper else "cond",
             scale_alone=self.scale - 1 if paper else None,
             **self.window(),
         )
