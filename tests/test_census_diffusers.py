@@ -127,7 +127,8 @@ def test_a_latent_is_where_the_grid_says(name: str) -> None:
                 assert got.nonzero().flatten().tolist() == [want - first], site.name
 
 
-Spec, Literally = Callable[[tuple[str, ...]], Guided], Callable[[tuple[int, ...]], Edit]
+Spec = Callable[[tuple[str, ...]], Guided]
+Literally = Callable[[tuple[int, ...]], Edit]
 METHODS: dict[str, tuple[Spec, Literally]] = {
     "pag": (lambda at: PAG(scale=SCALE, layers=at), lambda grid: alone),
     "pag-image": (
@@ -202,7 +203,7 @@ def test_refused_classes_say_why(name: str) -> None:
         regaze.attach(built(name), PAG())
 
 
-def exported() -> dict[str, type]:
+def exported() -> dict[str, Any]:
     """The classes of diffusers that denoise."""
     found = {}
     for name in dir(diffusers):

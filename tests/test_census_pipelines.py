@@ -16,8 +16,8 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from literal_denoisers import Edit, alone, literally
-from test_census_diffusers import perturbed_sites, picture_rows
+from literal_denoisers import Edit, alone, changed_rows, literally
+from test_census_diffusers import bumped, perturbed_sites
 from tiny_denoisers import TEXT, WIDTH, noise
 from tiny_guided import PIPES
 from torch import Tensor
@@ -25,7 +25,8 @@ from torch import Tensor
 import regaze
 from regaze.hooks.diffusion.conventions import CONVENTIONS, Convention, convention_of
 from regaze.hooks.diffusion.families import FAMILIES, family_of
-from regaze.hooks.diffusion.rows import call_by_name, variables_of
+from regaze.hooks.diffusion.rows import call_by_name
+from regaze.hooks.diffusion.running import variables_of
 from regaze.interventions import PAG
 
 SCALE = 1.5
@@ -75,7 +76,7 @@ def guided_literally(pipe: Any, name: str, guided: bool, edit: Edit) -> Iterator
     """Guide a pipeline by second passes of its denoiser with literally edited maps."""
     kind, denoiser = PIPES[name], pipe.transformer
     sites = [site.name for site in perturbed_sites(kind.denoiser)]
-    images = {path: picture_rows(kind.denoiser)[path] for path in sites}
+    sample = family_of(denoiser).sample
     stock = denoiser.forward
     waiting: list[Tensor] = []
 
@@ -90,6 +91,8 @@ def guided_literally(pipe: Any, name: str, guided: bool, edit: Edit) -> Iterator
             call = call_by_name(denoiser, args, kwargs)
             del denoiser.forward
             try:
+                changed = changed_rows(denoiser, call, call | {sample: bumped(call[sample])})
+                images = {path: [rows for rows, _ in changed[path]] for path in sites}
                 perturbed = literally(denoiser, call, images, edit)
             finally:
                 denoiser.forward = forward
@@ -131,7 +134,7 @@ def test_guidance_through_a_pipeline_equals_second_passes(name: str, guided: boo
 # -- read in their code ------------------------------------------------------------------------
 
 
-def exported() -> dict[str, type]:
+def exported() -> dict[str, Any]:
     """Pipelines of diffusers whose denoiser is known, by the annotation of their ``__init__``."""
     found = {}
     for name in dir(diffusers):
@@ -145,7 +148,7 @@ def exported() -> dict[str, type]:
     return found
 
 
-def body_of(pipeline: type) -> ast.FunctionDef:
+def body_of(pipeline: Any) -> ast.FunctionDef:
     source = textwrap.dedent(inspect.getsource(inspect.unwrap(pipeline.__call__)))
     tree = ast.parse(source).body[0]
     assert isinstance(tree, ast.FunctionDef)

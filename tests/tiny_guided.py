@@ -134,6 +134,10 @@ class AudioVae(Stub):
     mel_compression_ratio = temporal_compression_ratio = 4
 
 
+class VideoVae(AudioVae):
+    temporal_compression_ratio, spatial_compression_ratio = 8, 32
+
+
 class Words:
     """A processor of which nothing is asked but the length of its template."""
 
@@ -160,6 +164,12 @@ def byt5() -> Arguments:
 def kandinsky() -> Arguments:
     return {"prompt_embeds_clip": noise(1, POOLED, seed=3),
             "prompt_cu_seqlens": torch.tensor([0, TEXT])}  # fmt: skip
+
+
+def ltx2() -> Arguments:
+    sound = {"sample_rate": 16000, "mel_hop_length": 160, "mel_bins": 8, "latent_channels": 4}
+    return {"connectors": Stub(), "vae": VideoVae(scaling_factor=1.0),
+            "audio_vae": AudioVae(**sound)}  # fmt: skip
 
 
 def cfg() -> Arguments:
@@ -223,11 +233,9 @@ PIPES: dict[str, Pipe] = {
             "height": 32 * GRID[0], "width": 32 * GRID[1], "num_frames": 9,
             "latents": noise(1, FRAMES * TOKENS, 8), "audio_latents": noise(1, 9, 8),
             "stg_scale": 0.0, "modality_scale": 1.0, "audio_stg_scale": 0.0,
-            "audio_modality_scale": 1.0,
+            "audio_modality_scale": 1.0, "audio_guidance_scale": 1.0,
         },
-        masks=MASKS, parts=lambda: {"connectors": Stub(), "audio_vae": AudioVae(
-            sample_rate=16000, mel_hop_length=160, mel_bins=8, latent_channels=4
-        )},
+        masks=MASKS, parts=ltx2,
     ),
     "LTXPipeline": Pipe(
         "LTXVideoTransformer3DModel",

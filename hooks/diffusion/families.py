@@ -24,6 +24,7 @@ from regaze.hooks.diffusion.layouts import (
     lumina2,
     patches,
     positions,
+    qwen_image21,
     registers,
     shapes,
     sizes,
@@ -190,9 +191,9 @@ FAMILIES: dict[str, Family] = {
     "OvisImageTransformer2DModel": _PACKED,
     "PixArtTransformer2DModel": Family(_SELF_AND_CROSS),
     "QwenImage21Transformer2DModel": Family(
-        _TEXT_IMAGE, layout=shapes(last=True), lists=("img_shapes",)
+        _TEXT_IMAGE, layout=qwen_image21, lists=("img_shapes",)
     ),
-    "QwenImageTransformer2DModel": Family(_TEXT_IMAGE, layout=shapes(), lists=("img_shapes",)),
+    "QwenImageTransformer2DModel": Family(_TEXT_IMAGE, layout=shapes, lists=("img_shapes",)),
     "SD3Transformer2DModel": Family(
         (Rule(r".*\.attn2", "self", counted=False), *_IMAGE_TEXT),
     ),
