@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -23,7 +23,6 @@ Around = Callable[..., Any]
 
 _BASE = "_called_as"
 _LOCK = threading.RLock()
-_T = TypeVar("_T", bound=type)
 
 
 @dataclass
@@ -153,7 +152,7 @@ def _own_class(cls: type) -> type:
 
 
 @functools.cache
-def _called(base: _T, inner: bool, opaque: bool) -> _T:
+def _called(base: Any, inner: bool, opaque: bool) -> Any:
     """The subclass whose calls run what is registered for the object."""
 
     @functools.wraps(base.__call__)  # Signatures of calls are read by others.
@@ -178,7 +177,7 @@ def _called(base: _T, inner: bool, opaque: bool) -> _T:
     }  # fmt: skip
     if inner:
 
-        @functools.wraps(base.forward)  # type: ignore[attr-defined]
+        @functools.wraps(base.forward)
         def forward(self: Any, /, *args: Any, **kwargs: Any) -> Any:
             stock = super(made, self).forward
             if torch.compiler.is_compiling():
@@ -186,7 +185,7 @@ def _called(base: _T, inner: bool, opaque: bool) -> _T:
             return _nested(self, _arounds(self, True), stock)(*args, **kwargs)
 
         names["forward"] = forward
-    made = type(base)(base.__name__, (base,), names)
+    made: Any = type(base)(base.__name__, (base,), names)
     return made
 
 

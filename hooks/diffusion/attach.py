@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, NoReturn
 
 from torch import nn
 
-from regaze.hooks.attach import Attachable
+from regaze.hooks.attachment import Attachment
 from regaze.hooks.diffusion.entries import Entry, refuse_clashes
 from regaze.hooks.diffusion.host import host_of, inner
 from regaze.hooks.diffusion.seat import Seat, seat_of
 from regaze.hooks.report import Report
+from regaze.hooks.specs import Spec
 
 
-class DenoiserAttachment:
-    """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
+class DenoiserAttachment(Attachment):
+    """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
 
     def __init__(
-        self, specs: Sequence[Attachable], entries: Sequence[Entry], seats: Sequence[Seat]
+        self, specs: Sequence[Spec[Any, Any]], entries: Sequence[Entry], seats: Sequence[Seat]
     ) -> None:
-        self.specs = tuple(specs)
-        self._entries = tuple(entries)
-        self._seats = tuple(seats)
-
-    def __enter__(self) -> DenoiserAttachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
+        super().__init__(specs)
+        self._entries, self._seats = tuple(entries), tuple(seats)
 
     def detach(self) -> None:
         """Take them off. Others stay; a second call finishes what the first one couldn't."""
@@ -63,7 +47,7 @@ class DenoiserAttachment:
 def attach_denoisers(
     target: Any,
     denoisers: Mapping[str, nn.Module],
-    interventions: Sequence[Attachable],
+    interventions: Sequence[Spec[Any, Any]],
     *,
     cond_rows: slice | None = None,
     fork: bool = True,
@@ -82,6 +66,13 @@ def attach_denoisers(
         ValueError: An intervention can't act on this model.
     """
     modules = list(denoisers.values())
+    for name, module in denoisers.items():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                f"this pipeline's {name} is a {type(module).__name__}, which splits the batch, and "
+                "with it both branches of guidance, over copies that edits wouldn't reach: attach "
+                f"after pipe.{name} = pipe.{name}.module"
+            )
     infos = [host_of(inner(module)) for module in modules]
     for module, info in zip(modules, infos, strict=True):
         if not info.layers:

@@ -130,8 +130,8 @@ class _Course(Descend):
         tally, losses = self.tally, self.losses
         change = (new - old).flatten(1).norm(dim=1) / old.flatten(1).norm(dim=1).clamp(1e-12)
         for site in self.sites:
-            tally.measure(site.name, change)
-        tally.stepped()
+            tally.add(site.name, change)
+        tally.begin()
         total = len(losses)
 
         def note() -> str:

@@ -9,7 +9,8 @@ from torch import Tensor
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.works import Work
-from regaze.hooks.report import InterventionReport
+from regaze.hooks.report import InterventionReport, LayerReport
+from regaze.hooks.tally import due
 
 
 class Entry:
@@ -29,10 +30,10 @@ class Entry:
         changed = work.attend(call)
         if not work.counted:
             return changed
-        if self.tally.count(call.site.name) and work.measured:
+        if due(self.tally.count(call.site.name)) and work.measured:
             stock = call.output.float()
             moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
-            self.tally.measure(call.site.name, moved.detach())
+            self.tally.add(call.site.name, moved)
         return changed
 
     def report(self, label: str) -> InterventionReport:
@@ -42,11 +43,17 @@ class Entry:
             label,
             prompts=0,
             layers=tuple(
-                self.tally.layer(-1 if site.layer is None else site.layer, site.name)
+                LayerReport(
+                    -1 if site.layer is None else site.layer,
+                    self.tally.calls[site.name],
+                    *self.tally.measured(site.name),
+                    site.name,
+                    self.work.measured,
+                )
                 for site in self.work.sites
             ),
             exempt=self.idle,
-            steps=self.tally.steps,
+            steps=self.tally.runs,
             note=note if isinstance(note, str) else note(),
         )
 

@@ -205,11 +205,10 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _which(text: Any, texts: Sequence[Any]) -> int | None:
     """Which of two texts a call was given; None if neither or either."""
-    for same in (lambda x: x is text, lambda x: isinstance(text, Tensor) and _equal(text, x)):
-        found = [n for n, x in enumerate(texts) if x is not None and same(x)]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
+    found = [n for n, one in enumerate(texts) if one is not None and one is text]
+    if not found and isinstance(text, Tensor):
+        found = [n for n, one in enumerate(texts) if one is not None and _equal(text, one)]
+    return found[0] if len(found) == 1 else None
 
 
 def call_by_name(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

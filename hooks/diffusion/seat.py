@@ -47,7 +47,7 @@ from regaze.hooks.diffusion.rows import (
     find_rows,
 )
 from regaze.hooks.diffusion.running import running
-from regaze.hooks.diffusion.sites import Layout, Site, read_layout
+from regaze.hooks.diffusion.sites import Layout, Site, blocks, read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
 
@@ -133,7 +133,7 @@ class Seat:
                 wanted += [module, module.processor]
             if self.fork and any(_branches(entry.work) for entry in self.entries):
                 forks.watch(self._calls, denoiser)
-                wanted += [denoiser.get_submodule(name) for name in forks.blocks(denoiser)]
+                wanted += [denoiser.get_submodule(name) for name in blocks(denoiser)]
         keep = set(map(id, wanted))
         self._calls.release(keep=lambda thing: id(thing) in keep)
 
@@ -215,7 +215,7 @@ class _OnePass:
             output = run(*args, **kwargs)
         for entry, work in self._live:
             if work.edits:
-                entry.tally.stepped()
+                entry.tally.begin()
         if branches:
             output = self._combined(pass_, branches, kept, output)
         for _, work in self._live:
@@ -384,7 +384,7 @@ class _OnePass:
             fork = _fork_of(branch, pass_)
             with kept.replaying(fork):
                 output = self._forward(pass_, call, editors, kept.skips(fork))
-        entry.tally.stepped()
+        entry.tally.begin()
 
         def differs(main: Tensor, beside: Tensor) -> Tensor:
             return branch.combine(main, beside, pass_) - main
