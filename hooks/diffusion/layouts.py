@@ -143,7 +143,8 @@ def patches(axes: str = "hw") -> Reader:
         if len(cut) < len(sides):
             cut = [getattr(denoiser.config, "patch_size_t", None) or 1, *cut]
         grid = tuple(n // p for n, p in zip(sides, cut[-len(sides) :], strict=True))
-        return Layout(grid, text_of(call), halves=False)
+        count = math.prod(grid)
+        return Layout(grid, text_of(call), halves=False, n_image=count, stream=count)
 
     return read
 
@@ -243,11 +244,10 @@ def lumina2(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     """Lumina 2: each row has its text without padding, then the picture."""
     lengths = set(call["encoder_attention_mask"].sum(1).tolist())
     layout = patches("hw")(denoiser, call)
-    n_image = math.prod(layout.finest or ())
     if len(lengths) > 1:
         why = f"the batch holds prompts of {len(lengths)} lengths, and the picture comes after them"
         return replace(layout, unclear=why, finest=None)
-    return replace(layout, n_text=int(lengths.pop()), n_image=n_image, stream=n_image)
+    return replace(layout, n_text=int(lengths.pop()))
 
 
 _MULTIPLE = 32
