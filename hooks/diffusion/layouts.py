@@ -52,6 +52,11 @@ class Layout:
     segments: bool = False
     unclear: str = ""
 
+    @property
+    def n_words(self) -> int:
+        """Tokens of the text alone, in the order of its encoders."""
+        return self.n_text - self.registers
+
     def grid(self, tokens: int) -> tuple[int, ...] | None:
         """The grid of ``tokens`` image tokens: the level of this image that has as many."""
         if self.finest is None:
