@@ -7,7 +7,7 @@ cuts patches of two; videos have two latent frames. Texts have TEXT tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -159,6 +159,18 @@ WAN: dict[str, Any] = {
 }  # fmt: skip
 
 
+HUNYUAN15: dict[str, Any] = HEADS | {
+    "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1, "patch_size": 2,
+    "text_embed_dim": WIDTH, "text_embed_2_dim": 8, "image_embed_dim": 8, "rope_axes_dim": ROPE8,
+    "target_size": 64,
+}  # fmt: skip
+HUNYUAN15_TEXT: dict[str, Any] = {
+    "encoder_attention_mask": ones, "encoder_hidden_states_2": lambda b: noise(b, 3, 8, seed=5),
+    "encoder_attention_mask_2": lambda b: ones(b, 3),
+    "image_embeds": lambda b: torch.zeros(b, 2, 8),
+}  # fmt: skip
+
+
 def unet_call(batch: int) -> dict[str, Any]:
     return text(batch, sample=noise(batch, 4, HEIGHT, COLUMNS))
 
@@ -303,7 +315,8 @@ TINY: dict[str, Tiny] = {
         {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
          "num_layers": 4, "cross_attention_dim": 48, "caption_channels": WIDTH,
          "sample_height": HEIGHT, "sample_width": COLUMNS, "sample_frames": FRAMES},
-        video(encoder_attention_mask=ones),
+        video(encoder_attention_mask=ones,
+              encoder_hidden_states=lambda b: noise(b, TEXT, WIDTH, seed=1)[:, None]),
         axes="cfhw",
     ),
     "BriaTransformer2DModel": Tiny(
@@ -353,15 +366,7 @@ TINY: dict[str, Tiny] = {
               guidance=lambda b: torch.full((b,), 6000.0)),
         axes="cfhw",
     ),
-    "HunyuanVideo15Transformer3DModel": Tiny(
-        HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1,
-                 "patch_size": 2, "text_embed_dim": WIDTH, "text_embed_2_dim": 8,
-                 "image_embed_dim": 8, "rope_axes_dim": ROPE8, "target_size": 64},
-        video(encoder_attention_mask=ones, encoder_hidden_states_2=lambda b: noise(b, 3, 8, seed=5),
-              encoder_attention_mask_2=lambda b: ones(b, 3),
-              image_embeds=lambda b: torch.zeros(b, 2, 8)),
-        axes="cfhw",
-    ),
+    "HunyuanVideo15Transformer3DModel": Tiny(HUNYUAN15, video(**HUNYUAN15_TEXT), axes="cfhw"),
     "HunyuanImageTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
                  "num_refiner_layers": 1, "patch_size": (2, 2), "text_embed_dim": WIDTH,
@@ -431,4 +436,52 @@ TINY: dict[str, Tiny] = {
         with_references(img_shapes=lambda b: [[(1, *GRID), (1, 2, GRID[1])]] * b),
         of="QwenImageTransformer2DModel", references=REFERENCES,
     ),
+    "HunyuanVideo 1.5 as its pipeline has it": Tiny(
+        HUNYUAN15 | {"in_channels": 9},
+        video(hidden_states=lambda b: noise(b, 9, FRAMES, HEIGHT, COLUMNS), **HUNYUAN15_TEXT),
+        of="HunyuanVideo15Transformer3DModel", axes="cfhw",
+    ),
 }  # fmt: skip
+
+
+def padded(batch: int, length: int = TEXT) -> Tensor:
+    """A mask under which every second row has two tokens less."""
+    mask = ones(batch, length)
+    mask[1::2, -2:] = False
+    return mask
+
+
+def _padded(name: str, *masks: str, **more: Any) -> Tiny:
+    """A model whose second prompt is shorter than the first."""
+    stock = TINY[name]
+
+    def call(batch: int) -> dict[str, Any]:
+        found = stock.call(batch)
+        return found | {n: padded(batch, found[n].shape[1]) for n in masks} | _made(more, batch)
+
+    return replace(stock, of=name, call=call)
+
+
+MASK = "encoder_attention_mask"
+TINY |= {
+    "Chroma, padded": _padded(
+        "ChromaTransformer2DModel",
+        attention_mask=lambda b: torch.cat([padded(b), ones(b, TOKENS)], 1),
+    ),
+    "HunyuanImage, padded": _padded("HunyuanImageTransformer2DModel", MASK),
+    "HunyuanVideo, padded": _padded("HunyuanVideoTransformer3DModel", MASK),
+    "HunyuanVideo 1.5, padded": _padded(
+        "HunyuanVideo15Transformer3DModel", MASK, "encoder_attention_mask_2"
+    ),
+    "Krea 2, padded": _padded("Krea2Transformer2DModel", MASK),
+    "Mochi, padded": _padded("MochiTransformer3DModel", MASK),
+    "Qwen-Image, padded": _padded("QwenImageTransformer2DModel", "encoder_hidden_states_mask"),
+    "Qwen-Image 2.1, padded": _padded(
+        "QwenImage21Transformer2DModel", "encoder_hidden_states_mask"
+    ),
+    "Z-Image, prompts of two lengths": _padded(
+        "ZImageTransformer2DModel",
+        cap_feats=lambda b: [noise(1, 5 + 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
+    ),
+}
+"""The same classes with prompts of several lengths in one batch."""
