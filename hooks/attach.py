@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from regaze.hooks.attachment import Attachment
 from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
@@ -21,33 +21,20 @@ from regaze.hooks.specs import Spec
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Spans
 
+__all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
+
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
-class Attachment:
-    """Interventions on a model, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
+class ModelAttachment(Attachment):
+    """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
     ) -> None:
-        self.specs = tuple(specs)
+        super().__init__(specs)
         self._seat = seat
         self._entries = list(entries)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def detach(self) -> None:
         """Take the interventions off. Others stay.
@@ -160,7 +147,7 @@ def attach(
     try:
         for entry in entries:
             seat.push(entry)
-        return Attachment(seat, specs, entries)
+        return ModelAttachment(seat, specs, entries)
     except BaseException:
         for entry in reversed(entries):
             seat.pop(entry)

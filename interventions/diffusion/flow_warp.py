@@ -30,9 +30,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
@@ -123,14 +123,14 @@ class FlowWarp(Intervention):
     def bind(self, host: Host) -> Attend:
         """Read the flow and make the edit; a weight of 0 is a no-op."""
         if not self.weight:
-            return Attend((), _unedited)
+            return Attend()
         if self.flow is None:
             raise ValueError(
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = _Warped(self, flows.read(self.flow))
-        return Attend(tuple(self._sites(host)), warped.attend, self.start, self.stop)
+        return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
@@ -143,11 +143,6 @@ class FlowWarp(Intervention):
             if site.kind == "temporal":
                 raise ValueError(
                     f"flow_warp: {site.name} attends over frames, not within a picture"
-                )
-            if site.order == "unknown":
-                raise ValueError(
-                    f"flow_warp: in which order {site.name} holds text and image isn't known for "
-                    "this model"
                 )
         return found
 
@@ -167,10 +162,6 @@ def _kept(flow: Any) -> str:
         raise ValueError(f"flow_warp: {error}") from None
 
 
-def _unedited(call: Call) -> Tensor:
-    return call.output
-
-
 # -- at work -----------------------------------------------------------------------------------
 
 
@@ -188,6 +179,9 @@ class _Warped:
 
     def attend(self, call: Call) -> Tensor:
         """The head outputs of a call, "B H N D", with all frames but the first edited."""
+        image = call.image()
+        if image.start >= image.stop:
+            return call.output
         runs = Runs(call, self._split(call))
         way = self._way(self._grid(call), call.query)
         output = call.output.unflatten(0, runs.split).clone()
@@ -206,7 +200,7 @@ class _Warped:
         if self.spec.axis == "query":
             return carry(warp, runs(maps, value), way)
         kept, moved = (
-            carry(warp, runs(maps, splat_columns(x, runs.image, way)), way)
+            carry(warp, runs(maps, splat_columns(x, runs.columns, way)), way)
             for x in (torch.ones_like(value), value)
         )
         return torch.where(kept > _EMPTY, moved / kept.clamp(min=_EMPTY), own)
