@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-from diffusion_matrix import MASKED, METHODS, SCALE, Method, pairs
-from literal_maps import guided_literally
+from diffusion_matrix import MASKED, METHODS, Method, pairs
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
-from regaze.hooks.diffusion import sites
+from regaze.hooks.diffusion.literal import literally
 
 
 def literal(family: str, method: Method, guided: bool) -> object:
     pipe, kind = tiny(family), FAMILIES[family]
     with regaze.attach(pipe, method.on(kind)) as run:
-        spec = run.specs[0]
-    places = {site.name: site for site in sites(pipe)}
-    names = list(getattr(spec, "layers", None) or ())
-    if not names:
-        names = [site.name for site in places.values() if site.layer in (1, 2)]
-
-    def edit(name: str, *args: object) -> object:
-        return method.edit(places[name], *args)
-
-    with guided_literally(pipe, kind, guided, names, edit, SCALE):  # type: ignore[arg-type]
+        spec: Any = run.specs[0]
+    with literally(pipe, kind.running(guided), [spec.literal()]):
         return kind.run(pipe, guided=guided)
 
 
