@@ -1,7 +1,7 @@
 """A denoiser on explicit attention maps: slow, literal, independent of the engine.
 
-Maps are built, N x N, edited as a method's formula reads and multiplied with the values; a perturbed
-branch is a whole second pass of the whole batch. What the engine gives has to equal this.
+Maps are built, N x N, edited as a method's formula reads and multiplied with the values; a branch
+that is perturbed is a whole second pass of the whole batch. The engine has to give the same.
 """
 
 from __future__ import annotations
@@ -276,7 +276,7 @@ def literally(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            layout = read_layout(denoiser, _by_name(denoiser, args, kwargs))
+            layout = read_layout(denoiser, by_name(denoiser, args, kwargs))
             share, t = state.share(pipeline, cond=not state.waiting)
             for form in forms:
                 if isinstance(form, AttendForm) and form.start <= share < form.stop:
@@ -336,10 +336,9 @@ def _split(running: Running, frames: int) -> tuple[int, int, int]:
     return branches, frames, running.images
 
 
-def _by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [
-        name for name in inspect.signature(type(denoiser).forward).parameters if name != "self"
-    ]
+def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a denoiser's call by name."""
+    names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
