@@ -13,15 +13,15 @@ from regaze.evals.running.records import read_json, write_json
 Verdict = Literal["passed", "failed", "skipped", "info"]
 
 PROMISES = {
-    "maps": "the plain model is its attention maps",
+    "maps": "attention = its maps written out",
     "fired": "it acts",
-    "prefill": "prefill equals the literal form",
-    "decode": "decoding equals the literal form",
-    "steps": "denoising equals the literal form",
-    "batch": "a batch of two equals each alone",
-    "threads": "two threads equal one after the other",
-    "idle": "strength zero changes nothing",
-    "undo": "detaching restores every bit",
+    "prefill": "prefill = literal form",
+    "decode": "decoding = literal form",
+    "steps": "denoising = literal form",
+    "batch": "a batch of two = each alone",
+    "idle": "at strength zero = plain model",
+    "undo": "after detaching = plain model",
+    "threads": "two threads = one after the other",
     "cost": "cost",
 }
 """What each line says, by the name that `Line.promise` holds."""

@@ -225,7 +225,7 @@ def _threads(
 
 
 def at_once(subject: Subject) -> Sequence[Sequence[Outputs]] | BaseException:
-    """What two threads get, each with its own input, at the same time; or what one of them raised."""
+    """What two threads get, each with its own input, at once; or what one of them raised."""
     found: list[list[Outputs]] = [[], []]
     raised: list[BaseException] = []
     start = threading.Barrier(2)
@@ -241,10 +241,11 @@ def at_once(subject: Subject) -> Sequence[Sequence[Outputs]] | BaseException:
             start.abort()
 
     workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in (0, 1)]
-    for one in workers:
-        one.start()
-    for one in workers:
-        one.join()
+    with subject.shared():
+        for one in workers:
+            one.start()
+        for one in workers:
+            one.join()
     torch.set_num_threads(threads)
     causes = [error for error in raised if not isinstance(error, threading.BrokenBarrierError)]
     return causes[0] if causes else found

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from regaze.evals.verify.per_thread import copied
 from regaze.evals.verify.subject import Outputs, Subject, Which
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
@@ -79,6 +80,11 @@ class Pipeline(Subject):
         return module
 
     @property
+    def tolerance(self) -> float:
+        """Ten times as much where latents go through a chain of gradient steps."""
+        return super().tolerance * (10 if self._texts else 1)
+
+    @property
     def layers(self) -> int:
         """Layers of the kind that the method edits."""
         kinds = TEXT if self._texts else ("self", "joint")
@@ -126,6 +132,10 @@ class Pipeline(Subject):
     def timed(self) -> Mapping[str, Callable[[], float]]:
         """Time of a picture."""
         return {"painting": self._seconds}
+
+    def shared(self) -> AbstractContextManager[None]:
+        """A scheduler and tokenizers for each thread."""
+        return copied(self.pipeline)
 
     def prepared(self, spec: Intervention) -> Intervention:
         """A spec with words of the prompt, or a flow, if it has none."""

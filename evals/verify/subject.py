@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -66,6 +66,10 @@ class Subject(ABC):
     @abstractmethod
     def timed(self) -> Mapping[str, Callable[[], float]]:
         """Ways to take the time, in seconds, by what is timed."""
+
+    def shared(self) -> AbstractContextManager[Any]:
+        """Make the model one that two threads can share as far as the plain one can be."""
+        return nullcontext()
 
     def prepared(self, spec: Intervention) -> Intervention:
         """A spec with what it needs to act on these inputs."""

@@ -72,8 +72,14 @@ def verify(
     lines += check_plain(subject, plain)
     for number, stack in enumerate(stacks):
         if number and denoisers is not None:  # Each method paints its own way.
-            subject = _subject(target, processor, stack, call)
-            plain = Plain(subject)
+            try:
+                subject = _subject(target, processor, stack, call)
+                plain = Plain(subject)
+            except RuntimeError as error:
+                label = "+".join(spec.label for spec in stack)
+                detail = f"the plain model runs no more after what went before: {error}"
+                lines.append(Line(label, "fired", "failed", detail))
+                continue
         lines += check_method(subject, plain, stack, tell)
     return Certificate(
         model={**subject.about(), **({"identity": dict(identity)} if identity else {})},
