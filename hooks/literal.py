@@ -158,14 +158,15 @@ class Pass:
     heads: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
 
-    def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        """Note a block that enters the tower."""
-        given = kwargs.get("inputs_embeds")
-        given = kwargs.get("input_ids", args[0] if args else None) if given is None else given
+    def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Note a block that enters the tower; all layers are to compute all its rows."""
+        embeds = kwargs.get("inputs_embeds")
+        given: Any = embeds if embeds is not None else kwargs.get("input_ids", *args[:1])
         cache = kwargs.get("past_key_values")
         self.start = int(cache.get_seq_length()) if cache is not None else 0
         self.end = self.start + given.shape[1]
         self.was_read = self.was_read[: self.start] + [given.shape[1] > 1] * given.shape[1]
+        return args, {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
     def look(self, layer: int, hidden: Tensor) -> None:
         """Keep what enters a layer."""
@@ -260,8 +261,8 @@ ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"
 @contextmanager
 def _running(host: Host, now: Pass) -> Iterator[Pass]:
     tower: Any = host.tower
-    owners = [tower, *(m for m in tower.modules() if hasattr(m, "layer_idx"))]
-    configs = {id(m.config): m.config for m in owners if hasattr(m, "config")}
+    # Layers of different shapes have a config each.
+    configs = {id(m.config): m.config for m in tower.modules() if hasattr(m, "config")}
     before = [(c, c._attn_implementation_internal) for c in configs.values()]
 
     def looker(layer: int) -> Callable[..., None]:

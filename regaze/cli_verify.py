@@ -68,7 +68,7 @@ def verify(
     options: dict[str, Any]
     if paints:
         painter = Source(model=model, dtype=dtype, device=device).load()
-        target, options = painter.pipeline, {"call": painter.arguments | {"num_inference_steps": 2}}
+        target, options = painter.pipeline, {"call": {**painter.arguments, "num_inference_steps": 2}}
         identity = painter.identity
     else:
         loaded = load_model(

@@ -237,7 +237,8 @@ def edited(
             bias = bias_of(attn_mask, logits)
             weights = (logits + bias).softmax(-1)
             image = image_tokens(sites[name], logits.shape[-1], layout.n_text)
-            grid = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
+            sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
+            grid = sides[0], sides[1], sides[2]
             about = Map(
                 sites[name], q, k, logits, bias, weights, factor, image, grid, split
             )  # fmt: skip

@@ -160,7 +160,8 @@ class FlowWarp(Intervention):
             if flow.visible is not None:
                 new = torch.where(_rows(seen(flow.visible[f - 1], rows, columns), a), new, own)
             done[:, f][..., m.image, :] = new
-        return done.flatten(0, 2).to(m.weights)
+        edited: Tensor = done.flatten(0, 2).to(m.weights)
+        return edited
 
     def resolve(self, host: Host) -> FlowWarp:
         """Choose the layers, by their full names."""

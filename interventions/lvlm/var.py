@@ -132,7 +132,8 @@ class VAR(Intervention):
         rms = x.square().mean(-1).sqrt()
         phi = x[..., list(self.sink_dims or ())].abs().amax(-1) / rms
         tau = (self.tau or 0) * hidden.shape[-1] ** 0.5
-        return phi > tau if self.sense == "code" else phi >= tau
+        sinks: Tensor = phi > tau if self.sense == "code" else phi >= tau
+        return sinks
 
     def resolve(self, host: Host) -> VAR:
         """Find the sink dimensions and choose the layers.
