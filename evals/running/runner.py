@@ -22,8 +22,8 @@ from regaze.evals.running.conditions import Condition, baseline_first, other_ima
 from regaze.evals.running.decoding import Decoding
 from regaze.evals.running.distributed import World
 from regaze.evals.running.generation import Answerer
-from regaze.evals.running.looking import split
 from regaze.evals.running.models import identify
+from regaze.evals.running.preparing import split
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.records import Key
 from regaze.evals.running.results import RUN, RunResult, load, session_files, take
@@ -128,11 +128,11 @@ def _resolved(
     condition: Condition, model: PreTrainedModel, processor: Any
 ) -> tuple[Intervention, ...]:
     """A condition's interventions with every field filled in, in their order."""
-    specs, carve = split(condition.specs)
+    specs, asking = split(condition.specs)
     with attach(model, *specs, processor=processor) as attached:
         found = [cast(Intervention, spec) for spec in attached.specs]
-    if carve:
-        found.insert(condition.specs.index(carve), carve.resolve(find_host(model, processor)))
+    if asking:
+        found.insert(condition.specs.index(asking), asking.resolve(find_host(model, processor)))
     return tuple(found)
 
 
@@ -152,17 +152,16 @@ def _why_apart(
         # Tried out already. (A run that isn't the same is refused for what differs.)
         found: str | None = records.read_json(before)["config"].get("sharing", {}).get("why")
         return found
-    # Looking closer asks one question more about each image.
-    closer = [carve for one in conditions if (carve := split(one.specs)[1])]
-    general = [carve.general for carve in closer]
+    asking = [spec for one in conditions if (spec := split(one.specs)[1])]
+    extra = [prompt for spec in asking for prompt in spec.extra_prompts]
     for group in batching.by_image(item for batch in batches for item in batch):
-        if group[0].image is None or len(group) + len(group[0].choices) + len(general) < 2:
+        if group[0].image is None or len(group) + len(group[0].choices) + len(extra) < 2:
             continue
         try:
             image = task.load_image(group[0])
         except OSError:
             continue
-        prompts = [*(item.prompt for item in group), *general]
+        prompts = [*(item.prompt for item in group), *extra]
         return answerer.why_apart([Question(prompt, image) for prompt in prompts])
     return "no image has several questions"
 

@@ -104,7 +104,7 @@ class CARVE(Intervention):
     summary: ClassVar[str] = "shows the region that a question is about, magnified"
     paper: ClassVar[str] = "arXiv 2509.06461"
     shares_prefix: ClassVar[bool] = False
-    attaches: ClassVar[bool] = False
+    stage: ClassVar[Literal["attention", "question"]] = "question"
 
     sense: Sense = "paper"
     layers: tuple[int, ...] | tuple[float, float] | None = None
@@ -182,6 +182,11 @@ class CARVE(Intervention):
                 f"the question {question.strip()!r} is CARVE's general question, so nothing can "
                 "stand out from it: ask about something, or set another one with general="
             )
+
+    @property
+    def extra_prompts(self) -> tuple[str, ...]:
+        """The general question."""
+        return (self.general,)
 
     @property
     def reading_layers(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from tiny import FAMILIES, tiny
 from regaze.hooks import attach
 from regaze.interventions import Intervention, get, names
 
-NAMES = [name for name in names(Intervention.acts_on) if get(name).attaches]
+NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "attention"]
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
