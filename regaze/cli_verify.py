@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from regaze.cli_common import Attention, Device, DeviceMap, DType, Json, load_mo
 from regaze.cli_pipelines import Source
 from regaze.evals import sandbox
 from regaze.evals.running.conditions import Condition
+from regaze.evals.running.models import Loaded
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.verify import Certificate
 from regaze.evals.verify import verify as verify_model
@@ -68,7 +70,10 @@ def verify(
     options: dict[str, Any]
     if paints:
         painter = Source(model=model, dtype=dtype, device=device).load()
-        target, options = painter.pipeline, {"call": {**painter.arguments, "num_inference_steps": 2}}
+        target, options = (
+            painter.pipeline,
+            {"call": {**painter.arguments, "num_inference_steps": 2}},
+        )
         identity = painter.identity
     else:
         loaded = load_model(
@@ -79,15 +84,8 @@ def verify(
         identity = loaded.identity
     if not stacks:
         kind = "diffusers pipelines" if paints else Intervention.acts_on
-        stacks = [(get(name)(),) for name in names(kind) if get(name).attaches]
-    with common.err.status("verifying") as status:
-        certificate = verify_model(
-            target,
-            *stacks,
-            identity=identity,
-            progress=lambda text: status.update(Text(f"verifying {text}")),
-            **options,
-        )
+        stacks = [(get(name)(),) for name in names(kind) if get(name).stage == "attention"]
+    certificate = _verified(target, stacks, identity=identity, **options)
     if out is not None:
         certificate.save(out)
     if as_json:
@@ -95,6 +93,43 @@ def verify(
     else:
         show(certificate, model)
     raise typer.Exit(0 if certificate.passed else 1)
+
+
+def certified(loaded: Loaded, conditions: Sequence[Condition]) -> dict[str, dict[str, Any]]:
+    """Verify what some conditions attach to a model; a promise that fails ends the command.
+
+    Returns:
+        The certificates as JSON, by the conditions' labels.
+    """
+    found = {
+        condition.label: tuple(spec for spec in condition.specs if spec.stage == "attention")
+        for condition in conditions
+    }
+    stacks = {label: stack for label, stack in found.items() if stack}
+    if not stacks:
+        return {}
+    # A condition's controls show other images; what is attached is the same.
+    different = list(dict.fromkeys(stacks.values()))
+    certificate = _verified(
+        loaded.model, different, processor=loaded.processor, identity=loaded.identity
+    )
+    if not certificate.passed:
+        show(certificate, str(loaded.identity["name"]))
+        common.fail("a promise failed on this model, so nothing was asked of it", 1)
+    return {
+        label: certificate.only("+".join(spec.label for spec in stack)).to_dict()
+        for label, stack in stacks.items()
+    }
+
+
+def _verified(target: Any, stacks: Sequence[Sequence[Intervention]], **options: Any) -> Certificate:
+    with common.err.status("verifying") as status:
+        return verify_model(
+            target,
+            *stacks,
+            progress=lambda text: status.update(Text(f"verifying {text}")),
+            **options,
+        )
 
 
 def show(certificate: Certificate, name: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -93,6 +93,17 @@ class Certificate:
     def methods(self) -> list[str]:
         """The labels of what was verified, in order."""
         return list(dict.fromkeys(line.method for line in self.lines if line.method))
+
+    def only(self, method: str) -> Certificate:
+        """What it says of one method, and of the plain model.
+
+        Raises:
+            KeyError: It says nothing of the method.
+        """
+        if method not in self.methods:
+            raise KeyError(f"nothing was verified of {method!r}")
+        lines = tuple(line for line in self.lines if line.method in ("", method))
+        return replace(self, lines=lines)
 
     def of(self, promise: str, method: str | None = None) -> Line:
         """The line of a promise.

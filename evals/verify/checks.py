@@ -13,7 +13,7 @@ from regaze.evals.verify.subject import Outputs, Subject, Which
 from regaze.hooks import Report
 from regaze.interventions import Intervention
 
-_ROUNDS = 3
+_ROUNDS = 2
 """How often each of two threads runs its input."""
 
 Progress = Callable[[str], None]

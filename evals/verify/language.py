@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.evals.sandbox.scenes import scene
-from regaze.evals.verify.subject import Outputs, Subject, Which
+from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.host import Host, find_host, split_target
 from regaze.hooks.literal import literally
@@ -124,7 +123,7 @@ class Language(Subject):
                 torch.cuda.synchronize(self._device)
             return time.perf_counter() - start
 
-        return statistics.median(once() for _ in range(3))
+        return median(once)
 
     @torch.no_grad()
     def _generate(self, inputs: Mapping[str, Any], tokens: int, **options: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.evals.verify.per_thread import copied
-from regaze.evals.verify.subject import Outputs, Subject, Which
+from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
 from regaze.hooks.diffusion.literal import Running, literally
@@ -169,7 +168,7 @@ class Pipeline(Subject):
                 torch.cuda.synchronize(self.pipeline.device)
             return time.perf_counter() - start
 
-        return statistics.median(once() for _ in range(3))
+        return median(once)
 
     def _small(self, steps: int) -> dict[str, Any]:
         """Arguments of a small, short call: those that this pipeline's call has."""

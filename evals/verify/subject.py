@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,10 +14,18 @@ from torch import Tensor, nn
 from regaze.hooks import Attachment
 from regaze.interventions import Intervention
 
+_LONG = 1.0
+
 Which = Literal[0, 1, "both"]
 """The first input alone, the second one alone, or both as one batch."""
 Outputs = Mapping[str, Tensor]
 """What a model gives for one input, by the promise that compares it."""
+
+
+def median(once: Callable[[], float]) -> float:
+    """The median of three times, or the first one if it is long enough to tell."""
+    first = once()
+    return first if first > _LONG else statistics.median([first, once(), once()])
 
 
 class Subject(ABC):

@@ -55,7 +55,7 @@ def verify(
         raise ValueError("there is nothing to verify: name methods, such as VAR()")
     tell = progress or (lambda text: None)
     for spec in (spec for stack in stacks for spec in stack):
-        if not spec.attaches:
+        if spec.stage != "attention":
             raise ValueError(
                 f"{spec.name} edits no attention (it changes what the model is shown), so there is "
                 "nothing to verify"
