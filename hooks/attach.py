@@ -3,71 +3,42 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Protocol
+from collections.abc import MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import nn
 
-from regaze.hooks.host import Host, find_host, split_target
+from regaze.hooks.attachment import Attachment
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
-from regaze.hooks.report import InterventionReport, Report
-from regaze.hooks.rows import Entry
-from regaze.hooks.seat import Seat
+from regaze.hooks.report import InterventionReport, LayerReport, Report
+from regaze.hooks.seat import LayerEntry, Seat
+from regaze.hooks.specs import Spec
+from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Spans
 
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
-class Attachable(Protocol):
-    """What `attach` needs of an intervention."""
+class ModelAttachment(Attachment):
+    """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
-    @property
-    def label(self) -> str:
-        """Short text for reports."""
-
-    @property
-    def acts_on(self) -> str:
-        """What it can be attached to."""
-
-    def resolve(self, tower: Any) -> Attachable:
-        """Fill in what depends on the model; raise if it can't act there."""
-
-    def bind(self, tower: Any) -> Any:
-        """Make the edit."""
-
-
-class Attachment:
-    """Interventions on a model, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
-
-    def __init__(self, seat: Seat, specs: Sequence[Attachable], entries: Sequence[Entry]) -> None:
-        self.specs = tuple(specs)
+    def __init__(
+        self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
+    ) -> None:
+        super().__init__(specs)
         self._seat = seat
         self._entries = list(entries)
-        self._attached = True
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def detach(self) -> None:
-        """Take the interventions off. Others stay; a second call does nothing."""
-        if self._attached:
-            self._attached = False
-            for entry in reversed(self._entries):
-                self._seat.pop(entry)
+        """Take the interventions off. Others stay.
+
+        A second call takes off nothing else; it finishes what an interrupt left undone.
+        """
+        for entry in reversed(self._entries):
+            self._seat.pop(entry)
 
     def report(self) -> Report:
         """What fired, where, how often and how strongly, since the interventions were attached."""
@@ -75,36 +46,41 @@ class Attachment:
             tuple(
                 InterventionReport(
                     spec.label,
-                    entry.tally.prompts,
-                    tuple(entry.tally.layers()),
-                    exempt=not entry.edit.layers,
+                    entry.tally.runs,
+                    tuple(layer_reports(entry)),
+                    exempt=not entry.work.layers,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
             )
         )
 
-    @contextmanager
-    def partial_prompt(self) -> Iterator[None]:
-        """Forward passes inside are parts of a prompt that goes on; their last row isn't its last.
+    def partial_prompt(self) -> AbstractContextManager[None]:
+        """Forward passes of this thread inside are parts of a prompt that goes on.
 
-        Needed when a prompt is fed in chunks, or a shared prefix is encoded first; without it the
-        end of every multi-token block counts as the end of a prompt.
+        Their last row isn't the prompt's last. Needed when a prompt is fed in parts, or a shared
+        prefix is encoded first; without it the end of every multi-token block counts as the end of
+        a prompt. (``generate(prefill_chunk_size=...)`` says so itself.)
         """
-        reader = self._seat.reader
-        before, reader.partial = reader.partial, True
-        try:
-            yield
-        finally:
-            reader.partial = before
+        return self._seat.partial()
+
+
+def layer_reports(entry: LayerEntry) -> list[LayerReport]:
+    """An edit's counters as numbers; waits for the device."""
+    tally = entry.tally
+    return [
+        LayerReport(layer, tally.calls[layer], *tally.measured(layer))
+        for layer in sorted(tally.calls)
+    ]
 
 
 def attach(
     target: Any,
-    *interventions: Attachable,
+    *interventions: Spec[Any, Any],
     processor: Any = None,
     spans: Sequence[Spans] | Spans | None = None,
     cond_rows: slice | None = None,
     fork: bool = True,
+    unknown: Unknown = "raise",
 ) -> Attachment:
     """Attach interventions to a model or pipeline that is already loaded.
 
@@ -123,6 +99,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there.
 
     Returns:
         A handle, usable as a context manager.
@@ -136,6 +114,7 @@ def attach(
     from regaze.hooks.diffusion.attach import attach_denoisers
     from regaze.hooks.diffusion.host import find_denoisers
 
+    refuse_wrapper(target)
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
     for one in interventions:
@@ -150,30 +129,42 @@ def attach(
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
-    info = find_host(model, processor)
-    specs = [one.resolve(info) for one in interventions]
-    entries = [Entry(spec.bind(info)) for spec in specs]
-    seat = seat_of(info, spans)
-    pushed: list[Entry] = []
+    host = find_host(model, processor, unknown=unknown, spans=spans is not None)
+    specs = [one.resolve(host) for one in interventions]
+    entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
+    seat = seat_of(host, spans)
     try:
         for entry in entries:
             seat.push(entry)
-            pushed.append(entry)
+        return ModelAttachment(seat, specs, entries)
     except BaseException:
-        for entry in reversed(pushed):
+        for entry in reversed(entries):
             seat.pop(entry)
         raise
-    return Attachment(seat, specs, entries)
 
 
-def seat_of(info: Host, spans: Sequence[Spans] | Spans | None = None) -> Seat:
-    """The one seat of a text tower, made on first use."""
-    seat = _SEATS.get(info.tower)
+def seat_of(host: Host, spans: Sequence[Spans] | Spans | None = None) -> Seat:
+    """The one seat of a text tower, made on first use.
+
+    Raises:
+        ValueError: It has other ``spans`` or another ``processor``.
+    """
+    seat = _SEATS.get(host.tower)
     if seat is None or not seat.entries:
-        seat = _SEATS[info.tower] = Seat(Reader(info, spans))
-    elif spans is not None and spans != seat.reader.spans:
-        raise ValueError(
-            "this model already has interventions attached with other spans; attach them all in "
-            "one call, or detach first"
-        )
+        if seat is not None:
+            seat.uninstall()  # An interrupt may have kept it from finishing.
+        seat = _SEATS[host.tower] = Seat(host, Reader(host, spans))
+        return seat
+    reader = seat.reader
+    if spans is not None and spans != reader.spans:
+        raise _differs("spans")
+    if host.processor is not None and not reader.agrees(host):
+        raise _differs("row-end and tile tokens, because of another processor")
     return seat
+
+
+def _differs(what: str) -> ValueError:
+    return ValueError(
+        f"this model already has interventions attached with other {what}; attach them all in one "
+        "call, or detach first"
+    )

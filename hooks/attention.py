@@ -53,6 +53,34 @@ def mix_values(weights: Tensor, value: Tensor) -> Tensor:
     return (folded @ value.float()).reshape(batch, heads, rows, -1).transpose(1, 2)
 
 
+def plain_rows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float,
+    softcap: float | None,
+    seen: Tensor,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Attention of a few rows as it is, in float32.
+
+    Args:
+        query: "B H R D".
+        key: "B G K D".
+        value: "B G K D".
+        scaling: Factor of the logits.
+        softcap: See `row_logits`.
+        seen: Bool, broadcastable to "B H R K"; each row sees something.
+        bias: Added to the logits, likewise.
+
+    Returns:
+        "B R H D", float32.
+    """
+    logits = row_logits(query, key, scaling, softcap)
+    logits = logits if bias is None else logits + bias
+    return mix_values(logits.masked_fill(~seen, -torch.inf).softmax(-1), value)
+
+
 def gather_rows(x: Tensor, rows: Tensor) -> Tensor:
     """Pick query rows per batch row: "B H Q D" and row indices "B R" -> "B H R D"."""
     index = rows[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])

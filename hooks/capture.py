@@ -7,7 +7,7 @@ outputs is untouched bit for bit. Captured rows see the edits that were attached
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Literal
 
@@ -21,8 +21,8 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.grids import GRID_INPUTS, grid_size, patch_grid
 from regaze.hooks.host import check_layers, find_host, split_target
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
-from regaze.hooks.reading import Reader
-from regaze.hooks.rows import Entry
+from regaze.hooks.seat import LayerEntry, Seat
+from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Kind, TokenMap
 
 
@@ -46,51 +46,43 @@ class Rowset:
     offset: int
 
 
-class Capture(Edit):
-    """Rows captured of the latest prompt, and its generated tokens if ``rows`` covers them."""
+@dataclass
+class _Seen:
+    """What was captured of one prompt."""
 
-    reads_only = True
+    inputs: Mapping[str, Any]
+    batch: int
+    tokens: TokenMap
+    captured: list[Rowset] = field(default_factory=list)
 
-    def __init__(
-        self,
-        reader: Reader,
-        config: Any,
-        layers: Iterable[int],
-        rows: Rows,
-        heads: list[int] | Literal["mean"] | None,
-    ) -> None:
-        super().__init__(frozenset(layers))
+
+class Capture:
+    """Rows captured of the latest prompt, and its generated tokens if ``rows`` covers them.
+
+    Attributes:
+        rows: Which rows.
+        heads: Which heads; None: all.
+    """
+
+    def __init__(self, config: Any, rows: Rows, heads: list[int] | Literal["mean"] | None) -> None:
         self.rows: Rows = rows
         self.heads = heads
-        self.captured: list[Rowset] = []
-        self.tokens: TokenMap | None = None
-        self._reader = reader
         self._config = config
-        self._inputs: dict[str, Any] = {}
-        self._batch = 1
+        self._seen_last: _Seen | None = None
 
-    def begin(self, pass_: Pass) -> None:
-        """Forget the prompt before."""
-        if pass_.prompt_start:
-            self.captured = []
-            self._inputs = {k: v for k, v in self._reader.inputs.items() if k in GRID_INPUTS}
-            self._batch = pass_.batch
-        self.tokens = pass_.tokens
-        self._past = pass_.past
+    @property
+    def captured(self) -> list[Rowset]:
+        """What was captured, in the order in which the layers ran."""
+        return [] if self._seen_last is None else self._seen_last.captured
 
-    def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
-        """Keep the rows' weights."""
-        acts = plan.acts[self.rows]
-        valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-        weights = logits.softmax(-1)
-        if self.heads == "mean":
-            weights = weights.mean(1, keepdim=True)
-        elif self.heads is not None:
-            weights = weights[:, self.heads]
-        rows = (plan.rows + self._past).cpu()
-        self.captured.append(
-            Rowset(layer, rows, valid.cpu(), weights.detach().cpu(), columns.offset)
-        )
+    @property
+    def tokens(self) -> TokenMap | None:
+        """What the prompt's columns hold."""
+        return None if self._seen_last is None else self._seen_last.tokens
+
+    def begin(self, seen: _Seen) -> None:
+        """Take up another prompt."""
+        self._seen_last = seen
 
     def mass(self, sample: int = 0) -> Tensor:
         """Mean attention that the captured rows of a sample give each prompt column: "K".
@@ -100,7 +92,7 @@ class Capture(Edit):
         Raises:
             ValueError: Nothing was captured for this sample.
         """
-        tokens = self._seen(sample)
+        tokens = self._found(sample)
         total, count = torch.zeros(tokens.length), 0
         for one in self.captured:
             picked = one.weights[sample][:, one.valid[sample]]  # "H R K"
@@ -133,7 +125,7 @@ class Capture(Edit):
         Raises:
             ValueError: There is no such image, or its grid can't be known.
         """
-        tokens = self._seen(sample)
+        tokens = self._found(sample)
         if not 0 <= image < tokens.n_images(sample):
             raise ValueError(
                 f"sample {sample} has {tokens.n_images(sample)} images; there is no image {image}"
@@ -141,11 +133,16 @@ class Capture(Edit):
         run = tokens.image_columns(sample, image)
         inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
         # Rows that were repeated (beams, a shared beginning) brought their image once.
-        times = tokens.batch // (self._batch if inputs is None else len(inputs["input_ids"]))
+        seen = self._seen_last
+        brought = 1 if seen is None else seen.batch
+        times = tokens.batch // (brought if inputs is None else len(inputs["input_ids"]))
         before = range(0, sample - sample % times, times)
         number = sum(tokens.n_images(row) for row in before) + image
         grid = patch_grid(
-            self._config, len(run), grid_size(inputs or self._inputs, number), int(inside.sum())
+            self._config,
+            len(run),
+            grid_size(inputs or (seen.inputs if seen else {}), number),
+            int(inside.sum()),
         )
         if grid is None:
             raise ValueError(
@@ -155,7 +152,7 @@ class Capture(Edit):
             )
         return run[grid]
 
-    def _seen(self, sample: int) -> TokenMap:
+    def _found(self, sample: int) -> TokenMap:
         if self.tokens is None or not self.captured:
             raise ValueError(
                 f"nothing was captured: no forward pass ran, or its prompt has no {self.rows!r} "
@@ -166,14 +163,54 @@ class Capture(Edit):
         return self.tokens
 
 
+class _CaptureEdit(Edit):
+    """Hands the rows of each prompt to a `Capture`."""
+
+    reads_only = True
+
+    def __init__(self, layers: Iterable[int], capture: Capture) -> None:
+        super().__init__(frozenset(layers))
+        self.rows = capture.rows
+        self.capture = capture
+        self.seen: _Seen | None = None
+        self.past = 0
+
+    def begin(self, pass_: Pass) -> None:
+        self.past = pass_.past
+        if pass_.prompt_start or self.seen is None:
+            inputs = {k: v for k, v in pass_.inputs.items() if k in GRID_INPUTS}
+            self.seen = _Seen(inputs, pass_.batch, pass_.tokens)
+            self.capture.begin(self.seen)
+        self.seen.tokens = pass_.tokens
+
+    def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        acts = plan.acts[self.capture.rows]
+        valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+        weights = logits.softmax(-1)
+        heads = self.capture.heads
+        if heads == "mean":
+            weights = weights.mean(1, keepdim=True)
+        elif heads is not None:
+            weights = weights[:, heads]
+        if self.seen is not None:
+            rows = (plan.rows + self.past).cpu()
+            self.seen.captured.append(
+                Rowset(layer, rows, valid.cpu(), weights.detach().cpu(), columns.offset)
+            )
+
+
 class Capturing:
     """A capture on a model, until the end of the ``with`` block or `detach`."""
 
-    def __init__(self, seat: Any, capture: Capture) -> None:
+    def __init__(self, seat: Seat, layers: Iterable[int], capture: Capture) -> None:
         self.capture = capture
         self._seat = seat
-        self._entry: Entry | None = Entry(capture)
-        seat.push(self._entry)
+        self._entry: LayerEntry = Entry(_CaptureEdit(layers, capture))
+        try:
+            seat.push(self._entry)
+        except BaseException:
+            seat.pop(self._entry)
+            raise
 
     def __enter__(self) -> Capture:
         return self.capture
@@ -188,9 +225,7 @@ class Capturing:
 
     def detach(self) -> None:
         """Stop capturing; what was captured stays. A second call does nothing."""
-        if self._entry is not None:
-            self._seat.pop(self._entry)
-            self._entry = None
+        self._seat.pop(self._entry)
 
 
 def capture(
@@ -224,7 +259,7 @@ def capture(
     info = find_host(model, processor)
     if rows not in ("last", "question", "text"):
         raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
-    if not info.image_ids:
+    if not info.has_images:
         raise ValueError(f"{info.model_type} has no image columns in its text tower to look at")
     chosen = (
         range(info.n_layers) if layers is None else check_layers(layers, info.n_layers, "layer")
@@ -238,7 +273,7 @@ def capture(
         picked = check_layers(heads, info.n_heads, "head")
     seat = seat_of(info)
     config = getattr(model, "config", None)
-    return Capturing(seat, Capture(seat.reader, config, chosen, rows, picked))
+    return Capturing(seat, chosen, Capture(config, rows, picked))
 
 
 __all__ = ["Capture", "Capturing", "Rowset", "capture"]

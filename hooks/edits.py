@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection
 from typing import Literal
 
@@ -13,8 +14,11 @@ from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
 class Edit:
     """What one bound method does inside one model. Override what the method needs.
 
-    A new object is made for each attachment; state kept between calls belongs to one prompt and
-    is dropped in `begin` when ``pass_.prompt_start``.
+    Every forward pass works on a copy of what the pass before it left: many prompts may be under
+    way at once, in threads or in turns, and a cache may be copied with what is known of its
+    prompt. Attributes that are dicts, lists or sets are copied with it, one level deep; other
+    objects are shared, so replace tensors rather than write into them. State belongs to one prompt
+    and is dropped in `begin` when ``pass_.prompt_start``.
 
     Attributes:
         layers: Layers at which the edit acts.
@@ -22,7 +26,6 @@ class Edit:
             "question" (prompt text after the image), "text" (that and decode rows), or None for
             no row edit.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
-        watches_hidden: Whether `see_hidden` wants the layers' inputs.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
             "mask" keeps them.
@@ -30,19 +33,28 @@ class Edit:
 
     rows: Rows | None = None
     reads_only: bool = False
-    watches_hidden: bool = False
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
-    scales_heads: bool = False
 
     def __init__(self, layers: Collection[int]) -> None:
         self.layers = frozenset(layers)
 
+    def fork(self) -> Edit:
+        """A copy with state of its own."""
+        twin = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, (dict, list, set)):
+                setattr(twin, name, value.copy())
+        return twin
+
     def begin(self, pass_: Pass) -> None:
-        """A block begins."""
+        """Prepare for a forward pass; drop the state of another prompt."""
 
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
-        """Read the residual stream "B Q E" entering a layer, before its norm."""
+        """Read the residual stream "B Q E" entering a layer, before its norm; not in decode steps.
+
+        Gradients don't flow through what is read.
+        """
 
     def active(self, layer: int, pass_: Pass) -> bool:
         """Whether `edit_logits` has anything to do here; False keeps the stock output."""
@@ -60,12 +72,19 @@ class Edit:
     ) -> Tensor | None:
         """Return a factor "B H" for all rows of each head's output, or None.
 
+        Gradients don't flow through the factor.
+
         Args:
             layer: Layer index.
             out: "B Q H D", head outputs before the output projection.
-            null: "B H D", the same at the prompt's last token when run without its images; given
-                on prompts with images of an edit with ``null_prompt``. That run gets the same
-                factors.
+            null: "B H D", the same at the last token of the prompt without its images; given on
+                prompts with images of an edit with ``null_prompt``. That run gets the same factors.
+                A sample of which nothing would be left has the prompt's own last row here.
             pass_: The block.
         """
         return None
+
+
+def overrides(edit: Edit, method: str) -> bool:
+    """Whether an edit does something of its own in a method of `Edit`."""
+    return getattr(type(edit), method) is not getattr(Edit, method)

@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import (
-    get_anyres_image_grid_shape,
-    unpad_image,
-)
+
+from regaze.hooks.families import FAMILIES
 
 GRID_INPUTS = ("image_grid_thw", "image_sizes")
 """Model inputs that tell the grids; one row per image, over the batch in reading order."""
@@ -33,34 +31,30 @@ def patch_grid(config: Any, columns: int, size: Tensor | None, breaks: int = 0) 
     Returns:
         "rows cols" indices into the run, or None if the grid can't be known.
     """
-    kind = getattr(config, "model_type", "")
+    family = FAMILIES.get(getattr(config, "model_type", ""))
+    kind = "unknown" if family is None else family.grid
     first, shape = 0, None
-    if kind.startswith("qwen") and size is not None:
+    if kind == "thw":
+        if size is None:
+            return None
         merge = config.vision_config.spatial_merge_size
         frames, height, width = (int(v) for v in size)
         # One picture; of a video's frames the first is shown.
         shape = (height // merge, width // merge)
         if columns != frames * shape[0] * shape[1]:
             return None
-    elif kind in ("llava_next", "llava_onevision"):
+    elif kind == "anyres":
         return _any_resolution(config, columns, size)
-    elif kind in ("internvl", "idefics3", "smolvlm"):
+    elif kind == "last tile":
         side = _tile_side(config)
         first, shape = columns - side * side, (side, side)
-    elif breaks:
+    elif kind == "breaks" and breaks:
         shape = (breaks + 1, columns // (breaks + 1))
-    elif (side := math.isqrt(columns)) ** 2 == columns:
+    elif kind in ("square", "breaks") and (side := math.isqrt(columns)) ** 2 == columns:
         shape = (side, side)
     if shape is None or first < 0 or first + shape[0] * shape[1] > columns:
         return None
     return first + torch.arange(shape[0] * shape[1]).reshape(shape)
-
-
-def columns_per_image(config: Any) -> int | None:
-    """Columns of one image for families whose images stand side by side with nothing between."""
-    if getattr(config, "model_type", "") == "paligemma":
-        return int(config.text_config.num_image_tokens)
-    return None
 
 
 def grid_size(inputs: Mapping[str, Any], image: int) -> Tensor | None:
@@ -80,6 +74,12 @@ def _tile_side(config: Any) -> int:
 
 
 def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | None:
+    # Here, because loading that model's code takes seconds.
+    from transformers.models.llava_next.modeling_llava_next import (
+        get_anyres_image_grid_shape,
+        unpad_image,
+    )
+
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     tiles = columns - side * side

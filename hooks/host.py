@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
-from regaze.hooks.grids import columns_per_image
+from regaze.hooks.families import (
+    FAMILIES,
+    Family,
+    family_of,
+    guess,
+    model_type,
+    unknown_family,
+)
+from regaze.hooks.sites import Site, find_sites
 from regaze.hooks.tokens import ImageTokens
 
-# What model configs call the ids of image and video placeholders.
-_IMAGE_ID_FIELDS = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
-# Configs with one of these send the image through learned queries: columns, but not patches.
-_RESAMPLERS = ("qformer_config", "perceiver_config")
-# Structure inside an image, by the names processors give it: row ends (Mistral3), tiles (Idefics3).
-_FENCE, _FIRST_TILE = "<fake_token_around_image>", "<row_1_col_1>"
-_INSIDE = (
-    "[IMG_BREAK]",
-    "<global-img>",
-    _FENCE,
-    *(f"<row_{row}_col_{column}>" for row in range(1, 11) for column in range(1, 11)),
-)
 _BREAKS = ("\n", "\n\n", "\u010a", "\u010a\u010a", "<0x0A>")
+Unknown = Literal["raise", "check"]
 
 
 @dataclass(frozen=True)
@@ -34,26 +31,79 @@ class Host:
         model: The model that was attached to.
         tower: Its text decoder, the module with ``.layers``.
         processor: The processor or tokenizer, if the caller gave one.
-        model_type: The config's ``model_type``.
+        family: What is known of its family.
         n_layers: Decoder layers.
         n_heads: Query heads per layer.
         n_kv_heads: Key/value heads per layer.
         hidden_size: Width of the residual stream.
-        image_columns: Whether image patches are columns of the tower's self-attention. False for
-            Q-Former outputs (resampled: no patch behind a column) and cross-attention models.
         image_ids: Token ids that stand for image or video features.
+        spans: Whether the caller says where images are.
+        sites: The layers that attend, in order. Other layers (linear attention, convolutions) let
+            nothing be edited.
     """
 
     model: nn.Module
     tower: nn.Module
     processor: Any
-    model_type: str
+    family: Family
     n_layers: int
     n_heads: int
     n_kv_heads: int
     hidden_size: int
-    image_columns: bool
     image_ids: frozenset[int]
+    spans: bool
+    sites: tuple[Site, ...]
+
+    @property
+    def model_type(self) -> str:
+        """The config's ``model_type``."""
+        return self.family.model_type
+
+    @property
+    def image_columns(self) -> bool:
+        """Whether image patches are columns of the tower's self-attention."""
+        return self.family.patches
+
+    @property
+    def known(self) -> bool:
+        """Whether the family is in the table; edits on others must be checked first."""
+        return FAMILIES.get(self.model_type) is self.family
+
+    @property
+    def has_images(self) -> bool:
+        """Whether images have columns in the tower's sequence that can be found."""
+        return bool(self.image_ids) or self.spans
+
+    @property
+    def recurrent(self) -> bool:
+        """Whether some layers carry a state from column to column (linear attention, convolution).
+
+        What runs behind a prompt in the same row then sees the prompt there.
+        """
+        return len(self.sites) < self.n_layers
+
+    def site(self, layer: int) -> Site:
+        """The site of a layer.
+
+        Raises:
+            ValueError: The layer doesn't attend, or doesn't exist.
+        """
+        for site in self.sites:
+            if site.layer == layer:
+                return site
+        attending = ", ".join(str(site.layer) for site in self.sites)
+        raise ValueError(
+            f"layer {layer} of this {self.model_type} has no attention to edit; these have: "
+            f"{attending}"
+        )
+
+    def attention(self, layer: int) -> nn.Module:
+        """The attention module of a layer.
+
+        Raises:
+            ValueError: The layer doesn't attend, or doesn't exist.
+        """
+        return self.tower.get_submodule(self.site(layer).path)
 
 
 def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
@@ -62,6 +112,7 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     Raises:
         TypeError: Neither; the message says what is expected.
     """
+    refuse_wrapper(target)
     if isinstance(target, nn.Module):
         # torch.compile wraps the model; its modules are the original's.
         return getattr(target, "_orig_mod", target), processor
@@ -75,39 +126,119 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     )
 
 
-def find_host(model: nn.Module, processor: Any = None) -> Host:
-    """Describe the text decoder of a transformers model.
+def refuse_wrapper(target: Any) -> None:
+    """Check that a target isn't something that only holds, or belongs to, what can be attached to.
 
     Raises:
-        TypeError: No decoder whose attention goes through transformers' attention interface.
+        TypeError: It is; the message says what to attach to instead.
     """
-    tower = _decoder(model)
+    kinds = {kind.__name__ for kind in type(target).__mro__}
+    name = type(target).__name__
+    if isinstance(target, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"{name} runs copies of the model, which edits on the original wouldn't reach: attach "
+            "to what it wraps, target.module, and call that"
+        )
+    if "ModularPipeline" in kinds:
+        raise TypeError(
+            f"{name} is a modular pipeline, whose blocks regaze can't follow: attach to a "
+            "DiffusionPipeline made of the same parts, or to its U-Net or transformer alone, with "
+            "cond_rows="
+        )
+    if kinds & {"ProcessorMixin", "PreTrainedTokenizerBase", "BaseImageProcessor"}:
+        raise TypeError(
+            f"{name} is a processor, not a model: attach(model, ..., processor=processor)"
+        )
+
+
+def find_host(
+    model: nn.Module, processor: Any = None, *, unknown: Unknown = "raise", spans: bool = False
+) -> Host:
+    """Describe the text decoder of a transformers model.
+
+    Args:
+        model: The model.
+        processor: Its processor or tokenizer.
+        unknown: What to do with a model type that isn't in the table of families: "raise", or
+            describe it as well as can be, for `regaze.hooks.checking.check_edits` to "check".
+        spans: Whether the caller says where images are, so that no token ids need tell. A language
+            model alone can then be described, to be checked likewise.
+
+    Raises:
+        TypeError: No text decoder.
+        ValueError: A family that isn't known or can't be edited, or image tokens that aren't
+            known; the message says why and what to do.
+    """
+    if unknown not in ("raise", "check"):
+        raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')
+    top: Any = getattr(model, "config", None)
+    if top is None:
+        raise TypeError(
+            f"{type(model).__name__} is no transformers model (it has no config): it can't be "
+            "attached to"
+        )
+    family = family_of(top)
+    if family is None:
+        alone = top is not None and _is_text(top)
+        if alone and not spans and unknown == "raise":
+            raise ValueError(
+                f"{type(model).__name__} is a language model alone, so no image tokens are known: "
+                "attach to the whole vision-language model, or pass spans= (where images are)"
+            )
+        if unknown == "raise" and not alone:
+            raise ValueError(unknown_family(model_type(top)))
+        family = guess(top)
+    tower = _decoder(model, family)
     config: Any = tower.config
-    heads = config.num_attention_heads
-    top: Any = getattr(model, "config", config)
-    ids = {getattr(top, name, None) for name in _IMAGE_ID_FIELDS}
-    image_ids = frozenset(int(i) for i in ids if i is not None)
-    crosses = any(hasattr(layer, "cross_attn") for layer in tower.layers)  # type: ignore[union-attr]
-    resampled = any(getattr(top, name, None) is not None for name in _RESAMPLERS)
+    ids = {_field(top, name) for name in family.image_ids}
+    sites = find_sites(tower)
+    heads = {_of_layer(config, site.layer, "num_attention_heads") for site in sites}
+    if len(heads) > 1:
+        raise ValueError(
+            f"the layers of this {family.title} have different numbers of heads "
+            f"({', '.join(map(str, sorted(heads)))}), which no method allows for"
+        )
+    n_heads = heads.pop()
     return Host(
         model=model,
         tower=tower,
         processor=processor,
-        model_type=str(getattr(top, "model_type", type(model).__name__)),
+        family=family,
         n_layers=len(tower.layers),  # type: ignore[arg-type]
-        n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        n_heads=n_heads,
+        n_kv_heads=_of_layer(config, sites[0].layer, "num_key_value_heads") or n_heads,
         hidden_size=config.hidden_size,
-        image_columns=bool(image_ids) and not crosses and not resampled,
-        image_ids=frozenset() if crosses else image_ids,
+        image_ids=frozenset(int(i) for i in ids if i is not None),
+        spans=spans,
+        sites=sites,
     )
 
 
-def _decoder(model: nn.Module) -> nn.Module:
+def _field(config: Any, path: str) -> Any:
+    """A field of a config, or of a part of it: ``vision_config.image_token_id``."""
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _of_layer(config: Any, layer: int, name: str) -> Any:
+    """A field of a tower's config, which may say it for each layer."""
+    layers = getattr(config, "per_layer_config", None)
+    return getattr(config if layers is None else layers[layer], name, None)
+
+
+def _is_text(config: Any) -> bool:
+    """Whether a config is that of a language model alone."""
+    return hasattr(config, "get_text_config") and config.get_text_config() is config
+
+
+def _decoder(model: nn.Module, family: Family) -> nn.Module:
+    if family.tower is not None:
+        return model.get_submodule(family.tower)
     module: Any = model
     # Wrappers nest: ForConditionalGeneration > Model > language model for causal LM > decoder.
     for _ in range(4):
-        if hasattr(module, "layers") and hasattr(module.layers[0], "self_attn"):
+        if isinstance(getattr(module, "layers", None), nn.ModuleList):
             return module  # type: ignore[no-any-return]
         inner = module.get_decoder() if hasattr(module, "get_decoder") else None
         if inner is None or inner is module:
@@ -116,29 +247,30 @@ def _decoder(model: nn.Module) -> nn.Module:
             break
         module = inner
     raise TypeError(
-        f"{type(model).__name__} has no text decoder that regaze knows (a module with .layers, "
-        "each with .self_attn): it can't be attached to"
+        f"{type(model).__name__} has no text decoder that regaze knows (a module with .layers): "
+        "it can't be attached to"
     )
 
 
-def image_tokens(info: Host) -> ImageTokens:
+def image_tokens(host: Host) -> ImageTokens:
     """Which token ids are images, and what stands inside them, from config and tokenizer."""
-    per_image = columns_per_image(getattr(info.model, "config", None))
-    tokenizer = getattr(info.processor, "tokenizer", info.processor)
-    if not hasattr(tokenizer, "convert_tokens_to_ids"):
-        return ImageTokens(info.image_ids, per_image=per_image)
+    family = host.family
+    per_image = family.per_image and _field(getattr(host.model, "config", None), family.per_image)
+    tokenizer = getattr(host.processor, "tokenizer", host.processor)
+    if not family.inside or not hasattr(tokenizer, "convert_tokens_to_ids"):
+        return ImageTokens(host.image_ids, per_image=per_image)
     unknown = getattr(tokenizer, "unk_token_id", None)
 
-    def ids(names: Sequence[str]) -> list[int | None]:
-        found = tokenizer.convert_tokens_to_ids(list(names))
-        return [None if i == unknown else i for i in found]
+    def ids(names: Sequence[str | None]) -> list[int | None]:
+        found = tokenizer.convert_tokens_to_ids([name or "" for name in names])
+        return [i if name and i != unknown else None for name, i in zip(names, found, strict=True)]
 
     return ImageTokens(
-        image=info.image_ids,
-        inside=frozenset(i for i in ids(_INSIDE) if i is not None),
+        image=host.image_ids,
+        inside=frozenset(i for i in ids(family.inside) if i is not None),
         breaks=frozenset(i for i in ids(_BREAKS) if i is not None),
-        fence=ids([_FENCE])[0],
-        first_tile=ids([_FIRST_TILE])[0],
+        fence=ids([family.fence])[0],
+        first_tile=ids([family.first_tile])[0],
         per_image=per_image,
     )
 

@@ -1,16 +1,16 @@
-"""Run a prompt a second time without its image, in the same forward pass.
+"""Run a prompt a second time without its images, in the same forward pass.
 
-The prompt's text tokens are packed behind it as S more columns of the same row, with positions of
-their own. Attention is called once for each part, so that neither sees the other: what comes out
-of the second part is exactly the prompt without its image. That costs (T + S) / T of a prefill, a
-tenth more for a short question, where a second row would cost as much as the first. The packed
-columns never enter the caller's cache.
+Up to the first image both runs are the same, hidden states and head factors included. So only the
+text behind it, S columns, is packed behind the prompt in the same row, with positions of its own;
+its attention is called apart, over the keys of the text before the image and its own. What comes
+out is exactly the prompt without its images, for (T + S) / T of a prefill. The packed columns
+never enter the caller's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -19,12 +19,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import ModelOutput
 
-from regaze.hooks.attention import visible_columns
+from regaze.hooks.attention import plain_rows, visible_columns
+from regaze.hooks.dispatch import Attention, Call
 from regaze.hooks.passes import Pass
-from regaze.hooks.rows import Call
 from regaze.hooks.tokens import Kind
 
 Positions = Literal["drop", "mask"]
+_PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values"})
 
 
 class PackedCache(Cache):
@@ -58,37 +59,107 @@ class PackedCache(Cache):
 
 
 @dataclass(frozen=True)
+class Inputs:
+    """What the tower's arguments are, besides embeddings, mask and positions.
+
+    Attributes:
+        packs: Names of those with one entry per column.
+        zeros: Likewise, but what vision adds: zero in a prompt without images.
+        window: Columns of the narrowest sliding window or chunk, if there is one.
+    """
+
+    packs: Collection[str] = ()
+    zeros: Collection[str] = ()
+    window: int | None = None
+
+
+def shares_beginning(pass_: Pass, mask: Any) -> bool:
+    """Whether rows before the first image see nothing from there on, as far as a mask says.
+
+    Args:
+        pass_: The block, a whole prompt.
+        mask: The tower's: one, or one for each kind of layer.
+    """
+    image, column = pass_.tokens.is_kind(Kind.IMAGE), torch.arange(pass_.length)
+    first = torch.where(image, column, pass_.length).amin(1)
+    shared = int(first.masked_fill(~image.any(1), 0).max())
+    for one in mask.values() if isinstance(mask, Mapping) else (mask,):
+        if one is None or (isinstance(one, Tensor) and one.ndim == 2) or not shared:
+            continue
+        device = one.device if isinstance(one, Tensor) else pass_.device
+        rows = torch.arange(shared, device=device).expand(len(first), -1)
+        seen, _ = visible_columns(one, rows, pass_.length, query_offset=0, causal=True, window=None)
+        begins = first.to(device)[:, None, None, None]
+        ahead = (column.to(device) >= begins) & (rows[:, None, :, None] < begins)
+        if seen is not None and (seen & ahead).any():
+            return False
+    return True
+
+
+@dataclass(frozen=True)
 class NullPrompt:
-    """The text columns of a prompt, packed behind it.
+    """The text columns of a prompt behind its first image, packed behind the prompt.
 
     Attributes:
         length: Columns T of the prompt.
-        columns: "B S", the prompt columns that are packed; padding and text.
-        valid: "B S" bool; samples with fewer text columns are filled in front. None: all valid.
-        last: "B", index among the packed columns of the last real token.
+        first: "B", how many columns at its beginning both runs share: those before the first
+            image, or none.
+        shared: The most of them in any row.
+        columns: "B S", the prompt columns that are packed.
+        valid: "B S" bool; samples with fewer columns are filled in front.
+        last: "B", index among the T + S columns of the last token of the prompt without images;
+            of the prompt itself where nothing else would be left.
     """
 
     length: int
+    first: Tensor
+    shared: int
     columns: Tensor
-    valid: Tensor | None
+    valid: Tensor
     last: Tensor
+    _masks: list[tuple[Any, Tensor, Tensor | None]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, pass_: Pass) -> NullPrompt:
-        """The null prompt of a block that is a whole prompt."""
-        text = ~pass_.tokens.is_kind(Kind.IMAGE, Kind.SEPARATOR)
-        size = int(text.sum(1).max())
-        columns = text.int().argsort(dim=1, stable=True)[:, -size:]
-        valid = text.gather(1, columns)
-        last = (columns == pass_.last_rows[:, None]).int().argmax(1)
+    def of(cls, pass_: Pass, shares: bool = True) -> NullPrompt:
+        """The null prompt of a block that is a whole prompt.
+
+        Args:
+            pass_: The block.
+            shares: Whether rows before the first image see nothing from there on.
+        """
+        tokens, length = pass_.tokens, pass_.length
+        image, column = tokens.is_kind(Kind.IMAGE), torch.arange(length)
+        text = tokens.is_kind(Kind.SYSTEM, Kind.QUESTION)
+        has_image = image.any(1)
+        begins = torch.where(image, column, length).amin(1)
+        first = torch.where(has_image, begins, 0) if shares else torch.zeros_like(begins)
+        packed = text & has_image[:, None] & (column >= first[:, None])
+        size = int(packed.sum(1).max())
+        columns = packed.int().argsort(dim=1, stable=True)[:, length - size :]
+        # The last text column, which lies before the image if none is packed.
+        before = torch.where(text, column, -1).amax(1)
+        alone = torch.where(has_image & (before >= 0), before, pass_.last_rows)
+        last = torch.where(packed.any(1), length + size - 1, alone)
+        device = pass_.device
         return cls(
-            length=pass_.length,
-            columns=columns.to(pass_.device),
-            valid=None if valid.all() else valid.to(pass_.device),
-            last=last.to(pass_.device),
+            length=length,
+            first=first.to(device),
+            shared=int(first.max()),
+            columns=columns.to(device),
+            valid=packed.gather(1, columns).to(device),
+            last=last.to(device),
         )
 
-    def pack(self, kwargs: Mapping[str, Any], positions: Positions, config: Any) -> dict[str, Any]:
+    @property
+    def size(self) -> int:
+        """Packed columns S."""
+        return self.columns.shape[1]
+
+    # -- the tower's inputs and output ----------------------------------------------------------
+
+    def pack(
+        self, kwargs: Mapping[str, Any], positions: Positions, config: Any, inputs: Inputs
+    ) -> dict[str, Any]:
         """Extend the tower's inputs.
 
         Args:
@@ -96,32 +167,38 @@ class NullPrompt:
             positions: "drop" numbers positions as if the image tokens were not there, "mask"
                 keeps those of the prompt.
             config: The tower's config.
+            inputs: What else the tower takes.
 
         Raises:
-            NotImplementedError: A sliding window would count image columns that aren't there.
+            NotImplementedError: A window would count image columns that aren't there, or an
+                argument has an entry per column and isn't known.
         """
-        window = sliding_window(config)
+        window = inputs.window
         if window is not None and window < self.length and positions == "drop":
             raise NotImplementedError(
-                f"the prompt is longer than this model's sliding window ({window}), which counts "
-                "image columns that aren't there in a prompt without image; use "
-                'null_image="mask"'
+                f"the prompt ({self.length} columns) is longer than this model's sliding window "
+                f"or chunk of attention ({window}), which counts image columns that aren't there "
+                'in a prompt without image; use null_image="mask"'
             )
         packed = dict(kwargs)
-        for name in ("inputs_embeds", "input_ids"):
-            if isinstance(entering := kwargs.get(name), Tensor):
-                packed[name] = torch.cat([entering, self._take(entering)], 1)
-        if isinstance(visual := kwargs.get("visual_pos_masks"), Tensor):
-            # Qwen3-VL adds vision features again in early layers; none of them are here.
-            packed["visual_pos_masks"] = torch.cat(
-                [visual, torch.zeros_like(self.columns).bool()], 1
-            )
+        if not self.size:
+            return packed
+        for name, value in kwargs.items():
+            if not isinstance(value, Tensor) or name in _PLAIN:
+                continue
+            if name in ("inputs_embeds", "input_ids", *inputs.packs):
+                packed[name] = torch.cat([value, self._take(value)], 1)
+            elif name in inputs.zeros:
+                packed[name] = torch.cat([value, torch.zeros_like(self._take(value))], 1)
+            elif value.ndim > 1 and value.shape[1] == self.length:
+                raise NotImplementedError(
+                    f"this model's text tower takes {name!r} per column, and regaze doesn't know "
+                    "what it would be in a prompt without image"
+                )
         mask = kwargs.get("attention_mask")
-        real = torch.ones_like(self.columns)
         if isinstance(mask, Tensor) and mask.ndim == 2:
-            real = self._take(mask)
-            packed["attention_mask"] = torch.cat([mask, real], 1)
-        packed["position_ids"] = self._positions(kwargs.get("position_ids"), real, positions)
+            packed["attention_mask"] = torch.cat([mask, self.valid.to(mask)], 1)
+        packed["position_ids"] = self._positions(kwargs.get("position_ids"), positions)
         cache, uses_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         if cache is None and (config.use_cache if uses_cache is None else uses_cache):
             cache = DynamicCache(config=config)
@@ -131,98 +208,29 @@ class NullPrompt:
 
     def _take(self, x: Tensor) -> Tensor:
         """Packed columns of "B T ..."."""
+        x = x.expand(len(self.columns), *x.shape[1:])
         index = self.columns.to(x.device).reshape(*self.columns.shape, *[1] * (x.ndim - 2))
         return x.gather(1, index.expand(-1, -1, *x.shape[2:]))
 
-    def _positions(self, given: Tensor | None, real: Tensor, positions: Positions) -> Tensor:
+    def _positions(self, given: Tensor | None, positions: Positions) -> Tensor:
+        batch, columns, valid = len(self.columns), self.columns, self.valid
         if given is None:
-            given = torch.arange(self.length, device=real.device)[None]
-        # "1|B T", or "3|4 B T" of M-RoPE, where a text prompt has the same number on every axis.
-        given = given.expand(*given.shape[:-2], len(self.columns), self.length)
-        if positions == "drop":
-            counted = real.long() if self.valid is None else real.long() * self.valid
-            new = (counted.cumsum(1) - 1).clamp(min=0).expand(*given.shape[:-1], -1)
-        else:
-            new = given.gather(-1, self.columns.expand(*given.shape[:-1], -1))
-        return torch.cat([given, new], -1)
-
-    def real(self, call: Call) -> Call:
-        """The prompt's own part of an attention call."""
-        n_keys = call.key.shape[2] - self.columns.shape[1]
-        return replace(
-            call,
-            query=call.query[:, :, : self.length],
-            key=call.key[:, :, :n_keys],
-            value=call.value[:, :, :n_keys],
-            mask=self._real_mask(call.mask, n_keys),
-            # Positions tell flash kernels of packed sequences; here they'd mislead them.
-            kwargs={k: v for k, v in call.kwargs.items() if k != "position_ids"},
-        )
-
-    def run(self, call: Call, stock: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
-        """Attention of both parts, each within itself: "B T+S H D", and maps of the first."""
-        real = self.real(call)
-        n_keys = real.key.shape[2]
-        null = replace(
-            real,
-            query=call.query[:, :, self.length :],
-            key=call.key[:, :, n_keys:],
-            value=call.value[:, :, n_keys:],
-            mask=self._null_mask(real.mask, real),
-        )
-        out, weights = real.run(stock)
-        dense = hasattr(real.mask, "mask_mod")
-        text, _ = null.run(sdpa_attention_forward if dense else stock)
-        return torch.cat([out, text], 1), weights
-
-    def last_row(self, out: Tensor) -> Tensor:
-        """Head outputs "B H D" at the packed prompt's last token, out of "B T+S H D"."""
-        last = self.length + self.last.to(out.device)
-        return out[torch.arange(len(out), device=out.device), last]
-
-    def _real_mask(self, mask: Any, n_keys: int) -> Any:
-        if isinstance(mask, Tensor):
-            if mask.ndim == 2:
-                return mask[:, : self.length]
-            return mask[..., : self.length, :n_keys]
-        if hasattr(mask, "mask_mod"):
-            # What a block mask says of the first columns doesn't depend on those behind them.
-            return mask._adjust(self.length, n_keys)
-        return mask
-
-    def _null_mask(self, mask: Any, call: Call) -> Any:
-        """The prompt's mask among its packed columns; what it doesn't say is causal."""
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            taken = self._take(mask)
-            return taken if self.valid is None else taken * self.valid.to(taken.device)
-        if mask is None and self.valid is None:
-            return None
-        columns = self.columns.to(call.query.device)
-        seen, bias = visible_columns(
-            mask,
-            columns,
-            call.key.shape[2],
-            query_offset=0,
-            causal=getattr(call.module, "is_causal", True),
-            window=None,
-        )
-        index = columns[:, None, None].expand(-1, 1, columns.shape[1], -1)
-        if seen is None:
-            raise RuntimeError("a mask that hides nothing was not expected here")
-        seen = seen.expand(len(index), 1, *seen.shape[2:]).gather(3, index)
-        if self.valid is not None:
-            # A row that sees nothing would be NaN.
-            itself = torch.eye(seen.shape[-1], dtype=torch.bool, device=seen.device)
-            seen = (seen & self.valid[:, None, None].to(seen.device)) | itself
-        if bias is None:
-            return seen
-        bias = bias.expand(len(index), 1, *bias.shape[2:]).gather(3, index)
-        low = torch.finfo(call.query.dtype).min
-        return bias.to(call.query.dtype).masked_fill(~seen, low)
+            given = torch.arange(self.length, device=columns.device)[None]
+        # "1|B T", or "3|4 B T" of M-RoPE, where text has the same number on every axis.
+        given = given.expand(*given.shape[:-2], batch, self.length)
+        if positions == "mask":
+            new = given.gather(-1, columns.to(given.device).expand(*given.shape[:-1], -1))
+            return torch.cat([given, new], -1)
+        # They go on from the last column that both runs share.
+        end = (self.first - 1).clamp(min=0).to(given.device)
+        last = given.gather(-1, end[:, None].expand(*given.shape[:-1], 1))
+        last = torch.where(self.first.to(given.device)[:, None] > 0, last, -1)
+        counted = valid.to(given.device).long().cumsum(1)
+        return torch.cat([given, (last + counted).clamp(min=0).to(given.dtype)], -1)
 
     def cut(self, output: Any) -> Any:
         """The tower's output without the packed columns."""
-        total = self.length + self.columns.shape[1]
+        total = self.length + self.size
 
         def keep(value: Any) -> Any:
             if isinstance(value, PackedCache):
@@ -239,9 +247,136 @@ class NullPrompt:
             return output
         return keep(output)
 
+    # -- one attention call ---------------------------------------------------------------------
 
-def sliding_window(config: Any) -> int | None:
-    """The window of the tower's sliding layers, if it has any."""
-    window: int | None = getattr(config, "sliding_window", None)
-    types = getattr(config, "layer_types", None)
-    return window if types is None or "sliding_attention" in types else None
+    def real(self, call: Call) -> Call:
+        """The prompt's own part of an attention call."""
+        n_keys = call.key.shape[2] - self.size
+        return replace(
+            call,
+            query=call.query[:, :, : self.length],
+            key=call.key[:, :, :n_keys],
+            value=call.value[:, :, :n_keys],
+            mask=self._real_mask(call.mask, n_keys),
+            # Positions tell flash kernels of packed sequences; here they'd mislead them.
+            kwargs={k: v for k, v in call.kwargs.items() if k != "position_ids"},
+        )
+
+    def run(self, call: Call, stock: Callable[..., Attention]) -> Attention:
+        """Attention of both parts: "B T+S H D", and maps of the first."""
+        real = self.real(call)
+        out, weights = real.run(stock)
+        if not self.size:
+            return out, weights
+        return torch.cat([out, self._text(call, real, stock).to(out.dtype)], 1), weights
+
+    def last_row(self, out: Tensor) -> Tensor:
+        """Head outputs "B H D" at the last token without images, out of "B T+S H D"."""
+        return out[torch.arange(len(out), device=out.device), self.last.to(out.device)]
+
+    def _text(self, call: Call, real: Call, stock: Callable[..., Attention]) -> Tensor:
+        """Attention of the packed rows to the shared columns and each other, "B S H D"."""
+        n_keys = real.key.shape[2]
+        text = replace(
+            real,
+            query=call.query[:, :, self.length :],
+            key=torch.cat([real.key[:, :, : self.shared], call.key[:, :, n_keys:]], 2),
+            value=torch.cat([real.value[:, :, : self.shared], call.value[:, :, n_keys:]], 2),
+        )
+        seen, bias = self._seen(call.mask, real)
+        window, mask = real.kwargs.get("sliding_window"), real.mask
+        if "flash" in real.base and (window is None or window >= self.length):
+            # The last query is aligned with the last key, and padding stands in front.
+            return replace(text, mask=self._columns_seen(mask)).run(stock)[0]
+        if real.base == "eager" or (isinstance(mask, Tensor) and mask.is_floating_point()):
+            low = torch.finfo(text.query.dtype).min
+            added = torch.zeros_like(seen, dtype=text.query.dtype) if bias is None else bias
+            added = added.to(text.query.dtype).masked_fill(~seen, low)
+            return replace(text, mask=added).run(stock)[0]
+        if real.base == "sdpa" or (isinstance(mask, Tensor) and mask.ndim == 4):
+            return replace(text, mask=seen).run(stock)[0]
+        softcap = real.kwargs.get("softcap")
+        if real.base == "flex_attention" and softcap is None:
+            return replace(text, mask=seen).run(sdpa_attention_forward)[0]
+        return plain_rows(text.query, text.key, text.value, real.scaling, softcap, seen, bias)
+
+    def _real_mask(self, mask: Any, n_keys: int) -> Any:
+        if isinstance(mask, Tensor):
+            if mask.ndim == 2:
+                return mask[:, : self.length]
+            return mask[..., : self.length, :n_keys]
+        if hasattr(mask, "mask_mod"):
+            # What a block mask says of the first columns doesn't depend on those behind them.
+            return mask._adjust(self.length, n_keys)
+        return mask
+
+    def _columns_seen(self, mask: Any) -> Tensor:
+        """The padding mask "B P+S" of the shared and the packed columns."""
+        shared = torch.arange(self.shared, device=self.first.device) < self.first[:, None]
+        if isinstance(mask, Tensor):
+            shared = shared & mask[:, : self.shared].to(shared.device).bool()
+        seen = torch.cat([shared, self.valid], 1)
+        return seen.to(mask) if isinstance(mask, Tensor) else seen.long()
+
+    def _seen(self, given: Any, real: Call) -> tuple[Tensor, Tensor | None]:
+        """What the packed rows see, bool "B 1|H S P+S", and what is added to their logits.
+
+        The prompt's mask says it; what that doesn't say is causal. Layers share masks, so it is
+        read once for each.
+        """
+        window = real.kwargs.get("sliding_window")
+        key = (given, window, real.query.device, real.key.shape[2])
+        for known, seen, bias in self._masks:
+            if known[0] is given and known[1:] == key[1:]:
+                return seen, bias
+        self._check_shared(real)
+        columns, device = self.columns.to(real.query.device), real.query.device
+        seen, bias = self._read(real, columns)
+        shared = torch.arange(self.shared, device=device).expand(len(columns), -1)
+        index = torch.cat([shared, columns], 1)[:, None, None]
+        seen = seen.expand(len(columns), *seen.shape[1:])
+        seen = seen.gather(3, index.expand(*seen.shape[:3], -1))
+        inside = shared < self.first.to(device)[:, None]
+        seen = seen & torch.cat([inside, self.valid.to(device)], 1)[:, None, None]
+        # A row that sees nothing would be NaN.
+        itself = torch.eye(self.size, dtype=torch.bool, device=device)
+        seen = seen | torch.nn.functional.pad(itself, (self.shared, 0))
+        if bias is not None:
+            bias = bias.expand(len(columns), *bias.shape[1:])
+            bias = bias.gather(3, index.expand(*bias.shape[:3], -1))
+        # Only the masks of the latest kinds of layers: one that is moved to a device is new there.
+        self._masks[:] = [*self._masks[-3:], (key, seen, bias)]
+        return seen, bias
+
+    def _read(self, real: Call, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        seen, bias = visible_columns(
+            real.mask,
+            rows,
+            real.key.shape[2],
+            query_offset=0,
+            causal=real.causal,
+            window=real.kwargs.get("sliding_window"),
+        )
+        if seen is None:
+            raise RuntimeError("a mask that hides nothing was not expected here")
+        return seen, bias
+
+    def _check_shared(self, real: Call) -> None:
+        """Check that no row before the first image sees anything from there on.
+
+        Raises:
+            NotImplementedError: One does, so the two runs share nothing.
+        """
+        mask_says = not (real.mask is None or getattr(real.mask, "ndim", 4) == 2)
+        if not self.shared or (real.causal and not mask_says):
+            return
+        device = real.query.device
+        rows = torch.arange(self.shared, device=device).expand(len(self.first), -1)
+        seen, _ = self._read(real, rows)
+        first = self.first.to(device)[:, None, None, None]
+        columns = torch.arange(seen.shape[-1], device=device)
+        if (seen & (columns >= first) & (rows[:, None, :, None] < first)).any():
+            raise NotImplementedError(
+                f"in {type(real.module).__name__} text before the image sees the image, so the "
+                "prompt without image can't share it"
+            )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,11 @@ class GrowingMask:
 
     def view(self, offset: int, count: int) -> Tensor:
         """Columns ``offset ... offset + count`` of the last dimension."""
-        missing = offset + count - self._mask.shape[-1]
+        mask = self._mask  # Two threads may grow it at once; each reads its own.
+        missing = offset + count - mask.shape[-1]
         if missing > 0:
-            self._mask = nn.functional.pad(self._mask, (0, missing + self._ROOM))
-        return self._mask[..., offset : offset + count]
+            self._mask = mask = nn.functional.pad(mask, (0, missing + self._ROOM))
+        return mask[..., offset : offset + count]
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,24 @@ class Columns:
     offset: int = 0
 
     def of(self, mask: GrowingMask) -> Tensor:
-        """A mask of the edit's own at this call's keys."""
-        return mask.view(self.offset, self.image.shape[-1])
+        """A mask of the edit's own, "B ... K", at this call's keys; its rows repeated for beams."""
+        return self.rows_of(mask.view(self.offset, self.image.shape[-1]))
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """What an edit keeps per batch row, "B ...", with its rows repeated for beams."""
+        return repeat_rows(values, self.image.shape[0])
+
+
+def repeat_rows(values: Tensor, batch: int) -> Tensor:
+    """Repeat each row in place, as a cache does for beams.
+
+    Raises:
+        ValueError: The batch isn't a multiple of the rows.
+    """
+    times, rest = divmod(batch, len(values))
+    if rest:
+        raise ValueError(f"{len(values)} rows can't be repeated to {batch}")
+    return values if times == 1 else values.repeat_interleave(times, 0)
 
 
 class PromptMasks:
@@ -121,10 +138,11 @@ class Pass:
         length: Query rows Q in this block.
         index: Blocks since the prompt began; 0 is the (first) prefill block.
         prompt_end: The block ends the prompt, or is a decode step.
-        n_last: How many trailing rows count as "last": those whose logits are asked for (more
-            than one when assisted decoding checks several candidates at once).
+        n_last: How many trailing rows count as "last": more than one when assisted decoding
+            checks several candidates at once.
         device: Where the block enters the tower; a layer may run elsewhere.
         masks: Shared by the steps of one prompt.
+        inputs: Arguments of the call of the model that was attached to, as far as they are known.
     """
 
     tokens: TokenMap
@@ -135,6 +153,7 @@ class Pass:
     n_last: int
     device: torch.device
     masks: PromptMasks
+    inputs: Mapping[str, Any] = field(default_factory=dict)
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -161,7 +180,10 @@ class Pass:
 
     @property
     def last_rows(self) -> Tensor:
-        """Row index "B" (on the CPU) of each sample's last real token that isn't a draft's."""
+        """Row index "B" (on the CPU) of each sample's last real token that isn't a draft's.
+
+        0 for a sample without any in this block; it has no row that counts as "last" either.
+        """
         if self._last is None:
             real = self._block(~self.tokens.is_kind(Kind.PAD))
             known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1

@@ -2,83 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
-
-import torch
-from torch import Tensor
-
-from regaze.hooks.passes import Pass
-
-# Per prompt and layer the change is measured at calls 1, 2, 4, 8, ... in a few rows of each, and
-# otherwise only counted, so that the proof costs next to nothing.
-MEASURED_ROWS = 8
-
-
-class Tally:
-    """Counters of one edit; sums stay on the device, so that counting never waits for it."""
-
-    def __init__(self) -> None:
-        self.prompts = 0
-        self.calls: Counter[int] = Counter()
-        self._asked: Counter[int] = Counter()
-        self._due = False
-        self._sums: dict[int, Tensor] = {}
-
-    def begin(self, pass_: Pass) -> None:
-        """A block begins."""
-        if pass_.prompt_start:
-            self._asked.clear()
-        # At its end: a beginning may be shared by several prompts.
-        if pass_.prompt_end and pass_.tokens.generated == 0:
-            self.prompts += pass_.batch
-
-    def add_rows(
-        self, layer: int, before: Tensor, after: Tensor, valid: Tensor, goes_on: bool = False
-    ) -> None:
-        """Count a row edit and measure how far each row's weights moved (total variation).
-
-        Args:
-            layer: Layer index.
-            before: "B H R K" logits.
-            after: The same, edited.
-            valid: "B R", rows that count.
-            goes_on: More rows of the call that was counted last.
-        """
-        if not goes_on:
-            self._due = self._counts(layer)
-        if self._due:
-            rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
-            rows = rows.round().long().to(valid.device)
-            old, new = before[:, :, rows].softmax(-1), after[:, :, rows].softmax(-1)
-            picked = valid[:, None, rows]
-            self._measure(layer, 0.5 * (new - old).abs().sum(-1).masked_fill(~picked, 0), picked)
-
-    def add_factor(self, layer: int, factor: Tensor) -> None:
-        """Count a head scaling; its effect is how far the factors are from one."""
-        if self._counts(layer):
-            self._measure(layer, (factor.float() - 1).abs(), torch.ones_like(factor))
-
-    def _counts(self, layer: int) -> bool:
-        """Count a call; whether it is one to measure."""
-        self.calls[layer] += 1
-        self._asked[layer] += 1
-        return self._asked[layer] & (self._asked[layer] - 1) == 0
-
-    def _measure(self, layer: int, change: Tensor, counts: Tensor) -> None:
-        total = counts.expand_as(change).sum()
-        sums = torch.stack([(change > 0).sum(), change.sum(), total]).double()
-        self._sums[layer] = self._sums[layer] + sums if layer in self._sums else sums
-
-    def layers(self) -> list[LayerReport]:
-        """The sums as numbers; waits for the device."""
-        reports = []
-        for layer in sorted(self.calls):
-            heads, effect, total = self._sums[layer].tolist() if layer in self._sums else (0, 0, 1)
-            total = max(total, 1)
-            reports.append(LayerReport(layer, self.calls[layer], heads / total, effect / total))
-        return reports
 
 
 @dataclass(frozen=True)
@@ -93,6 +18,8 @@ class LayerReport:
             weights before and after (0 to 1), |factor - 1| for head scaling, or for a denoiser
             |new - old| / |old| of a head's output.
         name: The module's path, where layers have one.
+        measured: Whether the change can be measured: not where what would have been computed
+            otherwise is too slow to compute.
     """
 
     layer: int
@@ -100,6 +27,7 @@ class LayerReport:
     heads: float
     effect: float
     name: str = ""
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +53,7 @@ class InterventionReport:
     @property
     def fired(self) -> bool:
         """Whether it changed anything."""
-        return any(layer.effect > 0 for layer in self.layers)
+        return any(x.effect > 0 or (x.calls > 0 and not x.measured) for x in self.layers)
 
     @property
     def effect(self) -> float:

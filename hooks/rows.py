@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from regaze.hooks.attention import (
     gather_rows,
@@ -16,150 +16,205 @@ from regaze.hooks.attention import (
     scatter_rows,
     visible_columns,
 )
+from regaze.hooks.dispatch import Call
 from regaze.hooks.edits import Edit
-from regaze.hooks.passes import Pass, RowPlan
-from regaze.hooks.report import Tally
+from regaze.hooks.passes import Columns, Pass, RowPlan
+from regaze.hooks.tally import Entry, due
 
 # Long questions are recomputed in parts, so that "B H R K" stays small (64 MB in float32).
 MOST_ELEMENTS = 2**24
+# Of each call that is measured, the change is taken in a few rows.
+MEASURED_ROWS = 8
+
+Working = tuple[Entry[Edit, int], Edit]
+"""An entry, and the state that its edit has in this pass."""
+Asked = Counter[tuple[Entry[Edit, int], int]]
 
 
-@dataclass(eq=False)
-class Entry:
-    """One edit on a seat's stack."""
-
-    edit: Edit
-    tally: Tally = field(default_factory=Tally)
-
-
-@dataclass(frozen=True)
-class Call:
-    """The arguments of one attention call.
+@dataclass
+class Recomputed:
+    """Rows of one attention call, computed anew.
 
     Attributes:
-        module: The attention module.
-        query: "B H Q D".
-        key: "B G K D".
-        value: "B G K D".
-        mask: In whatever form the stock function takes it.
-        kwargs: The rest, handed on untouched.
-        maps: Whether the stock function returns its attention weights (eager does).
+        out: "B R H D", edited, float32.
+        weights: "B H R K", edited, where the stock function returns weights.
+        plain: "B R H D", without any edit, where that was asked for.
     """
 
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Any
-    kwargs: dict[str, Any]
-    maps: bool
-
-    def run(self, stock: Callable[..., Any]) -> tuple[Tensor, Tensor | None]:
-        """Call the stock function."""
-        out, weights = stock(
-            self.module, self.query, self.key, self.value, self.mask, **self.kwargs
-        )
-        return out, weights
+    out: Tensor
+    weights: Tensor | None
+    plain: Tensor | None
 
 
-def recompute(
-    call: Call, entries: Sequence[Entry], plan: RowPlan, layer: int, pass_: Pass, offset: int
-) -> tuple[Tensor, Tensor | None]:
-    """Attention outputs of the plan's rows with the entries' edits, in float32.
+@dataclass
+class RowJob:
+    """What is to be done to the rows of one attention call.
 
-    Args:
-        call: The attention call.
-        entries: Edits with rows, in order; each sees the logits that those before it left.
+    Attributes:
+        call: The call.
+        edits: Edits with rows, in order; each sees the logits that those before it left.
         plan: The rows.
         layer: Layer index.
         pass_: The block.
         offset: Prompt column of key 0.
-
-    Returns:
-        "B R H D", and the weights "B H R K" if the stock function returns weights.
-
-    Raises:
-        NotImplementedError: The module adds something to its logits that isn't known here.
+        asked: Counts the calls of each edit at each layer; None: nothing is counted.
+        plain: Whether the rows are wanted without edits too.
     """
-    for name in ("s_aux", "position_bias"):
-        if call.kwargs.get(name) is not None:
-            raise NotImplementedError(
-                f"{type(call.module).__name__} uses {name}, which regaze's row edits don't know yet"
-            )
-    batch, heads = call.query.shape[:2]
-    at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
-    parts = [
-        _recompute(call, entries, part, layer, pass_, offset, goes_on=number > 0)
-        for number, part in enumerate(plan.parts(at_once))
-    ]
-    if len(parts) == 1:
-        return parts[0][0], parts[0][1] if call.maps else None
-    out = torch.cat([out for out, _ in parts], 1)
-    return out, torch.cat([w for _, w in parts], 2) if call.maps else None
 
+    call: Call
+    edits: Sequence[Working]
+    plan: RowPlan
+    layer: int
+    pass_: Pass
+    offset: int
+    asked: Asked | None
+    plain: bool = False
+    _due: set[Entry[Edit, int]] = field(default_factory=set)
 
-def _recompute(
-    call: Call,
-    entries: Sequence[Entry],
-    plan: RowPlan,
-    layer: int,
-    pass_: Pass,
-    offset: int,
-    goes_on: bool,
-) -> tuple[Tensor, Tensor]:
-    kwargs, n_keys = call.kwargs, call.key.shape[2]
-    query = call.query if pass_.length == 1 else gather_rows(call.query, plan.rows)
-    scaling = kwargs.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = row_logits(query, call.key, scaling, kwargs.get("softcap"))
-    visible: Tensor | None = None
-    # A lone row without mask sees everything.
-    if pass_.length > 1 or call.mask is not None:
-        causal = kwargs.get("is_causal")
-        visible, bias = visible_columns(
-            call.mask,
-            plan.rows,
-            n_keys,
-            query_offset=pass_.past - offset,
-            causal=getattr(call.module, "is_causal", True) if causal is None else causal,
-            window=kwargs.get("sliding_window"),
+    def run(self) -> Recomputed:
+        """Recompute the rows.
+
+        Raises:
+            NotImplementedError: The module adds something to its logits that isn't known here.
+        """
+        call = self.call
+        refuse_unknown(call)
+        if self.asked is not None:
+            self._count(self.asked)
+        batch, heads = call.query.shape[:2]
+        at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
+        parts = [self._part(part) for part in self.plan.parts(at_once)]
+        if len(parts) == 1:
+            return parts[0]
+        weights = [part.weights for part in parts if part.weights is not None]
+        plain = [part.plain for part in parts if part.plain is not None]
+        return Recomputed(
+            torch.cat([part.out for part in parts], 1),
+            torch.cat(weights, 2) if weights else None,
+            torch.cat(plain, 1) if plain else None,
         )
-        if bias is not None:
-            logits = logits + bias
-        if visible is not None:
-            logits = logits.masked_fill(~visible, -torch.inf)
-    columns = pass_.columns(offset, n_keys, logits.device)
-    for entry in entries:
-        if entry.edit.reads_only:
-            entry.edit.see_rows(layer, logits, plan, columns)
-            continue
-        acts = plan.acts[entry.edit.rows] if entry.edit.rows else None
-        new = entry.edit.edit_logits(layer, logits, columns)
+
+    def _count(self, asked: Asked) -> None:
+        for entry, edit in self.edits:
+            if not edit.reads_only:
+                entry.tally.count(self.layer)
+                asked[entry, self.layer] += 1
+                if due(asked[entry, self.layer]):
+                    self._due.add(entry)
+
+    def _part(self, plan: RowPlan) -> Recomputed:
+        call, n_keys = self.call, self.call.key.shape[2]
+        one = self.pass_.length == 1
+        query = call.query if one else gather_rows(call.query, plan.rows)
+        logits = row_logits(query, call.key, call.scaling, call.kwargs.get("softcap"))
+        visible: Tensor | None = None
+        # A lone row without mask sees everything.
+        if not one or call.mask is not None:
+            visible, bias = visible_columns(
+                call.mask,
+                plan.rows,
+                n_keys,
+                query_offset=self.pass_.past - self.offset,
+                causal=call.causal,
+                window=call.kwargs.get("sliding_window"),
+            )
+            if bias is not None:
+                logits = logits + bias
+            if visible is not None:
+                # A row of padding may see nothing: its weights, which nobody uses, and their
+                # gradients must be numbers all the same.
+                nothing = ~visible.any(-1, keepdim=True)
+                logits = logits.masked_fill(nothing, 0.0)
+                visible = visible | nothing
+                logits = logits.masked_fill(~visible, -torch.inf)
+        plain = None
+        if self.plain:
+            with torch.no_grad():
+                plain = mix_values(logits.softmax(-1), call.value)
+        columns = self.pass_.columns(self.offset, n_keys, logits.device)
+        for entry, edit in self.edits:
+            if edit.reads_only:
+                with torch.no_grad():
+                    edit.see_rows(self.layer, logits, plan, columns)
+            else:
+                logits = self._edit(entry, edit, logits, visible, plan, columns)
+        weights = logits.softmax(-1)
+        out = mix_values(weights, call.value)
+        return Recomputed(out, weights if call.maps else None, plain)
+
+    def _edit(
+        self,
+        entry: Entry[Edit, int],
+        edit: Edit,
+        logits: Tensor,
+        visible: Tensor | None,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        acts = plan.acts[edit.rows] if edit.rows else None
+        new = edit.edit_logits(self.layer, logits, columns)
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
         where = acts if visible is None else visible if acts is None else visible & acts
         if where is not None:
             new = torch.where(where, new, logits)
-        counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-        entry.tally.add_rows(layer, logits, new, counted, goes_on)
-        logits = new
-    weights = logits.softmax(-1)
-    return mix_values(weights, call.value), weights
+        if entry in self._due:
+            counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+            measure(entry, self.layer, logits, new, counted)
+        return new
+
+
+def refuse_unknown(call: Call) -> None:
+    """Check that nothing is added to a call's logits that isn't known here.
+
+    Raises:
+        NotImplementedError: Something is; the message names it.
+    """
+    for name in ("s_aux", "position_bias"):
+        if call.kwargs.get(name) is not None:
+            raise NotImplementedError(
+                f"{type(call.module).__name__} uses {name}, which regaze's edits don't know yet"
+            )
+    if call.kwargs.get("dropout"):
+        raise NotImplementedError(
+            f"{type(call.module).__name__} drops attention weights at random (dropout="
+            f"{call.kwargs['dropout']}), which an edited row can't repeat; call model.eval(), or "
+            "set the config's attention_dropout to 0"
+        )
+
+
+@torch.no_grad()
+def measure(
+    entry: Entry[Edit, int], layer: int, before: Tensor, after: Tensor, valid: Tensor
+) -> None:
+    """Measure how far each row's weights moved (total variation).
+
+    Args:
+        entry: Whose tally counts.
+        layer: Layer index.
+        before: "B H R K" logits.
+        after: The same, edited.
+        valid: "B R", rows that count.
+    """
+    rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
+    rows = rows.round().long().to(valid.device)
+    old, new = before[:, :, rows].softmax(-1), after[:, :, rows].softmax(-1)
+    entry.tally.add(layer, 0.5 * (new - old).abs().sum(-1), valid[:, None, rows])
 
 
 def overwrite(
-    stock: tuple[Tensor, Tensor | None], edited: tuple[Tensor, Tensor | None], plan: RowPlan
+    stock: tuple[Tensor, Tensor | None], edited: Recomputed, plan: RowPlan
 ) -> tuple[Tensor, Tensor | None]:
     """Write recomputed rows over the stock result.
 
     Args:
         stock: "B Q H D" and maybe "B H Q K".
-        edited: "B R H D" and maybe "B H R K".
-        plan: The rows.
+        edited: The rows.
+        plan: Which rows they are.
     """
     out, weights = stock
-    out = scatter_rows(out, plan.rows, plan.written, edited[0])
-    if weights is not None and edited[1] is not None:
-        new = edited[1].transpose(1, 2)
+    out = scatter_rows(out, plan.rows, plan.written, edited.out)
+    if weights is not None and edited.weights is not None:
+        new = edited.weights.transpose(1, 2)
         kept = scatter_rows(weights.transpose(1, 2), plan.rows, plan.written, new)
         weights = kept.transpose(1, 2)
     return out, weights

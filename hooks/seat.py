@@ -1,151 +1,281 @@
-"""The seat: the ordered stack of edits of one text tower, and what runs them."""
+"""The seat: the ordered stack of edits of one text tower, its hooks, and their coming and going."""
 
 from __future__ import annotations
 
-import functools
+import inspect
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from regaze.hooks.dispatch import PREFIX, SEATS, Attention, register, stock_attention
-from regaze.hooks.null_prompt import NullPrompt
-from regaze.hooks.passes import Pass, Wanted
-from regaze.hooks.reading import Reader
-from regaze.hooks.rows import Call, Entry, overwrite, recompute
+from regaze.hooks.callers import runs
+from regaze.hooks.dispatch import (
+    PREFIX,
+    SEATS,
+    Attention,
+    Call,
+    Seating,
+    Stock,
+    register,
+    stock_attention,
+)
+from regaze.hooks.edits import Edit, overrides
+from regaze.hooks.host import Host
+from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
+from regaze.hooks.passes import Pass
+from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
+from regaze.hooks.reading import Block, Reader
+from regaze.hooks.running import KWARG, Running
+from regaze.hooks.tally import Entry
 
+LayerEntry = Entry[Edit, int]
 _INSTALLED: weakref.WeakSet[Seat] = weakref.WeakSet()
 
 
-class Seat:
-    """The ordered stack of edits of one text tower, and what they need to run."""
+class _Here(threading.local):
+    """What a seat knows of the calls of one thread."""
 
-    def __init__(self, reader: Reader) -> None:
+    running: Running | None = None
+    paused: bool = False
+    partial: bool = False
+    outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
+    embedded: tuple[FrameType | None, Tensor | None] = (None, None)
+
+
+class Seat:
+    """The ordered stack of edits of one text tower, and what they need to run.
+
+    What belongs to a call is kept per thread (`_Here`), what belongs to a prompt by its cache
+    (`Prompt`). A deep copy of the model carries our hooks along, with this seat, and they find that
+    its tower is none of theirs.
+    """
+
+    def __init__(self, host: Host, reader: Reader) -> None:
         self.reader = reader
-        self.tower = weakref.ref(reader.tower)
-        self.entries: list[Entry] = []
-        self._sort()
-        self.pass_: Pass | None = None
-        self._null: NullPrompt | None = None
-        self.paused = False
-        self._compared = False
-        self._offsets: dict[int, int] = {}
-        self._handles: list[Any] = []
-        self._watching: list[Any] = []
+        self.tower = weakref.ref(host.tower)
+        self.entries: list[LayerEntry] = []
+        self._model = weakref.ref(host.model)
+        self._inputs = Inputs(
+            host.family.packs,
+            host.family.zeros,
+            min((site.window for site in host.sites if site.window is not None), default=None),
+        )
+        self._drops = host.family.drops
+        self._paths = {site.layer: site.path for site in host.sites}
+        self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
+        self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
+        self._by_layer: dict[int, list[LayerEntry]] = {}
+        self._here = _Here()
+        self._checked: set[tuple[int, bool]] = set()
+        self._hooked: list[weakref.ref[nn.Module]] = []
+        self._layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self._configs: list[tuple[Any, str]] = []
 
-    # -- installing ---------------------------------------------------------------------------
+    def __deepcopy__(self, memo: object) -> Seat:
+        return self
 
-    def push(self, entry: Entry) -> None:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Nowhere, ()
+
+    # -- coming and going -----------------------------------------------------------------------
+
+    def push(self, entry: LayerEntry) -> None:
         """Put an edit on top of the stack; the first one installs the seat.
 
         Raises:
             ValueError: It contradicts one that is already there.
         """
-        null = {e.edit.null_positions for e in [*self.entries, entry] if e.edit.null_prompt}
+        null = {e.work.null_positions for e in [*self.entries, entry] if e.work.null_prompt}
         if len(null) > 1:
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
-        try:
-            if not self.entries:
-                self._install()
-        except BaseException:
-            if not self.entries:
-                self._uninstall()
-            raise
+        if not self.entries:
+            self._install()
         self.entries.append(entry)
         self._sort()
+        self._checked = set()
 
-    def pop(self, entry: Entry) -> None:
-        """Take an edit off, from anywhere in the stack; the last one uninstalls the seat."""
-        self.entries.remove(entry)
+    def pop(self, entry: LayerEntry) -> None:
+        """Take an edit off, from anywhere in the stack; the last one uninstalls the seat.
+
+        May be called again: it finishes what an interrupt left undone.
+        """
+        self.entries[:] = [one for one in self.entries if one is not entry]
         self._sort()
         if not self.entries:
-            self._uninstall()
-
-    def _attentions(self) -> list[Any]:
-        return [
-            layer.self_attn for layer in self.reader.tower.layers if hasattr(layer, "self_attn")
-        ]
+            self.uninstall()
 
     def _sort(self) -> None:
-        self._by_layer: dict[int, list[Entry]] = {}
+        by_layer: dict[int, list[LayerEntry]] = {}
         for entry in self.entries:
-            for layer in entry.edit.layers:
-                self._by_layer.setdefault(layer, []).append(entry)
+            for layer in entry.work.layers:
+                by_layer.setdefault(layer, []).append(entry)
+        self._by_layer = by_layer  # A new object: passes under way keep theirs.
+        if self.entries:
+            self._watch()
+
+    def _alive(self) -> Any:
+        tower = self.tower()
+        if tower is None:
+            raise RuntimeError("the model that this was attached to no longer exists")
+        return tower
 
     def _install(self) -> None:
-        tower, attentions = self.reader.tower, self._attentions()
-        configs = {id(m.config): m.config for m in [tower, *attentions]}
+        tower = self._alive()
+        attentions = {layer: tower.get_submodule(path) for layer, path in self._paths.items()}
+        configs = {id(m.config): m.config for m in [tower, *attentions.values()]}
         bases = {}
+        _INSTALLED.add(self)
         for key, config in configs.items():
             # A config that another attached model shares, or that was copied while attached,
             # already has our name.
             base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
-            self._configs.append((config, base))
             bases[key] = base
+            name = register(base)
+            self._configs.append((config, base))
             # The property's setter would pass the name on to sub-configs.
-            config._attn_implementation_internal = register(base)
-        _INSTALLED.add(self)
-        for module in attentions:
+            config._attn_implementation_internal = name
+        for layer, module in attentions.items():
             stock = stock_attention(type(module), bases[id(module.config)])
-            SEATS[module] = (self, module.layer_idx, stock)
-        self._handles += self.reader.install()
-        self._handles += [
-            tower.register_forward_pre_hook(self._begin, with_kwargs=True),
-            tower.register_forward_hook(self._end, always_call=True),
-        ]
+            SEATS[module] = Seating(self, self.attend, layer, stock)
+        model = self._model()
+        if model is not None and model is not tower:
+            self._note(model)
+            model.register_forward_pre_hook(self._enter, with_kwargs=True)
+            model.register_forward_hook(self._leave, always_call=True)
+        embeddings = tower.get_input_embeddings()
+        self._note(embeddings)
+        embeddings.register_forward_pre_hook(self._embed, with_kwargs=True)
+        self._note(tower)
+        tower.register_forward_pre_hook(self._begin, with_kwargs=True)
+        tower.register_forward_hook(self._end, always_call=True)
 
-    def _uninstall(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        _INSTALLED.discard(self)
-        shared = {id(config) for seat in _INSTALLED for config, _ in seat._configs}
+    def _note(self, module: nn.Module) -> None:
+        """Remember where hooks are, before they are there."""
+        self._hooked.append(weakref.ref(module))
+
+    def _watch(self) -> None:
+        """Hook the layers whose input an edit wants to see."""
+        layers = self._alive().layers
+        for index, entries in self._by_layer.items():
+            watched = any(overrides(entry.work, "see_hidden") for entry in entries)
+            if watched and layers[index] not in self._layers:
+                self._note(layers[index])
+                self._layers[layers[index]] = index
+                layers[index].register_forward_pre_hook(self._see, with_kwargs=True)
+
+    def uninstall(self) -> None:
+        """Take everything off the model; once more if it was interrupted."""
+        for reference in self._hooked:
+            if (module := reference()) is not None:
+                _unhook(module, self)
+        for module in [m for m, seating in list(SEATS.items()) if seating.seat is self]:
+            SEATS.pop(module, None)
+        others = [seat for seat in list(_INSTALLED) if seat is not self]
+        shared = {id(config) for seat in others for config, _ in seat._configs}
         for config, base in self._configs:
             if id(config) not in shared:
                 config._attn_implementation_internal = base
-        self._configs.clear()
-        if (tower := self.tower()) is not None:
-            for layer in tower.layers:
-                if hasattr(layer, "self_attn"):
-                    SEATS.pop(layer.self_attn, None)
-        self.pass_ = None
-        self.reader.forget()
+        self._here = _Here()
+        self._configs = []
+        self._hooked = []
+        self._layers = weakref.WeakKeyDictionary()
+        _INSTALLED.discard(self)
 
-    def _watch(self) -> None:
-        """Let edits see the layers' inputs in this pass; decode steps run without these hooks."""
-        layers = self.reader.tower.layers
-        for entry in self.entries:
-            if entry.edit.watches_hidden:
-                self._watching += [
-                    layers[index].register_forward_pre_hook(
-                        self._watcher(entry, index), with_kwargs=True
-                    )
-                    for index in entry.edit.layers
-                ]
+    # -- around one forward pass ----------------------------------------------------------------
 
-    def _watcher(self, entry: Entry, index: int) -> Callable[..., None]:
-        def see(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.pass_ is not None:
-                hidden = args[0] if args else kwargs["hidden_states"]
-                entry.edit.see_hidden(index, hidden[:, : self.pass_.length], self.pass_)
+    @torch.compiler.disable
+    def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if model is self._model():
+            given = dict(zip(("input_ids",), args, strict=False)) | kwargs
+            self._here.outer = self.reader.callers.around(), given
+            self._here.embedded = None, None
 
-        return see
+    @torch.compiler.disable
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        if model is self._model():
+            self._here.outer, self._here.embedded = (None, {}), (None, None)
 
-    # -- around one forward pass of the tower -------------------------------------------------
+    @torch.compiler.disable
+    def _embed(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tower: Any = self.tower()
+        ids = args[0] if args else kwargs.get("input")
+        if tower is not None and isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
+            self._here.embedded = self.reader.callers.around(), ids
+
+    @torch.compiler.disable
+    def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running, layer = self._here.running, self._layers.get(module)
+        if running is not None and layer is not None:
+            running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable
     def _begin(
         self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if tower is not self.tower() or self.paused:
+        if tower is not self.tower():
             return None
+        self._here.running = None
+        if self._here.paused:
+            return None
+        self._check_names()
+        kwargs = dict(zip(self._names, args, strict=False)) | kwargs
+        for name in self._drops:
+            kwargs.pop(name, None)
+        cache = kwargs.get("past_key_values")
+        before = prompt_on(cache, self)
+        # Put back when the pass has gone well; a cache that one broke off is no prompt's.
+        put_prompt(cache, self, None)
+        block = self._block(kwargs)
+        pass_, prompt = self.reader.read(block, before)
+        prompt = self._with_works(prompt, before if block.past else None, pass_)
+        null = self._null_prompt(prompt, pass_, kwargs)
+        if null is not None:
+            positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
+            kwargs = null.pack(kwargs, positions, self._alive().config, self._inputs)
+            prompt = replace(prompt, compared=pass_.length - pass_.n_last + 1)
+        offsets = {}
+        if cache is not None and any(getattr(cache, "is_sliding", ())):
+            offsets = {
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in self._by_layer
+            }
+        running = Running(
+            pass_, prompt, prompt.works, cache, self._by_layer, null, offsets, self._checked
+        )
+        if self.entries and _checkpoints(tower):
+            self._hand_on(tower, kwargs, running)
+        self._here.running = running
+        return (), kwargs
+
+    @torch.compiler.disable
+    def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
+        if tower is not self.tower():
+            return None
+        running, self._here.running = self._here.running, None
+        if output is None or running is None:
+            return None
+        config: Any = self._alive().config
+        running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
+        if running.null is not None:
+            output = running.null.cut(output)
+        # A model that is given no cache makes one.
+        cache = _cache_in(output) if running.cache is None else running.cache
+        if cache is not None:
+            put_prompt(cache, self, running.prompt)
+        if _checkpoints(tower):
+            self._guard(output, running)
+        return output
+
+    def _check_names(self) -> None:
         for config, _ in self._configs:
             now = config._attn_implementation_internal  # The public property is slow.
             if not str(now).startswith(PREFIX):
@@ -154,91 +284,177 @@ class Seat:
                     "interventions were attached, which would silently switch them off; detach "
                     "first, then change it"
                 )
-        kwargs = dict(zip(("input_ids", "attention_mask"), args, strict=False)) | kwargs
-        self.pass_ = pass_ = self.reader.read(kwargs)
-        cache = kwargs.get("past_key_values")
-        self._offsets = {}
-        if cache is not None and any(getattr(cache, "is_sliding", ())):
-            self._offsets = {i: cache.get_mask_sizes(pass_.length, i)[1] for i in self._by_layer}
+
+    def _block(self, kwargs: Mapping[str, Any]) -> Block:
+        """What is known of the call. What an interrupted one left in this thread isn't."""
+        frame, outer = self._here.outer
+        inside, ids = self._here.embedded
+        return Block(
+            kwargs,
+            outer=outer if runs(frame) else {},
+            embedded=ids if runs(inside) else None,
+            generating=self.reader.callers.generating(),
+            partial=self._here.partial,
+        )
+
+    def _with_works(self, prompt: Prompt, before: Prompt | None, pass_: Pass) -> Prompt:
+        """The prompt with each edit's state, prepared for a pass."""
+        works = {}
         for entry in self.entries:
-            entry.edit.begin(pass_)
-            entry.tally.begin(pass_)
-        if pass_.prompt_start:
-            self._compared = False
-        wants = [e.edit for e in self.entries if e.edit.null_prompt and e.edit.layers]
-        self._null = None
-        if wants and not self._compared and self.reader.has_images:
-            if pass_.index > 0 or not pass_.prompt_end:
-                raise NotImplementedError(
-                    "this intervention compares the prompt with and without its image and needs "
-                    "the whole prompt, image and question, in one block"
+            known: Edit | None = entry.work
+            if before is not None and entry.work.layers:
+                known = before.works.get(entry)
+            if known is None:
+                raise ValueError(
+                    "an intervention was attached in the middle of a prompt, which was encoded "
+                    "without it; attach first, then prefill"
                 )
-            self._compared = True
-            self._null = NullPrompt.of(pass_)
-            kwargs = self._null.pack(kwargs, wants[0].null_positions, tower.config)
-        if not pass_.decodes:
-            self._watch()
-        return (), kwargs
+            works[entry] = edit = known.fork()
+            edit.begin(pass_)
+            # At its end: a beginning may be shared by several prompts.
+            if pass_.prompt_end and pass_.tokens.generated == 0:
+                entry.tally.begin(pass_.batch)
+        asked = Counter() if before is None else before.asked.copy()
+        return replace(prompt, works=works, asked=asked)
 
-    @torch.compiler.disable
-    def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
-        if tower is not self.tower():
+    def _null_prompt(
+        self, prompt: Prompt, pass_: Pass, kwargs: Mapping[str, Any]
+    ) -> NullPrompt | None:
+        """The prompt without images, where an edit compares and hasn't yet."""
+        wants = any(e.work.null_prompt and e.work.layers for e in self.entries)
+        if not wants or not bool(pass_.tokens.has_image.any()):
             return None
-        for handle in self._watching:
-            handle.remove()
-        self._watching.clear()
-        null, self._null, self.pass_ = self._null, None, None
-        if output is None:
+        if prompt.compared is not None and pass_.past >= prompt.compared:
             return None
-        if null is not None:
-            output = null.cut(output)
-        self.reader.note_cache(getattr(output, "past_key_values", None))
-        return output
+        if pass_.past > 0 or not pass_.prompt_end:
+            raise NotImplementedError(
+                "this intervention compares the prompt with and without its image and needs "
+                "the whole prompt, image and question, in one block (no prefill_chunk_size, no "
+                "cached beginning)"
+            )
+        return NullPrompt.of(pass_, shares_beginning(pass_, kwargs.get("attention_mask")))
 
-    # -- inside one attention call ------------------------------------------------------------
+    # -- gradient checkpointing -----------------------------------------------------------------
 
-    def attend(self, layer: int, stock: Callable[..., Attention], call: Call) -> Attention:
-        """The stock attention with this layer's edits written over it."""
-        pass_, null = self.pass_, self._null
-        here = self._by_layer.get(layer)
-        run = call.run if null is None else functools.partial(null.run, call)
-        if pass_ is None or not here:
-            return run(stock)
-        by_row = [e for e in here if e.edit.rows and e.edit.active(layer, pass_)]
-        plan = pass_.plan(_asked(by_row), call.query.device) if by_row else None
-        if plan is None:
-            out, weights = run(stock)
-        else:
-            real = call if null is None else null.real(call)
-            edited = recompute(real, by_row, plan, layer, pass_, self._offsets.get(layer, 0))
-            if plan.covers_all and null is None:
-                out, weights = edited[0].to(call.query.dtype), edited[1]
-            else:
-                out, weights = overwrite(run(stock), edited, plan)
-        for entry in here:
-            if entry.edit.scales_heads:
-                blind = None if null is None else null.last_row(out)
-                factor = entry.edit.scale_heads(layer, out[:, : pass_.length], blind, pass_)
-                if factor is not None:
-                    # The prompt without image gets the same factors.
-                    out = out * factor[:, None, :, None].to(out.dtype)
-                    entry.tally.add_factor(layer, factor)
-        return out, weights
+    def _hand_on(self, tower: nn.Module, kwargs: dict[str, Any], running: Running) -> None:
+        """Give the pass to the layers, which the backward pass runs again."""
+        parameters = inspect.signature(type(tower).forward).parameters.values()
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            raise NotImplementedError(
+                f"{type(tower).__name__} doesn't hand arguments on to its layers, so they can't be "
+                "edited when gradient checkpointing runs them again; call "
+                "model.gradient_checkpointing_disable(), or detach first"
+            )
+        kwargs[KWARG] = running
+
+    def _guard(self, output: Any, running: Running) -> None:
+        """See to it that the layers are still edited when they run again."""
+        hidden = output[0] if isinstance(output, (tuple, list)) else output.last_hidden_state
+        entries = list(self.entries)
+
+        def look(gradient: Tensor) -> None:
+            if not all(any(e is one for one in self.entries) for e in entries):
+                raise RuntimeError(
+                    "interventions were detached before the backward pass, and gradient "
+                    "checkpointing would now run the layers again without them: call backward "
+                    "while they are attached"
+                )
+
+        if running.works and isinstance(hidden, Tensor) and hidden.requires_grad:
+            hidden.register_hook(look)
+
+    # -- one attention call ---------------------------------------------------------------------
+
+    def attend(self, layer: int, stock: Stock, call: Call) -> Attention:
+        """Answer an attention call.
+
+        Raises:
+            RuntimeError: The layer runs outside of any pass of the tower.
+        """
+        handed: Running | None = call.kwargs.pop(KWARG, None)
+        running = handed or self._here.running
+        if running is not None:
+            return running.attend(layer, stock, call)
+        if not self._here.paused and layer in self._by_layer:
+            raise RuntimeError(
+                f"layer {layer} runs outside of a forward pass of its text tower (as gradient "
+                "checkpointing does where arguments aren't handed on to the layers), so what is "
+                "attached can't act: call model.gradient_checkpointing_disable(), or detach first"
+            )
+        return call.run(stock)
+
+    @contextmanager
+    def partial(self) -> Iterator[None]:
+        """Forward passes of this thread inside are parts of a prompt that goes on."""
+        before, self._here.partial = self._here.partial, True
+        try:
+            yield
+        finally:
+            self._here.partial = before
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forward passes of this thread inside are none of the edits' business."""
+        before = self._here.paused, self._here.running
+        self._here.paused, self._here.running = True, None
+        try:
+            yield
+        finally:
+            self._here.paused, self._here.running = before
 
 
-def _asked(entries: Sequence[Entry]) -> list[Wanted]:
-    """The rows that edits ask for."""
-    return [(e.edit.rows, e.edit.reads_only) for e in entries if e.edit.rows is not None]
+class _Nowhere:
+    """What hooks of a seat become in a model that is loaded from a file."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return _nothing
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _unhook(module: nn.Module, seat: Seat) -> None:
+    """Take a seat's hooks off a module, found by whose they are."""
+    for hooks, extras in (
+        (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
+        (
+            module._forward_hooks,
+            [module._forward_hooks_with_kwargs, module._forward_hooks_always_called],
+        ),
+    ):
+        for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is seat]:
+            # The hook itself last: as long as it is there, it can be found again.
+            for extra in extras:
+                extra.pop(key, None)
+            hooks.pop(key, None)
+
+
+def _checkpoints(tower: nn.Module) -> bool:
+    """Whether the layers will run again in a backward pass."""
+    if not (torch.is_grad_enabled() and tower.training):
+        return False
+    layers: Any = tower.layers
+    return bool(getattr(tower, "gradient_checkpointing", False)) or any(
+        getattr(layer, "gradient_checkpointing", False) for layer in layers
+    )
+
+
+def _cache_in(output: Any) -> Any:
+    """The cache that the tower returns, if any."""
+    if isinstance(output, tuple):
+        return next((one for one in output if hasattr(one, "get_seq_length")), None)
+    return getattr(output, "past_key_values", None)
 
 
 @contextmanager
 def paused(tower: nn.Module) -> Iterator[None]:
     """Forward passes of the tower inside are none of the attached interventions' business."""
-    seats = [seat for seat in _INSTALLED if seat.tower() is tower]
-    for seat in seats:
-        seat.paused = True
-    try:
+    seats = [seat for seat in list(_INSTALLED) if seat.tower() is tower]
+    if not seats:
         yield
-    finally:
-        for seat in seats:
-            seat.paused = False
+        return
+    with seats[0].paused():
+        yield

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.warp import Corners, splat
 
 

@@ -11,14 +11,12 @@ gradients, without the map of all tokens on all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.kernel import Call, editing
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.sites import Layout, Site
 
@@ -32,42 +30,34 @@ class Reader:
 
     Args:
         sites: The layers, in the order in which they run.
-        layout: How the pass's tokens are laid out.
-        rows: Samples of the pass, and which of them are read.
         stop: End the pass with `Enough` after the last layer.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], layout: Layout, rows: tuple[int, slice], stop: bool
-    ) -> None:
-        self._sites, self._layout, self._stop = sites, layout, stop
-        self._batch, self._rows = rows
+    def __init__(self, sites: Sequence[Site], stop: bool) -> None:
+        self._sites, self._stop = sites, stop
         self._waiting = {site.name for site in sites}
         self._sum: Tensor | None = None
         self._heads = 0
         self._tokens = 0
+        self._samples = 0
+        self._layout: Layout | None = None
 
-    @contextmanager
-    def reading(self, denoiser: Any) -> Iterator[None]:
-        """Read in the pass inside.
+    def read(self, call: Call) -> Tensor:
+        """Read a call's map, of the conditional rows; the call stays as it is.
 
         Raises:
-            RuntimeError: The pass ended without calling the kernel in one of the layers.
+            Enough: It was the last one.
+            RuntimeError: The call holds a part of the pass's rows only.
+            ValueError: Layers differ in resolution.
         """
-        try:
-            with editing(denoiser, self._sites, self._layout, self._read):
-                yield
-        except Enough:
-            pass
-
-    def _read(self, call: Call) -> Tensor:
-        each, rest = divmod(call.query.shape[0], self._batch)
-        if rest:
-            raise ValueError(
-                f"{call.site.name} attends in {call.query.shape[0]} rows, which are no multiple of "
-                f"the {self._batch} of the batch"
-            )
-        grouped = text_map(call, slice(self._rows.start * each, self._rows.stop * each))
+        batch = len(call.query)
+        rows, samples = slice(0, batch), batch
+        if call.pass_ is not None:
+            frames = call.samples().frames
+            cond = call.pass_.rows.cond or slice(0, call.pass_.rows.batch)
+            rows, samples = slice(cond.start * frames, cond.stop * frames), cond.stop - cond.start
+        self._layout, self._samples = call.layout, samples
+        grouped = text_map(call, rows)
         if self._tokens not in (0, grouped.shape[2]):
             raise ValueError(
                 f"{call.site.name} has {grouped.shape[2]} places and layers before it "
@@ -80,7 +70,7 @@ class Reader:
         self._waiting.discard(call.site.name)
         if self._stop and not self._waiting:
             raise Enough
-        return call.kernel(call.query, call.key, call.value)
+        return call.output
 
     def maps(self) -> Tensor:
         """The mean over layers and heads, "B F R C T": samples, frames, rows, columns, tokens.
@@ -88,14 +78,13 @@ class Reader:
         Raises:
             ValueError: The grid of the image's tokens isn't known.
         """
-        grid = self._layout.grid(self._tokens)
+        grid = None if self._layout is None else self._layout.grid(self._tokens)
         if self._sum is None or grid is None:
             raise ValueError(
                 f"the {self._tokens} image tokens of {self._sites[0].name} have a grid that isn't "
                 "known for this model, which concept maps need"
             )
-        samples = self._rows.stop - self._rows.start
-        return (self._sum / self._heads).reshape(samples, -1, *grid[-2:], self._sum.shape[-1])
+        return (self._sum / self._heads).reshape(self._samples, -1, *grid[-2:], self._sum.shape[-1])
 
 
 def text_map(call: Call, rows: slice) -> Tensor:
@@ -120,8 +109,7 @@ def text_map(call: Call, rows: slice) -> Tensor:
         )
     if cross:
         return _softmax(query, key, bias, call.scale)
-    image = call.image()
-    text = slice(image.stop, None) if image.start == 0 else slice(0, image.start)
+    image, text = call.image(), call.text()
     on_text = torch.zeros_like(key)
     on_text[:, :, text, 0] = 1
     # A mask of the kernel's must be of its type.

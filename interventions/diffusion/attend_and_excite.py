@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.works import Descent, Run
+from regaze.hooks.diffusion.descent import Descent
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import check_number, register
 from regaze.interventions.diffusion.concept_maps import Columns, excite_loss
 from regaze.interventions.diffusion.concepts import ConceptObjective, ConceptUpdate

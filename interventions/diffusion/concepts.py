@@ -11,10 +11,11 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.descent import Descend, Descent, Objective
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
-from regaze.hooks.diffusion.works import Descent, LatentEdit, Objective, Run
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import Intervention, check_choice, check_number
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps, literal_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
@@ -138,10 +139,11 @@ class ConceptUpdate(Intervention):
             raise ValueError(f"{self.name}: choose layers of one resolution, not {shown}")
         return found
 
-    def bind(self, host: Host) -> LatentEdit:
+    def bind(self, host: Host) -> Descend:
         """Make the update."""
         idle = self.step_size == 0 or not (self._listed() or self.tokens == "auto")
-        return LatentEdit(() if idle else tuple(self.sites(host)), self._begin)
+        sites = () if idle else tuple(self.sites(host))
+        return Descend(sites, objective=self._begin)
 
     def _begin(self, run: Run) -> Objective:
         return self.objective(run, columns_of(self, run))

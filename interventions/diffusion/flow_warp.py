@@ -31,9 +31,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.literal import AttendForm, Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
@@ -170,14 +170,14 @@ class FlowWarp(Intervention):
     def bind(self, host: Host) -> Attend:
         """Read the flow and make the edit; a weight of 0 is a no-op."""
         if not self.weight:
-            return Attend((), _unedited)
+            return Attend()
         if self.flow is None:
             raise ValueError(
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = _Warped(self, flows.read(self.flow))
-        return Attend(tuple(self._sites(host)), warped.attend, self.start, self.stop)
+        return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
@@ -190,11 +190,6 @@ class FlowWarp(Intervention):
             if site.kind == "temporal":
                 raise ValueError(
                     f"flow_warp: {site.name} attends over frames, not within a picture"
-                )
-            if site.order == "unknown":
-                raise ValueError(
-                    f"flow_warp: in which order {site.name} holds text and image isn't known for "
-                    "this model"
                 )
         return found
 
@@ -217,10 +212,6 @@ def _kept(flow: Any) -> str:
 def _rows(truth: NDArray[np.bool_], like: Tensor) -> Tensor:
     """One truth value per row of a map."""
     return torch.from_numpy(truth.reshape(-1, 1)).to(like.device)
-
-
-def _unedited(call: Call) -> Tensor:
-    return call.output
 
 
 # -- at work -----------------------------------------------------------------------------------

@@ -22,11 +22,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.literal import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -62,18 +62,11 @@ class PAG(Guided):
         logits[:, :, image, image] = logits[:, :, image, image].masked_fill(others, -torch.inf)
         return (logits + m.bias).softmax(-1)
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance."""
         sites = self.sites(host)
-        if self.variant == "image":
-            for site in sites:
-                if site.order == "unknown":
-                    raise ValueError(
-                        f"pag: variant='image' needs to know in which order {site.name} holds text "
-                        "and image, which isn't known for this model; use variant='joint'"
-                    )
         perturb = _image_alone if self.variant == "image" else _alone
-        return Branch(tuple(sites), perturb, **self.window())
+        return Guidance.away_from(sites, perturb, **self.window())
 
 
 def _alone(call: Call) -> Tensor:

@@ -25,11 +25,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, check_number, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -89,22 +89,17 @@ class SEG(Guided):
         alone = self.sense == "paper" and not guided and self.scale
         return weight * (self.scale - 1) / self.scale if alone else weight
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance; a sigma of 0 blurs nothing and is a no-op."""
         sites = self.sites(host) if self.sigma else []
         for site in sites:
             if site.kind == "temporal":
                 raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
-            if site.order == "unknown":
-                raise ValueError(
-                    f"seg: in which order {site.name} holds text and image isn't known for this "
-                    "model; softpag with target=query_mean needs no order"
-                )
         paper = self.sense == "paper"
-        return Branch(
-            tuple(sites),
+        return Guidance.away_from(
+            sites,
             lambda call: _blurred(call, self.sigma),
-            branch="uncond" if paper else "cond",
+            rows="uncond" if paper else "cond",
             scale_alone=self.scale - 1 if paper else None,
             **self.window(),
         )

@@ -29,12 +29,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
 from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.sites import choose, only_heads
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, check_number, from_dict, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -134,11 +134,13 @@ class SoftPAG(Guided):
         self._strengths(host)
         return self
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance; without heads, or with every u at 0, it is a no-op."""
         strengths = {n: u for n, u in self._strengths(host).items() if u.any()}
         sites = tuple(site for site in host.sites if site.name in strengths)
-        return Branch(sites, lambda call: self._perturb(call, strengths), **self.window())
+        return Guidance.away_from(
+            sites, lambda call: self._perturb(call, strengths), **self.window()
+        )
 
     def _strengths(self, denoiser: Host) -> dict[str, Tensor]:
         """Strength per head, "H 1 1", by layer name.

@@ -14,15 +14,28 @@ def require_patches(method: str, host: Host) -> None:
     Raises:
         ValueError: They aren't; the message says which methods work on such a model.
     """
+    require_images(method, host)
     if host.image_columns:
         return
-    here = names(Intervention.acts_on) if host.image_ids else []
-    able = [n for n in here if not get(n).needs_image_columns]
+    able = [n for n in names(Intervention.acts_on) if not get(n).needs_image_columns]
     raise ValueError(
         f"{method} edits attention on image patches, but {host.model_type} has none as columns of "
-        "its text tower (it goes through a resampler or cross-attention); "
-        + (f"these methods work on it: {', '.join(able)}" if able else "no method works on it yet")
+        "its text tower (its image goes through a resampler); "
+        + f"these methods work on it: {', '.join(able)}"
     )
+
+
+def require_images(method: str, host: Host) -> None:
+    """Check that image columns can be found.
+
+    Raises:
+        ValueError: They can't; the message says what to do.
+    """
+    if not host.has_images:
+        raise ValueError(
+            f"{method} needs to know where images are, but the config of this {host.model_type} "
+            "names no image tokens; pass spans= (or use a model that takes images)"
+        )
 
 
 def choose_layers(
@@ -30,15 +43,21 @@ def choose_layers(
 ) -> tuple[int, ...]:
     """The layers asked for, checked, or the default ones.
 
+    Args:
+        method: The method's name.
+        host: The model.
+        given: Indices of layers, as the user names them.
+        default: Ordinals among the layers that attend.
+
     Raises:
-        ValueError: A layer doesn't exist.
+        ValueError: A layer doesn't exist, or has no attention.
     """
     if given is None:
-        return tuple(default)
+        return tuple(host.sites[ordinal].layer for ordinal in default)
     check_indices(method, "layers", given, host.n_layers, f"this {host.model_type}")
-    return tuple(sorted(given))
+    return tuple(host.site(layer).layer for layer in sorted(given))
 
 
 def at_depth(of_32: int, n_layers: int) -> int:
-    """A layer at the same relative depth as layer ``of_32`` of a 32-layer model."""
+    """The ordinal at the same relative depth as layer ``of_32`` of a 32-layer model."""
     return round(of_32 / 32 * n_layers)

@@ -67,7 +67,7 @@ class PAI(Intervention):
     def resolve(self, host: Host) -> PAI:
         """Choose the layers."""
         require_patches("PAI", host)
-        default = range(min(2, host.n_layers - 1), host.n_layers)
+        default = range(min(2, len(host.sites) - 1), len(host.sites))
         return replace(self, layers=choose_layers("pai", host, self.layers, default))
 
     def bind(self, host: Host) -> Edit:

@@ -97,7 +97,7 @@ def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) 
     Returns:
         The profile; ``sink_dims`` is empty if nothing stands out.
     """
-    return find_sinks(find_host(getattr(model, "model", model), processor), tau)
+    return find_sinks(find_host(getattr(model, "model", model), processor, unknown="check"), tau)
 
 
 def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:

@@ -77,7 +77,8 @@ class VAF(Intervention):
     def resolve(self, host: Host) -> VAF:
         """Choose the layers."""
         require_patches("VAF", host)
-        first, last = at_depth(9, host.n_layers), at_depth(15, host.n_layers)
+        n = len(host.sites)
+        first, last = at_depth(9, n), at_depth(15, n)
         default = range(first, max(last, first + 1))
         return replace(self, layers=choose_layers("vaf", host, self.layers, default))
 

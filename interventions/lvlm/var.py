@@ -28,7 +28,7 @@ from torch import Tensor
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.passes import Columns, GrowingMask, Pass
+from regaze.hooks.passes import Columns, GrowingMask, Pass, repeat_rows
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
@@ -142,6 +142,11 @@ class VAR(Intervention):
             ValueError: The model has no sink dimensions, so VAR could never fire.
         """
         require_patches("VAR", host)
+        if not host.family.one_stream:
+            raise ValueError(
+                f"VAR finds sinks in the residual stream, but the layers of {host.model_type} pass "
+                "on several streams side by side"
+            )
         profile = known_sinks(host)
         if self.sink_dims is None and profile is None:
             profile = find_sinks(host, self.tau)
@@ -154,7 +159,7 @@ class VAR(Intervention):
             )
         check_indices("var", "sink_dims", dims, host.hidden_size, "the hidden state")
         tau = self.tau if self.tau is not None else (profile.tau if profile else 0.3125)
-        last = host.n_layers - (self.sense == "paper")
+        last = len(host.sites) - (self.sense == "paper")
         layers = choose_layers("var", host, self.layers, range(min(2, last - 1), last))
         return replace(self, sink_dims=tuple(dims), tau=tau, layers=layers)
 
@@ -165,7 +170,6 @@ class VAR(Intervention):
 
 class _VAREdit(Edit):
     rows = "text"
-    watches_hidden = True
 
     def __init__(self, spec: VAR, host: Host) -> None:
         super().__init__(spec.layers or () if spec.keep != 1 else ())
@@ -194,8 +198,7 @@ class _VAREdit(Edit):
         sinks = sinks & self.prompt.to(sinks.device)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
-            before = self.sinks[layer][:, : pass_.past]
-            before = before.repeat_interleave(pass_.batch // len(before), 0)
+            before = repeat_rows(self.sinks[layer][:, : pass_.past], pass_.batch)
             gap = pass_.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
@@ -211,10 +214,8 @@ class _VAREdit(Edit):
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        sums, bounds = columns.of(self.sums[layer][0]), self.sums[layer][1]
-        if len(sums) < len(logits):  # beams
-            times = len(logits) // len(sums)
-            sums, bounds = (x.repeat_interleave(times, 0) for x in (sums, bounds))
+        growing, bounds = self.sums[layer]
+        sums, bounds = columns.of(growing), columns.rows_of(bounds)
         return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
 
 
@@ -261,7 +262,9 @@ def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -
     """
     mass = weights @ sums.transpose(-1, -2)
     centric = (mass[..., 1:] >= bounds).all(-1, keepdim=True)
-    gain = torch.log1p((1 - keep) * mass[..., :1] / mass[..., 1:2])
+    # Where it isn't used, the quotient must not be 0 / 0 either: its gradient would be NaN.
+    rest = torch.where(centric, mass[..., 1:2], 1.0)
+    gain = torch.log1p((1 - keep) * mass[..., :1] / rest)
     # exp(-1e4) is 0: all is taken.
     loss = torch.full_like(gain, math.log(keep) if keep > 0 else -1e4)
     factors = torch.where(centric, torch.cat([loss, gain], -1), 0.0)

@@ -26,7 +26,7 @@ from torch import Tensor
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, repeat_rows
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -34,7 +34,7 @@ from regaze.interventions.base import (
     check_number,
     register,
 )
-from regaze.interventions.lvlm.common import at_depth, choose_layers
+from regaze.interventions.lvlm.common import at_depth, choose_layers, require_images
 
 
 @register
@@ -114,14 +114,16 @@ class VHR(Intervention):
         """Choose the layers.
 
         Raises:
-            ValueError: The image isn't in the tower's sequence, so it can't be removed from it.
+            ValueError: The image can't be found in the tower's sequence, so it can't be removed
+                from it, or a factor on a head would be taken back.
         """
-        if not host.image_ids:
+        require_images("VHR", host)
+        if not host.family.free_heads:
             raise ValueError(
-                f"VHR removes the image from the prompt, but {host.model_type} has no image "
-                "tokens in its text tower's sequence (a text model, or cross-attention)"
+                f"VHR scales the outputs of heads, but {host.model_type} normalises each head's "
+                "output afterwards, which takes the factor back"
             )
-        n = host.n_layers
+        n = len(host.sites)
         if host.model_type.startswith("instructblip"):
             default = list(range(at_depth(14, n), n))
         else:
@@ -134,7 +136,6 @@ class VHR(Intervention):
 
 
 class _VHREdit(Edit):
-    scales_heads = True
     null_prompt = True
 
     def __init__(self, spec: VHR) -> None:
@@ -163,10 +164,8 @@ class _VHREdit(Edit):
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
         factor = self.factors.get(layer)
-        if factor is not None and len(factor) < pass_.batch:
-            # Beams repeat a sample's rows; its heads go with them.
-            factor = factor.repeat_interleave(pass_.batch // len(factor), 0)
-        return factor
+        # Beams repeat a sample's rows; its heads go with them.
+        return None if factor is None else repeat_rows(factor, pass_.batch)
 
 
 def choose_heads(

@@ -46,6 +46,8 @@ def test_without_contrast_the_log_probabilities_stay_uncut() -> None:
     (1, range(0, 1), range(0, 1)),
 ])  # fmt: skip
 def test_default_layers_scale_with_depth(n_layers: int, pai: range, vaf: range) -> None:
-    host = dataclasses.replace(find_host(tiny("llava").model), n_layers=n_layers)
+    host = find_host(tiny("llava").model)
+    sites = tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(n_layers))
+    host = dataclasses.replace(host, n_layers=n_layers, sites=sites)
     assert PAI().resolve(host).layers == tuple(pai)
     assert VAF().resolve(host).layers == tuple(vaf)

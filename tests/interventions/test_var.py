@@ -13,6 +13,7 @@ from tiny import tiny
 from torch import Tensor
 
 from regaze.hooks import attach
+from regaze.hooks.families import FAMILIES as KNOWN
 from regaze.hooks.host import find_host
 from regaze.interventions import VAR
 from regaze.interventions.lvlm.sinks import sink_values
@@ -138,9 +139,11 @@ def test_phi_is_bounded_by_the_root_of_the_width() -> None:
 def test_published_sink_dimensions_are_known(
     model_type: str, hidden_size: int, n_layers: int, n_kv_heads: int, dims: tuple[int, ...]
 ) -> None:
+    host = find_host(tiny("llava").model)
     tower = dataclasses.replace(
-        find_host(tiny("llava").model),
-        model_type=model_type,
+        host,
+        family=KNOWN[model_type],
+        sites=tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(n_layers)),
         hidden_size=hidden_size,
         n_layers=n_layers,
         n_kv_heads=n_kv_heads,

@@ -184,5 +184,7 @@ def test_two_reinforcements_multiply_where_they_agree() -> None:
     [("llava", (1, *range(18, 32))), ("instructblip", tuple(range(14, 32)))],
 )
 def test_default_layers_are_the_papers(family: str, layers: tuple[int, ...]) -> None:
-    host = dataclasses.replace(find_host(tiny(family).model), n_layers=32)
+    host = find_host(tiny(family).model)
+    sites = tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(32))
+    host = dataclasses.replace(host, n_layers=32, sites=sites)
     assert VHR().resolve(host).layers == layers

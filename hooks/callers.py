@@ -1,0 +1,102 @@
+"""What the code that called the text tower is doing, read off its running Python frames.
+
+A shape doesn't tell a decode step from the last part of a prompt, nor a further question from
+candidates that assisted decoding checks. `generate` itself knows, and it is on the stack.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+# Frames of transformers' generation that decide what a pass is; the innermost one speaks.
+_LOOPS = frozenset({"_prefill", "_assisted_decoding", "_sample", "_beam_search", "generate"})
+
+
+@dataclass(frozen=True)
+class Generating:
+    """What a running ``generate`` says of a pass.
+
+    Attributes:
+        partial: It reads a part of the prompt that isn't the last.
+        candidates: Proposed tokens at the end of the block, which assisted decoding checks.
+    """
+
+    partial: bool = False
+    candidates: int = 0
+
+
+class Callers:
+    """Finds the callers of one text tower."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        self._tower = weakref.ref(tower)
+        self._holders: MutableMapping[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+    def holds(self, owner: Any) -> bool:
+        """Whether an object is a module that holds the tower, or the tower."""
+        if not isinstance(owner, nn.Module):
+            return False
+        found = self._holders.get(owner)
+        if found is None:
+            tower = self._tower()
+            found = self._holders[owner] = any(m is tower for m in owner.modules())
+        return found
+
+    def generating(self) -> Generating:
+        """What ``generate`` is doing with the tower, if it runs.
+
+        Raises:
+            RuntimeError: It reads the prompt in parts in a way that isn't known.
+        """
+        for frame in _frames():
+            if frame.f_code.co_name in _LOOPS:
+                local = frame.f_locals
+                if self.holds(local.get("self")):
+                    return _read(frame.f_code.co_name, local)
+        return Generating()
+
+    def arguments(self) -> Iterator[Mapping[str, Any]]:
+        """Variables of the running ``forward`` calls around the tower, outermost first."""
+        found: list[Mapping[str, Any]] = []
+        for frame in _frames():
+            if frame.f_code.co_name == "forward" and self.holds(frame.f_locals.get("self")):
+                found.append(frame.f_locals)
+        return reversed(found)
+
+    def around(self) -> FrameType | None:
+        """The innermost running method of a module that holds the tower."""
+        return next((f for f in _frames() if self.holds(f.f_locals.get("self"))), None)
+
+
+def runs(frame: FrameType | None) -> bool:
+    """Whether a frame is still running in this thread."""
+    return frame is not None and any(f is frame for f in _frames())
+
+
+def _frames() -> Iterator[FrameType]:
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _read(loop: str, local: Mapping[str, Any]) -> Generating:
+    if loop == "_assisted_decoding":
+        return Generating(candidates=int(local.get("candidate_length", 0)))
+    size = getattr(local.get("generation_config"), "prefill_chunk_size", None)
+    if loop == "_prefill" and size is not None:
+        chunks, chunk = local.get("input_chunks"), local.get("input_chunk")
+        if not chunks or not any(chunk is one for one in chunks):
+            raise RuntimeError(
+                "generate(prefill_chunk_size=...) reads the prompt in parts in a way that regaze "
+                "doesn't know in this version of transformers; leave prefill_chunk_size out"
+            )
+        return Generating(partial=chunk is not chunks[-1])
+    return Generating()

@@ -1,0 +1,198 @@
+"""One forward pass under way: what belongs to it alone, and its attention calls."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.check import check_rows
+from regaze.hooks.dispatch import Attention, Call, Stock
+from regaze.hooks.edits import Edit, overrides
+from regaze.hooks.null_prompt import NullPrompt
+from regaze.hooks.passes import Pass
+from regaze.hooks.prompts import Prompt, Works
+from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
+from regaze.hooks.tally import Entry, due
+
+KWARG = "regaze_running"
+"""Under this name a pass goes through the layers' arguments where they are run again later."""
+
+
+@dataclass(eq=False)
+class Running:
+    """A forward pass of the text tower, while it runs.
+
+    With gradient checkpointing the layers run once more in the backward pass, maybe on another
+    thread; they then find the pass in their arguments, and nothing is counted or checked again.
+
+    Attributes:
+        pass_: What methods are told of it.
+        prompt: What is known of the prompt after it.
+        works: The state of each edit in it.
+        cache: The caller's cache, if there is one.
+        by_layer: The entries that act at each layer, in order.
+        null: The prompt without images that runs along, if any.
+        offsets: Per layer, the prompt column of key 0 where it isn't 0.
+        checked: Layers whose rows were compared with the kernel's since something was attached;
+            shared by all passes.
+        over: The pass has returned.
+    """
+
+    pass_: Pass
+    prompt: Prompt
+    works: Works
+    cache: Any
+    by_layer: Mapping[int, Sequence[Entry[Edit, int]]]
+    null: NullPrompt | None
+    offsets: Mapping[int, int]
+    checked: set[tuple[int, bool]]
+    over: bool = False
+    _calls: Counter[int] = field(default_factory=Counter)
+    _checks: set[int] = field(default_factory=set)
+    _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)
+
+    def attend(self, layer: int, stock: Stock, call: Call) -> Attention:
+        """The stock attention with this layer's edits written over it.
+
+        Raises:
+            RuntimeError: The layer runs otherwise than is known here, so its edit wouldn't be
+                exact.
+        """
+        here = [(entry, self.works[entry]) for entry in self.by_layer.get(layer, ())]
+        null = self.null
+        run = call.run if null is None else functools.partial(null.run, call)
+        if not here:
+            return run(stock)
+        if not self.over:
+            self._count(layer, call)
+        real = call if null is None else null.real(call)
+        rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
+        scaling = [(e, w) for e, w in here if overrides(w, "scale_heads")]
+        out, weights = self._rows(layer, stock, run, real, rows, bool(scaling))
+        for entry, edit in scaling:
+            factor = self._factor(layer, entry, edit, out)
+            if factor is not None:
+                # The prompt without image gets the same factors.
+                out = out * factor[:, None, :, None].to(out.dtype)
+        return out, weights
+
+    def _rows(
+        self,
+        layer: int,
+        stock: Stock,
+        run: Callable[[Stock], Attention],
+        real: Call,
+        edits: Sequence[Working],
+        scaled: bool,
+    ) -> Attention:
+        wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
+        plan = self.pass_.plan(wanted, real.query.device) if wanted else None
+        looks = plan or (self.pass_.plan([("last", False)], real.query.device) if scaled else None)
+        if looks is None:
+            return run(stock)
+        checks = self._checks_now(layer)
+        asked = None if self.over else self.prompt.asked
+        offset = self.offsets.get(layer, 0)
+        if plan is None:
+            refuse_unknown(real)
+            done = run(stock)
+            if checks and not self.over:
+                with torch.no_grad():
+                    job = RowJob(real, [], looks, layer, self.pass_, offset, None, plain=True)
+                    plain = job.run().plain
+                self._check(real, layer, done[0], plain, looks.rows, looks.valid)
+            return done
+        job = RowJob(real, edits, plan, layer, self.pass_, offset, asked, plain=checks)
+        edited = job.run()
+        if plan.covers_all and self.null is None and not checks:
+            return edited.out.to(real.query.dtype), edited.weights
+        done = run(stock)
+        if checks and not self.over:
+            self._check(real, layer, done[0], edited.plain, plan.rows, plan.valid)
+        return overwrite(done, edited, plan)
+
+    def _factor(
+        self, layer: int, entry: Entry[Edit, int], edit: Edit, out: Tensor
+    ) -> Tensor | None:
+        key = layer, entry
+        if key in self._factors:
+            return self._factors[key]
+        with torch.no_grad():
+            blind = None if self.null is None else self.null.last_row(out)
+            factor = edit.scale_heads(layer, out[:, : self.pass_.length], blind, self.pass_)
+            if factor is not None:
+                entry.tally.count(layer)
+                self.prompt.asked[entry, layer] += 1
+                if due(self.prompt.asked[entry, layer]):
+                    entry.tally.add(layer, (factor.float() - 1).abs())
+        self._factors[key] = factor
+        return factor
+
+    # -- proof ----------------------------------------------------------------------------------
+
+    def _checks_now(self, layer: int) -> bool:
+        """Whether this pass compares the layer's rows; a second run of it does as the first."""
+        if not self.over and (layer, self.pass_.decodes) not in self.checked:
+            self._checks.add(layer)
+        return layer in self._checks
+
+    def _check(
+        self, call: Call, layer: int, out: Tensor, plain: Tensor | None, rows: Tensor, valid: Tensor
+    ) -> None:
+        if plain is not None:
+            check_rows(call, layer, out, plain, rows, valid)
+            self.checked.add((layer, self.pass_.decodes))
+
+    def _count(self, layer: int, call: Call) -> None:
+        """Count an attention call, and see that it is the layer's only one and has all its rows."""
+        self._calls[layer] += 1
+        module = type(call.module).__name__
+        if self._calls[layer] > 1:
+            raise RuntimeError(
+                f"layer {layer} ({module}) calls its attention function more than once in one "
+                "forward pass (per chunk or sample), so regaze can't tell which rows it is given; "
+                "it can't be edited exactly"
+            )
+        size = self.pass_.length + (0 if self.null is None else self.null.size)
+        batch, rows = call.query.shape[0], call.query.shape[2]
+        if (batch, rows) != (self.pass_.batch, size):
+            raise RuntimeError(
+                f"layer {layer} ({module}) gives its attention function {batch} x {rows} query "
+                f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
+                "edited exactly"
+            )
+
+    def show(self, layer: int, hidden: Tensor) -> None:
+        """Show a layer's input "B Q E" to the edits that want to see it, while a prompt is read."""
+        if self.pass_.decodes:
+            return
+        with torch.no_grad():
+            for entry in self.by_layer.get(layer, ()):
+                edit = self.works[entry]
+                if overrides(edit, "see_hidden"):
+                    edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
+
+    def finish(self, n_layers: int) -> None:
+        """End the pass: see that every layer was edited that should have been.
+
+        Args:
+            n_layers: How many layers the tower runs; fewer than it has where a draft is made by
+                its first ones.
+
+        Raises:
+            RuntimeError: A layer never called its attention function.
+        """
+        self.over = True
+        missing = [i for i in self.by_layer if i < n_layers and not self._calls[i]]
+        if missing and bool(self.pass_.tokens.has_image.any()):
+            raise RuntimeError(
+                f"layers {missing} never called transformers' attention interface in this forward "
+                "pass, so their edits were skipped: their attention takes a path that regaze "
+                "can't edit; leave them out"
+            )
