@@ -115,7 +115,7 @@ def _site(index: int, name: str, kind: Kind, module: nn.Module, config: Any) -> 
 
 
 def _share(sites: list[Site], config: Any) -> tuple[Site, ...]:
-    """The sites, with the layers whose keys and values they use: the last own ones of their kind."""
+    """The sites with the layers whose keys and values they use: the last own ones of a kind."""
     first = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
     makers = {site.kind: site.layer for site in sites if site.layer < first}
     return tuple(s if s.layer < first else replace(s, kv_layer=makers[s.kind]) for s in sites)

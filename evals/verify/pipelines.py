@@ -17,7 +17,7 @@ from regaze.evals.verify.per_thread import copied
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
-from regaze.hooks.diffusion.literal import Running, literally
+from regaze.hooks.diffusion.literal import Manner, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
 from regaze.interventions import FlowWarp, Intervention
@@ -183,7 +183,7 @@ class Pipeline(Subject):
         }  # fmt: skip
         return {name: value for name, value in wanted.items() if name in names}
 
-    def _observed(self) -> Running:
+    def _observed(self) -> Manner:
         """How the pipeline calls its denoiser, seen in one run.
 
         Raises:
@@ -223,7 +223,7 @@ class Pipeline(Subject):
                 f"steps with {rows} rows for {samples} pictures, which is no way of guidance that "
                 "verify can write out"
             )
-        return Running(
+        return Manner(
             self.name, each == 2 or branches == 2, each == 2, samples=samples,
             frames=inner_frames or 1,
         )  # fmt: skip

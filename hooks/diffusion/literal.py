@@ -95,7 +95,7 @@ class AttendForm:
 
 
 @dataclass(frozen=True)
-class Running:
+class Manner:
     """How a pipeline is run, known before it runs.
 
     Attributes:
@@ -137,19 +137,6 @@ def bias_of(mask: Tensor | None, like: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return like.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
     return mask.to(like.dtype)
-
-
-def image_tokens(site: Site, tokens: int, text: int) -> slice:
-    """Where the image is in a call.
-
-    Raises:
-        NotImplementedError: The order of streams isn't known.
-    """
-    if site.order == "unknown":
-        raise NotImplementedError(f"where {site.name} holds the image isn't known")
-    if site.order == "image-text":
-        return slice(0, tokens - text)
-    return slice(text, tokens) if site.order == "text-image" else slice(0, tokens)
 
 
 @contextmanager
@@ -236,7 +223,7 @@ def edited(
             logits = q @ k.transpose(-1, -2) * factor
             bias = bias_of(attn_mask, logits)
             weights = (logits + bias).softmax(-1)
-            image = image_tokens(sites[name], logits.shape[-1], layout.n_text)
+            image = layout.image(sites[name].order, logits.shape[-1])
             sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
             grid = sides[0], sides[1], sides[2]
             about = Map(
@@ -252,7 +239,7 @@ def edited(
 
 @contextmanager
 def literally(
-    pipeline: Any, running: Running, forms: Sequence[GuidanceForm | AttendForm]
+    pipeline: Any, running: Manner, forms: Sequence[GuidanceForm | AttendForm]
 ) -> Iterator[None]:
     """Run methods literally in the pipeline that is called inside.
 
@@ -329,7 +316,7 @@ def _guiding(forms: Sequence[GuidanceForm | AttendForm]) -> list[GuidanceForm]:
     return [form for form in forms if isinstance(form, GuidanceForm)]
 
 
-def _split(running: Running, frames: int) -> tuple[int, int, int]:
+def _split(running: Manner, frames: int) -> tuple[int, int, int]:
     if running.frames > 1:  # A video model's own frames, inside each row of its batch.
         branches = 2 if running.guided and not running.calls else 1
         return branches * running.samples, running.frames, 1

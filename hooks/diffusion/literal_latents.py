@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.literal import Running, bias_of, by_name, image_tokens, kernels
+from regaze.hooks.diffusion.descent import Descent, Objective
+from regaze.hooks.diffusion.literal import Manner, bias_of, by_name, kernels
 from regaze.hooks.diffusion.sites import TEXT, Layout, Site, choose, find_sites, read_layout
 from regaze.hooks.diffusion.text import read_text
-from regaze.hooks.diffusion.works import Descent, Objective, Run
+from regaze.hooks.diffusion.works import Run
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def recorded(denoiser: Any, names: Sequence[str]) -> Iterator[dict[str, Tensor]]
 
 
 @contextmanager
-def moved_literally(pipeline: Any, running: Running, form: LatentForm) -> Iterator[None]:
+def moved_literally(pipeline: Any, running: Manner, form: LatentForm) -> Iterator[None]:
     """Move a pipeline's latents before its steps, in the pipeline that is called inside.
 
     Args:
@@ -96,7 +97,7 @@ def moved_literally(pipeline: Any, running: Running, form: LatentForm) -> Iterat
 class _Move:
     """The denoiser's calls during one run of a pipeline."""
 
-    def __init__(self, pipeline: Any, running: Running, form: LatentForm) -> None:
+    def __init__(self, pipeline: Any, running: Manner, form: LatentForm) -> None:
         self.pipeline, self.running, self.form = pipeline, running, form
         self.denoiser = getattr(pipeline, running.denoiser)
         self.stock = self.denoiser.forward
@@ -199,6 +200,5 @@ class _Move:
 def _text_columns(site: Site, whole: Tensor, layout: Layout) -> Tensor:
     if site.kind == "cross":
         return whole
-    image = image_tokens(site, whole.shape[-1], layout.n_text)
-    text = slice(image.stop, None) if image.start == 0 else slice(0, image.start)
-    return whole[:, :, image, text]
+    tokens = whole.shape[-1]
+    return whole[:, :, layout.image(site.order, tokens), layout.text(site.order, tokens)]
