@@ -6,6 +6,7 @@ the picture alone changes, in a model whose attention is made to mix nothing.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -181,23 +182,23 @@ def literally(
     Args:
         denoiser: It.
         call: Its arguments.
-        images: Of each module to edit, which rows of its calls are the picture's.
+        images: Of each module to edit, which rows of its calls are the picture's, call by call;
+            again from the first one if there are more calls.
         edit: Makes the edited maps.
     """
-    waiting = {path: list(rows) for path, rows in images.items()}
+    turns = {path: itertools.cycle(rows) for path, rows in images.items()}
 
     def kernel(path: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
-        if path not in waiting:
+        if path not in turns:
             return STOCK(query, key, value, **named)
         scale = named.get("scale") or query.shape[-1] ** -0.5
         bias = bias_of(named.get("attn_mask"), query)
         each = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(each, 1) for x in (key, value))
-        return edit(Map(query, key, bias, scale, waiting[path].pop(0))) @ value
+        return edit(Map(query, key, bias, scale, next(turns[path]))) @ value
 
     with kernels(denoiser, kernel), torch.no_grad():
         output = denoiser(**call)
-    assert not any(waiting.values())
     return prediction(output)
 
 

@@ -159,6 +159,18 @@ WAN: dict[str, Any] = {
 }  # fmt: skip
 
 
+HUNYUAN15: dict[str, Any] = HEADS | {
+    "in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1, "patch_size": 2,
+    "text_embed_dim": WIDTH, "text_embed_2_dim": 8, "image_embed_dim": 8, "rope_axes_dim": ROPE8,
+    "target_size": 64,
+}  # fmt: skip
+HUNYUAN15_TEXT: dict[str, Any] = {
+    "encoder_attention_mask": ones, "encoder_hidden_states_2": lambda b: noise(b, 3, 8, seed=5),
+    "encoder_attention_mask_2": lambda b: ones(b, 3),
+    "image_embeds": lambda b: torch.zeros(b, 2, 8),
+}  # fmt: skip
+
+
 def unet_call(batch: int) -> dict[str, Any]:
     return text(batch, sample=noise(batch, 4, HEIGHT, COLUMNS))
 
@@ -303,7 +315,8 @@ TINY: dict[str, Tiny] = {
         {"num_attention_heads": 4, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
          "num_layers": 4, "cross_attention_dim": 48, "caption_channels": WIDTH,
          "sample_height": HEIGHT, "sample_width": COLUMNS, "sample_frames": FRAMES},
-        video(encoder_attention_mask=ones),
+        video(encoder_attention_mask=ones,
+              encoder_hidden_states=lambda b: noise(b, TEXT, WIDTH, seed=1)[:, None]),
         axes="cfhw",
     ),
     "BriaTransformer2DModel": Tiny(
@@ -353,15 +366,7 @@ TINY: dict[str, Tiny] = {
               guidance=lambda b: torch.full((b,), 6000.0)),
         axes="cfhw",
     ),
-    "HunyuanVideo15Transformer3DModel": Tiny(
-        HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 4, "num_refiner_layers": 1,
-                 "patch_size": 2, "text_embed_dim": WIDTH, "text_embed_2_dim": 8,
-                 "image_embed_dim": 8, "rope_axes_dim": ROPE8, "target_size": 64},
-        video(encoder_attention_mask=ones, encoder_hidden_states_2=lambda b: noise(b, 3, 8, seed=5),
-              encoder_attention_mask_2=lambda b: ones(b, 3),
-              image_embeds=lambda b: torch.zeros(b, 2, 8)),
-        axes="cfhw",
-    ),
+    "HunyuanVideo15Transformer3DModel": Tiny(HUNYUAN15, video(**HUNYUAN15_TEXT), axes="cfhw"),
     "HunyuanImageTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2, "num_single_layers": 2,
                  "num_refiner_layers": 1, "patch_size": (2, 2), "text_embed_dim": WIDTH,
@@ -430,5 +435,10 @@ TINY: dict[str, Tiny] = {
          "axes_dims_rope": (4, 4, 8), "zero_cond_t": True},
         with_references(img_shapes=lambda b: [[(1, *GRID), (1, 2, GRID[1])]] * b),
         of="QwenImageTransformer2DModel", references=REFERENCES,
+    ),
+    "HunyuanVideo 1.5 as its pipeline has it": Tiny(
+        HUNYUAN15 | {"in_channels": 9},
+        video(hidden_states=lambda b: noise(b, 9, FRAMES, HEIGHT, COLUMNS), **HUNYUAN15_TEXT),
+        of="HunyuanVideo15Transformer3DModel", axes="cfhw",
     ),
 }  # fmt: skip

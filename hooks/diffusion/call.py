@@ -128,20 +128,36 @@ class Call:
             ValueError: It can't be told in this pass.
             RuntimeError: The call holds a part of the tokens only.
         """
-        tokens, layout = self._whole(), self.layout
+        layout = self.layout
+        if layout.segments:
+            whole = layout.image(self.site.order, self.key.shape[2])
+            return slice(max(0, whole.start - self.first), max(0, whole.stop - self.first))
+        tokens = self._whole()
         if self.entered is None or not self.entered.text:
             return layout.image(self.site.order, tokens)
         # Padding of the text may have been left out.
         text = tokens - self.entered.tokens
         return replace(layout, n_text=text).image(self.site.order, tokens)
 
+    @property
+    def first(self) -> int:
+        """The column of the first row, where rows are columns, too: mostly 0."""
+        return self.key.shape[2] - self.query.shape[2] if self.layout.segments else 0
+
+    @property
+    def own(self) -> Tensor:
+        """Values of the call's rows, "B G N D"."""
+        return self.value[:, :, self.first :]
+
     def text(self) -> slice:
-        """Where the text's tokens are, of joint attention.
+        """Where the text's tokens are among the columns, of joint attention.
 
         Raises:
             ValueError: It can't be told in this pass.
             RuntimeError: The call holds a part of the tokens only.
         """
+        if self.layout.segments:
+            return self.layout.text(self.site.order, self.key.shape[2])
         tokens = self._whole()
         if self.entered is not None and tokens != self.entered.tokens + self.entered.text:
             raise RuntimeError(
@@ -182,12 +198,12 @@ class Call:
         return Samples(layout.branches, prompts, layout.images, frames)
 
     def visible(self) -> Tensor | None:
-        """Tokens that aren't padding, "B 1 N 1", if the mask says so."""
-        if self.mask is None or self.mask.shape[-2] != 1:
+        """Rows that aren't padding, "B 1 N 1", if the mask says so: some row sees them."""
+        if self.mask is None:
             return None
         mask = self.mask if self.mask.ndim == 4 else self.mask[:, None]
         seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return seen.transpose(-1, -2)[:, :1]
+        return seen.any(-2)[:, :1, self.first :, None]
 
     def at_temperature(self, tau: float) -> Tensor:
         """The head outputs with all logits, mask included, divided by tau."""

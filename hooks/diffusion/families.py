@@ -16,6 +16,7 @@ from regaze.hooks.diffusion.layouts import (
     Order,
     Reader,
     all_positions,
+    allegro,
     beside,
     frames_first,
     kandinsky5,
@@ -23,6 +24,7 @@ from regaze.hooks.diffusion.layouts import (
     lumina2,
     patches,
     positions,
+    qwen_image21,
     registers,
     shapes,
     sizes,
@@ -132,7 +134,7 @@ FAMILIES: dict[str, Family] = {
     "UNetSpatioTemporalConditionModel": Family(
         _UNET.attention, _UNET.blocks, frames_first, chain=False, sample="sample"
     ),
-    "AllegroTransformer3DModel": Family(_SELF_AND_CROSS, layout=patches("fhw")),
+    "AllegroTransformer3DModel": Family(_SELF_AND_CROSS, layout=allegro),
     "AuraFlowTransformer2DModel": Family(
         _TEXT_IMAGE, ("joint_transformer_blocks", "single_transformer_blocks"), registers
     ),
@@ -189,9 +191,9 @@ FAMILIES: dict[str, Family] = {
     "OvisImageTransformer2DModel": _PACKED,
     "PixArtTransformer2DModel": Family(_SELF_AND_CROSS),
     "QwenImage21Transformer2DModel": Family(
-        _TEXT_IMAGE, layout=shapes(last=True), lists=("img_shapes",)
+        _TEXT_IMAGE, layout=qwen_image21, lists=("img_shapes",)
     ),
-    "QwenImageTransformer2DModel": Family(_TEXT_IMAGE, layout=shapes(), lists=("img_shapes",)),
+    "QwenImageTransformer2DModel": Family(_TEXT_IMAGE, layout=shapes, lists=("img_shapes",)),
     "SD3Transformer2DModel": Family(
         (Rule(r".*\.attn2", "self", counted=False), *_IMAGE_TEXT),
     ),

@@ -221,7 +221,10 @@ class _Kernel(TorchFunctionMode):
             return False
         if self._site.kind == "cross":
             return key.shape[-2] == self._edits.layout.n_text
-        return query.shape[-2] == key.shape[-2]
+        rows = query.shape[-2]
+        if self._edits.layout.segments:
+            rows += sum(one.shape[-2] for one in self._queries)
+        return rows == key.shape[-2]
 
     def _edited(self, query: Tensor, key: Tensor, value: Tensor, named: dict[str, Any]) -> Tensor:
         site = self._site

@@ -35,6 +35,8 @@ class Layout:
         stream: Length of the picture's stream with what else it holds (reference pictures,
             padding); None if nothing.
         registers: How many tokens of the model's own come first in the text stream.
+        segments: Whether a layer attends part by part, each part to itself and what comes before
+            it: the rows of a call are the last of its columns.
         unclear: Why it can't be told where the picture is; empty if it can.
     """
 
@@ -47,6 +49,7 @@ class Layout:
     n_image: int | None = None
     stream: int | None = None
     registers: int = 0
+    segments: bool = False
     unclear: str = ""
 
     def grid(self, tokens: int) -> tuple[int, ...] | None:
@@ -170,29 +173,27 @@ def all_positions(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     return positions(denoiser, {**call, "img_ids": ids})
 
 
-def shapes(last: bool = False) -> Reader:
-    """Packed latents with the shapes of the pictures beside them.
+def shapes(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """Packed latents with the shapes of the pictures beside them, the painted one's first."""
+    first = call["img_shapes"][0]
+    all_ = [tuple(shape) for shape in first] if isinstance(first, list) else [tuple(first)]
+    counts, n_text = [math.prod(shape) for shape in all_], text_of(call)
+    if getattr(denoiser.config, "use_layer3d_rope", False):
+        # A picture in layers, and what it is made of last.
+        return Layout(None, n_text, False, n_image=sum(counts[:-1]), stream=sum(counts))
+    return Layout(all_[0], n_text, halves=False, n_image=counts[0], stream=sum(counts))
 
-    Args:
-        last: Whether the picture is the last of them; the first otherwise.
-    """
 
-    def read(denoiser: Any, call: Mapping[str, Any]) -> Layout:
-        first = call["img_shapes"][0]
-        all_ = [tuple(shape) for shape in first] if isinstance(first, list) else [tuple(first)]
-        n_text = text_of(call)
-        if getattr(denoiser.config, "use_layer3d_rope", False):
-            # A picture in layers, and what it is made of last.
-            count = sum(math.prod(shape) for shape in all_[:-1])
-            return Layout(None, n_text, False, n_image=count, stream=count + math.prod(all_[-1]))
-        if last and len(all_) > 1:
-            why = "reference pictures lie between the words of the text"
-            return Layout(None, n_text, False, unclear=why)
-        grid = all_[-1 if last else 0]
-        length = sum(math.prod(shape) for shape in all_)
-        return Layout(grid, n_text, halves=False, n_image=math.prod(grid), stream=length)
-
-    return read
+def qwen_image21(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """Qwen-Image 2.1: the text, which sees what comes before it alone, then the picture."""
+    shapes_, n_text = call["img_shapes"][0], text_of(call)
+    if call.get("kv_cache_mode") == "cached":
+        return Layout(None, n_text, False, segments=True, unclear="the text is kept in a cache")
+    if len(shapes_) > 1:
+        why = "reference pictures lie between the words of the text"
+        return Layout(None, n_text, False, segments=True, unclear=why)
+    grid = tuple(shapes_[0])
+    return Layout(grid, n_text, False, n_image=math.prod(grid), segments=True)
 
 
 def sizes(denoiser: Any, call: Mapping[str, Any]) -> Layout:
@@ -217,6 +218,12 @@ def beside(reader: Reader, *others: str) -> Reader:
         return replace(layout, n_text=layout.n_text + sum(text_of(call, n) for n in others))
 
     return read
+
+
+def allegro(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """Allegro: its text has an axis of one before the tokens'."""
+    n_text = int(call["encoder_hidden_states"].shape[-2])
+    return replace(patches("fhw")(denoiser, call), n_text=n_text)
 
 
 def registers(denoiser: Any, call: Mapping[str, Any]) -> Layout:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.perturb import as_query_heads
+from regaze.hooks.diffusion.perturb import as_query_heads, mask_as_numbers
 from regaze.hooks.diffusion.sites import Layout, Site
 
 
@@ -57,6 +57,8 @@ class Reader:
             cond = call.pass_.rows.cond or slice(0, call.pass_.rows.batch)
             rows, samples = slice(cond.start * frames, cond.stop * frames), cond.stop - cond.start
         self._layout, self._samples = call.layout, samples
+        if call.site.kind != "cross" and call.layout.segments and not _rows_of_image(call):
+            return call.output
         grouped = text_map(call, rows)
         if self._tokens not in (0, grouped.shape[2]):
             raise ValueError(
@@ -100,7 +102,6 @@ def text_map(call: Call, rows: slice) -> Tensor:
     heads = call.query.shape[1]
     query = call.query[rows].float()
     key = as_query_heads(call.key[rows], heads).float()
-    bias = _bias(call, rows)
     cross = call.site.kind == "cross"
     if cross and key.shape[2] != call.layout.n_text:
         raise ValueError(
@@ -108,8 +109,9 @@ def text_map(call: Call, rows: slice) -> Tensor:
             "which of them are which words isn't known"
         )
     if cross:
-        return _softmax(query, key, bias, call.scale)
+        return _softmax(query, key, _bias(call, rows, slice(None)), call.scale)
     image, text = call.image(), call.text()
+    bias = _bias(call, rows, image)
     on_text = torch.zeros_like(key)
     on_text[:, :, text, 0] = 1
     # A mask of the kernel's must be of its type.
@@ -119,23 +121,20 @@ def text_map(call: Call, rows: slice) -> Tensor:
     return _softmax(query[:, :, image], key[:, :, text], columns, call.scale) * share
 
 
+def _rows_of_image(call: Call) -> int:
+    image = call.image()
+    return int(image.stop) - int(image.start)
+
+
 def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     logits = query @ key.transpose(-1, -2) * scale
     return (logits if bias is None else logits + bias).softmax(-1)
 
 
-def _bias(call: Call, rows: slice) -> Tensor | None:
-    """The mask as numbers to add to logits, "B 1 1 K"."""
-    mask = call.mask
-    if mask is None:
+def _bias(call: Call, rows: slice, image: slice) -> Tensor | None:
+    """The mask as numbers to add to the image's logits, "B 1 1 K" or "B 1 N K"."""
+    if call.mask is None:
         return None
-    mask = mask if mask.ndim == 4 else mask[:, None]
-    if mask.shape[-2] != 1:
-        raise NotImplementedError(
-            f"{call.site.name} masks some rows otherwise than others, which reading its text "
-            "columns doesn't allow for"
-        )
-    mask = mask[rows] if mask.shape[0] > 1 else mask
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
-    return mask.float()
+    bias = mask_as_numbers(call.mask)
+    bias = bias[rows] if bias.shape[0] > 1 else bias
+    return bias if bias.shape[-2] == 1 else bias[..., image, :]

@@ -70,17 +70,14 @@ class PAG(Guided):
 
 
 def _alone(call: Call) -> Tensor:
-    return as_query_heads(call.value, call.query.shape[1])
+    return as_query_heads(call.own, call.query.shape[1])
 
 
 def _image_alone(call: Call) -> Tensor:
-    if call.site.kind == "self":
+    image, heads = call.image(), call.query.shape[1]
+    if image.start >= image.stop:
+        return call.output
+    if image == slice(0, call.key.shape[2]):
         return _alone(call)
-    if call.mask is not None:
-        raise NotImplementedError(
-            f"pag: variant='image' allows for no attention mask, and {call.site.name} has one; use "
-            "variant='joint'"
-        )
-    heads = call.query.shape[1]
     key, value = as_query_heads(call.key, heads), as_query_heads(call.value, heads)
-    return image_block_identity(call.query, key, value, call.scale, call.image(), call.kernel)
+    return image_block_identity(call.query, key, value, call.scale, image, call.kernel, call.mask)

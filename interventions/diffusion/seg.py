@@ -122,9 +122,12 @@ def blur_matrix(side: int, sigma: float) -> Tensor:
 def _blurred(call: Call, sigma: float) -> Tensor:
     image = call.image()
     rows = call.query[:, :, image]
+    if not rows.shape[2]:
+        return call.output
     if sigma > INFINITE:
         blurred = mean_query(rows)
-        if call.site.kind == "self" and (call.mask is None or call.mask.shape[-2] == 1):
+        alone = rows.shape[2] == call.query.shape[2]
+        if alone and (call.mask is None or call.mask.shape[-2] == 1):
             return call.kernel(blurred, call.key, call.value).expand(*rows.shape[:3], -1)
         blurred = blurred.expand_as(rows)
     else:

@@ -175,7 +175,7 @@ def _target(call: Call, target: str, tau: float | None) -> Tensor:
     # A mask of one row hides the same columns from every row, so one query stands for all.
     one_row = call.mask is None or call.mask.shape[-2] == 1
     if target == "identity":
-        return as_query_heads(call.value, heads)
+        return as_query_heads(call.own, heads)
     if target == "uniform":
         if call.mask is None:
             return as_query_heads(call.value.mean(2, keepdim=True), heads)
