@@ -67,12 +67,9 @@ METHODS = {
     )
 }  # fmt: skip
 
-MASKED = {("qwen", "pag-image"): "allows for no attention mask"}
-"""(family, method id): what it can't do there; the prompts of the tiny batch are padded."""
-
 
 def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
-    """Run a test as ``test(family, method)``, names and methods, for the pairs that work.
+    """Run a test as ``test(family, method)``, names and methods, for all pairs.
 
     Args:
         *ids: Ids of methods; by default all.
@@ -84,6 +81,5 @@ def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.Mark
             pytest.param(family, METHODS[i], id=f"{family}-{i}")
             for family in families
             for i in ids or METHODS
-            if (family, i) not in MASKED
         ],
     )

@@ -17,7 +17,7 @@ from regaze.evals.verify.per_thread import copied
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
-from regaze.hooks.diffusion.literal import Manner, literally
+from regaze.hooks.diffusion.literal import Manner, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
 from regaze.interventions import FlowWarp, Intervention
@@ -192,9 +192,8 @@ class Pipeline(Subject):
         calls: list[tuple[int, int | None]] = []
 
         def note(module: Any, args: Any, kwargs: Any) -> None:
-            call = dict(zip(("sample",), args, strict=False)) | kwargs
+            call = by_name(module, args, kwargs)
             sample = call["sample"] if "sample" in call else call["hidden_states"]
-            call = call if "sample" in call else {**call, "hidden_states": sample}
             calls.append((len(sample), read_layout(module, call).frames))
 
         handle = self.denoiser.register_forward_pre_hook(note, with_kwargs=True)

@@ -24,7 +24,8 @@ from regaze.evals.images import pipelines
 from regaze.evals.running.models import Loaded, load
 from regaze.evals.verify import Certificate, Line
 from regaze.evals.verify.certificate import PROMISES
-from regaze.hooks import Attachment, Columns, Edit, Host, Map, MapForm
+from regaze.hooks import Columns, Edit, Host, Map, MapForm, dispatch
+from regaze.hooks.attach import ModelAttachment
 from regaze.interventions import PAG, PAI, VAR, VHR, Intervention, get, names
 
 LANGUAGE = ("prefill", "decode")
@@ -255,9 +256,19 @@ def test_an_edit_of_another_strength(wrong: Callable[[Any], Certificate]) -> Non
     assert failed(certificate) == set(LANGUAGE)
 
 
-def test_an_edit_that_ignores_the_padding(wrong: Callable[[Any], Certificate]) -> None:
+def test_a_mask_that_is_lost_on_the_way(
+    wrong: Callable[[Any], Certificate], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong(right)  # Registers the engine's masks.
+    known = ALL_MASK_ATTENTION_FUNCTIONS
+    name = next(name for name in known.valid_keys() if name == dispatch.PREFIX + "sdpa")
+    monkeypatch.setitem(known._global_mapping, name, lambda *args, **more: None)
+    assert "batch" in failed(wrong(right))
+
+
+def test_an_edit_that_reads_the_other_rows_columns(wrong: Callable[[Any], Certificate]) -> None:
     def edit(self: Any, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        return right(self, layer, logits, columns).masked_fill(logits.isinf(), 0.0)
+        return torch.where(columns.image[:1], logits - 3, logits)
 
     assert failed(wrong(edit)) == {"batch"}
 
@@ -291,11 +302,11 @@ def test_a_method_without_a_literal_form(
 def test_something_that_stays_after_detaching(
     left: str, wrong: Callable[[Any], Certificate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detach, model = Attachment.detach, tiny("llava").model
+    detach, model = ModelAttachment.detach, tiny("llava").model
     weight = model.lm_head.weight.detach().clone()
     undo: list[Callable[[], Any]] = []
 
-    def leave(self: Attachment) -> None:
+    def leave(self: ModelAttachment) -> None:
         detach(self)
         if undo:
             return
@@ -312,7 +323,7 @@ def test_something_that_stays_after_detaching(
             mode.__enter__()
             undo.append(lambda: mode.__exit__(None, None, None))
 
-    monkeypatch.setattr(Attachment, "detach", leave)
+    monkeypatch.setattr(ModelAttachment, "detach", leave)
     try:
         assert "undo" in failed(wrong(right))
     finally:
