@@ -140,6 +140,7 @@ def show(certificate: Certificate, name: str) -> None:
             f"{name}: {about['class']}, {about['dtype']} on {about['device']}, {about['attention']}"
         ),
         Text(f"Asked: {certificate.inputs}."),
+        Text("Differences are the largest ones, in standard deviations of the plain output."),
         sep="\n",
         soft_wrap=True,
     )
@@ -160,7 +161,8 @@ def show(certificate: Certificate, name: str) -> None:
         if verdict in verdicts
     ]
     sums = f"{', '.join(counted)} in {certificate.seconds:.1f} s"
-    word = "Verified" if certificate.passed else "NOT verified"
+    but = ", but for what was skipped" if "skipped" in verdicts else ""
+    word = f"Verified{but}" if certificate.passed else "NOT verified"
     common.out.print(Text(f"{word}: {sums}.", "green" if certificate.passed else "bold red"))
 
 

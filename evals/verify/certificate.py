@@ -13,16 +13,16 @@ from regaze.evals.running.records import read_json, write_json
 Verdict = Literal["passed", "failed", "skipped", "info"]
 
 PROMISES = {
-    "maps": "attention = its maps written out",
+    "maps": "attention = maps written out",
     "fired": "it acts",
     "prefill": "prefill = literal form",
     "decode": "decoding = literal form",
     "steps": "denoising = literal form",
     "batch": "a batch of two = each alone",
-    "idle": "at strength zero = plain model",
-    "undo": "after detaching = plain model",
-    "threads": "two threads = one after the other",
-    "cost": "cost",
+    "idle": "strength zero = plain model",
+    "undo": "detached = plain model",
+    "threads": "two threads = one by one",
+    "cost": "cost (plain model: 1x)",
 }
 """What each line says, by the name that `Line.promise` holds."""
 

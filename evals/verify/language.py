@@ -20,6 +20,7 @@ from regaze.interventions import Intervention
 
 _QUESTIONS = ("Is there a circle?", "What is in the image, and where?")
 _STEPS = 4
+_TIMED = 8
 _IMAGE_COLUMNS = 9
 _KEPT = 50_000_000
 
@@ -69,6 +70,11 @@ class Language(Subject):
         return self.model
 
     @property
+    def tolerance(self) -> float:
+        """Rounding adds up over layers, as a random walk does."""
+        return super().tolerance * max(1.0, (self.layers / 8) ** 0.5)
+
+    @property
     def layers(self) -> int:
         """Decoder layers."""
         return self.host.n_layers
@@ -109,28 +115,39 @@ class Language(Subject):
 
     def timed(self) -> Mapping[str, Callable[[], float]]:
         """Time to read a prompt, and for each token after it."""
-        return {"prefill": partial(self._seconds, 1), "decoding": self._per_token}
+        return {"prefill": lambda: median(partial(self._seconds, 0)), "decoding": self._decoding}
 
-    def _per_token(self) -> float:
-        more = 8
-        return (self._seconds(1 + more) - self._seconds(1)) / more
+    def _decoding(self) -> float:
+        return median(partial(self._seconds, _TIMED)) / _TIMED
 
     def _seconds(self, tokens: int) -> float:
-        def once() -> float:
-            start = time.perf_counter()
-            self._generate(self._given[1], tokens)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
-            return time.perf_counter() - start
+        """Seconds of reading a prompt, or of so many tokens after it."""
+        marks: list[float] = []
 
-        return median(once)
+        def mark(ids: Tensor, scores: Tensor) -> Tensor:
+            # After the pass of each token, and of the prompt.
+            if scores.is_cuda:
+                torch.cuda.synchronize(scores.device)
+            marks.append(time.perf_counter())
+            return scores
+
+        start = time.perf_counter()
+        self._generate(self._given[1], 1 + tokens, mark)
+        return marks[-1] - marks[0] if tokens else marks[0] - start
 
     @torch.no_grad()
-    def _generate(self, inputs: Mapping[str, Any], tokens: int, **options: Any) -> Any:
+    def _generate(
+        self, inputs: Mapping[str, Any], tokens: int, *see: Callable[..., Tensor], **options: Any
+    ) -> Any:
         model: Any = self.model
         forced = _Forced(self._tokens, inputs["input_ids"].shape[1])
         plain = {"do_sample": False, "num_beams": 1, "use_cache": True}
-        settings = {**plain, "max_new_tokens": tokens, "logits_processor": [forced], **options}
+        settings = {
+            **plain,
+            "max_new_tokens": tokens,
+            "logits_processor": [*see, forced],
+            **options,
+        }
         return model.generate(**inputs, **settings)
 
     @property
