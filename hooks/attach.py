@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any
 
 from torch import nn
 
-from regaze.hooks.attachment import Attachment
 from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
@@ -23,15 +23,30 @@ from regaze.hooks.tokens import Spans
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
-class ModelAttachment(Attachment):
-    """Interventions on a language model, until `detach` or the end of the ``with`` block."""
+class Attachment:
+    """Interventions on a model, until `detach` or the end of the ``with`` block.
+
+    Attributes:
+        specs: The interventions with every field filled in, in the order in which they act.
+    """
 
     def __init__(
         self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
     ) -> None:
-        super().__init__(specs)
+        self.specs = tuple(specs)
         self._seat = seat
         self._entries = list(entries)
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
 
     def detach(self) -> None:
         """Take the interventions off. Others stay.
@@ -139,7 +154,7 @@ def attach(
     try:
         for entry in entries:
             seat.push(entry)
-        return ModelAttachment(seat, specs, entries)
+        return Attachment(seat, specs, entries)
     except BaseException:
         for entry in reversed(entries):
             seat.pop(entry)

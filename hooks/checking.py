@@ -2,8 +2,8 @@
 
 A short text of arbitrary tokens, some of which are called an image, runs through the tower four
 times: as it is; with explicit attention maps; and with the image's logits raised, once by the seat
-and once on the maps. The first two and the last two must agree, in
-the prompt and in one step of decoding.
+and once on the maps. The first two and the last two must agree, in the prompt and in one step of
+decoding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.passes import Columns
 from regaze.hooks.reading import Reader
-from regaze.hooks.seat import Seat
+from regaze.hooks.seat import LayerEntry, Seat
 from regaze.hooks.tally import Entry
 
 NAME = "regaze_map"
@@ -56,7 +56,8 @@ def check_edits(host: Host) -> None:
             mapped = _run(host.tower, ids)
         with _maps(host, _Boost.size):
             literal = _run(host.tower, ids)
-        seat, entry = Seat(Reader(apart, {"image": [IMAGE]})), Entry(_Boost(host))
+        seat = Seat(apart, Reader(apart, {"image": [IMAGE]}))
+        entry: LayerEntry = Entry(_Boost(host))
         seat.push(entry)
         try:
             edited = _run(host.tower, ids)

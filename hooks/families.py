@@ -137,7 +137,7 @@ for _family in (
     Family("glm_ocr", "GLM-OCR", grid="thw"),
     Family("glmga", "GLM-GA", grid="thw"),
     Family("got_ocr2", "GOT-OCR 2", grid="square"),
-    Family("granite4_vision", "Granite 4 Vision", zeros=("vision_mask",)),
+    Family("granite4_vision", "Granite 4 Vision", patches=False, zeros=("vision_mask",)),
     Family("granite_docling", "Granite-Docling", **_DEEPSTACK),
     Family("hunyuan_vl", "HunyuanVL"),
     Family("hyperclovax_vision_v2", "HyperCLOVA X Vision 2", grid="thw"),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.edits import Edit
 from regaze.hooks.passes import PromptMasks
 from regaze.hooks.tally import Entry
@@ -35,6 +36,7 @@ class Prompt:
         masks: Column masks and row plans that its decode steps share.
         index: Passes since it began.
         parts: Columns at which a part of the prompt ended that goes on.
+        rows: What its cache's rows are known by.
         compared: Columns of the prompt at the comparison with the one without images, if it was.
         works: The state of each edit.
         asked: Calls of each entry at each layer since the prompt began.
@@ -46,6 +48,7 @@ class Prompt:
     masks: PromptMasks
     index: int
     parts: frozenset[int] = frozenset()
+    rows: CacheRows | None = None
     compared: int | None = None
     works: Works = field(default_factory=dict)
     asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)

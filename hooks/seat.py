@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.callers import runs
 from regaze.hooks.dispatch import (
     PREFIX,
@@ -32,6 +33,7 @@ from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
+from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
 from regaze.hooks.tally import Entry
 
@@ -155,6 +157,11 @@ class Seat:
         embeddings = tower.get_input_embeddings()
         self._note(embeddings)
         embeddings.register_forward_pre_hook(self._embed, with_kwargs=True)
+        for index, layer in enumerate(tower.layers):
+            if index not in self._paths:
+                self._note(layer)
+                layer.register_forward_pre_hook(self._divide, with_kwargs=True)
+                layer.register_forward_hook(self._join, with_kwargs=True)
         self._note(tower)
         tower.register_forward_pre_hook(self._begin, with_kwargs=True)
         tower.register_forward_hook(self._end, always_call=True)
@@ -219,6 +226,24 @@ class Seat:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable
+    def _divide(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        running = kwargs.get(KWARG) or self._here.running
+        if running is None or running.null is None or not running.null.size:
+            return None
+        running.apart[layer] = Apart.of(running.null, args, kwargs)
+        return running.apart[layer].prompt()
+
+    @torch.compiler.disable
+    def _join(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        running = kwargs.get(KWARG) or self._here.running
+        apart = None if running is None else running.apart.pop(layer, None)
+        return output if apart is None else apart.join(layer, output)
+
+    @torch.compiler.disable
     def _begin(
         self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -237,7 +262,10 @@ class Seat:
         put_prompt(cache, self, None)
         block = self._block(kwargs)
         pass_, prompt = self.reader.read(block, before)
-        prompt = self._with_works(prompt, before if block.past else None, pass_)
+        before = before if block.past else None
+        if before is not None and before.rows is not None:
+            before.rows.check(cache, pass_.batch, pass_.past)
+        prompt = self._with_works(prompt, before, pass_)
         null = self._null_prompt(prompt, pass_, kwargs)
         if null is not None:
             positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
@@ -270,7 +298,10 @@ class Seat:
         # A model that is given no cache makes one.
         cache = _cache_in(output) if running.cache is None else running.cache
         if cache is not None:
-            put_prompt(cache, self, running.prompt)
+            rows = running.prompt.rows
+            grown = running.pass_.tokens.generated > 0 and rows is not None
+            rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
+            put_prompt(cache, self, replace(running.prompt, rows=rows))
         if _checkpoints(tower):
             self._guard(output, running)
         return output
@@ -315,7 +346,8 @@ class Seat:
             if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
         asked = Counter() if before is None else before.asked.copy()
-        return replace(prompt, works=works, asked=asked)
+        rows = None if before is None else before.rows
+        return replace(prompt, works=works, asked=asked, rows=rows)
 
     def _null_prompt(
         self, prompt: Prompt, pass_: Pass, kwargs: Mapping[str, Any]

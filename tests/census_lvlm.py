@@ -21,6 +21,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
+from regaze.hooks.families import FAMILIES
+from regaze.hooks.host import Host, find_host
+
 OTHERS = ("phi4_multimodal",)
 """Vision-language families that transformers keeps under another heading."""
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
@@ -132,6 +135,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "cosmos3_edge": {"text_config": rope(4, 2, 2)},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 4}},
+    "granite_docling": {"text_config": {"residual_multiplier": 1.0, "attention_multiplier": 0.25}},
     "emu3": {"vocabulary_map": {"<image>": IMAGE}, "vq_config": VQ},
     "ernie4_5_vl_moe": {
         "text_config": {"moe_intermediate_size": [16, 16], "moe_num_experts": 4, **rope(1, 1, 2)}
@@ -252,13 +256,23 @@ def tiny_config(family: str, shrunk: bool = True) -> Any:
     return shrink(config, changes=CHANGES.get(family)) if shrunk else config
 
 
+def bare_host(family: str) -> Host:
+    """What is known of a family's tiny model, which has no weights."""
+    with torch.device("meta"):
+        return find_host(_build(family))
+
+
+def _build(family: str) -> hf.PreTrainedModel:
+    auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
+    with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
+        model: hf.PreTrainedModel = auto.from_config(tiny_config(family), dtype=torch.float32)
+    return model.eval()
+
+
 def tiny_model(family: str) -> Tiny:
     """A tiny random model of a family, with a processor that knows no tokens."""
     torch.manual_seed(0)
-    config = tiny_config(family)
-    auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
-    with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
-        model = auto.from_config(config, dtype=torch.float32).eval()
+    model = _build(family)
     _draw_weights(model, torch.Generator().manual_seed(0))
     for module in model.modules():
         if generation := getattr(module, "generation_config", None):
@@ -306,7 +320,7 @@ def pictures(model: Tiny) -> Iterator[None]:
         image = ids[0] == IMAGE
         which = (image.cumsum(1) - 1).clamp(min=0)
         painted = torch.where(image[..., None], noise[which], embeds)
-        return args, {**kwargs, "inputs_embeds": painted}
+        return args, {**kwargs, **_deepstack(model, image, noise), "inputs_embeds": painted}
 
     handles = [
         model.model.register_forward_pre_hook(note, with_kwargs=True),
@@ -319,6 +333,17 @@ def pictures(model: Tiny) -> Iterator[None]:
             handle.remove()
 
 
+def _deepstack(model: Tiny, image: Tensor, noise: Tensor) -> dict[str, Any]:
+    """What vision adds to image columns in later layers, where a family does that."""
+    again = noise[(image.cumsum(1) - 1).clamp(min=0)][image]
+    zeros = FAMILIES[model.family].zeros
+    if "vision_mask" in zeros:
+        return {"vision_mask": image[..., None], "deepstack_features": {1: again}}
+    if "visual_pos_masks" in zeros:
+        return {"visual_pos_masks": image, "deepstack_visual_embeds": [again]}
+    return {}
+
+
 def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     """A left-padded batch of prompts."""
     length = max(len(row) for row in rows)
@@ -326,6 +351,8 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     if family in ("paligemma", "gemma3", "shieldgemma2"):
         inputs["token_type_ids"] = (ids == IMAGE).long()
+    if family == "ernie4_5_vl_moe":
+        inputs["moe_mm_token_type_ids"] = (ids == IMAGE).int()
     if family in ("blip-2", "instructblip", "instructblipvideo"):
         frames = (3,) if family == "instructblipvideo" else ()
         generator = torch.Generator().manual_seed(1)

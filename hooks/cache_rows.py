@@ -1,0 +1,95 @@
+"""Whether the rows of a cache are still those of the prompts that filled it.
+
+Beams are followed: rows that repeat a prompt in place. But rows of a cache can also be selected or
+put in another order, which no shape tells. So a few keys of each row are kept, and looked at again
+whenever the cache's tensor isn't the one that the last pass left.
+"""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.passes import repeat_rows
+from regaze.hooks.tokens import Kind, TokenMap
+
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_HALF = 1e-2
+
+
+@dataclass(frozen=True, eq=False)
+class CacheRows:
+    """Keys of each row at a column of its image and at the end of its prompt.
+
+    Attributes:
+        layer: Layer of the cache.
+        columns: "B 2" columns.
+        keys: "B G 2 D".
+        tensor: The cache's tensor, when it was looked at last.
+    """
+
+    layer: int
+    columns: Tensor
+    keys: Tensor
+    tensor: weakref.ref[Tensor]
+
+    @classmethod
+    def of(cls, cache: Any, tokens: TokenMap) -> CacheRows | None:
+        """Note the rows of a cache that holds a whole block; None if it has no plain keys."""
+        layers = getattr(cache, "layers", [])
+        for layer in reversed(range(len(layers))):
+            if (keys := _plain_keys(layers[layer])) is not None:
+                break
+        else:
+            return None
+        column = torch.arange(tokens.kinds.shape[1])
+        image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
+        columns = torch.stack([image, torch.full_like(image, len(column) - 1)], 1)
+        return cls(layer, columns, _pick(keys, columns), weakref.ref(keys))
+
+    def seen(self, cache: Any) -> CacheRows:
+        """The same rows, in the tensor that the cache has now."""
+        keys = _plain_keys(cache.layers[self.layer])
+        return self if keys is None else replace(self, tensor=weakref.ref(keys))
+
+    def check(self, cache: Any, batch: int, length: int) -> None:
+        """Check that each row still holds its own prompt.
+
+        Args:
+            cache: The cache.
+            batch: Its rows: a multiple of those noted.
+            length: Its columns.
+
+        Raises:
+            ValueError: A row holds another one's.
+        """
+        keys = _plain_keys(cache.layers[self.layer])
+        if keys is None or keys is self.tensor() or int(self.columns.max()) >= length:
+            return
+        now = _pick(keys, repeat_rows(self.columns, batch))
+        known = repeat_rows(self.keys, batch).to(now.device)
+        off = (now - known).float().norm(dim=-1).amax((1, 2))
+        size = known.float().norm(dim=-1).amax((1, 2))
+        if not bool((off <= _TOLERANCE.get(now.dtype, _HALF) * size).all()):
+            raise ValueError(
+                "rows of the cache were selected or put in another order within one prompt; regaze "
+                "can follow rows that are repeated in place (beams), not this"
+            )
+
+
+def _plain_keys(layer: Any) -> Tensor | None:
+    """The keys of a cache layer that keeps all its columns as they are."""
+    keys = getattr(layer, "keys", None)
+    sliding = getattr(layer, "is_sliding", False)
+    plain = isinstance(keys, Tensor) and keys.ndim == 4 and not hasattr(layer, "_quantized_keys")
+    return keys if plain and not sliding and keys.shape[2] else None
+
+
+@torch.no_grad()
+def _pick(keys: Tensor, columns: Tensor) -> Tensor:
+    index = columns.to(keys.device)[:, None, :, None]
+    return keys.gather(2, index.expand(-1, keys.shape[1], -1, keys.shape[3]))
