@@ -14,27 +14,13 @@ from asking import LONG, SHORT, answer, ask, logits
 from matrix import METHODS, Method, pairs
 from tiny import Tiny, tiny
 from torch import Tensor, nn
+from traces import trace
 from transformers import LlamaForCausalLM
 
 from regaze.hooks import attach
 from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
 
 ALL = [METHODS[name].acts for name in ("pai", "vaf", "var", "vhr")]
-
-
-def trace(model: nn.Module) -> dict[str, Any]:
-    """Whatever an attachment could leave behind: attributes, hooks and settings.
-
-    To be taken after a first run, in which transformers adds hooks of its own.
-    """
-    found: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        found[name] = sorted(vars(module)), type(module).forward
-        hooks = {key: list(value) for key, value in vars(module).items() if key.endswith("hooks")}
-        found[name + " hooks"] = hooks
-        if hasattr(module, "config"):
-            found[name + " config"] = copy.deepcopy(vars(module.config))
-    return found
 
 
 def run(model: Tiny, *rows: Any) -> Tensor:
