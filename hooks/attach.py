@@ -20,6 +20,8 @@ from regaze.hooks.specs import Spec
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Spans
 
+__all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
+
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 

@@ -202,6 +202,23 @@ def literally(
     return prediction(output)
 
 
+def maps_of(denoiser: nn.Module, call: Mapping[str, Any], path: str) -> list[Map]:
+    """The maps of one module's calls."""
+    found: list[Map] = []
+
+    def kernel(at: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+        if at == path:
+            scale = named.get("scale") or query.shape[-1] ** -0.5
+            each = query.shape[1] // key.shape[1]
+            bias, keys = bias_of(named.get("attn_mask")), key.repeat_interleave(each, 1)
+            found.append(Map(query, keys, bias, scale, torch.ones(query.shape[2])))
+        return STOCK(query, key, value, **named)
+
+    with kernels(denoiser, kernel), torch.no_grad():
+        denoiser(**call)
+    return found
+
+
 def prediction(output: Any) -> Tensor:
     """A denoiser's prediction; lists as one tensor."""
     first = output[0]

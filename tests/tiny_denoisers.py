@@ -7,7 +7,7 @@ cuts patches of two; videos have two latent frames. Texts have TEXT tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
@@ -442,3 +442,46 @@ TINY: dict[str, Tiny] = {
         of="HunyuanVideo15Transformer3DModel", axes="cfhw",
     ),
 }  # fmt: skip
+
+
+def padded(batch: int, length: int = TEXT) -> Tensor:
+    """A mask under which every second row has two tokens less."""
+    mask = ones(batch, length)
+    mask[1::2, -2:] = False
+    return mask
+
+
+def _padded(name: str, *masks: str, **more: Any) -> Tiny:
+    """A model whose second prompt is shorter than the first."""
+    stock = TINY[name]
+
+    def call(batch: int) -> dict[str, Any]:
+        found = stock.call(batch)
+        return found | {n: padded(batch, found[n].shape[1]) for n in masks} | _made(more, batch)
+
+    return replace(stock, of=name, call=call)
+
+
+MASK = "encoder_attention_mask"
+TINY |= {
+    "Chroma, padded": _padded(
+        "ChromaTransformer2DModel",
+        attention_mask=lambda b: torch.cat([padded(b), ones(b, TOKENS)], 1),
+    ),
+    "HunyuanImage, padded": _padded("HunyuanImageTransformer2DModel", MASK),
+    "HunyuanVideo, padded": _padded("HunyuanVideoTransformer3DModel", MASK),
+    "HunyuanVideo 1.5, padded": _padded(
+        "HunyuanVideo15Transformer3DModel", MASK, "encoder_attention_mask_2"
+    ),
+    "Krea 2, padded": _padded("Krea2Transformer2DModel", MASK),
+    "Mochi, padded": _padded("MochiTransformer3DModel", MASK),
+    "Qwen-Image, padded": _padded("QwenImageTransformer2DModel", "encoder_hidden_states_mask"),
+    "Qwen-Image 2.1, padded": _padded(
+        "QwenImage21Transformer2DModel", "encoder_hidden_states_mask"
+    ),
+    "Z-Image, prompts of two lengths": _padded(
+        "ZImageTransformer2DModel",
+        cap_feats=lambda b: [noise(1, 5 + 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
+    ),
+}
+"""The same classes with prompts of several lengths in one batch."""

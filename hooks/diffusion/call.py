@@ -131,7 +131,8 @@ class Call:
         layout = self.layout
         if layout.segments:
             whole = layout.image(self.site.order, self.key.shape[2])
-            return slice(max(0, whole.start - self.first), max(0, whole.stop - self.first))
+            rows = self.query.shape[2]
+            return slice(*(min(max(0, n - self.first), rows) for n in (whole.start, whole.stop)))
         tokens = self._whole()
         if self.entered is None or not self.entered.text:
             return layout.image(self.site.order, tokens)

@@ -52,6 +52,11 @@ class Layout:
     segments: bool = False
     unclear: str = ""
 
+    @property
+    def n_words(self) -> int:
+        """Tokens of the text alone, in the order of its encoders."""
+        return self.n_text - self.registers
+
     def grid(self, tokens: int) -> tuple[int, ...] | None:
         """The grid of ``tokens`` image tokens: the level of this image that has as many."""
         if self.finest is None:
@@ -143,7 +148,8 @@ def patches(axes: str = "hw") -> Reader:
         if len(cut) < len(sides):
             cut = [getattr(denoiser.config, "patch_size_t", None) or 1, *cut]
         grid = tuple(n // p for n, p in zip(sides, cut[-len(sides) :], strict=True))
-        return Layout(grid, text_of(call), halves=False)
+        count = math.prod(grid)
+        return Layout(grid, text_of(call), halves=False, n_image=count, stream=count)
 
     return read
 
@@ -243,11 +249,10 @@ def lumina2(denoiser: Any, call: Mapping[str, Any]) -> Layout:
     """Lumina 2: each row has its text without padding, then the picture."""
     lengths = set(call["encoder_attention_mask"].sum(1).tolist())
     layout = patches("hw")(denoiser, call)
-    n_image = math.prod(layout.finest or ())
     if len(lengths) > 1:
         why = f"the batch holds prompts of {len(lengths)} lengths, and the picture comes after them"
         return replace(layout, unclear=why, finest=None)
-    return replace(layout, n_text=int(lengths.pop()), n_image=n_image, stream=n_image)
+    return replace(layout, n_text=int(lengths.pop()))
 
 
 _MULTIPLE = 32

@@ -257,10 +257,8 @@ class _OnePass:
             if run == found.run and step >= last and not again:
                 begun[id(entry)] = (run, step, work)
                 return work
-        text = pass_.call.get(pass_.family.text)
-        n_text = int(text.shape[1]) if isinstance(text, Tensor) else 0
         samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
-        read = read_text(found.pipeline, samples, n_text)
+        read = read_text(found.pipeline, samples, pass_.layout.n_words)
         work = entry.work.begin(Run(samples, steps, read, entry.tally))
         begun[id(entry)] = (found.run, step, work)
         return work

@@ -100,10 +100,11 @@ def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
         site: One of its sites.
 
     Returns:
-        None where the config names no such size (FLUX, Wan, Qwen-Image).
+        None where the config names no such size (FLUX, Wan, Qwen-Image), or its rows aren't the
+        image's.
     """
     size = getattr(denoiser.config, "sample_size", None)
-    if size is None:
+    if size is None or site.kind in ("other", "linear"):
         return None
     rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
     downs = getattr(denoiser, "down_blocks", None)

@@ -231,6 +231,9 @@ class _Warped:
 
     def attend(self, call: Call) -> Tensor:
         """The head outputs of a call, "B H N D", with all frames but the first edited."""
+        image = call.image()
+        if image.start >= image.stop:
+            return call.output
         runs = Runs(call, self._split(call))
         way = self._way(self._grid(call), call.query)
         output = call.output.unflatten(0, runs.split).clone()
@@ -249,7 +252,7 @@ class _Warped:
         if self.spec.axis == "query":
             return carry(warp, runs(maps, value), way)
         kept, moved = (
-            carry(warp, runs(maps, splat_columns(x, runs.image, way)), way)
+            carry(warp, runs(maps, splat_columns(x, runs.columns, way)), way)
             for x in (torch.ones_like(value), value)
         )
         return torch.where(kept > _EMPTY, moved / kept.clamp(min=_EMPTY), own)
