@@ -47,6 +47,7 @@ class Pipe:
         texts: Name of the prompts' embeddings, with "{}" for "" or "negative_".
         parts: Components that it can't do without.
         more: Further arguments of each prompt, whose names get "negative_", too.
+        beside: How many channels of the denoiser's sample aren't the latents'.
     """
 
     denoiser: str
@@ -60,6 +61,7 @@ class Pipe:
     texts: str = "{}prompt_embeds"
     parts: Callable[[], Arguments] = dict
     more: Callable[[], Arguments] = field(default=dict)
+    beside: int = 0
 
     def build(self, name: str) -> Any:
         """The pipeline of a class in diffusers."""
@@ -213,7 +215,7 @@ PIPES: dict[str, Pipe] = {
         "HunyuanVideo 1.5 as its pipeline has it",
         latents(4, FRAMES, HEIGHT, COLUMNS, num_frames=5, height=16 * HEIGHT, width=16 * COLUMNS),
         "calls", cond_first=True, strength="", masks="prompt_embeds_mask", more=byt5,
-        parts=lambda: cfg() | {"vae": HunyuanVae(latent_channels=4)},
+        parts=lambda: cfg() | {"vae": HunyuanVae(latent_channels=4)}, beside=5,
     ),
     "HunyuanVideoPipeline": Pipe(
         "HunyuanVideoTransformer3DModel", VIDEO, "calls", cond_first=True,

@@ -130,7 +130,7 @@ def measure(
     with suppress(Enough):
         forward(call, {site: [reader.read] for site in sites})
     loss = loss_of(reader.maps())
-    half = source.cond[source.name].dtype == torch.float16
+    half = source.dtype == torch.float16
     return loss.detach(), _gradient(loss.sum(), leaf, half)
 
 

@@ -80,25 +80,43 @@ class Source:
         if hasattr(scheduler, "scale_model_input") and "t" in variables:
             scales.insert(0, partial(_scaled, scheduler, variables["t"]))
         for scale in scales:
-            if not isinstance(latents, Tensor) or not isinstance(sample, Tensor):
+            if not isinstance(latents, Tensor) or len(latents) != len(sample):
                 continue
-            if latents.shape[0] == sample.shape[0]:
-                scaled = scale(latents).to(sample.dtype)
-                if torch.equal(sample[:, : scaled.shape[1]], scaled):
-                    return cls(scale, cond, name)
+            found = cls(scale, cond, name)
+            whole, scaled = _joined(sample), _like(sample, scale(latents))
+            if torch.equal(whole[:, : scaled.shape[1]], scaled):
+                return found
         raise ValueError(
             f"{type(pipeline).__name__} calls its denoiser with something else than its latents, "
             "which therefore can't be updated; use the plain text-to-image pipeline of this model"
         )
 
-    def sample(self, latents: Tensor, call: Mapping[str, Any]) -> Tensor:
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the call's sample."""
+        return _joined(self.cond[self.name]).dtype
+
+    def sample(self, latents: Tensor, call: Mapping[str, Any]) -> Any:
         """A call's sample with other latents, in all its branches."""
-        old: Tensor = call[self.name]
-        scaled = self.scale(latents).to(old.dtype)
+        given = call[self.name]
+        old, scaled = _joined(given), _like(given, self.scale(latents))
         scaled = scaled.repeat(len(old) // len(scaled), *[1] * (old.ndim - 1))
         # Inpainting's mask and masked image follow the latents.
         rest = old[:, scaled.shape[1] :]
-        return torch.cat([scaled, rest], 1) if rest.shape[1] else scaled
+        new = torch.cat([scaled, rest], 1) if rest.shape[1] else scaled
+        return list(new) if isinstance(given, list) else new
+
+
+def _joined(sample: Any) -> Tensor:
+    """A sample as one tensor, which some denoisers take as a list with a tensor for each row."""
+    return torch.stack(sample) if isinstance(sample, list) else sample
+
+
+def _like(sample: Any, latents: Tensor) -> Tensor:
+    """Latents in the form of a sample: rows of a list have an axis of frames (Z-Image)."""
+    whole = _joined(sample)
+    listed = isinstance(sample, list) and whole.ndim == latents.ndim + 1
+    return (latents[:, :, None] if listed else latents).to(whole.dtype)
 
 
 def _scaled(scheduler: Any, t: Any, latents: Tensor) -> Tensor:
@@ -132,7 +150,7 @@ class Step:
 
     def __init__(self, owner: Latents, pass_: Pass, index: int, steps: int) -> None:
         self.index, self.steps, self.open = index, steps, True
-        self.sample: Tensor | None = None
+        self.sample: Any = None
         self._owner, self._pass = owner, pass_
         self._source: Source | None = None
         self._old: Tensor | None = None
