@@ -4,6 +4,7 @@ from regaze.hooks.attach import Attachment, attach
 from regaze.hooks.capture import Capture, capture
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
+from regaze.hooks.literal import HeadForm, Map, MapForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.report import Report
 from regaze.hooks.tokens import Kind, TokenMap
@@ -14,8 +15,11 @@ __all__ = [
     "Capture",
     "Columns",
     "Edit",
+    "HeadForm",
     "Host",
     "Kind",
+    "Map",
+    "MapForm",
     "Pass",
     "Report",
     "TokenMap",

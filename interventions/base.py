@@ -70,6 +70,20 @@ class Intervention(ABC):
     def bind(self, host: Any) -> Any:
         """Make the work that a seat runs; call it on a resolved spec."""
 
+    def literal(self) -> Any:
+        """The resolved spec on explicit attention maps, written as its formula reads.
+
+        What `regaze verify` compares the fused form with: a `MapForm` or `HeadForm` of
+        `regaze.hooks.literal`, a `GuidanceForm`, `AttendForm` or `LatentForm` of
+        `regaze.hooks.diffusion.literal`. None says that there is none; `regaze verify` then reports
+        "no literal form" and proves nothing about the method's formula.
+        """
+        return None
+
+    def idle(self) -> Intervention | None:
+        """The same at strength zero, where it must change nothing; None if it has no strength."""
+        return None
+
     def controls(self) -> Mapping[str, Intervention]:
         """Variants that should not help if the method works for the reason it gives, by name.
 

@@ -18,6 +18,7 @@ import transformers as hf
 from tiny import Tiny, _draw_weights
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 from regaze.hooks.families import FAMILIES
@@ -265,7 +266,8 @@ def _build(family: str) -> hf.PreTrainedModel:
     auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
     with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
         model: hf.PreTrainedModel = auto.from_config(tiny_config(family), dtype=torch.float32)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_model(family: str) -> Tiny:

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from literal_maps import bias_of, blur_matrix
 from torch import Tensor, nn
+
+from regaze.hooks.diffusion.literal import bias_of
+from regaze.interventions.diffusion.seg import blur_matrix
 
 Kernel = Callable[..., Tensor]
 Edit = Callable[["Map"], Tensor]
@@ -80,7 +82,8 @@ def blurred(sigma: float, grid: tuple[int, ...]) -> Edit:
         frames = len(rows) // (grid[-2] * grid[-1])
         blur = torch.full((len(rows), len(rows)), 1 / len(rows))
         if sigma < 9999:
-            blur = torch.kron(torch.eye(frames), blur_matrix(grid[-2], grid[-1], sigma))
+            lines = (blur_matrix(side, sigma) for side in grid[-2:])
+            blur = torch.kron(torch.eye(frames), torch.kron(*lines))
         logits = one.logits.clone()
         logits[:, :, rows] = blur @ logits[:, :, rows]
         return one.of(logits)
@@ -189,7 +192,7 @@ def literally(
         if path not in turns:
             return STOCK(query, key, value, **named)
         scale = named.get("scale") or query.shape[-1] ** -0.5
-        bias = bias_of(named.get("attn_mask"))
+        bias = bias_of(named.get("attn_mask"), query)
         each = query.shape[1] // key.shape[1]
         key, value = (x.repeat_interleave(each, 1) for x in (key, value))
         return edit(Map(query, key, bias, scale, next(turns[path]))) @ value
@@ -207,7 +210,7 @@ def maps_of(denoiser: nn.Module, call: Mapping[str, Any], path: str) -> list[Map
         if at == path:
             scale = named.get("scale") or query.shape[-1] ** -0.5
             each = query.shape[1] // key.shape[1]
-            bias, keys = bias_of(named.get("attn_mask")), key.repeat_interleave(each, 1)
+            bias, keys = bias_of(named.get("attn_mask"), query), key.repeat_interleave(each, 1)
             found.append(Map(query, keys, bias, scale, torch.ones(query.shape[2])))
         return STOCK(query, key, value, **named)
 

@@ -51,6 +51,7 @@ def run(
     share: bool = True,
     identity: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
+    certificates: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress = lambda label, done, total: None,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> RunResult:
@@ -72,6 +73,8 @@ def run(
         identity: What tells this model from others; default: a hash of its weights.
         source: Anything JSON-able from which the caller can build the task again; kept in the
             directory.
+        certificates: What `regaze.verify` found, as JSON, by a condition's label; kept in its
+            manifest.
         progress: Called with a condition's label, items done and items in all, of this process.
         world: This process among those that share the work, see `distributed.join`.
 
@@ -106,6 +109,9 @@ def run(
     with records.locked(out) if world.first else nullcontext():
         if world.first:
             _prepare(plans, keys, task.profile, str(identity.get("name", type(model).__name__)))
+            for plan in plans:
+                if certificate := (certificates or {}).get(plan.condition.label):
+                    manifest.certify(plan.folder, certificate)
             order = [{"label": p.condition.label, "folder": p.folder.name} for p in plans]
             made_from = {"source": source, "limit": limit, "conditions": order}
             records.write_json(out / RUN, made_from)

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.descent import Descent
@@ -95,3 +96,6 @@ class _Excite(ConceptObjective):
 
     def loss_of(self, sample: int, concepts: Tensor) -> Tensor:
         return excite_loss(concepts)
+
+    def literal_loss(self, sample: int, concepts: Tensor) -> Tensor:
+        return torch.stack([torch.relu(1 - one.max()) for one in concepts]).max()

@@ -19,10 +19,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
 from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, register
@@ -50,6 +52,15 @@ class PAG(Guided):
         """Check the fields' domains."""
         super().check()
         check_choice("pag", "variant", self.variant, ("joint", "image"))
+
+    def literal_map(self, m: Map) -> Tensor:
+        """``A' = I``, or with the image's rows seeing themselves and the text."""
+        if self.variant == "joint":
+            return m.identity.expand_as(m.weights)
+        logits, image = m.logits.clone(), m.image
+        others = m.identity[image, image] == 0
+        logits[:, :, image, image] = logits[:, :, image, image].masked_fill(others, -torch.inf)
+        return (logits + m.bias).softmax(-1)
 
     def bind(self, host: Host) -> Guidance:
         """Make the guidance."""

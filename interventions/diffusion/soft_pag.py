@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +31,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.sites import choose, only_heads
 from regaze.hooks.diffusion.works import Guidance
@@ -96,6 +97,35 @@ class SoftPAG(Guided):
         if not isinstance(spec, cls):
             raise ValueError(f"{path} holds {spec.name}, not softpag")
         return spec
+
+    def literal(self) -> GuidanceForm:
+        """A whole second pass with ``A' = (1 - u) A + u T`` in the heads chosen."""
+        if self.heads is None:
+            return super().literal()
+        layers = dict.fromkeys(f"L{layer}" for layer, _, _ in _parsed(self.heads))
+        return replace(super().literal(), layers=tuple(layers))
+
+    def literal_map(self, m: Map) -> Tensor:
+        """``(1 - u) A + u T``, head by head."""
+        u = torch.full((m.weights.shape[1], 1, 1), self.u if self.heads is None else 0.0)
+        for layer, head, own in _parsed(self.heads or ""):
+            if layer == m.site.layer:
+                u[head] = self.u if own is None else own
+        u = u.to(m.weights)
+        return (1 - u) * m.weights + u * self._literal_target(m)
+
+    def _literal_target(self, m: Map) -> Tensor:
+        if self.target == "identity":
+            return m.identity.expand_as(m.weights)
+        if self.target == "uniform":
+            return (torch.zeros_like(m.weights) + m.bias).softmax(-1)
+        if self.target == "temperature":
+            return ((m.logits + m.bias) / (self.tau or 1)).softmax(-1)
+        seen = (m.bias > torch.finfo(m.bias.dtype).min / 2).expand_as(m.weights)[:, :1, :1]
+        seen = seen.transpose(-1, -2).to(m.query) if m.bias.ndim > 1 else m.query.new_ones(1)
+        mean = (m.query * seen).sum(2, keepdim=True) / (seen + 0 * m.query).sum(2, keepdim=True)
+        logits = mean @ m.key.transpose(-1, -2) * m.scale
+        return (logits + m.bias).softmax(-1).expand_as(m.weights)
 
     def resolve(self, host: Host) -> SoftPAG:
         """Choose the layers, if no heads are given, and check the heads."""

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
+from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.scores import without_images
 from regaze.interventions.base import Intervention, check_number, register
@@ -67,6 +68,18 @@ class PAI(Intervention):
     def controls(self) -> Mapping[str, Intervention]:
         """Looking away from the image by as much, as far as alpha allows."""
         return {"flipped sign": replace(self, alpha=-self.alpha)} if 0 < self.alpha <= 1 else {}
+
+    def idle(self) -> PAI:
+        """Nothing is added."""
+        return replace(self, alpha=0.0)
+
+    def literal(self) -> MapForm:
+        """``z + alpha |z|`` at the last row's image columns."""
+
+        def edit(z: Tensor, m: Map) -> Tensor:
+            return torch.where(m.last & m.image, z + self.alpha * abs(z), z)
+
+        return MapForm(self.layers or (), edit)
 
     def resolve(self, host: Host) -> PAI:
         """Choose the layers."""

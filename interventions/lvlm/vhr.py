@@ -16,6 +16,7 @@ std.
 from __future__ import annotations
 
 import copy
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
+from regaze.hooks.literal import HeadForm
 from regaze.hooks.passes import Pass
 from regaze.interventions.base import (
     Intervention,
@@ -86,6 +88,32 @@ class VHR(Intervention):
             "random heads": replace(self, heads="random"),
             "bottom heads": replace(self, heads="bottom"),
         }
+
+    def idle(self) -> VHR:
+        """Chosen heads keep their size."""
+        return replace(self, alpha=1.0)
+
+    def literal(self) -> HeadForm | None:
+        """The formula above, head by head; None for controls, which aren't the formula's."""
+        if self.heads != "top":
+            return None
+        return HeadForm(self.layers or (), self.literal_factors, self.null_image)
+
+    def literal_factors(self, seen: Tensor, blind: Tensor) -> Tensor:
+        """One factor per head, "H", from outputs "H D" with the image and without."""
+        deviation = statistics.stdev if self.unbiased else statistics.pstdev
+        divergence: list[float] = (seen - blind).norm(dim=-1).tolist()
+        activity: list[float] = blind.square().sum(-1).tolist()
+        # What rounding makes of heads that the image doesn't reach is no reaction.
+        least = (4 * torch.finfo(seen.dtype).eps * seen.norm(dim=-1)).tolist()
+        divergence = [d if d > e else 0.0 for d, e in zip(divergence, least, strict=True)]
+        if self.outlier_filter:
+            far = statistics.mean(divergence) + deviation(divergence)
+            loud = statistics.mean(activity) + deviation(activity)
+            pairs = zip(divergence, activity, strict=True)
+            divergence = [0.0 if d > far and a > loud else d for d, a in pairs]
+        median = statistics.median(divergence)
+        return torch.tensor([self.alpha if d > median else 1.0 for d in divergence])
 
     def resolve(self, host: Host) -> VHR:
         """Choose the layers.

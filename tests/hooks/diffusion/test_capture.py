@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import tiny_painter
 import torch
-from literal_latents import recorded
 from tiny_pipelines import FAMILIES, TEXT, tiny
 
 import regaze
 from regaze.hooks.diffusion import capture
+from regaze.hooks.diffusion.literal_latents import recorded
 
 LAYERS: dict[str, tuple[Any, ...]] = {
     "sd": ("mid",),
