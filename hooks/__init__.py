@@ -1,11 +1,11 @@
 """How an edit gets into a model, exactly and reversibly."""
 
 from regaze.hooks.attach import Attachment, attach
-from regaze.hooks.capture import Capture, capture
+from regaze.hooks.capture import Capture, VisionCapture, capture
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm, Map, MapForm
-from regaze.hooks.passes import Columns, Pass
+from regaze.hooks.passes import Columns, Pass, Picture
 from regaze.hooks.report import Report
 from regaze.hooks.tokens import Kind, TokenMap
 
@@ -21,8 +21,10 @@ __all__ = [
     "Map",
     "MapForm",
     "Pass",
+    "Picture",
     "Report",
     "TokenMap",
+    "VisionCapture",
     "attach",
     "capture",
 ]

@@ -16,10 +16,12 @@ from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_ta
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, LayerReport, Report
 from regaze.hooks.scores import PLACE
-from regaze.hooks.seat import LayerEntry, Seat
+from regaze.hooks.seat import Seat
 from regaze.hooks.specs import Spec
+from regaze.hooks.stack import LayerEntry, Stack
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Spans
+from regaze.hooks.vision import vision_seat
 
 __all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
 
@@ -30,19 +32,23 @@ class ModelAttachment(Attachment):
     """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
     def __init__(
-        self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
+        self,
+        seat: Seat,
+        specs: Sequence[Spec[Host, Edit]],
+        placed: Sequence[tuple[LayerEntry, Stack]],
     ) -> None:
         super().__init__(specs)
         self._seat = seat
-        self._entries = list(entries)
+        self._entries = [entry for entry, _ in placed]
+        self._placed = list(placed)
 
     def detach(self) -> None:
         """Take the interventions off. Others stay.
 
         A second call takes off nothing else; it finishes what an interrupt left undone.
         """
-        for entry in reversed(self._entries):
-            self._seat.pop(entry)
+        for entry, stack in reversed(self._placed):
+            stack.pop(entry)
 
     def report(self) -> Report:
         """What fired, where, how often and how strongly, since the interventions were attached."""
@@ -144,13 +150,16 @@ def attach(
     specs = [one.resolve(host) for one in interventions]
     entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
     seat = seat_of(host, spans)
+    placed: list[tuple[LayerEntry, Stack]] = [
+        (e, vision_seat(host) if e.work.tower == "vision" else seat) for e in entries
+    ]
     try:
-        for entry in entries:
-            seat.push(entry)
-        return ModelAttachment(seat, specs, entries)
+        for entry, stack in placed:
+            stack.push(entry)
+        return ModelAttachment(seat, specs, placed)
     except BaseException:
-        for entry in reversed(entries):
-            seat.pop(entry)
+        for entry, stack in reversed(placed):
+            stack.pop(entry)
         raise
 
 

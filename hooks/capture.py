@@ -6,10 +6,10 @@ outputs is untouched bit for bit. Captured rows see the edits that were attached
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import torch
@@ -19,11 +19,16 @@ from torch import Tensor
 from regaze.hooks.attach import seat_of
 from regaze.hooks.edits import Edit
 from regaze.hooks.grids import GRID_INPUTS, grid_size, patch_grid
-from regaze.hooks.host import check_layers, find_host, split_target
+from regaze.hooks.host import Host, check_layers, find_host, split_target
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
-from regaze.hooks.seat import LayerEntry, Seat
+from regaze.hooks.stack import LayerEntry, Stack
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Kind, TokenMap
+from regaze.hooks.vision import vision_seat
+from regaze.hooks.vision_capture import PictureRows, VisionCapture, VisionCaptureEdit
+
+Seen = TypeVar("Seen")
+Heads = Iterable[int] | Literal["mean"] | None
 
 
 @dataclass(frozen=True)
@@ -202,20 +207,20 @@ class _CaptureEdit(Edit):
             )
 
 
-class Capturing:
+class Capturing(Generic[Seen]):
     """A capture on a model, until the end of the ``with`` block or `detach`."""
 
-    def __init__(self, seat: Seat, layers: Iterable[int], capture: Capture) -> None:
+    def __init__(self, stack: Stack, edit: Edit, capture: Seen) -> None:
         self.capture = capture
-        self._seat = seat
-        self._entry: LayerEntry = Entry(_CaptureEdit(layers, capture))
+        self._stack = stack
+        self._entry: LayerEntry = Entry(edit)
         try:
-            seat.push(self._entry)
+            stack.push(self._entry)
         except BaseException:
-            seat.pop(self._entry)
+            stack.pop(self._entry)
             raise
 
-    def __enter__(self) -> Capture:
+    def __enter__(self) -> Seen:
         return self.capture
 
     def __exit__(
@@ -228,56 +233,115 @@ class Capturing:
 
     def detach(self) -> None:
         """Stop capturing; what was captured stays. A second call does nothing."""
-        self._seat.pop(self._entry)
+        self._stack.pop(self._entry)
+
+
+@overload
+def capture(
+    target: Any,
+    rows: Rows | Sequence[int] = ...,
+    layers: Iterable[int] | None = ...,
+    heads: Heads = ...,
+    processor: Any = ...,
+    tower: Literal["text"] = ...,
+) -> Capturing[Capture]: ...
+
+
+@overload
+def capture(
+    target: Any,
+    rows: Rows | Sequence[int] = ...,
+    layers: Iterable[int] | None = ...,
+    heads: Heads = ...,
+    processor: Any = ...,
+    *,
+    tower: Literal["vision"],
+) -> Capturing[VisionCapture]: ...
 
 
 def capture(
     target: Any,
-    rows: Rows = "last",
+    rows: Rows | Sequence[int] = "last",
     layers: Iterable[int] | None = None,
-    heads: Iterable[int] | Literal["mean"] | None = None,
+    heads: Heads = None,
     processor: Any = None,
-) -> Capturing:
+    tower: Literal["text", "vision"] = "text",
+) -> Capturing[Capture] | Capturing[VisionCapture]:
     """Capture the attention of chosen query rows.
 
     Example:
         >>> with capture(model, rows="question", layers=[8, 9]) as seen:  # doctest: +SKIP
         ...     model(**inputs)
         >>> seen.heat(sample=0, image=0)  # doctest: +SKIP
+        >>> looking = capture(model, "class", layers=[22], tower="vision")  # doctest: +SKIP
+        >>> with looking as seen:  # doctest: +SKIP
+        ...     model(**inputs)
+        >>> seen.heat(picture=0)  # doctest: +SKIP
 
     Args:
         target: A transformers model or pipeline.
         rows: "last" (the row that predicts the next token, at every step), "question" (prompt
-            rows after the image) or "text" (question and generated rows).
+            rows after the image) or "text" (question and generated rows). Of a vision tower:
+            "class" (the class token's row of each picture), indices of each picture's rows, or
+            "all", which holds whole maps: N x N numbers a head.
         layers: Layers to look at; all by default.
         heads: Heads to keep; all by default. "mean" keeps the mean over all of them.
         processor: Tells row-end and tile tokens of some families; see `regaze.hooks.attach`.
+        tower: Whose attention: the "text" tower's, or the "vision" tower's, which gives a
+            `VisionCapture`.
 
     Raises:
         TypeError: The target can't be attached to.
-        ValueError: A layer or head doesn't exist, an unknown kind of rows, or a model whose
-            images are no columns.
+        ValueError: A layer or head doesn't exist, an unknown kind of rows, a model whose
+            images are no columns, or a vision tower that isn't known.
     """
     model, processor = split_target(target, processor)
     info = find_host(model, processor)
+    if tower == "vision":
+        return _capture_vision(info, rows, layers, heads)
+    if tower != "text":
+        raise ValueError(f'tower must be "text" or "vision", got {tower!r}')
     if rows not in ("last", "question", "text"):
-        raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
+        raise ValueError(
+            f'rows of the text tower must be "last", "question" or "text", got {rows!r}'
+        )
     if not info.has_images:
         raise ValueError(f"{info.model_type} has no image columns in its text tower to look at")
     chosen = [site.layer for site in info.sites]
     if layers is not None:
         named = check_layers(layers, info.n_layers, "layer")
         chosen = [info.site(layer).layer for layer in named]
-    picked: list[int] | Literal["mean"] | None = None
-    if isinstance(heads, str):
-        if heads != "mean":
-            raise ValueError(f'heads must be indices or "mean", got {heads!r}')
-        picked = heads
-    elif heads is not None:
-        picked = check_layers(heads, info.n_heads, "head")
-    seat = seat_of(info)
-    config = getattr(model, "config", None)
-    return Capturing(seat, chosen, Capture(config, rows, picked))
+    seen = Capture(getattr(model, "config", None), rows, _heads(heads, info.n_heads))
+    return Capturing(seat_of(info), _CaptureEdit(chosen, seen), seen)
 
 
-__all__ = ["Capture", "Capturing", "Rowset", "capture"]
+def _capture_vision(
+    info: Host, rows: Rows | Sequence[int], layers: Iterable[int] | None, heads: Heads
+) -> Capturing[VisionCapture]:
+    eye = info.eye
+    if isinstance(rows, str):
+        if rows not in ("class", "all"):
+            raise ValueError(
+                f'rows of the vision tower must be "class", "all" or indices, got {rows!r}'
+            )
+        named: Rows = rows
+    else:
+        named = tuple(sorted({int(row) for row in rows}))
+    everything = range(eye.n_layers)
+    chosen = everything if layers is None else check_layers(layers, eye.n_layers, "layer")
+    seen = VisionCapture(named, _heads(heads, eye.n_heads))
+    return Capturing(vision_seat(info), VisionCaptureEdit(chosen, seen), seen)
+
+
+def _heads(heads: Heads, count: int) -> list[int] | Literal["mean"] | None:
+    """Check which heads to keep."""
+    if heads is None:
+        return None
+    if not isinstance(heads, str):
+        return check_layers(heads, count, "head")
+    if heads != "mean":
+        raise ValueError(f'heads must be indices or "mean", got {heads!r}')
+    return heads
+
+
+__all__ = ["Capture", "Capturing", "PictureRows", "Rowset", "VisionCapture", "capture"]

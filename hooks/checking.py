@@ -25,7 +25,8 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.passes import Columns
 from regaze.hooks.reading import Reader
-from regaze.hooks.seat import LayerEntry, Seat
+from regaze.hooks.seat import Seat
+from regaze.hooks.stack import LayerEntry
 from regaze.hooks.tally import Entry
 
 NAME = "regaze_map"

@@ -43,10 +43,14 @@ class Edit:
     and is dropped in `begin` when ``pass_.prompt_start``.
 
     Attributes:
+        tower: Whose attention it edits: the "text" tower's or the "vision" tower's
+            (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
+            ``pass_.pictures``.
         layers: Layers at which the edit acts.
         rows: Which query rows `edit_logits` gets: "last" (last prompt row and decode rows),
             "question" (prompt text after the image), "text" (that and decode rows), or None for
-            no row edit.
+            no row edit. In the vision tower "class" (the class token's row of each picture),
+            indices of each picture's rows, or "all", which costs a whole map: N x N a head.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
@@ -54,6 +58,7 @@ class Edit:
             "mask" keeps them.
     """
 
+    tower: Literal["text", "vision"] = "text"
     rows: Rows | None = None
     reads_only: bool = False
     null_prompt: bool = False
@@ -123,7 +128,8 @@ class Edit:
             null: "B H D", the same at the last token of the prompt without its images; given on
                 prompts with images of an edit with ``null_prompt``. That run gets the same factors.
                 A sample of which nothing would be left has the prompt's own last row here.
-            pass_: The block.
+            pass_: The block. In a vision tower that takes pictures one by one, or in windows, the
+                one that this call is about.
         """
         return None
 

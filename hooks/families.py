@@ -51,6 +51,7 @@ class Family:
         packs: Inputs of the text decoder with one entry per token, besides embeddings, mask and
             positions: a run without image takes those of its own columns.
         zeros: Likewise, but zero (False) in a run without image: what vision adds to columns.
+        vision: Path from the model to its vision tower, whose class `VISION` has to know.
         drops: Inputs of the text decoder that are left out while something is attached, because
             with them layers compute some of their rows only.
         refuse: Why no method can act on it; empty if some can.
@@ -71,10 +72,48 @@ class Family:
     packs: tuple[str, ...] = ()
     zeros: tuple[str, ...] = ()
     drops: tuple[str, ...] = ()
+    vision: str = ""
     refuse: str = ""
 
 
+@dataclass(frozen=True)
+class Vision:
+    """How vision towers of one class attend, and how pictures lie in them.
+
+    Attributes:
+        layers: Path from the tower to the list of its layers.
+        attention: A layer's attention module.
+        layout: "batch": each picture is a batch row, patches in reading order, as many as
+            ``pixel_values`` and the patch size make; "grids": all patches in one sequence, blocks
+            that are merged later side by side, by ``grid_thw``; attention is called for each frame;
+            "windows": likewise, sorted by window, and called for each window in some layers;
+            "packed": all patches in one sequence, in reading order, by ``image_sizes``; a mask
+            keeps pictures apart.
+        class_token: Whether a class token stands before the patches.
+    """
+
+    layers: str
+    attention: str = "self_attn"
+    layout: Literal["batch", "grids", "windows", "packed"] = "batch"
+    class_token: bool = False
+
+
+VISION: dict[str, Vision] = {
+    "CLIPVisionModel": Vision("encoder.layers", class_token=True),
+    "Idefics3VisionTransformer": Vision("encoder.layers"),
+    "InstructBlipVisionModel": Vision("encoder.layers", class_token=True),
+    "InternVLVisionModel": Vision("encoder.layer", "attention", class_token=True),
+    "PixtralVisionModel": Vision("transformer.layers", "attention", "packed"),
+    "Qwen2VisionTransformerPretrainedModel": Vision("blocks", "attn", "grids"),
+    "Qwen2_5_VisionTransformerPretrainedModel": Vision("blocks", "attn", "windows"),
+    "Qwen3VLVisionModel": Vision("blocks", "attn", "grids"),
+    "SiglipVisionModel": Vision("encoder.layers"),
+    "SmolVLMVisionTransformer": Vision("encoder.layers"),
+}
+"""Vision towers by class. One that isn't here can be neither edited nor looked at."""
+
 _IDEFICS: dict[str, Any] = {
+    "vision": "model.vision_model",
     "grid": "last tile",
     "inside": _TILES,
     "fence": "<fake_token_around_image>",
@@ -125,7 +164,7 @@ for _family in (
     Family("fast_vlm", "FastVLM", grid="square"),
     Family("florence2", "Florence-2", refuse=_ENCODER),
     Family("fuyu", "Fuyu"),
-    Family("gemma3", "Gemma 3", grid="square"),
+    Family("gemma3", "Gemma 3", grid="square", vision="model.vision_tower"),
     Family("gemma3n", "Gemma 3n", one_stream=False, packs=("per_layer_inputs",)),
     Family("gemma4", "Gemma 4", packs=("per_layer_inputs",), drops=("logits_to_keep",)),
     Family("gemma4_unified", "Gemma 4 (unified)", drops=("logits_to_keep",)),
@@ -146,9 +185,9 @@ for _family in (
     Family("idefics3", "Idefics3", **_IDEFICS),
     Family("inkling2", "Inkling 2", refuse=_STATEFUL),
     Family("inkling_mm_model", "Inkling", refuse=_STATEFUL),
-    Family("instructblip", "InstructBLIP", patches=False),
+    Family("instructblip", "InstructBLIP", patches=False, vision="vision_model"),
     Family("instructblipvideo", "InstructBLIP Video", patches=False),
-    Family("internvl", "InternVL", grid="last tile"),
+    Family("internvl", "InternVL", grid="last tile", vision="model.vision_tower"),
     Family("janus", "Janus", grid="square"),
     Family("kimi_k25", "Kimi K2.5"),
     Family("kosmos-2", "Kosmos-2", refuse="a mask, not a token, says which columns are its image"),
@@ -159,15 +198,17 @@ for _family in (
     Family("lfm3_vl", "LFM3-VL"),
     Family("lighton_ocr", "LightOnOCR", grid="breaks"),
     Family("llama4", "Llama 4"),
-    Family("llava", "LLaVA", grid="square"),
-    Family("llava_next", "LLaVA-NeXT", grid="anyres"),
+    Family("llava", "LLaVA", grid="square", vision="model.vision_tower"),
+    Family("llava_next", "LLaVA-NeXT", grid="anyres", vision="model.vision_tower"),
     Family("llava_next_video", "LLaVA-NeXT-Video"),
-    Family("llava_onevision", "LLaVA-OneVision", grid="anyres"),
+    Family("llava_onevision", "LLaVA-OneVision", grid="anyres", vision="model.vision_tower"),
     Family("minicpm_ocr", "MiniCPM-OCR"),
     Family("minicpmv4_6", "MiniCPM-V 4.6"),
     Family("minicpmv4_7", "MiniCPM-V 4.7"),
     Family("minimax_m3_vl", "MiniMax M3 VL"),
-    Family("mistral3", "Mistral 3", grid="breaks", inside=("[IMG_BREAK]",)),
+    Family(
+        "mistral3", "Mistral 3", grid="breaks", inside=("[IMG_BREAK]",), vision="model.vision_tower"
+    ),
     Family("mistral4", "Mistral 4", refuse="it takes no pictures"),
     Family("mistral_large4", "Mistral Large 4", refuse=_SPARSE),
     Family("mllama", "Llama 3.2 Vision", refuse=_CROSSED),
@@ -177,7 +218,13 @@ for _family in (
     Family("nemotron_h_omni", "Nemotron-H Omni"),
     Family("ovis2", "Ovis2"),
     Family("paddleocr_vl", "PaddleOCR-VL", grid="thw"),
-    Family("paligemma", "PaliGemma", grid="square", per_image="text_config.num_image_tokens"),
+    Family(
+        "paligemma",
+        "PaliGemma",
+        grid="square",
+        per_image="text_config.num_image_tokens",
+        vision="model.vision_tower",
+    ),
     Family("perception_lm", "PerceptionLM"),
     Family("phi4_multimodal", "Phi-4-multimodal", ("vision_config.image_token_id",)),
     Family("pi0", "pi0", refuse="it drives a robot, and writes no text"),
@@ -186,12 +233,12 @@ for _family in (
     Family("pp_formulanet", "PP-FormulaNet", refuse=_ENCODER),
     Family("qianfan_ocr", "Qianfan-OCR"),
     Family("qwen2_5_omni_thinker", "Qwen2.5-Omni thinker", grid="thw"),
-    Family("qwen2_5_vl", "Qwen2.5-VL", grid="thw"),
-    Family("qwen2_vl", "Qwen2-VL", grid="thw"),
+    Family("qwen2_5_vl", "Qwen2.5-VL", grid="thw", vision="model.visual"),
+    Family("qwen2_vl", "Qwen2-VL", grid="thw", vision="model.visual"),
     Family("qwen3_5", "Qwen3.5", grid="thw"),
     Family("qwen3_5_moe", "Qwen3.5-MoE", grid="thw"),
     Family("qwen3_omni_moe_thinker", "Qwen3-Omni thinker", grid="thw", **_DEEPSTACK),
-    Family("qwen3_vl", "Qwen3-VL", grid="thw", **_DEEPSTACK),
+    Family("qwen3_vl", "Qwen3-VL", grid="thw", **_DEEPSTACK, vision="model.visual"),
     Family("qwen3_vl_moe", "Qwen3-VL-MoE", grid="thw", **_DEEPSTACK),
     Family("qwen4_exp", "Qwen4-Exp", refuse=_SPARSE),
     Family("shieldgemma2", "ShieldGemma 2", grid="square"),

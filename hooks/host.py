@@ -16,6 +16,7 @@ from regaze.hooks.families import (
     model_type,
     unknown_family,
 )
+from regaze.hooks.pictures import Eye, find_eye
 from regaze.hooks.sites import Site, find_sites
 from regaze.hooks.tokens import ImageTokens
 
@@ -81,6 +82,15 @@ class Host:
         What runs behind a prompt in the same row then sees the prompt there.
         """
         return len(self.sites) < self.n_layers
+
+    @property
+    def eye(self) -> Eye:
+        """The vision tower.
+
+        Raises:
+            ValueError: It isn't known; the message says why.
+        """
+        return find_eye(self.model, self.family)
 
     def site(self, layer: int) -> Site:
         """The site of a layer.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from regaze.hooks.tokens import Kind, TokenMap
 
-Rows = Literal["last", "question", "text"]
+Rows = Literal["last", "question", "text", "class", "all"] | tuple[int, ...]
+"""Rows of a text tower; "class", "all" and indices are rows of a vision tower's pictures."""
 Wanted = tuple[Rows, bool]
 """Rows that an edit asks for, and whether it only reads them."""
 PlanKey = tuple[tuple[Wanted, ...], bool, torch.device]
@@ -42,18 +43,37 @@ class GrowingMask:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """One picture as a vision tower sees it; a tile of one, or a frame, is a picture of its own.
+
+    Attributes:
+        length: Its columns: patches in the order in which the tower has them, behind the class
+            token where there is one, and padding.
+        grid: "rows cols" columns of its patches, as they lie over the picture.
+    """
+
+    length: int
+    grid: Tensor
+
+
+@dataclass(frozen=True)
 class Columns:
     """Bool masks "B 1 1 K" over the key columns of one layer's attention call.
 
     Attributes:
         image: Image patches.
-        system: Text before the first image.
-        offset: The prompt column that key 0 is; more than 0 once a sliding window has moved on.
+        system: Text before the first image; nothing in a vision tower.
+        offset: The prompt's (in a vision tower the picture's) column that key 0 is; more than 0
+            once a sliding window has moved on, or where a picture is seen in windows.
+        class_token: The class token's column, in a vision tower.
+        pictures: Which picture of the pass each batch row is, in a vision tower.
     """
 
     image: Tensor
     system: Tensor
     offset: int = 0
+    class_token: Tensor | None = None
+    pictures: tuple[int, ...] = ()
 
     def of(self, mask: GrowingMask) -> Tensor:
         """A mask of the edit's own, "B ... K", at this call's keys."""
@@ -120,6 +140,8 @@ class RowPlan:
 class Pass:
     """One forward pass of the text tower: a prompt, a chunk of it, or a decode step.
 
+    For a vision tower's see `regaze.hooks.pictures.VisionPass`.
+
     Attributes:
         tokens: All columns up to and including this block (real batch rows only).
         past: Columns before this block.
@@ -131,6 +153,7 @@ class Pass:
         device: Where the block enters the tower; a layer may run elsewhere.
         masks: Shared by the steps of one prompt.
         inputs: Arguments of the call of the model that was attached to, as far as they are known.
+        pictures: What a vision tower is given; empty for a text tower.
     """
 
     tokens: TokenMap
@@ -142,6 +165,7 @@ class Pass:
     device: torch.device
     masks: PromptMasks
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    pictures: tuple[Picture, ...] = ()
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -207,7 +231,7 @@ class Pass:
 
     def plan(self, asked: Iterable[Wanted], device: torch.device) -> RowPlan | None:
         """Rows to recompute for the edits that ask for these; None if there are none."""
-        wanted = tuple(sorted(set(asked)))
+        wanted = tuple(sorted(set(asked), key=repr))
         key = (wanted, self.prompt_end, device)
         if key not in self._plans:
             self._plans[key] = self._make_plan(wanted, device)

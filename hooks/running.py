@@ -21,9 +21,6 @@ from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
 from regaze.hooks.tally import Entry, due
 
-KWARG = "regaze_running"
-"""Under this name a pass goes through the layers' arguments where they are run again later."""
-
 
 @dataclass(eq=False)
 class Running:

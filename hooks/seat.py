@@ -1,10 +1,9 @@
-"""The seat: the ordered stack of edits of one text tower, its hooks, and their coming and going."""
+"""The seat: the stack of edits of one text tower, and what its forward passes need."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-import threading
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,16 +17,6 @@ from torch import Tensor, nn
 
 from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.callers import Generating, runs
-from regaze.hooks.dispatch import (
-    PREFIX,
-    SEATS,
-    Attention,
-    Call,
-    Seating,
-    Stock,
-    register,
-    stock_attention,
-)
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
@@ -35,12 +24,12 @@ from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
-from regaze.hooks.running import KWARG, Running
+from regaze.hooks.running import Running
 from regaze.hooks.scores import Scores, find_scorer
+from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
-LayerEntry = Entry[Edit, int]
-_INSTALLED: weakref.WeakSet[Seat] = weakref.WeakSet()
+TEXT_ROWS = (None, "last", "question", "text")
 
 
 @dataclass(frozen=True)
@@ -56,122 +45,74 @@ class _Second:
     n_last: int
 
 
-class _Here(threading.local):
+class _Here(Here):
     """What a seat knows of the calls of one thread."""
 
     running: Running | None = None
     second: _Second | None = None
-    paused: bool = False
     partial: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
     embedded: tuple[FrameType | None, Tensor | None] = (None, None)
 
 
-class Seat:
+class Seat(Stack):
     """The ordered stack of edits of one text tower, and what they need to run.
 
     What belongs to a call is kept per thread (`_Here`), what belongs to a prompt by its cache
-    (`Prompt`). A deep copy of the model carries our hooks along, with this seat, and they find that
-    its tower is none of theirs.
+    (`Prompt`).
     """
 
+    kind = "text"
+    here = _Here
+    _here: _Here
+
     def __init__(self, host: Host, reader: Reader) -> None:
+        super().__init__(host.model, host.tower, {site.layer: site.path for site in host.sites})
         self.reader = reader
-        self.tower = weakref.ref(host.tower)
-        self.entries: list[LayerEntry] = []
-        self._model = weakref.ref(host.model)
         self._inputs = Inputs(
             host.family.packs,
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
         )
         self._drops = host.family.drops
-        self._paths = {site.layer: site.path for site in host.sites}
         self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
-        self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
-        self._by_layer: dict[int, list[LayerEntry]] = {}
-        self._here = _Here()
-        self._checked: set[tuple[int, bool]] = set()
-        self._hooked: list[weakref.ref[nn.Module]] = []
         self._scores: Scores | None = None
         self._inner: weakref.WeakKeyDictionary[Edit, LayerEntry] = weakref.WeakKeyDictionary()
         self._layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-        self._configs: list[tuple[Any, str]] = []
-
-    def __deepcopy__(self, memo: object) -> Seat:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Nowhere, ()
 
     # -- coming and going -----------------------------------------------------------------------
 
-    def push(self, entry: LayerEntry) -> None:
-        """Put an edit on top of the stack; the first one installs the seat.
-
-        Raises:
-            ValueError: It contradicts one that is already there.
-        """
+    def _check(self, entry: LayerEntry) -> None:
+        work = entry.work
+        if work.rows not in TEXT_ROWS:
+            raise ValueError(
+                f'{work.rows!r} rows are of a vision tower: set tower = "vision" on '
+                f'{type(work).__name__}, or take "last", "question" or "text"'
+            )
+        if any(edit.tower != "text" for branch in work.branches for edit in branch.edits):
+            raise ValueError("edits of a second run (Branch.edits) act in the text tower only")
         null = {e.work.null_positions for e in [*self.entries, entry] if e.work.null_prompt}
         if len(null) > 1:
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
-        scorer = find_scorer(self._model() or self._alive(), self._alive())
-        if entry.work.scores and scorer is None:
+        if work.scores and self._scorer() is None:
             raise ValueError(
                 "this intervention edits next-token scores, and "
                 f"{type(self._model() or self._alive()).__name__} has no output layer that makes "
                 "them: attach to the whole model (...ForConditionalGeneration)"
             )
-        if not self.entries:
-            self._install()
-        if entry.work.scores and scorer is not None and self._scores is None:
+
+    def _scorer(self) -> nn.Module | None:
+        return find_scorer(self._model() or self._alive(), self._alive())
+
+    def _prepare(self, entry: LayerEntry) -> None:
+        scorer = self._scorer() if entry.work.scores else None
+        if scorer is not None and self._scores is None:
             self._watch_scores(scorer)
-        self.entries.append(entry)
-        self._sort()
-        self._checked = set()
 
-    def pop(self, entry: LayerEntry) -> None:
-        """Take an edit off, from anywhere in the stack; the last one uninstalls the seat.
-
-        May be called again: it finishes what an interrupt left undone.
-        """
-        self.entries[:] = [one for one in self.entries if one is not entry]
-        self._sort()
-        if not self.entries:
-            self.uninstall()
-
-    def _sort(self) -> None:
-        self._by_layer = _by_layer(self.entries)  # A new object: passes under way keep theirs.
-        if self.entries:
-            self._watch()
-
-    def _alive(self) -> Any:
-        tower = self.tower()
-        if tower is None:
-            raise RuntimeError("the model that this was attached to no longer exists")
-        return tower
-
-    def _install(self) -> None:
-        tower = self._alive()
-        attentions = {layer: tower.get_submodule(path) for layer, path in self._paths.items()}
-        configs = {id(m.config): m.config for m in [tower, *attentions.values()]}
-        bases = {}
-        _INSTALLED.add(self)
-        for key, config in configs.items():
-            # A config that another attached model shares, or that was copied while attached,
-            # already has our name.
-            base = str(config._attn_implementation or "eager").removeprefix(PREFIX)
-            bases[key] = base
-            name = register(base)
-            self._configs.append((config, base))
-            # The property's setter would pass the name on to sub-configs.
-            config._attn_implementation_internal = name
-        for layer, module in attentions.items():
-            stock = stock_attention(type(module), bases[id(module.config)])
-            SEATS[module] = Seating(self, self.attend, layer, stock)
+    def _hook(self, tower: Any) -> None:
         model = self._model()
         if model is not None and model is not tower:
             self._note(model)
@@ -185,13 +126,12 @@ class Seat:
                 self._note(layer)
                 layer.register_forward_pre_hook(self._divide, with_kwargs=True)
                 layer.register_forward_hook(self._join, with_kwargs=True)
-        self._note(tower)
-        tower.register_forward_pre_hook(self._begin, with_kwargs=True)
-        tower.register_forward_hook(self._end, always_call=True)
 
-    def _note(self, module: nn.Module) -> None:
-        """Remember where hooks are, before they are there."""
-        self._hooked.append(weakref.ref(module))
+    def uninstall(self) -> None:
+        """Take everything off the model; once more if it was interrupted."""
+        super().uninstall()
+        self._scores = None
+        self._layers = weakref.WeakKeyDictionary()
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
@@ -213,25 +153,6 @@ class Seat:
                 self._note(layers[index])
                 self._layers[layers[index]] = index
                 layers[index].register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def uninstall(self) -> None:
-        """Take everything off the model; once more if it was interrupted."""
-        for reference in self._hooked:
-            if (module := reference()) is not None:
-                _unhook(module, self)
-        for module in [m for m, seating in list(SEATS.items()) if seating.seat is self]:
-            SEATS.pop(module, None)
-        others = [seat for seat in list(_INSTALLED) if seat is not self]
-        shared = {id(config) for seat in others for config, _ in seat._configs}
-        for config, base in self._configs:
-            if id(config) not in shared:
-                config._attn_implementation_internal = base
-        self._here = _Here()
-        self._scores = None
-        self._configs = []
-        self._hooked = []
-        self._layers = weakref.WeakKeyDictionary()
-        _INSTALLED.discard(self)
 
     # -- around one forward pass ----------------------------------------------------------------
 
@@ -271,7 +192,8 @@ class Seat:
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
         try:
-            yield
+            with self.others_paused():
+                yield
         finally:
             self._here.second = here
             self._here.outer, self._here.embedded = before
@@ -338,7 +260,7 @@ class Seat:
             before.rows.check(cache, pass_.past)
         second = self._here.second
         entries = self.entries if second is None else second.entries
-        by_layer = self._by_layer if second is None else _by_layer(entries)
+        by_layer = self._by_layer if second is None else at_layers(entries)
         prompt = self._with_works(entries, prompt, before, pass_)
         null = self._null_prompt(entries, prompt, pass_, kwargs)
         if null is not None:
@@ -384,16 +306,6 @@ class Seat:
         if _checkpoints(tower):
             self._guard(output, running)
         return output
-
-    def _check_names(self) -> None:
-        for config, _ in self._configs:
-            now = config._attn_implementation_internal  # The public property is slow.
-            if not str(now).startswith(PREFIX):
-                raise RuntimeError(
-                    f"the model's attention implementation was changed to {now!r} while "
-                    "interventions were attached, which would silently switch them off; detach "
-                    "first, then change it"
-                )
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
         """What is known of the call. What an interrupted one left in this thread isn't."""
@@ -490,26 +402,6 @@ class Seat:
         if running.works and isinstance(hidden, Tensor) and hidden.requires_grad:
             hidden.register_hook(look)
 
-    # -- one attention call ---------------------------------------------------------------------
-
-    def attend(self, layer: int, stock: Stock, call: Call) -> Attention:
-        """Answer an attention call.
-
-        Raises:
-            RuntimeError: The layer runs outside of any pass of the tower.
-        """
-        handed: Running | None = call.kwargs.pop(KWARG, None)
-        running = handed or self._here.running
-        if running is not None:
-            return running.attend(layer, stock, call)
-        if not self._here.paused and layer in self._by_layer:
-            raise RuntimeError(
-                f"layer {layer} runs outside of a forward pass of its text tower (as gradient "
-                "checkpointing does where arguments aren't handed on to the layers), so what is "
-                "attached can't act: call model.gradient_checkpointing_disable(), or detach first"
-            )
-        return call.run(stock)
-
     @contextmanager
     def partial(self) -> Iterator[None]:
         """Forward passes of this thread inside are parts of a prompt that goes on."""
@@ -518,54 +410,6 @@ class Seat:
             yield
         finally:
             self._here.partial = before
-
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Forward passes of this thread inside are none of the edits' business."""
-        before = self._here.paused, self._here.running
-        self._here.paused, self._here.running = True, None
-        try:
-            yield
-        finally:
-            self._here.paused, self._here.running = before
-
-
-def _by_layer(entries: Sequence[LayerEntry]) -> dict[int, list[LayerEntry]]:
-    """The entries that act at each layer, in order."""
-    found: dict[int, list[LayerEntry]] = {}
-    for entry in entries:
-        for layer in entry.work.layers:
-            found.setdefault(layer, []).append(entry)
-    return found
-
-
-class _Nowhere:
-    """What hooks of a seat become in a model that is loaded from a file."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return _nothing
-
-
-def _nothing(*_: Any, **__: Any) -> None:
-    return None
-
-
-def _unhook(module: nn.Module, seat: Seat) -> None:
-    """Take a seat's hooks off a module, found by whose they are."""
-    for hooks, extras in (
-        (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
-        (
-            module._forward_hooks,
-            [module._forward_hooks_with_kwargs, module._forward_hooks_always_called],
-        ),
-    ):
-        for key in [k for k, hook in hooks.items() if getattr(hook, "__self__", None) is seat]:
-            # The hook itself last: as long as it is there, it can be found again.
-            for extra in extras:
-                extra.pop(key, None)
-            hooks.pop(key, None)
 
 
 def _checkpoints(tower: nn.Module) -> bool:
@@ -583,14 +427,3 @@ def _cache_in(output: Any) -> Any:
     if isinstance(output, tuple):
         return next((one for one in output if hasattr(one, "get_seq_length")), None)
     return getattr(output, "past_key_values", None)
-
-
-@contextmanager
-def paused(tower: nn.Module) -> Iterator[None]:
-    """Forward passes of the tower inside are none of the attached interventions' business."""
-    seats = [seat for seat in list(_INSTALLED) if seat.tower() is tower]
-    if not seats:
-        yield
-        return
-    with seats[0].paused():
-        yield

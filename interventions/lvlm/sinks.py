@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.host import Host, find_host
-from regaze.hooks.seat import paused
+from regaze.hooks.stack import paused
 
 DEFAULT_TAU = 20 / 4096**0.5
 """The published threshold 20 at LLaVA-1.5-7B's hidden size, as a fraction of phi's bound."""

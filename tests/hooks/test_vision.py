@@ -1,0 +1,413 @@
+"""Rows of vision towers, looked at and edited, against explicit attention maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, ask, logits
+from census_lvlm import tiny_model
+from tiny import FAMILIES, Tiny, tiny
+from torch import Tensor
+from traces import trace
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from regaze.hooks import Branch, Edit, attach, capture
+from regaze.hooks.families import FAMILIES as KNOWN
+from regaze.hooks.host import find_host
+from regaze.hooks.passes import Columns, Pass, Rows
+from regaze.interventions import PAI
+
+SEEING = tuple(family for family in FAMILIES if not KNOWN[family].refuse)
+CLASS = ("llava", "llava_next", "internvl", "instructblip")
+PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3")
+MAPPED = tuple(family for family in SEEING if "qwen" not in family)
+"""Families whose vision towers can return their maps."""
+NAME = "vision_maps"
+
+Change = Callable[[int, Tensor, int], Tensor]
+"""Layer, logits "B H Q K" and the picture's column of row 0, to other logits."""
+_CHANGES: list[tuple[dict[Any, int], list[int], Change, dict[int, list[Tensor]]]] = []
+
+
+def attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """Attention as it reads, each picture of a packed sequence on its own."""
+    layers, sizes, change, maps = _CHANGES[-1]
+    layer = layers[module]
+    z = query @ key.mT * kwargs["scaling"]
+    z = z if attention_mask is None else z + attention_mask
+    done = sum(one.shape[2] for one in maps[layer])
+    if query.shape[0] > 1 or not sizes:
+        z = change(layer, z, 0)
+    else:
+        start = done
+        for number, size in enumerate(sizes):
+            first = sum(sizes[:number])
+            a, b = max(first, start), min(first + size, start + z.shape[2])
+            if a < b:
+                cut = slice(a - start, b - start)
+                z = z.clone()
+                z[:, :, cut, cut] = change(layer, z[:, :, cut, cut], a - first)
+    weights = z.softmax(-1)
+    maps[layer].append(weights)
+    return (weights @ value).transpose(1, 2), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+
+
+def eye(model: Tiny) -> Any:
+    return find_host(model.model, model.processor).eye
+
+
+def sizes(model: Tiny, inputs: dict[str, Any]) -> list[int]:
+    """Patches of each picture in a packed sequence."""
+    if "image_grid_thw" in inputs:
+        return [int(t * h * w) for t, h, w in inputs["image_grid_thw"]]
+    if model.family == "mistral3":
+        return [int(h // 4 * (w // 4)) for h, w in inputs["image_sizes"]]
+    return []
+
+
+@contextmanager
+def explicitly(
+    model: Tiny, inputs: dict[str, Any], change: Change = lambda layer, z, first: z
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Let the vision tower attend by explicit maps, changed."""
+    seen = eye(model)
+    modules = {seen.tower.get_submodule(path): layer for layer, path in seen.paths.items()}
+    maps: dict[int, list[Tensor]] = {layer: [] for layer in seen.paths}
+    config = seen.tower.config
+    before = config._attn_implementation_internal
+    _CHANGES.append((modules, sizes(model, inputs), change, maps))
+    config._attn_implementation_internal = NAME
+    try:
+        yield maps
+    finally:
+        config._attn_implementation_internal = before
+        _CHANGES.pop()
+
+
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """What the vision tower gives, "N E" of all pictures, and the model's logits."""
+    found: list[Tensor] = []
+
+    def keep(module: Any, args: Any, output: Any) -> None:
+        found.append(output.last_hidden_state.flatten(0, -2))
+
+    handle = eye(model).tower.register_forward_hook(keep)
+    out = model.model(**inputs).logits
+    handle.remove()
+    (seen,) = found
+    return seen, out
+
+
+def raised(layer: int, z: Tensor, first: int, before: int = 0) -> Tensor:
+    """Every third patch is preferred, in layer 1 less so."""
+    columns = torch.arange(first, first + z.shape[-1])
+    return torch.where((columns % 3 == 0) & (columns >= before), z + 2.0 - layer, z)
+
+
+class Raise(Edit):
+    """`raised`, as an edit."""
+
+    tower = "vision"
+
+    def __init__(self, rows: Rows | None, layers: Sequence[int] = (0, 1)) -> None:
+        super().__init__(layers)
+        self.rows = rows
+
+    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
+        new = raised(layer, logits, columns.offset)
+        return torch.where(columns.image, new, logits)
+
+
+class Scale(Edit):
+    """Heads get factors of their own."""
+
+    tower = "vision"
+
+    def __init__(self) -> None:
+        super().__init__((0, 1))
+
+    def scale_heads(self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass) -> Tensor:
+        assert null is None
+        return torch.arange(1, out.shape[2] + 1).float().expand(out.shape[0], -1) / 2 + layer
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Any edit, as something to attach."""
+
+    edit: Edit
+    label: str = "a test's"
+    acts_on: str = "vision-language models"
+
+    def resolve(self, host: Any) -> Spec:
+        return self
+
+    def bind(self, host: Any) -> Edit:
+        return self.edit
+
+
+def literal(rows: Rows, class_token: bool) -> Change:
+    """The same as `Raise`, on whole maps."""
+
+    def change(layer: int, z: Tensor, first: int) -> Tensor:
+        new = raised(layer, z, first, int(class_token))
+        if rows == "all":
+            return new
+        picked = [0] if rows == "class" else [int(row) for row in rows]
+        here = torch.isin(torch.arange(first, first + z.shape[2]), torch.tensor(picked))
+        return torch.where(here[:, None], new, z)
+
+    return change
+
+
+def cases() -> list[Any]:
+    rows: list[tuple[str, Rows]] = [(family, "all") for family in SEEING]
+    rows += [(family, (0, 5)) for family in SEEING]
+    rows += [(family, "class") for family in CLASS]
+    return [pytest.param(f, r, id=f"{f}-{r if isinstance(r, str) else 'some'}") for f, r in rows]
+
+
+@pytest.mark.parametrize(("family", "rows"), cases())
+def test_captured_rows_are_those_of_explicit_maps(family: str, rows: Rows) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    plain = run(model, inputs)
+    with capture(model.model, rows, processor=model.processor, tower="vision") as seen:
+        looked = run(model, inputs)
+    assert all(torch.equal(a, b) for a, b in zip(looked, plain, strict=True))
+    with explicitly(model, inputs) as maps:
+        run(model, inputs)
+    assert {(one.layer, one.picture) for one in seen.captured} == {
+        (layer, number) for layer in maps for number in range(len(seen.pictures))
+    }
+    for one in seen.captured:
+        want = of_picture(maps[one.layer], [p.length for p in seen.pictures], one.picture)
+        count = seen.pictures[one.picture].length
+        wanted = range(count) if rows == "all" else [0] if rows == "class" else rows
+        assert one.rows.tolist() == list(wanted)
+        torch.testing.assert_close(one.weights, want[:, one.rows], rtol=0, atol=1e-5)
+
+
+def of_picture(maps: list[Tensor], lengths: list[int], number: int) -> Tensor:
+    """A picture's whole map "H N N", from those of calls."""
+    if maps[0].shape[0] > 1 or len(lengths) == 1 < len(maps[0]):
+        return maps[0][number]
+    whole = torch.zeros(maps[0].shape[1], sum(lengths), sum(lengths))
+    start = 0
+    for one in maps:
+        end = start + one.shape[2]
+        whole[:, start:end, start:end] = one[0]
+        start = end
+    first = sum(lengths[:number])
+    cut = slice(first, first + lengths[number])
+    return whole[:, cut, cut]
+
+
+@pytest.mark.parametrize("family", MAPPED)
+def test_captured_rows_are_those_that_the_eager_tower_returns(family: str) -> None:
+    model, eager = tiny(family), tiny(family, attn_implementation="eager")
+    inputs = ask(model, (SHORT, [0]))
+    with capture(model.model, "all", tower="vision") as seen:
+        run(model, inputs)
+    kept: list[Any] = []
+    handle = eye(eager).tower.register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append((args, kwargs)), with_kwargs=True
+    )
+    run(eager, inputs)
+    handle.remove()
+    args, kwargs = kept[0]
+    attentions = eye(eager).tower(*args, **{**kwargs, "output_attentions": True}).attentions
+    assert len(attentions) == 2
+    for one in seen.captured:
+        want = attentions[one.layer][one.picture]
+        torch.testing.assert_close(one.weights, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+@pytest.mark.parametrize(("family", "rows"), cases())
+def test_an_edit_is_that_of_the_map(family: str, rows: Rows, implementation: str) -> None:
+    model = tiny(family, attn_implementation=implementation)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    plain = run(model, inputs)
+    with explicitly(model, inputs, literal(rows, family in CLASS)):
+        want = run(model, inputs)
+    with attach(model.model, Spec(Raise(rows)), processor=model.processor) as attached:
+        found = run(model, inputs)
+    report = attached.report()
+    assert report.fired
+    assert [one.layer for one in report.interventions[0].layers] == [0, 1]
+    assert float((want[0] - plain[0]).abs().max()) > 1e-2
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
+    assert all(torch.equal(a, b) for a, b in zip(run(model, inputs), plain, strict=True))
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_scaled_heads_are_those_of_the_map(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    seen = eye(model)
+    factors = torch.arange(1, seen.n_heads + 1).float() / 2
+
+    def scaling(layer: int) -> Callable[..., Any]:
+        def scale(module: Any, args: Any) -> Any:
+            parts = args[0].unflatten(-1, (seen.n_heads, -1))
+            return ((parts * (factors + layer)[:, None]).flatten(-2), *args[1:])
+
+        return scale
+
+    handles = []
+    for layer, path in seen.paths.items():
+        module = seen.tower.get_submodule(path)
+        names = ("out_proj", "o_proj", "proj", "projection", "projection_layer")
+        last = next(getattr(module, name) for name in names if hasattr(module, name))
+        handles.append(last.register_forward_pre_hook(scaling(layer)))
+    want = run(model, inputs)
+    for handle in handles:
+        handle.remove()
+    with attach(model.model, Spec(Scale()), processor=model.processor) as attached:
+        found = run(model, inputs)
+    assert attached.report().fired
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=2e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_a_batch_of_two_is_its_singles(family: str) -> None:
+    model = tiny(family)
+    both = ask(model, (SHORT, [0]), (LONG, [1]))
+    with attach(model.model, Spec(Raise("all")), Spec(Scale()), processor=model.processor):
+        want = torch.cat([run(model, ask(model, (SHORT, [seed])))[0] for seed in (0, 1)])
+        found, _ = run(model, both)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+
+
+@pytest.mark.parametrize("family", SEEING)
+def test_the_grid_is_where_patches_lie(family: str) -> None:
+    """A picture that is dark but for one corner: its brightest patch is there."""
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    with capture(model.model, "all", tower="vision") as seen:
+        run(model, inputs)
+    for number, picture in enumerate(seen.pictures):
+        columns = picture.grid.flatten()
+        assert len(set(columns.tolist())) == len(columns)
+        assert picture.length - len(columns) == int(family in CLASS)
+        heat = seen.heat(number)
+        assert heat.shape == picture.grid.shape
+        assert 0 < float(heat.sum()) <= 1 + 1e-5
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_grid_names_patches_in_the_order_of_the_tower(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    entered: list[Tensor] = []
+    tower = eye(model).tower
+    handle = tower.blocks[0].register_forward_pre_hook(
+        lambda module, args, kwargs: entered.append(kwargs["position_embeddings"][0]),
+        with_kwargs=True,
+    )
+    with capture(model.model, "all", tower="vision") as seen:
+        run(model, inputs)
+    handle.remove()
+    start = 0
+    for picture in seen.pictures:
+        turned = entered[0][start : start + picture.length][picture.grid]  # "rows cols D"
+        start += picture.length
+        # Half of the angles tell a patch's row, the others its column.
+        down, across = turned.unflatten(-1, (2, -1))[..., 0, :].chunk(2, -1)
+        assert torch.equal(down, down[:, :1].expand_as(down))
+        assert torch.equal(across, across[:1].expand_as(across))
+        assert not torch.equal(down[0], down[1])
+        assert not torch.equal(across[:, 0], across[:, 1])
+
+
+def test_a_window_counts_and_sees_itself_alone() -> None:
+    model = tiny("qwen2_5_vl")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    with attach(model.model, Spec(Raise("all"))) as run_, capture(
+        model.model, "all", tower="vision"
+    ) as seen:
+        run(model, inputs)
+    calls = {one.layer: one.calls for one in run_.report().interventions[0].layers}
+    assert calls == {0: 10, 1: 2}
+    first = next(one for one in seen.captured if one.layer == 0)
+    assert int((first.weights[0] > 0).sum()) == 16**2 * 2 + 8**2 * 2
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "mistral3"])
+def test_what_is_seen_is_what_edits_leave(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, Spec(Raise("all"))), capture(
+        model.model, (1,), [1], [1], tower="vision"
+    ) as seen:
+        run(model, inputs)
+    with explicitly(model, inputs, literal("all", family in CLASS)) as maps:
+        run(model, inputs)
+    (one,) = seen.captured
+    want = of_picture(maps[1], [p.length for p in seen.pictures], 0)
+    torch.testing.assert_close(one.weights, want[[1]][:, [1]], rtol=0, atol=1e-5)
+
+
+def test_a_mean_over_heads() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with capture(model.model, "class", heads="mean", tower="vision") as mean:
+        with capture(model.model, "class", tower="vision") as every:
+            model.model.generate(**inputs, max_new_tokens=3)
+    for a, b in zip(mean.captured, every.captured, strict=True):
+        assert torch.allclose(a.weights, b.weights.mean(0, keepdim=True))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mistral3", "gemma3"])
+def test_both_towers_are_edited_together(family: str) -> None:
+    model = tiny(family, fresh=True)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    plain, before = run(model, inputs), trace(model.model)
+    text = PAI(alpha=0.5, layers=(0, 1, 2))
+    with explicitly(model, inputs, literal("all", family in CLASS)):
+        want = logits(model, inputs, text)
+    both = attach(model.model, text, Spec(Raise("all")), processor=model.processor)
+    found = run(model, inputs)[1]
+    report = both.report()
+    other = attach(model.model, Spec(Scale()), processor=model.processor)
+    both.detach()
+    both.detach()
+    assert not torch.equal(run(model, inputs)[1], plain[1])
+    other.detach()
+    torch.testing.assert_close(found, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+    assert report.fired
+    assert trace(model.model) == before
+    assert all(torch.equal(a, b) for a, b in zip(run(model, inputs), plain, strict=True))
+
+
+def test_a_second_run_of_the_model_is_not_edited() -> None:
+    class Doubt(Edit):
+        def __init__(self) -> None:
+            super().__init__(())
+            self.branches = (Branch(lambda given, pass_: given, lambda a, b, pass_: 2 * a - b),)
+
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    edit = Raise("all")
+    with attach(model.model, Spec(edit), Spec(Doubt())) as run_:
+        model.model.generate(**inputs, max_new_tokens=2)
+    vision, scores = run_.report().interventions
+    assert vision.prompts == 1
+    assert [one.calls for one in vision.layers] == [1, 1]
+    assert scores.fired
