@@ -150,9 +150,10 @@ def attach(
     specs = [one.resolve(host) for one in interventions]
     entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
     seat = seat_of(host, spans)
-    placed: list[tuple[LayerEntry, Stack]] = [
-        (e, vision_seat(host) if e.work.tower == "vision" else seat) for e in entries
-    ]
+    seats: dict[str, Stack] = {"text": seat}
+    if any(entry.work.tower == "vision" for entry in entries):
+        seats["vision"] = vision_seat(host)
+    placed = [(entry, seats[entry.work.tower]) for entry in entries]
     try:
         for entry, stack in placed:
             stack.push(entry)

@@ -12,6 +12,7 @@ import torch
 from asking import LONG, SHORT, Row, ask
 from flash import use_flash
 from matrix import MAIN, METHODS
+from threads import together
 from tiny import Tiny, tiny
 
 from regaze.hooks import attach
@@ -28,26 +29,6 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
     sys.setswitchinterval(request.param)
     yield
     sys.setswitchinterval(before)
-
-
-def together(*jobs: Callable[[], Any]) -> list[Any]:
-    """Run jobs at once; what each gave or raised."""
-    results: list[Any] = [None] * len(jobs)
-    ready = threading.Barrier(len(jobs))
-
-    def work(number: int) -> None:
-        ready.wait()
-        try:
-            results[number] = jobs[number]()
-        except Exception as error:
-            results[number] = error
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 def sayers(model: Tiny, rows: Sequence[Row], **options: Any) -> list[Callable[[], list[int]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
 from census_lvlm import tiny_model
+from flash import NAME as FLASH
+from flash import use_flash
+from threads import together
 from tiny import FAMILIES, Tiny, tiny
 from torch import Tensor
 from traces import trace
@@ -18,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks import Branch, Edit, attach, capture
+from regaze.hooks.dispatch import SEATS
 from regaze.hooks.families import FAMILIES as KNOWN
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Columns, Pass, Rows
@@ -40,7 +45,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """Attention as it reads, each picture of a packed sequence on its own."""
     layers, sizes, change, maps = _CHANGES[-1]
-    layer = layers[module]
+    layer = layers[vars(module).get("_real", module)]
     z = query @ key.mT * kwargs["scaling"]
     z = z if attention_mask is None else z + attention_mask
     done = sum(one.shape[2] for one in maps[layer])
@@ -339,9 +344,10 @@ def test_the_grid_names_patches_in_the_order_of_the_tower(family: str) -> None:
 def test_a_window_counts_and_sees_itself_alone() -> None:
     model = tiny("qwen2_5_vl")
     inputs = ask(model, (SHORT, [0]), (LONG, [1]))
-    with attach(model.model, Spec(Raise("all"))) as run_, capture(
-        model.model, "all", tower="vision"
-    ) as seen:
+    with (
+        attach(model.model, Spec(Raise("all"))) as run_,
+        capture(model.model, "all", tower="vision") as seen,
+    ):
         run(model, inputs)
     calls = {one.layer: one.calls for one in run_.report().interventions[0].layers}
     assert calls == {0: 10, 1: 2}
@@ -353,9 +359,10 @@ def test_a_window_counts_and_sees_itself_alone() -> None:
 def test_what_is_seen_is_what_edits_leave(family: str) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, Spec(Raise("all"))), capture(
-        model.model, (1,), [1], [1], tower="vision"
-    ) as seen:
+    with (
+        attach(model.model, Spec(Raise("all"))),
+        capture(model.model, (1,), [1], [1], tower="vision") as seen,
+    ):
         run(model, inputs)
     with explicitly(model, inputs, literal("all", family in CLASS)) as maps:
         run(model, inputs)
@@ -367,9 +374,11 @@ def test_what_is_seen_is_what_edits_leave(family: str) -> None:
 def test_a_mean_over_heads() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with capture(model.model, "class", heads="mean", tower="vision") as mean:
-        with capture(model.model, "class", tower="vision") as every:
-            model.model.generate(**inputs, max_new_tokens=3)
+    with (
+        capture(model.model, "class", heads="mean", tower="vision") as mean,
+        capture(model.model, "class", tower="vision") as every,
+    ):
+        model.model.generate(**inputs, max_new_tokens=3)
     for a, b in zip(mean.captured, every.captured, strict=True):
         assert torch.allclose(a.weights, b.weights.mean(0, keepdim=True))
 
@@ -411,3 +420,270 @@ def test_a_second_run_of_the_model_is_not_edited() -> None:
     assert vision.prompts == 1
     assert [one.calls for one in vision.layers] == [1, 1]
     assert scores.fired
+
+
+class Odd:
+    """A kernel that adds a bias which nobody knows of."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+
+    def __call__(self, layer: int, z: Tensor, first: int) -> Tensor:
+        return z - self.size * torch.arange(z.shape[-1]) / z.shape[-1]
+
+
+@pytest.mark.parametrize("edit", [Raise("all"), Raise((2,)), Scale()], ids=["all", "row", "heads"])
+@pytest.mark.parametrize("family", ["llava", "siglip", "qwen2_5_vl", "mistral3"])
+def test_an_unknown_bias_is_found_out(family: str, edit: Edit) -> None:
+    model = tiny("gemma3" if family == "siglip" else family)
+    inputs = ask(model, (SHORT, [0]))
+    with (
+        explicitly(model, inputs, Odd(1.0)),
+        attach(model.model, Spec(edit)),
+        pytest.raises(RuntimeError, match="isn't what regaze recomputes"),
+    ):
+        run(model, inputs)
+    with explicitly(model, inputs, Odd(0.0)), attach(model.model, Spec(edit)):
+        run(model, inputs)
+
+
+def test_the_check_is_made_of_every_layer_and_after_every_attach() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+
+    def odd_late(layer: int, z: Tensor, first: int) -> Tensor:
+        return Odd(float(layer == 1))(layer, z, first)
+
+    with explicitly(model, inputs, odd_late), attach(model.model, Spec(Raise("all", [0]))):
+        run(model, inputs)
+        with (
+            attach(model.model, Spec(Raise("class", [1]))),
+            pytest.raises(RuntimeError, match=r"layer 1 .*isn't what regaze recomputes"),
+        ):
+            run(model, inputs)
+
+
+@pytest.mark.parametrize("family", PACKED)
+def test_a_kernel_for_packed_sequences(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny(family, fresh=True)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    with attach(model.model, Spec(Raise("all")), Spec(Scale()), processor=model.processor) as one:
+        want = run(model, inputs)
+    use_flash(model.model, monkeypatch)
+    model.model.get_decoder().config._attn_implementation_internal = "sdpa"
+    eye(model).tower.config._attn_implementation_internal = FLASH
+    plain = run(model, inputs)
+    with capture(model.model, "all", tower="vision") as seen:
+        assert torch.equal(run(model, inputs)[0], plain[0])
+    with attach(model.model, Spec(Raise("all")), Spec(Scale()), processor=model.processor) as two:
+        found = run(model, inputs)
+    for a, b in zip(found, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5 * float(b.abs().max()))
+    calls = [[x.calls for x in r.report().interventions[0].layers] for r in (one, two)]
+    assert calls[0] == calls[1]
+    assert len({(r.layer, r.picture) for r in seen.captured}) == 4
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_threads_get_what_each_gets_alone(family: str) -> None:
+    model = tiny(family)
+    prompts = [ask(model, (SHORT, [0])), ask(model, (LONG, [1])), ask(model, (SHORT, [1]))]
+
+    def say(inputs: dict[str, Any]) -> Tensor:
+        with torch.no_grad():
+            out: Tensor = model.model(**inputs).logits
+        return out
+
+    with attach(model.model, Spec(Raise("all")), Spec(Scale()), PAI(0.5, layers=(0, 1))):
+        want = [say(inputs) for inputs in prompts]
+        found = together(*(lambda i=i: [say(i) for _ in range(5)] for i in prompts))
+    for outs, one in zip(found, want, strict=True):
+        assert all(torch.equal(out, one) for out in outs)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, RuntimeError])
+@pytest.mark.parametrize("place", ["", "encoder.layers.0", "encoder.layers.1.self_attn"])
+def test_an_interrupted_pass_leaves_nothing(place: str, error: type[BaseException]) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    plain, before, count = run(model, inputs), trace(model.model), len(SEATS)
+    module = eye(model).tower.get_submodule(place)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    with attach(model.model, Spec(Raise("all")), PAI(0.5, layers=(0, 1))):
+        want = run(model, inputs)
+        handle = module.register_forward_hook(fail)
+        with pytest.raises(error):
+            model.model(**inputs)
+        handle.remove()
+        assert torch.equal(run(model, inputs)[0], want[0])
+        handle = module.register_forward_hook(fail)
+        with pytest.raises(error):
+            model.model(**inputs)
+        handle.remove()
+    assert trace(model.model) == before
+    assert len(SEATS) == count
+    assert all(torch.equal(a, b) for a, b in zip(run(model, inputs), plain, strict=True))
+
+
+def test_a_copy_of_an_attached_model_is_the_plain_model() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    plain = run(model, inputs)[1]
+    with attach(model.model, Spec(Raise("all"))), torch.no_grad():
+        assert torch.equal(copy.deepcopy(model.model)(**inputs).logits, plain)
+
+
+def test_gradients_go_through_edits() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    change = literal("all", True)
+
+    def gradient() -> Tensor:
+        pixels = inputs["pixel_values"].clone().requires_grad_()
+        model.model(**{**inputs, "pixel_values": pixels}).logits.square().sum().backward()
+        assert pixels.grad is not None
+        return pixels.grad
+
+    with explicitly(model, inputs, change):
+        want = gradient()
+    with attach(model.model, Spec(Raise("all"))):
+        found = gradient()
+    torch.testing.assert_close(found, want, rtol=0, atol=2e-5 * float(want.abs().max()))
+
+
+def test_dropped_weights_cannot_be_repeated() -> None:
+    model = tiny("llava", fresh=True)
+    eye(model).tower.encoder.layers[1].self_attn.dropout = 0.5
+    model.model.train()
+    with (
+        attach(model.model, Spec(Raise("all"))),
+        pytest.raises(NotImplementedError, match="drops attention weights at random"),
+    ):
+        run(model, ask(model, (SHORT, [0])))
+
+
+class Deep(Raise):
+    """Wants what a vision tower doesn't have."""
+
+    def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
+        raise AssertionError
+
+
+class Wordy(Raise):
+    def begin(self, pass_: Pass) -> None:
+        pass_.tokens.has_image.any()
+
+
+class TextRaise(Raise):
+    tower = "text"
+
+
+@pytest.mark.parametrize(
+    ("family", "edit", "words"),
+    [
+        ("gemma3", Raise("class"), "has no class token"),
+        (
+            "llava",
+            Raise("all", [2]),
+            "there is no layer 2 in the vision tower: it has layers 0 to 1",
+        ),
+        ("llava", Raise("last"), "'last' rows are of a text tower"),
+        ("llava", Raise((-1,)), "there is no row -1"),
+        ("llava", TextRaise("all"), "'all' rows are of a vision tower"),
+        ("llava", TextRaise((1, 2)), "rows are of a vision tower"),
+        ("llava", Deep("all"), "only edit_logits, see_rows and scale_heads act there"),
+    ],
+)
+def test_what_cannot_act_raises_when_attached(family: str, edit: Edit, words: str) -> None:
+    model = tiny(family)
+    before = trace(model.model)
+    with pytest.raises(ValueError, match=words):
+        attach(model.model, Spec(PAI(0.5, layers=(0,)).bind(find_host(model.model))), Spec(edit))
+    assert trace(model.model) == before
+
+
+def test_a_row_that_a_picture_lacks_raises() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with (
+        capture(model.model, [3, 10], tower="vision"),
+        pytest.raises(ValueError, match=r"picture 0 has 10 rows .*no row 10"),
+    ):
+        run(model, inputs)
+
+
+def test_a_method_that_wants_tokens_is_told() -> None:
+    model = tiny("llava")
+    with (
+        attach(model.model, Spec(Wordy("all"))),
+        pytest.raises(AttributeError, match="a pass of a vision tower has no prompt"),
+    ):
+        run(model, ask(model, (SHORT, [0])))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"rows": "last"}, 'rows of the vision tower must be "class", "all" or indices'),
+        ({"rows": "all", "layers": [2]}, "there is no layer 2"),
+        ({"rows": "all", "heads": [2]}, "there is no head 2"),
+        ({"rows": "all", "heads": "max"}, 'heads must be indices or "mean"'),
+    ],
+)
+def test_what_cannot_be_captured_raises(options: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        capture(tiny("llava").model, tower="vision", **options)
+    with pytest.raises(ValueError, match='tower must be "text" or "vision"'):
+        capture(tiny("llava").model, tower="audio", **options)
+
+
+@pytest.mark.parametrize("rows", ["all", "class", [1, 2]])
+def test_the_text_tower_has_no_such_rows(rows: Any) -> None:
+    with pytest.raises(ValueError, match="rows of the text tower must be"):
+        capture(tiny("llava").model, rows)
+
+
+@pytest.mark.parametrize("family", ["gemma3n", "fast_vlm", "aria", "llama4"])
+def test_an_unknown_vision_tower_raises(family: str) -> None:
+    model = tiny_model(family)
+    with pytest.raises(ValueError, match="vision tower of .*neither edited nor looked at"):
+        capture(model.model, "all", tower="vision")
+    with pytest.raises(ValueError, match="vision tower of .*neither edited nor looked at"):
+        attach(model.model, Spec(Raise("all")))
+
+
+def test_a_known_family_with_another_tower_raises() -> None:
+    model = tiny("llava", fresh=True)
+
+    class Other(type(model.model.model.vision_tower)):  # type: ignore[misc]
+        pass
+
+    model.model.model.vision_tower.__class__ = Other
+    with pytest.raises(ValueError, match="is a Other, which regaze doesn't know"):
+        capture(model.model, "all", tower="vision")
+    del model.model.model.vision_tower
+    with pytest.raises(ValueError, match=r"has no model\.vision_tower"):
+        capture(model.model, "all", tower="vision")
+
+
+def test_padded_patches_are_none() -> None:
+    model = tiny("idefics3")
+    inputs = ask(model, (SHORT, [0]))
+    inputs["pixel_attention_mask"][0, 0, :, 9:] = 0  # the right half of the first tile
+    plain = run(model, inputs)
+    with capture(model.model, "all", tower="vision") as seen:
+        assert torch.equal(run(model, inputs)[1], plain[1])
+    assert seen.pictures[0].grid.shape == (6, 3)
+    assert seen.pictures[1].grid.shape == (6, 6)
+    first = next(one for one in seen.captured if (one.layer, one.picture) == (1, 0))
+    shown = seen.pictures[0].grid.flatten()
+    assert torch.equal(first.rows, shown)
+    hidden = torch.ones(36, dtype=torch.bool)
+    hidden[shown] = False
+    assert not bool(first.weights[..., hidden].any())
+    with explicitly(model, inputs) as maps:
+        run(model, inputs)
+    torch.testing.assert_close(first.weights, maps[1][0][0][:, shown], rtol=0, atol=1e-5)
