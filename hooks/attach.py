@@ -81,10 +81,9 @@ class Attachment:
 
 def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
-    tally = entry.tally
     return [
-        LayerReport(layer, tally.calls[layer], *tally.measured(layer))
-        for layer in sorted(tally.calls)
+        LayerReport(layer, calls, *entry.tally.measured(layer))
+        for layer, calls in sorted(entry.tally.calls.items())
     ]
 
 
