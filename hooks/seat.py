@@ -30,7 +30,7 @@ from regaze.hooks.dispatch import (
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, repeat_rows
 from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.running import KWARG, Running
@@ -246,7 +246,8 @@ class Seat:
         if null is not None:
             positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
             kwargs = null.pack(kwargs, positions, self._alive().config, self._inputs)
-            prompt = replace(prompt, compared=pass_.length - pass_.n_last + 1)
+            known = pass_.length - pass_.n_last + 1
+            prompt = replace(prompt, compared=prompt.ids[:, :known])
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
@@ -332,7 +333,7 @@ class Seat:
         wants = any(e.work.null_prompt and e.work.layers for e in self.entries)
         if not wants or not bool(pass_.tokens.has_image.any()):
             return None
-        if prompt.compared is not None and pass_.past >= prompt.compared:
+        if prompt.compared is not None and _holds(prompt, prompt.compared, pass_):
             return None
         if pass_.past > 0 or not pass_.prompt_end:
             raise NotImplementedError(
@@ -409,6 +410,15 @@ class Seat:
             yield
         finally:
             self._here.paused, self._here.running = before
+
+
+def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
+    """Whether a prompt still begins with these token ids "B C"; it may have been rolled back."""
+    end = ids.shape[1]
+    if pass_.past >= end:
+        return True
+    same = prompt.ids[:, :end]
+    return same.shape[1] == end and torch.equal(same, repeat_rows(ids, pass_.batch))
 
 
 class _Nowhere:

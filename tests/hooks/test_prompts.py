@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -164,11 +164,12 @@ def test_an_intervention_attached_in_the_middle_of_a_prompt_raises(name: str) ->
 
 
 @torch.no_grad()
-def test_a_cache_is_written_to_a_file_without_what_is_known_of_it() -> None:
+def test_a_cache_is_written_to_a_file_without_what_is_known_of_it(tmp_path: Path) -> None:
     model = tiny("llava")
     with attach(model.model, METHODS["var"].acts):
         cache = encode(model, (SHORT, [0]))
-        loaded = pickle.loads(pickle.dumps(cache))
+        torch.save(cache, tmp_path / "cache")
+        loaded = torch.load(tmp_path / "cache", weights_only=False)
         with pytest.raises(ValueError, match="attach first"):
             step(model, loaded)
 
@@ -222,3 +223,18 @@ def test_a_capture_follows_the_latest_prompt_only() -> None:
         encode(model, (SHORT, [0]))
     for one, other in zip(alone.captured, before, strict=True):
         assert torch.equal(one.weights, other)
+
+
+@torch.no_grad()
+def test_heads_stay_where_the_same_prompt_is_rolled_back_and_else_it_raises() -> None:
+    model = tiny("llava")
+    ids = ask(model, (SHORT, [0]))["input_ids"]
+    want = logits(model, ask(model, (SHORT, [0])), METHODS["vhr"].acts)[:, -1]
+    with attach(model.model, METHODS["vhr"].acts):
+        cache = encode(model, (SHORT, [0]))
+        cache.crop(-2)
+        again = model.model(input_ids=ids[:, -2:], past_key_values=cache).logits[:, -1]
+        assert_near(again, want)
+        cache.crop(-2)
+        with pytest.raises(NotImplementedError, match="whole prompt"):
+            model.model(input_ids=torch.tensor([[40, 41]]), past_key_values=cache)
