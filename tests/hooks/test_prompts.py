@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import pickle  # noqa: TID251 (nothing is read that wasn't written here)
 from typing import Any
 
 import pytest
@@ -164,12 +164,11 @@ def test_an_intervention_attached_in_the_middle_of_a_prompt_raises(name: str) ->
 
 
 @torch.no_grad()
-def test_a_cache_is_written_to_a_file_without_what_is_known_of_it(tmp_path: Path) -> None:
+def test_a_cache_is_written_to_a_file_without_what_is_known_of_it() -> None:
     model = tiny("llava")
     with attach(model.model, METHODS["var"].acts):
         cache = encode(model, (SHORT, [0]))
-        torch.save(cache, tmp_path / "cache")
-        loaded = torch.load(tmp_path / "cache", weights_only=False)
+        loaded = pickle.loads(pickle.dumps(cache))
         with pytest.raises(ValueError, match="attach first"):
             step(model, loaded)
 
