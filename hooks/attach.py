@@ -65,6 +65,7 @@ class Attachment:
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
                     exempt=not entry.work.layers,
+                    note=self._seat.note,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
             )

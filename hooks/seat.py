@@ -35,6 +35,7 @@ from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
+from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.tally import Entry
 
 LayerEntry = Entry[Edit, int]
@@ -54,6 +55,8 @@ class _Here(threading.local):
 class Seat:
     """The ordered stack of edits of one text tower, and what they need to run.
 
+    Its ``note`` says for reports if only some layers can be edited.
+
     What belongs to a call is kept per thread (`_Here`), what belongs to a prompt by its cache
     (`Prompt`). A deep copy of the model carries our hooks along, with this seat, and they find that
     its tower is none of theirs.
@@ -68,10 +71,15 @@ class Seat:
             host.family.packs,
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
+            rescales=rescales_beyond(host.tower.config),
+            counts=counts_beyond(host.tower.config),
         )
         self._drops = host.family.drops
         self._paths = {site.layer: site.path for site in host.sites}
         self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
+        self.note = ""
+        if host.recurrent:
+            self.note = f"{len(host.sites)} of {host.n_layers} layers attend"
         self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
         self._by_layer: dict[int, list[LayerEntry]] = {}
         self._here = _Here()

@@ -266,7 +266,8 @@ def _build(family: str) -> hf.PreTrainedModel:
     auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
     with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
         model: hf.PreTrainedModel = auto.from_config(tiny_config(family), dtype=torch.float32)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_model(family: str) -> Tiny:

@@ -47,9 +47,7 @@ def gradient(
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS], ids=["one", "two"])
-def test_checkpointing_gives_the_same_gradient(
-    name: str, rows: list[Row], reentrant: bool
-) -> None:
+def test_checkpointing_gives_the_same_gradient(name: str, rows: list[Row], reentrant: bool) -> None:
     specs = [METHODS[name].acts]
     want = gradient("llava", specs, rows)
     assert want.isfinite().all()

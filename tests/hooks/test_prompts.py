@@ -26,9 +26,9 @@ def empty(model: Tiny) -> DynamicCache:
 
 def step(model: Tiny, cache: Any, token: int = 30) -> Tensor:
     rows = int(cache.layers[0].keys.shape[0])
-    out: Tensor = model.model(
-        input_ids=torch.full((rows, 1), token), past_key_values=cache
-    ).logits[:, -1]
+    out: Tensor = model.model(input_ids=torch.full((rows, 1), token), past_key_values=cache).logits[
+        :, -1
+    ]
     return out
 
 
@@ -75,9 +75,7 @@ def test_prefixes_of_several_pictures_answer_several_questions(name: str, how: s
 
     def prefix(number: int) -> dict[str, Any]:
         pictures = [model.picture(number)]
-        return dict(
-            model.processor(text=[TEXTS[number]], images=pictures, return_tensors="pt")
-        )
+        return dict(model.processor(text=[TEXTS[number]], images=pictures, return_tensors="pt"))
 
     def whole(number: int, question: Tensor) -> Tensor:
         ids = torch.cat([prefix(number)["input_ids"], question], 1)
