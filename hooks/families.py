@@ -157,7 +157,7 @@ for _family in (
     ),
     Family("lfm2_vl", "LFM2-VL"),
     Family("lfm3_vl", "LFM3-VL"),
-    Family("lighton_ocr", "LightOnOCR", grid="breaks"),
+    Family("lighton_ocr", "LightOnOCR"),
     Family("llama4", "Llama 4"),
     Family("llava", "LLaVA", grid="square"),
     Family("llava_next", "LLaVA-NeXT", grid="anyres"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import test_census_lvlm as census
 import torch
 import transformers as hf
-from census_lvlm import CHANGES, EVERY, PROMPT, pictures, prompts, tiny_model
+from census_lvlm import CHANGES, EVERY, PROMPT, bare_host, pictures, prompts, tiny_model
 from literal import literally
 from matrix import METHODS, support_table
 from tiny import Tiny, tiny
@@ -21,6 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from regaze.hooks import attach, capture
 from regaze.hooks.families import FAMILIES, Family
+from regaze.hooks.grids import patch_grid
 from regaze.hooks.host import find_host
 from regaze.hooks.sites import find_sites
 from regaze.interventions import PAI, VAF, VAR, VHR
@@ -130,6 +133,34 @@ def test_a_layer_that_adds_to_its_logits_is_not_accepted(
     model.model.language_model.config._attn_implementation_internal = "leaning"
     with pytest.raises(ValueError, match="its attention isn't the usual one"):
         attach(model, PAI(), unknown="check")
+
+
+# -- grids ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", [f for f in EVERY if FAMILIES[f].grid == "thw"])
+def test_families_that_are_given_grids_merge_patches(family: str) -> None:
+    host = bare_host(family)
+    config: Any = host.model.config
+    assert "image_grid_thw" in inspect.signature(type(host.model).forward).parameters
+    side = config.vision_config.spatial_merge_size
+    size = torch.tensor([1, 3 * side, 4 * side])
+    grid = patch_grid(config, 12, size)
+    assert grid is not None
+    assert grid.tolist() == torch.arange(12).reshape(3, 4).tolist()
+    assert patch_grid(config, 12, None) is None
+    assert patch_grid(config, 13, size) is None
+
+
+def test_what_is_not_known_to_be_square_has_no_grid() -> None:
+    for family in EVERY:
+        kind, config = FAMILIES[family].grid, SimpleNamespace(model_type=family)
+        if kind in ("square", "breaks", "unknown"):
+            grid = patch_grid(config, 16, None)
+            assert (grid is None) == (kind != "square")
+    assert patch_grid(SimpleNamespace(model_type="made_up"), 16, None) is None
+    rows = patch_grid(SimpleNamespace(model_type="mistral3"), 12, None, breaks=2)
+    assert rows is not None and rows.shape == (3, 4)
 
 
 # -- layers that attend ---------------------------------------------------------------------------
