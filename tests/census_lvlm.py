@@ -24,7 +24,7 @@ from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperMo
 from regaze.hooks.families import FAMILIES
 from regaze.hooks.host import Host, find_host
 
-OTHERS = ("phi4_multimodal",)
+OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
 """Vision-language families that transformers keeps under another heading."""
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
 """All families."""
