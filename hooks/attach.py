@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
@@ -64,6 +65,7 @@ class Attachment:
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
                     exempt=not entry.work.layers,
+                    note=self._seat.note,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
             )
@@ -113,8 +115,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
-            whether an edit is exact there.
+        unknown: What to do with a vision-language model of a family that regaze doesn't know:
+            "raise", or "check" on the spot, with a short text, whether edits are exact on it.
 
     Returns:
         A handle, usable as a context manager.
@@ -144,6 +146,8 @@ def attach(
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
     host = find_host(model, processor, unknown=unknown, spans=spans is not None)
+    if not host.known:
+        check_edits(host)
     specs = [one.resolve(host) for one in interventions]
     entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
     seat = seat_of(host, spans)

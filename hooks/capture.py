@@ -261,9 +261,10 @@ def capture(
         raise ValueError(f'rows must be "last", "question" or "text", got {rows!r}')
     if not info.has_images:
         raise ValueError(f"{info.model_type} has no image columns in its text tower to look at")
-    chosen = (
-        range(info.n_layers) if layers is None else check_layers(layers, info.n_layers, "layer")
-    )
+    chosen = [site.layer for site in info.sites]
+    if layers is not None:
+        named = check_layers(layers, info.n_layers, "layer")
+        chosen = [info.site(layer).layer for layer in named]
     picked: list[int] | Literal["mean"] | None = None
     if isinstance(heads, str):
         if heads != "mean":

@@ -255,7 +255,8 @@ def _decoder(model: nn.Module, family: Family) -> nn.Module:
 def image_tokens(host: Host) -> ImageTokens:
     """Which token ids are images, and what stands inside them, from config and tokenizer."""
     family = host.family
-    per_image = family.per_image and _field(getattr(host.model, "config", None), family.per_image)
+    config = getattr(host.model, "config", None)
+    per_image = None if family.per_image is None else int(_field(config, family.per_image))
     tokenizer = getattr(host.processor, "tokenizer", host.processor)
     if not family.inside or not hasattr(tokenizer, "convert_tokens_to_ids"):
         return ImageTokens(host.image_ids, per_image=per_image)

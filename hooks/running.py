@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
@@ -17,6 +17,7 @@ from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.null_prompt import NullPrompt
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Prompt, Works
+from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
 from regaze.hooks.tally import Entry, due
 
@@ -42,6 +43,7 @@ class Running:
         checked: Layers whose rows were compared with the kernel's since something was attached;
             shared by all passes.
         over: The pass has returned.
+        apart: Layers under way that run twice, on the prompt and on the one without images.
     """
 
     pass_: Pass
@@ -53,6 +55,7 @@ class Running:
     offsets: Mapping[int, int]
     checked: set[tuple[int, bool]]
     over: bool = False
+    apart: dict[nn.Module, Apart] = field(default_factory=dict)
     _calls: Counter[int] = field(default_factory=Counter)
     _checks: set[int] = field(default_factory=set)
     _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)

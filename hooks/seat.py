@@ -33,7 +33,9 @@ from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
 from regaze.hooks.passes import Pass, repeat_rows
 from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
+from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
+from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.tally import Entry
 
 LayerEntry = Entry[Edit, int]
@@ -53,6 +55,8 @@ class _Here(threading.local):
 class Seat:
     """The ordered stack of edits of one text tower, and what they need to run.
 
+    Its ``note`` says for reports if only some layers can be edited.
+
     What belongs to a call is kept per thread (`_Here`), what belongs to a prompt by its cache
     (`Prompt`). A deep copy of the model carries our hooks along, with this seat, and they find that
     its tower is none of theirs.
@@ -67,10 +71,15 @@ class Seat:
             host.family.packs,
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
+            rescales=rescales_beyond(host.tower.config),
+            counts=counts_beyond(host.tower.config),
         )
         self._drops = host.family.drops
         self._paths = {site.layer: site.path for site in host.sites}
         self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
+        self.note = ""
+        if host.recurrent:
+            self.note = f"{len(host.sites)} of {host.n_layers} layers attend"
         self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
         self._by_layer: dict[int, list[LayerEntry]] = {}
         self._here = _Here()
@@ -156,6 +165,11 @@ class Seat:
         embeddings = tower.get_input_embeddings()
         self._note(embeddings)
         embeddings.register_forward_pre_hook(self._embed, with_kwargs=True)
+        for index, layer in enumerate(tower.layers):
+            if index not in self._paths:
+                self._note(layer)
+                layer.register_forward_pre_hook(self._divide, with_kwargs=True)
+                layer.register_forward_hook(self._join, with_kwargs=True)
         self._note(tower)
         tower.register_forward_pre_hook(self._begin, with_kwargs=True)
         tower.register_forward_hook(self._end, always_call=True)
@@ -218,6 +232,24 @@ class Seat:
         running, layer = self._here.running, self._layers.get(module)
         if running is not None and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
+
+    @torch.compiler.disable
+    def _divide(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        running = kwargs.get(KWARG) or self._here.running
+        if running is None or running.null is None or not running.null.size:
+            return None
+        running.apart[layer] = Apart.of(running.null, args, kwargs)
+        return running.apart[layer].prompt()
+
+    @torch.compiler.disable
+    def _join(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Any:
+        running = kwargs.get(KWARG) or self._here.running
+        apart = None if running is None else running.apart.pop(layer, None)
+        return output if apart is None else apart.join(layer, output)
 
     @torch.compiler.disable
     def _begin(

@@ -1,4 +1,4 @@
-"""Every image-text-to-text class of transformers, tiny: its default config with small numbers in it.
+"""Every image-text-to-text class of transformers, tiny: its default config with small numbers.
 
 No pictures: a prompt's image columns hold the embedding of the placeholder, which is all that the
 text tower and its attention need. `tiny_families` has complete models, with processors.
@@ -20,9 +20,17 @@ from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
+from regaze.hooks.families import FAMILIES
+from regaze.hooks.host import Host, find_host
+
+OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
+"""Vision-language families that transformers keeps under another heading."""
+EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
+"""All families."""
+
 IMAGE, VIDEO = 9, 10
 PROMPT = (1, 20, 21, 22, *[IMAGE] * 9, 30, 31, 32, 33, 34, 35)
-LONGER = (1, 23, 24, 25, 26, *[IMAGE] * 12, 36, 37, 38, 39)
+LONGER = (1, 23, 24, 25, 26, 27, 28, *[IMAGE] * 9, 36, 37, 38, 39)
 
 _TEXT: dict[str, Any] = {
     "vocab_size": 128,
@@ -126,6 +134,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     },
     "cosmos3_edge": {"text_config": rope(4, 2, 2)},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense"] * 4}},
+    "granite_docling": {"text_config": {"residual_multiplier": 1.0, "attention_multiplier": 0.25}},
     "emu3": {"vocabulary_map": {"<image>": IMAGE}, "vq_config": VQ},
     "ernie4_5_vl_moe": {
         "text_config": {"moe_intermediate_size": [16, 16], "moe_num_experts": 4, **rope(1, 1, 2)}
@@ -240,18 +249,30 @@ def shrink(config: Any, role: str = "whole", changes: Mapping[str, Any] | None =
     return type(config)(**{**values, **changes})
 
 
-def tiny_config(family: str) -> Any:
-    """The tiny config of a family."""
-    return shrink(CONFIG_MAPPING[family](), changes=CHANGES.get(family))
+def tiny_config(family: str, shrunk: bool = True) -> Any:
+    """The tiny config of a family, or its default one."""
+    config = CONFIG_MAPPING[family]()
+    return shrink(config, changes=CHANGES.get(family)) if shrunk else config
+
+
+def bare_host(family: str) -> Host:
+    """What is known of a family's tiny model, which has no weights."""
+    with torch.device("meta"):
+        return find_host(_build(family))
+
+
+def _build(family: str) -> hf.PreTrainedModel:
+    auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
+    with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
+        model: hf.PreTrainedModel = auto.from_config(tiny_config(family), dtype=torch.float32)
+    model.eval()
+    return model
 
 
 def tiny_model(family: str) -> Tiny:
     """A tiny random model of a family, with a processor that knows no tokens."""
     torch.manual_seed(0)
-    config = tiny_config(family)
-    auto = hf.AutoModelForCausalLM if family in CAUSAL else hf.AutoModelForImageTextToText
-    with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
-        model = auto.from_config(config, dtype=torch.float32).eval()
+    model = _build(family)
     _draw_weights(model, torch.Generator().manual_seed(0))
     for module in model.modules():
         if generation := getattr(module, "generation_config", None):
@@ -270,7 +291,7 @@ class NoVision(hf.PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
 
 class _Tokenizer:
@@ -284,28 +305,23 @@ class _Tokenizer:
 def pictures(model: Tiny) -> Iterator[None]:
     """Give each image column a vector of its own, as a vision tower would."""
     ids: list[Tensor] = []
+    tower = model.tower
+    weight = tower.get_input_embeddings().weight.detach()
+    noise = torch.randn(16, weight.shape[1], generator=torch.Generator().manual_seed(1))
+    noise *= weight.std()
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         ids[:] = [kwargs["input_ids"]] if kwargs.get("input_ids") is not None else []
 
     def paint(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
-        if not ids or embeds is None or embeds.shape[:2] != ids[0].shape:
+        if not ids or embeds is None or embeds.shape[:2] != ids[0].shape or embeds.shape[1] == 1:
             return None
         image = ids[0] == IMAGE
-        if not image.any() or image.shape[1] == 1:
-            return None
-        noise = torch.randn(
-            int(image.sum(1).max()), embeds.shape[-1], generator=torch.Generator().manual_seed(1)
-        )
         which = (image.cumsum(1) - 1).clamp(min=0)
-        scale = embeds.std()
-        return args, {
-            **kwargs,
-            "inputs_embeds": torch.where(image[..., None], scale * noise[which], embeds),
-        }
+        painted = torch.where(image[..., None], noise[which], embeds)
+        return args, {**kwargs, **_deepstack(model, image, noise), "inputs_embeds": painted}
 
-    tower = model.tower
     handles = [
         model.model.register_forward_pre_hook(note, with_kwargs=True),
         tower.register_forward_pre_hook(paint, with_kwargs=True),
@@ -317,6 +333,17 @@ def pictures(model: Tiny) -> Iterator[None]:
             handle.remove()
 
 
+def _deepstack(model: Tiny, image: Tensor, noise: Tensor) -> dict[str, Any]:
+    """What vision adds to image columns in later layers, where a family does that."""
+    again = noise[(image.cumsum(1) - 1).clamp(min=0)][image]
+    zeros = FAMILIES[model.family].zeros
+    if "vision_mask" in zeros:
+        return {"vision_mask": image[..., None], "deepstack_features": {1: again}}
+    if "visual_pos_masks" in zeros:
+        return {"visual_pos_masks": image, "deepstack_visual_embeds": [again]}
+    return {}
+
+
 def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     """A left-padded batch of prompts."""
     length = max(len(row) for row in rows)
@@ -324,6 +351,8 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     if family in ("paligemma", "gemma3", "shieldgemma2"):
         inputs["token_type_ids"] = (ids == IMAGE).long()
+    if family == "ernie4_5_vl_moe":
+        inputs["moe_mm_token_type_ids"] = (ids == IMAGE).int()
     if family in ("blip-2", "instructblip", "instructblipvideo"):
         frames = (3,) if family == "instructblipvideo" else ()
         generator = torch.Generator().manual_seed(1)
@@ -331,7 +360,3 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     if family.startswith("instructblip"):
         inputs["qformer_input_ids"] = torch.tensor([[1, 5, 6]] * len(rows))
     return inputs
-
-
-CAUSAL = ("phi4_multimodal",)
-"""Families that another auto class loads."""

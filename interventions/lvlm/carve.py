@@ -249,10 +249,10 @@ class Look:
 
 
 def _layers(given: tuple[int, ...] | tuple[float, ...] | None, host: Host) -> tuple[int, ...]:
-    n = host.n_layers
+    n = len(host.sites)
+    if given is None and n in _PAPER_DEPTHS:
+        return tuple(host.sites[ordinal].layer for ordinal in _PAPER_LAYERS)
     if given is None:
-        if n in _PAPER_DEPTHS:
-            return tuple(_PAPER_LAYERS)
         given = (_PAPER_LAYERS.start / 32, _PAPER_LAYERS.stop / 32)
     if isinstance(given, tuple) and any(isinstance(value, float) for value in given):
         if len(given) != 2 or not 0 <= given[0] < given[1] <= 1:
@@ -261,8 +261,9 @@ def _layers(given: tuple[int, ...] | tuple[float, ...] | None, host: Host) -> tu
                 f"[0.6,0.8], got {list(given)}"
             )
         first = min(round(given[0] * n), n - 1)
-        return tuple(range(first, max(first + 1, round(given[1] * n))))
-    check_indices("carve", "layers", given, n, f"this {host.model_type}")
+        last = max(first + 1, round(given[1] * n))
+        return tuple(site.layer for site in host.sites[first:last])
+    check_indices("carve", "layers", given, host.n_layers, f"this {host.model_type}")
     if not given:
         raise ValueError("carve: layers must hold at least one layer, or nothing is read")
-    return tuple(sorted(int(value) for value in given))
+    return tuple(host.site(int(value)).layer for value in sorted(given))

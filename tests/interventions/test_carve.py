@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import tiny
+from tiny import as_deep, tiny
 
 import regaze
 from regaze.hooks.host import find_host
@@ -24,8 +23,7 @@ from regaze.interventions.lvlm.carve_regions import (
 
 def resolve(spec: CARVE, layers: int = 3) -> CARVE:
     model = tiny("qwen2_vl")
-    info = find_host(model.model, model.processor)
-    return spec.resolve(SimpleNamespace(**{**vars(info), "n_layers": layers}))  # type: ignore[arg-type]
+    return spec.resolve(as_deep(find_host(model.model, model.processor), layers))
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import pytest
 import torch
-from tiny import tiny
+from tiny import as_deep, tiny
 
 from regaze.hooks.host import find_host
 from regaze.interventions import PAI, VAF
@@ -46,8 +45,6 @@ def test_without_contrast_the_log_probabilities_stay_uncut() -> None:
     (1, range(0, 1), range(0, 1)),
 ])  # fmt: skip
 def test_default_layers_scale_with_depth(n_layers: int, pai: range, vaf: range) -> None:
-    host = find_host(tiny("llava").model)
-    sites = tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(n_layers))
-    host = dataclasses.replace(host, n_layers=n_layers, sites=sites)
+    host = as_deep(find_host(tiny("llava").model), n_layers)
     assert PAI().resolve(host).layers == tuple(pai)
     assert VAF().resolve(host).layers == tuple(vaf)

@@ -10,11 +10,10 @@ import torch
 from asking import LONG, SHORT, ask, logits
 from literal import sinks as literal_sinks
 from matrix import LAYERS, SINKS
-from tiny import tiny
+from tiny import as_deep, tiny
 from torch import Tensor
 
-from regaze.hooks import attach
-from regaze.hooks.families import FAMILIES as KNOWN
+from regaze.hooks import attach, families
 from regaze.hooks.host import find_host
 from regaze.interventions import VAR
 from regaze.interventions.lvlm.sinks import sink_values
@@ -140,13 +139,10 @@ def test_phi_is_bounded_by_the_root_of_the_width() -> None:
 def test_published_sink_dimensions_are_known(
     model_type: str, hidden_size: int, n_layers: int, n_kv_heads: int, dims: tuple[int, ...]
 ) -> None:
-    host = find_host(tiny("llava").model)
     tower = dataclasses.replace(
-        host,
-        family=KNOWN[model_type],
-        sites=tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(n_layers)),
+        as_deep(find_host(tiny("llava").model), n_layers),
+        family=families.FAMILIES[model_type],
         hidden_size=hidden_size,
-        n_layers=n_layers,
         n_kv_heads=n_kv_heads,
     )
     spec = VAR().resolve(tower)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from asking import LONG, SHORT, ask, logits
 from literal import compare_prompts
 from matrix import LAYERS, METHODS, Method, pairs
-from tiny import tiny
+from tiny import as_deep, tiny
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
@@ -183,7 +182,5 @@ def test_two_reinforcements_multiply_where_they_agree() -> None:
     [("llava", (1, *range(18, 32))), ("instructblip", tuple(range(14, 32)))],
 )
 def test_default_layers_are_the_papers(family: str, layers: tuple[int, ...]) -> None:
-    host = find_host(tiny(family).model)
-    sites = tuple(dataclasses.replace(host.sites[0], layer=layer) for layer in range(32))
-    host = dataclasses.replace(host, n_layers=32, sites=sites)
+    host = as_deep(find_host(tiny(family).model), 32)
     assert VHR().resolve(host).layers == layers

@@ -1,0 +1,113 @@
+"""Every image-text-to-text class of transformers is edited exactly, or refuses; nothing in between.
+
+Each class that can be built tiny is built, and every method run on it against its literal form, in
+the prompt and in decoding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from census_lvlm import EVERY, LONGER, PROMPT, pictures, prompts, tiny_config, tiny_model
+from literal import literally
+from matrix import METHODS, Method, cannot
+from tiny import Tiny
+from torch import Tensor, nn
+
+from regaze.hooks import Host, attach
+from regaze.hooks.families import FAMILIES
+from regaze.hooks.host import find_host
+from regaze.interventions import Intervention
+
+REFUSED = [family for family in EVERY if FAMILIES[family].refuse]
+EDITED = [family for family in EVERY if not FAMILIES[family].refuse]
+# Shares of the logits' spread. Kernels round differently, and some towers amplify that; an edit
+# that is wrong in one layer is off by a tenth and more.
+ROUNDING, EFFECT = 5e-4, 5e-3
+
+
+def spec_for(host: Host, method: Method) -> Intervention:
+    """The method on all layers that attend."""
+    layers = tuple(site.layer for site in host.sites)
+    changes: dict[str, Any] = {"layers": layers}
+    if method.name == "var":
+        changes["sink_dims"] = tuple(range(6))
+    return dataclasses.replace(method.acts, **changes)
+
+
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the prompt's rows, then ids and logits of greedy decoding."""
+    prompt = model.model(**inputs).logits
+    made = model.model.generate(
+        **inputs,
+        max_new_tokens=3,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return prompt, made.sequences[:, -3:], torch.stack(made.logits, 1)
+
+
+def test_every_class_is_in_the_table() -> None:
+    assert set(EVERY) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_families_that_no_method_can_edit_say_why(family: str) -> None:
+    model = nn.Module()
+    model.config = tiny_config(family, shrunk=False)
+    with pytest.raises(ValueError, match=re.escape(FAMILIES[family].refuse)):
+        attach(model, METHODS["pai"].acts)
+
+
+@pytest.mark.parametrize("family", EDITED)
+def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> None:
+    model = tiny_model(family)
+    host, inputs = find_host(model.model), prompts(family, PROMPT)
+    with pictures(model):
+        plain = run(model, inputs)
+        spread = float(plain[0].std())
+        for method in METHODS.values():
+            if reason := cannot(family, method):
+                with pytest.raises(ValueError, match=reason):
+                    attach(model.model, method.acts)
+                continue
+            with attach(model.model, spec_for(host, method)) as attached:
+                edited = run(model, inputs)
+            with literally(model, inputs, attached.specs):
+                literal = run(model, inputs)
+            report = attached.report()
+            assert report.fired, method.id
+            acted = {layer.layer for layer in report.interventions[0].layers}
+            attending = {site.layer for site in host.sites}
+            # A layer without visual sinks is none of VAR's business.
+            assert acted <= attending if method.name == "var" else acted == attending, method.id
+            assert (edited[0] - plain[0]).abs().max() > EFFECT * spread, method.id
+            assert torch.equal(edited[1], literal[1]), method.id
+            for got, want in zip(edited, literal, strict=True):
+                off = (got - want).double().abs().max()
+                assert off <= ROUNDING * spread, method.id
+        for got, before in zip(run(model, inputs), plain, strict=True):
+            assert torch.equal(got, before)
+
+
+@pytest.mark.parametrize("family", EDITED)
+def test_a_left_padded_batch_equals_single_prompts(family: str) -> None:
+    model = tiny_model(family)
+    host, rows = find_host(model.model), (PROMPT, LONGER)
+    with pictures(model):
+        for method in METHODS.values():
+            if cannot(family, method):
+                continue
+            with attach(model.model, spec_for(host, method)):
+                _, ids, batch = run(model, prompts(family, *rows))
+                alone = [run(model, prompts(family, row)) for row in rows]
+            for together, picked, (_, single_ids, single) in zip(batch, ids, alone, strict=True):
+                assert torch.equal(picked, single_ids[0]), method.id
+                off = (together - single[0]).abs().max()
+                assert off <= ROUNDING * single.std(), method.id
