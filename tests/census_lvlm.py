@@ -18,6 +18,7 @@ import transformers as hf
 from tiny import Tiny, _draw_weights
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 from regaze.hooks.families import FAMILIES
@@ -176,9 +177,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         }
     },
     "gemma4": {
-        "text_config": {"layer_types": MIXED, "num_kv_shared_layers": 2, "per_layer_config": WIDER}
+        "text_config": {
+            "layer_types": MIXED,
+            "num_kv_shared_layers": 2,
+            "per_layer_config": WIDER,
+            "use_bidirectional_attention": "vision",
+        }
     },
-    "gemma4_unified": {"text_config": {"layer_types": MIXED}},
+    "gemma4_unified": {
+        "text_config": {"layer_types": MIXED, "use_bidirectional_attention": "vision"}
+    },
     "blip-2": {"num_query_tokens": 9},
     "instructblip": {"num_query_tokens": 9, "qformer_config": {"vocab_size": 128}},
     "instructblipvideo": {"num_query_tokens": 3, "video_token_index": IMAGE},
@@ -351,6 +359,8 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     if family in ("paligemma", "gemma3", "shieldgemma2"):
         inputs["token_type_ids"] = (ids == IMAGE).long()
+    if family.startswith("gemma4"):
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
     if family == "ernie4_5_vl_moe":
         inputs["moe_mm_token_type_ids"] = (ids == IMAGE).int()
     if family in ("blip-2", "instructblip", "instructblipvideo"):
