@@ -7,6 +7,7 @@ text tower and its attention need. `tiny_families` has complete models, with pro
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -21,7 +22,6 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
-from regaze.hooks.families import FAMILIES
 from regaze.hooks.host import Host, find_host
 
 OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
@@ -344,10 +344,10 @@ def pictures(model: Tiny) -> Iterator[None]:
 def _deepstack(model: Tiny, image: Tensor, noise: Tensor) -> dict[str, Any]:
     """What vision adds to image columns in later layers, where a family does that."""
     again = noise[(image.cumsum(1) - 1).clamp(min=0)][image]
-    zeros = FAMILIES[model.family].zeros
-    if "vision_mask" in zeros:
+    taken = inspect.signature(type(model.tower).forward).parameters
+    if "vision_mask" in taken:
         return {"vision_mask": image[..., None], "deepstack_features": {1: again}}
-    if "visual_pos_masks" in zeros:
+    if "visual_pos_masks" in taken:
         return {"visual_pos_masks": image, "deepstack_visual_embeds": [again]}
     return {}
 
