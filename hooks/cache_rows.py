@@ -89,9 +89,10 @@ class CacheRows:
 def _plain_keys(layer: Any) -> Tensor | None:
     """The keys of a cache layer that keeps all its columns as they are."""
     keys = getattr(layer, "keys", None)
-    sliding = getattr(layer, "is_sliding", False)
-    plain = isinstance(keys, Tensor) and keys.ndim == 4 and not hasattr(layer, "_quantized_keys")
-    return keys if plain and not sliding and keys.shape[2] else None
+    if not isinstance(keys, Tensor) or keys.ndim != 4 or not keys.shape[2]:
+        return None
+    changed = getattr(layer, "is_sliding", False) or hasattr(layer, "_quantized_keys")
+    return None if changed else keys
 
 
 @torch.no_grad()
