@@ -1,9 +1,11 @@
 # `make` or `make help` lists the targets. Settings, given as `make NAME=value`:
 #   PYTHON    the Python that makes .venv (3.10 or newer)
 #   PIP_ARGS  more arguments for `pip install`, e.g. --extra-index-url for another build of torch
+#   WORKERS   test processes that run side by side
 
 PYTHON   ?= python3
 PIP_ARGS ?=
+WORKERS  ?= 2
 
 VENV := .venv
 BIN  := $(VENV)/bin
@@ -25,7 +27,7 @@ demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; w
 
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"
-	@$(BIN)/pytest
+	@$(BIN)/pytest -n $(WORKERS)
 
 check: $(DEV) typecheck  ## Lint, check formatting, types, import rules and documentation links.
 	@echo "==> Linting (ruff check)"

@@ -18,7 +18,7 @@ from PIL import Image
 
 import regaze
 from regaze.evals.images import grid, pipelines
-from regaze.hooks.diffusion import look
+from regaze.hooks.diffusion import capture
 
 
 def overlay(image: Image.Image, heat: Any) -> Image.Image:
@@ -52,7 +52,7 @@ def main() -> None:
     columns: dict[str, list[Image.Image | None]] = {}
     for name, specs in methods.items():
         noise = [torch.Generator().manual_seed(seed) for seed in range(given.seeds)]
-        with regaze.attach(pipe, *specs) as run, look(pipe, given.layers) as seen:
+        with regaze.attach(pipe, *specs) as run, capture(pipe, given.layers) as seen:
             images = pipe(
                 [prompt] * given.seeds, generator=noise, guidance_scale=given.guidance,
                 num_inference_steps=given.steps,

@@ -14,7 +14,7 @@ from torch import Tensor
 import regaze
 from regaze.evals.running.models import load
 from regaze.evals.sandbox.scenes import scene
-from regaze.hooks import Columns, Edit, Host
+from regaze.hooks import Columns, Edit, Host, Map, MapForm
 from regaze.interventions import Intervention, register
 
 
@@ -33,6 +33,17 @@ class Blindfold(Intervention):
     def resolve(self, host: Host) -> Blindfold:
         return replace(self, layers=self.layers or tuple(range(host.n_layers)))
 
+    def idle(self) -> Blindfold:
+        return replace(self, strength=0.0)
+
+    def literal(self) -> MapForm:
+        """The formula on a whole map "B H Q K" of scaled logits; `regaze.verify` runs it."""
+
+        def edit(z: Tensor, m: Map) -> Tensor:
+            return torch.where(m.last & m.image, z - self.strength, z)
+
+        return MapForm(self.layers or (), edit)
+
     def bind(self, host: Host) -> Edit:
         return BlindfoldEdit(self)
 
@@ -41,7 +52,7 @@ class BlindfoldEdit(Edit):
     rows = "last"
 
     def __init__(self, spec: Blindfold) -> None:
-        super().__init__(spec.layers or ())
+        super().__init__(spec.layers or () if spec.strength else ())
         self.strength = spec.strength
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
@@ -64,6 +75,7 @@ def main() -> None:
         print(f"{spec.label if spec else 'none':24} {answer}")
     print("truth".ljust(24), ", ".join(thing.phrase for thing in picture.objects))
     print(run.report())
+    print(regaze.verify(model, regaze.parse("blindfold"), processor=processor))
 
 
 if __name__ == "__main__":

@@ -5,48 +5,36 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from regaze.hooks.attachment import Attachment
 from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, LayerReport, Report
+from regaze.hooks.scores import PLACE
 from regaze.hooks.seat import LayerEntry, Seat
 from regaze.hooks.specs import Spec
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Spans
 
+__all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
+
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
-class Attachment:
-    """Interventions on a model, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
+class ModelAttachment(Attachment):
+    """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
     ) -> None:
-        self.specs = tuple(specs)
+        super().__init__(specs)
         self._seat = seat
         self._entries = list(entries)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def detach(self) -> None:
         """Take the interventions off. Others stay.
@@ -64,7 +52,7 @@ class Attachment:
                     spec.label,
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
-                    exempt=not entry.work.layers,
+                    exempt=entry.work.idle,
                     note=self._seat.note,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
@@ -84,7 +72,12 @@ class Attachment:
 def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
     return [
-        LayerReport(layer, calls, *entry.tally.measured(layer))
+        LayerReport(
+            layer,
+            calls,
+            *entry.tally.measured(layer),
+            name="next-token scores" if layer == PLACE else "",
+        )
         for layer, calls in sorted(entry.tally.calls.items())
     ]
 
@@ -154,7 +147,7 @@ def attach(
     try:
         for entry in entries:
             seat.push(entry)
-        return Attachment(seat, specs, entries)
+        return ModelAttachment(seat, specs, entries)
     except BaseException:
         for entry in reversed(entries):
             seat.pop(entry)

@@ -18,6 +18,8 @@ class LayerReport:
             weights before and after (0 to 1), |factor - 1| for head scaling, or for a denoiser
             |new - old| / |old| of a head's output.
         name: The module's path, where layers have one.
+        measured: Whether the change can be measured: not where what would have been computed
+            otherwise is too slow to compute.
     """
 
     layer: int
@@ -25,6 +27,7 @@ class LayerReport:
     heads: float
     effect: float
     name: str = ""
+    measured: bool = True
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class InterventionReport:
     @property
     def fired(self) -> bool:
         """Whether it changed anything."""
-        return any(layer.effect > 0 for layer in self.layers)
+        return any(x.effect > 0 or (x.calls > 0 and not x.measured) for x in self.layers)
 
     @property
     def effect(self) -> float:

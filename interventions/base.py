@@ -9,7 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 _REGISTRY: dict[str, type[Intervention]] = {}
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -30,11 +30,18 @@ class Intervention(ABC):
     paper: ClassVar[str]
     acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
-    shares_prefix: ClassVar[bool] = True
-    """Whether questions about an image may share what was computed of it: False for a method that
-    edits the image's columns, or compares whole prompts, by what is asked."""
-    attaches: ClassVar[bool] = True
-    """Whether `regaze.attach` takes it: False for a method that changes the picture instead."""
+    stage: ClassVar[Literal["attention", "question"]] = "attention"
+    """Where it acts: "attention" is attached to a model; "question" changes what is asked, and
+    is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions about one image may share its cached prefix.
+
+        False if what the method does to the image's columns, or shows of it, depends on the
+        question, or if it compares whole prompts.
+        """
+        return True
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
@@ -63,6 +70,20 @@ class Intervention(ABC):
     def bind(self, host: Any) -> Any:
         """Make the work that a seat runs; call it on a resolved spec."""
 
+    def literal(self) -> Any:
+        """The resolved spec on explicit attention maps, written as its formula reads.
+
+        What `regaze verify` compares the fused form with: a `MapForm` or `HeadForm` of
+        `regaze.hooks.literal`, a `GuidanceForm`, `AttendForm` or `LatentForm` of
+        `regaze.hooks.diffusion.literal`. None says that there is none; `regaze verify` then reports
+        "no literal form" and proves nothing about the method's formula.
+        """
+        return None
+
+    def idle(self) -> Intervention | None:
+        """The same at strength zero, where it must change nothing; None if it has no strength."""
+        return None
+
     def controls(self) -> Mapping[str, Intervention]:
         """Variants that should not help if the method works for the reason it gives, by name.
 
@@ -70,6 +91,11 @@ class Intervention(ABC):
         for a method that has none, and for a spec that is a control itself.
         """
         return {}
+
+    @property
+    def extra_prompts(self) -> tuple[str, ...]:
+        """Prompts that a question-stage method asks about each image beside its questions."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-able values: ``{"name": ..., field: value, ...}``."""

@@ -1,5 +1,6 @@
 """Re-aim attention in pretrained vision-language and diffusion models, without training."""
 
+from regaze.evals.verify import Certificate, verify
 from regaze.hooks import Attachment, Report, attach
 from regaze.interventions import (
     CARVE,
@@ -33,6 +34,7 @@ __all__ = [
     "AStar",
     "Attachment",
     "AttendAndExcite",
+    "Certificate",
     "FlowWarp",
     "Report",
     "SoftPAG",
@@ -42,4 +44,5 @@ __all__ = [
     "look_closer",
     "names",
     "parse",
+    "verify",
 ]

@@ -9,7 +9,15 @@ import typer
 from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
-from regaze import cli_animate, cli_eval, cli_images, cli_judge, cli_pictures, cli_video
+from regaze import (
+    cli_animate,
+    cli_eval,
+    cli_images,
+    cli_judge,
+    cli_pictures,
+    cli_verify,
+    cli_video,
+)
 from regaze.cli_common import Commands, Device, DeviceMap, DType, Json, Model, load_model, out
 from regaze.evals import sandbox
 from regaze.evals.benchmarks.registry import BENCHMARKS
@@ -60,6 +68,7 @@ app.command()(cli_eval.compare_runs)
 app.command()(cli_pictures.compare)
 app.command()(cli_pictures.sites)
 app.command()(cli_animate.animate)
+app.command()(cli_verify.verify)
 app.add_typer(discover, name="discover")
 app.add_typer(cli_judge.judge, name="judge")
 app.command()(cli_eval.demo)

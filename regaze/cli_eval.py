@@ -23,6 +23,7 @@ from regaze.cli_common import (
     fail,
     load_model,
 )
+from regaze.cli_verify import certified
 from regaze.evals import compare_runs as runs_apart
 from regaze.evals import sandbox
 from regaze.evals.benchmarks.registry import BENCHMARKS, TEST_SPLITS, Source, find
@@ -108,6 +109,12 @@ def eval_(
     ] = None,
     profile: Profile = None,
     seed: Annotated[int, typer.Option(help="Of drawn images and of the bootstrap.")] = 0,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="First verify the methods on this model; go on only if they pass."
+        ),
+    ] = False,
     dtype: DType = None,
     device: Device = None,
     device_map: DeviceMap = None,
@@ -151,10 +158,12 @@ def eval_(
         device_map=device_map,
         attn_implementation=attn_implementation,
     )
+    certificates = certified(loaded, conditions) if verify else None
     finished = _study(
         jobs,
         loaded,
         conditions,
+        certificates=certificates,
         seed=seed,
         batch_size=size,
         limit=limit,

@@ -28,12 +28,15 @@ from regaze.evals.images.render import Shot
 from regaze.evals.progress import bars
 from regaze.hooks.diffusion import native_grid
 from regaze.hooks.diffusion import sites as find_sites
+from regaze.hooks.diffusion.host import find_denoisers
 
 _KINDS = {
     "self": "image",
     "joint": "image and text",
     "cross": "text",
     "temporal": "other frames",
+    "linear": "sums, not places",
+    "other": "not from the image",
 }
 
 
@@ -110,7 +113,7 @@ def sites(
     """List the attention layers of a pipeline, and how methods and head lists name them."""
     loaded = source.load()
     found = find_sites(loaded.pipeline)
-    denoiser = getattr(loaded.pipeline, "unet", None) or loaded.pipeline.transformer
+    denoiser = next(iter((find_denoisers(loaded.pipeline) or {}).values()))
     grids = [native_grid(denoiser, site) for site in found]
     if as_json:
         listed = [{**asdict(site), "grid": cells} for site, cells in zip(found, grids, strict=True)]

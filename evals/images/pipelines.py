@@ -20,12 +20,12 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from regaze.evals.images import controlnets
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
+from regaze.hooks.diffusion.families import DENOISERS
 
 Offload = Literal["none", "model", "sequential"]
 
 _INDEX = "model_index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-_DENOISERS = ("transformer", "unet")
 _PAINTER = {"num_inference_steps": 25, "guidance_scale": 3.0}
 # The MM-DiT's third text encoder says nothing; once is enough.
 _ARGUMENTS = {"painter-unet": _PAINTER, "painter-mmdit": {**_PAINTER, "max_sequence_length": 16}}
@@ -53,7 +53,7 @@ class LoadedPipeline:
     @property
     def dtype(self) -> str:
         """The denoiser's dtype, e.g. ``float16``."""
-        parts = (getattr(self.pipeline, name, None) for name in _DENOISERS)
+        parts = (getattr(self.pipeline, name, None) for name in DENOISERS)
         found = next((part for part in parts if part is not None), self.pipeline)
         return str(found.dtype).removeprefix("torch.")
 
@@ -193,7 +193,7 @@ def _weights(folder: Path, index: Mapping[str, Any], name: str, variant: str | N
 
 def _stored(weights: list[Path]) -> torch.dtype:
     """The dtype of most of the denoiser's weights, read from its file's header."""
-    path = next((path for path in weights if path.parent.name in _DENOISERS), weights[0])
+    path = next((path for path in weights if path.parent.name in DENOISERS), weights[0])
     with path.open("rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     kinds = [value["dtype"] for key, value in header.items() if key != "__metadata__"]

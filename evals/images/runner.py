@@ -178,8 +178,8 @@ def _paint(
                 if (item.id, 0) not in known
             ]
             seconds = now() - began
-            peaks = {"peak_bytes": peak_gpu_bytes(), "rss_bytes": peak_process_bytes()}
-            cost = Cost(items=len(batch), seconds=seconds, **peaks)
+            gpu, process = peak_gpu_bytes(), peak_process_bytes()
+            cost = Cost(items=len(batch), seconds=seconds, peak_bytes=gpu, rss_bytes=process)
             firing = attached.report().to_dict() if plan.specs else None
             # The session first: no picture counts without the proof that its intervention acted.
             session.note(len(new), cost, len(batch), firing)

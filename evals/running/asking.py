@@ -20,7 +20,7 @@ from regaze.evals.running.cost import Cost, peak_gpu_bytes, peak_process_bytes
 from regaze.evals.running.distributed import World
 from regaze.evals.running.encoding import Refused
 from regaze.evals.running.generation import Answerer, Generated
-from regaze.evals.running.looking import Looked, Looking, split
+from regaze.evals.running.preparing import Prepared, Preparer, preparer, split
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.records import Key, Record
 from regaze.evals.task import Item, Task
@@ -54,8 +54,10 @@ class Plan:
     @property
     def why_apart(self) -> str | None:
         """Why questions about one image are asked apart; None if they share its prefix."""
-        closer = "carve shows each question an image of its own"
-        return self.why_read_apart or (closer if split(self.specs)[1] else None)
+        asking = split(self.specs)[1]
+        if asking is None or asking.shares_prefix:
+            return self.why_read_apart
+        return self.why_read_apart or f"{asking.name} shows each question an image of its own"
 
     @property
     def why_read_apart(self) -> str | None:
@@ -109,15 +111,15 @@ class Asker:
         session = manifest.Session(plan.folder, self.world, str(answerer.model.device))
         predictions = records.predictions(plan.folder, self.world.rank)
         model, processor = answerer.model, answerer.processor
-        specs, carve = split(plan.specs)
+        specs, asking = split(plan.specs)
         share = plan.why_read_apart is None
-        looking = Looking(answerer, carve, share) if carve else None
+        prepares = preparer(asking, answerer, share) if asking else None
         with attach(model, *specs, processor=processor) as attached, answerer.meter.running():
             for seed, batch in mine:
-                found, cost = self._ask(batch, seed, known, attached, looking)
+                found, cost = self._ask(batch, seed, known, attached, prepares)
                 fresh = _news(found, known)
                 if fresh:
-                    firing = _report(attached, looking) if plan.specs else None
+                    firing = _report(attached, prepares) if plan.specs else None
                     # The session first: no answer is on the disk without the proof that its
                     # intervention acted.
                     session.note(len(fresh), cost, self.halving.size, firing)
@@ -134,14 +136,14 @@ class Asker:
         seed: int,
         known: Mapping[Key, Record],
         attached: Attachment,
-        looking: Looking | None,
+        prepares: Preparer | None,
     ) -> tuple[list[Record], Cost]:
         """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
         started = time.perf_counter()
         meter = self.answerer.meter
         meter.start()
-        if looking:
-            looking.cost = Cost()
+        if prepares:
+            prepares.cost = Cost()
         images, unreadable = self._images(batch)
         failed = [
             Record(i.id, i.cluster, seed=seed, finish="error", error=unreadable[i.image])
@@ -149,10 +151,10 @@ class Asker:
             if i.image in unreadable
         ]
         asked = [item for item in batch if item.image not in unreadable]
-        # Where all that was open has failed again, asking the others again would tell nothing.
+        # Every item still open has an unreadable image, and the others were answered before.
         if all(_answered((item.id, seed), known) for item in asked):
             return failed, Cost()
-        ask = partial(self._answers, images=images, seed=seed, attached=attached, looking=looking)
+        ask = partial(self._answers, images=images, seed=seed, attached=attached, prepares=prepares)
         answers = self.halving.ask(asked, ask, lambda item: Refused("out of memory"))
         share = 1 / len(asked)
         cost = Cost(
@@ -172,12 +174,12 @@ class Asker:
             "peak_bytes": cost.peak_bytes or None,
         }
         found = [self._record(i, seed, answers[i.id], images.get(i.image), times) for i in asked]
-        tokens = {
-            "prompt_tokens": sum(record.n_prompt_tokens for record in found),
-            "new_tokens": sum(record.n_new_tokens for record in found),
-        }
-        cost = replace(cost, **tokens)
-        return [*failed, *found], Cost.total([cost, looking.cost]) if looking else cost
+        cost = replace(
+            cost,
+            prompt_tokens=sum(record.n_prompt_tokens for record in found),
+            new_tokens=sum(record.n_new_tokens for record in found),
+        )
+        return [*failed, *found], Cost.total([cost, prepares.cost]) if prepares else cost
 
     def _images(
         self, batch: Sequence[Item]
@@ -205,21 +207,21 @@ class Asker:
         images: Mapping[str | None, _Shown],
         seed: int,
         attached: Attachment,
-        looking: Looking | None,
+        prepares: Preparer | None,
     ) -> dict[str, Generated | Refused]:
         questions = {
             i.id: Question(i.prompt, images[i.image].image if i.image else None, i.image, i.choices)
             for i in items
         }
         answers: dict[str, Generated | Refused] = {}
-        looked: dict[str, Looked] = {}
-        if looking and items[0].image is not None:
-            for key, found in zip(questions, looking.look([*questions.values()]), strict=True):
+        prepared: dict[str, Prepared] = {}
+        if prepares and items[0].image is not None:
+            for key, found in zip(questions, prepares.prepare([*questions.values()]), strict=True):
                 if isinstance(found, Refused):
                     answers[key] = found
                 else:
-                    looked[key] = found
-            questions = {key: found.question for key, found in looked.items()}
+                    prepared[key] = found
+            questions = {key: found.question for key, found in prepared.items()}
         if not questions:
             return answers
         given = self.answerer.ask(
@@ -229,8 +231,8 @@ class Asker:
             drawing=partial(self.answerer.decoding.drawing, seed, [item.id for item in items]),
         )
         for key, answer in zip(questions, given, strict=True):
-            if key in looked and isinstance(answer, Generated):
-                answer = looked[key].note(answer)
+            if key in prepared and isinstance(answer, Generated):
+                answer = replace(answer, extra=prepared[key].extra)
             answers[key] = answer
         return answers
 
@@ -269,9 +271,9 @@ class _Shown:
     sha256: str
 
 
-def _report(attached: Attachment, looking: Looking | None) -> dict[str, Any]:
+def _report(attached: Attachment, prepares: Preparer | None) -> dict[str, Any]:
     """What a condition's interventions did."""
-    own = (looking.report(),) if looking else ()
+    own = (prepares.report(),) if prepares else ()
     return Report((*attached.report().interventions, *own)).to_dict()
 
 

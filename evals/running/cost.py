@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 _PEAKS = ("peak_bytes", "rss_bytes")
+_EARLIER = {
+    "look_prompts": "carve_prompts",
+    "look_tokens": "carve_tokens",
+    "look_s": "carve_seconds",
+}
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,12 @@ class Cost:
         forwards: Passes of the text tower.
         columns: Rows times columns that went through it, padding and whatever an intervention adds
             included: with a shared prefix fewer than ``prompt_tokens + new_tokens``.
-        look_prompts: Prompts that were read only to find out what to show (CARVE).
-        look_tokens: Tokens generated in doing so.
-        look_s: Time that it took; neither ``prefill_s`` nor ``decode_s`` holds it, ``forwards`` and
-            ``columns`` count its passes too.
         peak_bytes: Most memory allocated on a GPU; 0 on the CPU.
         rss_bytes: Most memory the process ever held.
+        extra: What preparing questions cost, by name. CARVE: ``carve_prompts`` read only to find
+            out what to show, ``carve_tokens`` generated in doing so, and ``carve_seconds``, which
+            neither ``prefill_s`` nor ``decode_s`` holds; ``forwards`` and ``columns`` count its
+            passes too.
     """
 
     items: int = 0
@@ -50,27 +56,30 @@ class Cost:
     new_tokens: int = 0
     forwards: int = 0
     columns: int = 0
-    look_prompts: int = 0
-    look_tokens: int = 0
-    look_s: float = 0.0
     peak_bytes: int = 0
     rss_bytes: int = 0
+    extra: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def total(cls, costs: Iterable[Cost]) -> Cost:
         """All of them together."""
         rows = [asdict(cost) for cost in costs]
-        return cls(
-            **{
-                f.name: (max if f.name in _PEAKS else sum)([row[f.name] for row in rows] or [0])
-                for f in fields(cls)
-            }
-        )
+        extra: Counter[str] = Counter()
+        for row in rows:
+            extra.update(row.pop("extra"))
+        sums = {
+            f.name: (max if f.name in _PEAKS else sum)([row[f.name] for row in rows] or [0])
+            for f in fields(cls)
+            if f.name != "extra"
+        }
+        return cls(**sums, extra=dict(extra))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Cost:
-        """The inverse of `to_dict`."""
-        return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
+        """The inverse of `to_dict`, also for what an earlier version wrote."""
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        old = {new: values[was] for was, new in _EARLIER.items() if values.get(was)}
+        return cls(**{**known, "extra": {**known.get("extra", {}), **old}})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""

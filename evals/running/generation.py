@@ -39,8 +39,7 @@ class Generated:
     finish: Literal["eos", "length"]
     margin: float | None = field(default=None, compare=False)
     losses: tuple[float, ...] | None = field(default=None, compare=False)
-    crop: tuple[int, int, int, int] | None = None
-    n_look_tokens: int = 0
+    extra: Mapping[str, Any] | None = None
 
 
 class Answerer:

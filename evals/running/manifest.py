@@ -136,6 +136,12 @@ class Session:
             self._saved = time.monotonic()
 
 
+def certify(folder: Path, certificate: Mapping[str, Any]) -> None:
+    """Keep in a condition's manifest what was verified of its methods on this model."""
+    path = folder / records.MANIFEST
+    records.write_json(path, {**records.read_json(path), "certificate": dict(certificate)})
+
+
 def settle(folder: Path, found: Iterable[Record]) -> dict[str, int]:
     """Move the sessions of all processes into the manifest; how many answers there are."""
     path = folder / records.MANIFEST

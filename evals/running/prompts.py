@@ -21,19 +21,19 @@ class Question:
         image: What is shown; None for nothing.
         key: Questions with the same key show the same image.
         choices: Answers to choose among; empty: the answer is generated.
-        closer: A second image, shown after the first.
+        more: Images shown after the first.
     """
 
     prompt: str
     image: Image.Image | None
     key: str | None = None
     choices: tuple[str, ...] = ()
-    closer: Image.Image | None = None
+    more: tuple[Image.Image, ...] = ()
 
     @property
     def images(self) -> list[Image.Image]:
         """All that is shown, in order."""
-        return [image for image in (self.image, self.closer) if image is not None]
+        return [] if self.image is None else [self.image, *self.more]
 
 
 class Prompter:

@@ -45,9 +45,9 @@ class Record:
         margin: Of a yes/no question, log of the odds of yes to no at the first answer token, from
             the model's logits before anything is cut off; see `prompts.yes_no_ids`.
         losses: Of an item with choices, the mean token cross-entropy of each, in nats.
-        crop: Left, top, right and bottom pixel of the part of the image that was shown closer;
-            None if the image was shown as it is.
-        n_look_tokens: Tokens generated to find that part.
+        extra: What a question-stage method says of how the question was made; None without one.
+            CARVE: ``crop`` (left, top, right and bottom pixel of the part of the image that was
+            shown) and ``tokens`` (generated to find it).
         prompt_sha256: Of the prompt in the model's chat template, first 16 digits.
         inputs_sha256: Of that and the image's pixels, first 16 digits.
         seconds: The batch's time divided by its items, reading images included.
@@ -72,8 +72,7 @@ class Record:
     seed: int = 0
     margin: float | None = None
     losses: tuple[float, ...] | None = None
-    crop: tuple[int, int, int, int] | None = None
-    n_look_tokens: int = 0
+    extra: Mapping[str, Any] | None = None
     prompt_sha256: str | None = None
     inputs_sha256: str | None = None
     t_prefill_s: float = 0.0
@@ -83,8 +82,6 @@ class Record:
     def __post_init__(self) -> None:
         if self.losses is not None:
             object.__setattr__(self, "losses", tuple(self.losses))
-        if self.crop is not None:
-            object.__setattr__(self, "crop", tuple(self.crop))
 
     @property
     def key(self) -> Key:
@@ -130,7 +127,7 @@ def read(*paths: Path) -> dict[Key, Record]:
         *lines, _cut_off = path.read_bytes().split(b"\n") if path.exists() else [b""]
         for number, line in enumerate(lines, 1):
             try:
-                record = Record(**json.loads(line))
+                record = _record(json.loads(line))
             except (ValueError, TypeError) as error:
                 raise ValueError(
                     f"{path}, line {number} is not an answer ({error}): remove that line, or the "
@@ -306,6 +303,14 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}. Finished answers are kept: once "
             "that is put right, the same command carries on"
         ) from error
+
+
+def _record(fields: dict[str, Any]) -> Record:
+    """The record that a line holds, also where an earlier version wrote it."""
+    crop, tokens = fields.pop("crop", None), fields.pop("n_look_tokens", None)
+    if crop is not None:
+        fields["extra"] = {"crop": crop, "tokens": tokens}
+    return Record(**fields)
 
 
 def _line(record: Record) -> str:

@@ -22,8 +22,8 @@ from regaze.evals.running.conditions import Condition, baseline_first, other_ima
 from regaze.evals.running.decoding import Decoding
 from regaze.evals.running.distributed import World
 from regaze.evals.running.generation import Answerer
-from regaze.evals.running.looking import split
 from regaze.evals.running.models import identify
+from regaze.evals.running.preparing import split
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.records import Key
 from regaze.evals.running.results import RUN, RunResult, load, session_files, take
@@ -51,6 +51,7 @@ def run(
     share: bool = True,
     identity: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
+    certificates: Mapping[str, Mapping[str, Any]] | None = None,
     progress: Progress = lambda label, done, total: None,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> RunResult:
@@ -72,6 +73,8 @@ def run(
         identity: What tells this model from others; default: a hash of its weights.
         source: Anything JSON-able from which the caller can build the task again; kept in the
             directory.
+        certificates: What `regaze.verify` found, as JSON, by a condition's label; kept in its
+            manifest.
         progress: Called with a condition's label, items done and items in all, of this process.
         world: This process among those that share the work, see `distributed.join`.
 
@@ -106,6 +109,9 @@ def run(
     with records.locked(out) if world.first else nullcontext():
         if world.first:
             _prepare(plans, keys, task.profile, str(identity.get("name", type(model).__name__)))
+            for plan in plans:
+                if certificate := (certificates or {}).get(plan.condition.label):
+                    manifest.certify(plan.folder, certificate)
             order = [{"label": p.condition.label, "folder": p.folder.name} for p in plans]
             made_from = {"source": source, "limit": limit, "conditions": order}
             records.write_json(out / RUN, made_from)
@@ -128,11 +134,11 @@ def _resolved(
     condition: Condition, model: PreTrainedModel, processor: Any
 ) -> tuple[Intervention, ...]:
     """A condition's interventions with every field filled in, in their order."""
-    specs, carve = split(condition.specs)
+    specs, asking = split(condition.specs)
     with attach(model, *specs, processor=processor) as attached:
         found = [cast(Intervention, spec) for spec in attached.specs]
-    if carve:
-        found.insert(condition.specs.index(carve), carve.resolve(find_host(model, processor)))
+    if asking:
+        found.insert(condition.specs.index(asking), asking.resolve(find_host(model, processor)))
     return tuple(found)
 
 
@@ -152,17 +158,16 @@ def _why_apart(
         # Tried out already. (A run that isn't the same is refused for what differs.)
         found: str | None = records.read_json(before)["config"].get("sharing", {}).get("why")
         return found
-    # Looking closer asks one question more about each image.
-    closer = [carve for one in conditions if (carve := split(one.specs)[1])]
-    general = [carve.general for carve in closer]
+    asking = [spec for one in conditions if (spec := split(one.specs)[1])]
+    extra = [prompt for spec in asking for prompt in spec.extra_prompts]
     for group in batching.by_image(item for batch in batches for item in batch):
-        if group[0].image is None or len(group) + len(group[0].choices) + len(general) < 2:
+        if group[0].image is None or len(group) + len(group[0].choices) + len(extra) < 2:
             continue
         try:
             image = task.load_image(group[0])
         except OSError:
             continue
-        prompts = [*(item.prompt for item in group), *general]
+        prompts = [*(item.prompt for item in group), *extra]
         return answerer.why_apart([Question(prompt, image) for prompt in prompts])
     return "no image has several questions"
 

@@ -179,8 +179,9 @@ def _paint(
             # In a clip in which nothing moves a method may rightly do nothing.
             proof = firing if firing["fired"] or proof is None else proof
         seconds = now() - began
-        peaks = {"peak_bytes": peak_gpu_bytes(), "rss_bytes": peak_process_bytes()}
-        session.note(1, Cost(items=1, seconds=seconds, **peaks), 1, proof)
+        gpu, process = peak_gpu_bytes(), peak_process_bytes()
+        cost = Cost(items=1, seconds=seconds, peak_bytes=gpu, rss_bytes=process)
+        session.note(1, cost, 1, proof)
         name = f"{_STRIPS}/{records.folder_name(item.id)}.png"
         with records.writing(folder / name):
             part = (folder / name).with_suffix(".part")

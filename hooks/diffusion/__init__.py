@@ -1,22 +1,34 @@
 """How an edit gets into a diffusers denoiser."""
 
 from regaze.hooks.diffusion.attach import DenoiserAttachment
+from regaze.hooks.diffusion.call import Call, Samples
+from regaze.hooks.diffusion.capture import Seen, capture
+from regaze.hooks.diffusion.descent import Descend, Descent, Objective
 from regaze.hooks.diffusion.host import Host, sites
-from regaze.hooks.diffusion.kernel import Call
-from regaze.hooks.diffusion.looking import Seen, look
+from regaze.hooks.diffusion.latents import LatentEdit
+from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Layout, Site, native_grid
-from regaze.hooks.diffusion.works import Attend, Branch
+from regaze.hooks.diffusion.works import Attend, Branch, Guidance, Run, Work
 
 __all__ = [
     "Attend",
     "Branch",
     "Call",
     "DenoiserAttachment",
+    "Descend",
+    "Descent",
+    "Guidance",
     "Host",
+    "LatentEdit",
     "Layout",
+    "Objective",
+    "Pass",
+    "Run",
+    "Samples",
     "Seen",
     "Site",
-    "look",
+    "Work",
+    "capture",
     "native_grid",
     "sites",
 ]

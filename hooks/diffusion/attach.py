@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import nn
 
-from regaze.hooks.attach import Attachment
+from regaze.hooks.attachment import Attachment
+from regaze.hooks.diffusion.entries import Entry, refuse_clashes
 from regaze.hooks.diffusion.host import host_of, inner
-from regaze.hooks.diffusion.seat import Seat
-from regaze.hooks.diffusion.works import Attend, Entry, LatentEdit, refuse_clashes
-from regaze.hooks.report import InterventionReport, Report
+from regaze.hooks.diffusion.seat import Seat, seat_of
+from regaze.hooks.report import Report
 from regaze.hooks.specs import Spec
 
 
@@ -21,37 +21,26 @@ class DenoiserAttachment(Attachment):
     def __init__(
         self, specs: Sequence[Spec[Any, Any]], entries: Sequence[Entry], seats: Sequence[Seat]
     ) -> None:
-        self.specs = tuple(specs)
-        self._guided = list(entries)
-        self._seats = list(seats)
-        self._attached = True
+        super().__init__(specs)
+        self._entries, self._seats = tuple(entries), tuple(seats)
 
     def detach(self) -> None:
-        """Take them off. Others stay; a second call does nothing."""
-        if self._attached:
-            self._attached = False
-            for seat in self._seats:
-                for entry in reversed(self._guided):
-                    seat.pop(entry)
+        """Take them off. Others stay; a second call finishes what the first one couldn't."""
+        for seat in self._seats:
+            for entry in reversed(self._entries):
+                seat.pop(entry)
 
     def report(self) -> Report:
         """What fired, where, how often and how strongly, since they were attached."""
-        return Report(
-            tuple(
-                InterventionReport(
-                    spec.label,
-                    prompts=0,
-                    layers=tuple(entry.layers()),
-                    exempt=entry.idle,
-                    steps=entry.steps,
-                    note=entry.note,
-                )
-                for spec, entry in zip(self.specs, self._guided, strict=True)
-            )
-        )
+        pairs = zip(self.specs, self._entries, strict=True)
+        return Report(tuple(entry.report(spec.label) for spec, entry in pairs))
 
-    def partial_prompt(self) -> Any:
-        """Denoisers have no prompts in parts."""
+    def partial_prompt(self) -> NoReturn:
+        """Refuse: denoisers have no prompts in parts.
+
+        Raises:
+            TypeError: Always.
+        """
         raise TypeError("partial_prompt is for language models; a pipeline reads whole prompts")
 
 
@@ -70,13 +59,20 @@ def attach_denoisers(
         denoisers: What `find_denoisers` gave for it.
         interventions: Specs, e.g. ``PAG(scale=2)``.
         cond_rows: Which rows of a batch are conditional; needed by pipelines that don't say, and
-            for a bare denoiser whose batch holds both branches (all rows otherwise).
-        fork: Let perturbed branches begin at their first edited layer; False runs them whole.
+            for a denoiser that is called by something else than its pipeline.
+        fork: Let branches begin at their first edited layer; False runs them whole.
 
     Raises:
         ValueError: An intervention can't act on this model.
     """
     modules = list(denoisers.values())
+    for name, module in denoisers.items():
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise TypeError(
+                f"this pipeline's {name} is a {type(module).__name__}, which splits the batch, and "
+                "with it both branches of guidance, over copies that edits wouldn't reach: attach "
+                f"after pipe.{name} = pipe.{name}.module"
+            )
     infos = [host_of(inner(module)) for module in modules]
     for module, info in zip(modules, infos, strict=True):
         if not info.layers:
@@ -93,36 +89,27 @@ def attach_denoisers(
     entries = [Entry(spec.bind(infos[0])) for spec in specs]
     pipeline = target if target not in modules else None
     for spec, entry in zip(specs, entries, strict=True):
-        if isinstance(entry.work, LatentEdit) and not hasattr(pipeline, "scheduler"):
+        if entry.work.needs_latents and not hasattr(pipeline, "scheduler"):
             raise ValueError(
                 f"{spec.label} moves a pipeline's latents, and a {type(target).__name__} alone has "
                 "none; attach to the pipeline"
             )
-    seats = [seat_of(module, pipeline, cond_rows, fork) for module in modules]
+    seats = [seat_of(module, cond_rows, fork) for module in modules]
     for module, seat in zip(modules, seats, strict=True):
         refuse_clashes([*seat.entries, *entries])
         if module._compiled_call_impl is not None and any(
-            isinstance(entry.work, Attend) and not entry.idle for entry in entries
+            entry.work.edits and not entry.idle for entry in entries
         ):
             raise ValueError(
                 f"this {type(module).__name__} was compiled in place, which hides its layers from "
                 "edits; use torch.compile(model) instead, of which edited steps run uncompiled"
             )
-    for entry in entries:
-        for seat in seats:
-            seat.push(entry)
-    return DenoiserAttachment(specs, entries, seats)
-
-
-def seat_of(module: nn.Module, pipeline: Any, cond_rows: slice | None, fork: bool) -> Seat:
-    """The one seat of a denoiser: the one whose hooks it has, or a new one."""
-    for hook in module._forward_pre_hooks.values():
-        seat = getattr(hook, "__self__", None)
-        if isinstance(seat, Seat) and seat.of(module):
-            if (seat.cond_rows, seat.fork) != (cond_rows, fork):
-                raise ValueError(
-                    "this denoiser already has interventions attached with other cond_rows or "
-                    "fork; attach them all in one call, or detach first"
-                )
-            return seat
-    return Seat(module, pipeline, cond_rows, fork)
+    attachment = DenoiserAttachment(specs, entries, seats)
+    try:
+        for entry in entries:
+            for seat in seats:
+                seat.push(entry, pipeline)
+        return attachment
+    except BaseException:
+        attachment.detach()
+        raise

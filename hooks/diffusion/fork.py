@@ -1,150 +1,189 @@
-"""The fork: a perturbed branch is the conditional one up to its first edited layer.
+"""The fork: a branch with the main run's inputs is the main one up to its first edited layer.
 
-While the denoiser runs as usual, the outputs of the blocks before that layer are kept. The
-perturbed branch then runs the denoiser on its own rows with stand-ins in those blocks' places that
-hand the kept outputs back. What lies between the blocks (skip connections, residuals of a
-ControlNet, embeddings) is computed anew by the denoiser's own code, so nothing needs to be known of
-it, and the result equals that of a whole extra forward pass.
+While the denoiser runs as usual, the outputs of the blocks before that layer are kept. The branch
+then runs the denoiser on its own rows, and these blocks hand the kept outputs back instead of
+running. What lies between the blocks (skip connections, residuals of a ControlNet, embeddings) is
+computed anew by the denoiser's own code, so nothing needs to be known of it, and the result equals
+that of a whole extra forward pass. What is kept is a copy, and what is handed back is one, too:
+denoisers write to what blocks returned (FreeU).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion.families import Family
 from regaze.hooks.diffusion.rows import take_rows
 from regaze.hooks.diffusion.sites import blocks
 
-# In these, a block reads nothing but what the one before it returned: of a run of blocks that a
-# branch skips, only the last one's output has to be kept. Others keep them all.
-_CHAINS = (
-    "FluxTransformer2DModel",
-    "PixArtTransformer2DModel",
-    "QwenImageTransformer2DModel",
-    "SD3Transformer2DModel",
-    "WanTransformer3DModel",
-)
+Fork = tuple[frozenset[str], tuple[int, int]]
+"""The blocks that a branch's edits are in, and the first and last of the rows that it runs on."""
+
+
+class _Here(threading.local):
+    """What this thread keeps, or replays, now."""
+
+    blocks: Mapping[int, Callable[[Callable[[], Any]], Any]] | None = None
+
+
+_HERE = _Here()
 
 
 class Kept:
-    """Outputs of a denoiser's blocks from one forward pass.
+    """Outputs of a denoiser's blocks from one forward pass, for the branches that follow.
 
     Args:
         denoiser: The model.
-        forks: Blocks at which perturbed branches leave the main one.
+        family: What is known of it.
+        forks: One for each branch.
+        batch: Rows of the pass.
     """
 
-    def __init__(self, denoiser: nn.Module, forks: Sequence[str]) -> None:
-        self._denoiser = denoiser
-        self._forks = frozenset(forks)
-        self._chain = type(denoiser).__name__ in _CHAINS
-        self._outputs: dict[str, Any] = {}
-        self._before: dict[str, list[str]] = {}
+    def __init__(
+        self, denoiser: nn.Module, family: Family, forks: Sequence[Fork], batch: int
+    ) -> None:
+        self._blocks = {name: denoiser.get_submodule(name) for name in blocks(denoiser)}
+        self._chain, self._batch = family.chain, batch
+        self._forks = list(dict.fromkeys(forks))
+        self._ran: list[str] = []
+        self._before: dict[Fork, list[str]] = {}
+        self._outputs: dict[tuple[str, tuple[int, int]], Any] = {}
+        self.broken = ""
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep what the pass inside needs to keep."""
-        with _in_places(self._denoiser, {n: _Recorder(self, n) for n in blocks(self._denoiser)}):
+        with _around_blocks(self._blocks, lambda name: lambda run: self._record(name, run)):
             yield
 
-    def enter(self, name: str) -> bool:
-        """A block begins; whether its output has to be kept."""
-        if name in self._forks:
-            self._before[name] = list(self._outputs)
-        return len(self._before) < len(self._forks)
-
-    def keep(self, name: str, output: Any) -> None:
-        """A block has run."""
-        last = next(reversed(self._outputs), None)
-        needed = {names[-1] for names in self._before.values() if names}
-        if (
-            self._chain
-            and last is not None
-            and last not in needed
-            and _list_of(last) == _list_of(name)
-        ):
-            self._outputs[last] = None
-        self._outputs[name] = output
-
-    def skipped(self, fork: str) -> list[str]:
-        """The blocks that a branch that forks there doesn't run."""
-        return self._before.get(fork, [])
-
-    @contextmanager
-    def replaying(self, fork: str, rows: slice, batch: int) -> Iterator[None]:
-        """Passes of the denoiser inside begin at the fork, for some rows of the kept pass."""
-        replays: dict[str, nn.Module] = {}
-        output: Any = None
-        for name in reversed(self._before.get(fork, ())):
-            if self._outputs[name] is not None:
-                output = take_rows(self._outputs[name], rows, batch, multiples=True)
-            replays[name] = _Replay(self._denoiser.get_submodule(name), output)
-        with _in_places(self._denoiser, replays):
-            yield
-
-
-class _StandIn(nn.Module):
-    """A module in a block's place, of which denoisers read attributes too."""
-
-    def __init__(self, block: nn.Module) -> None:
-        super().__init__()
-        # Not as a child: nothing may be moved or initialised through a stand-in.
-        object.__setattr__(self, "stands_for", block)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(object.__getattribute__(self, "stands_for"), name)
-
-
-class _Recorder(_StandIn):
-    def __init__(self, kept: Kept, name: str) -> None:
-        super().__init__(kept._denoiser.get_submodule(name))
-        object.__setattr__(self, "kept", kept)
-        object.__setattr__(self, "place", name)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        keeps = self.kept.enter(self.place)
-        output = self.stands_for(*args, **kwargs)
-        if keeps:
-            self.kept.keep(self.place, output)
+    def _record(self, name: str, run: Callable[[], Any]) -> Any:
+        for fork in self._forks:
+            if name in fork[0]:
+                self._before.setdefault(fork, list(self._ran))
+        open_forks = [fork for fork in self._forks if fork not in self._before]
+        output = run()
+        if name in self._ran:
+            self.broken = "blocks run more than once in a pass"
+        self._ran.append(name)
+        for rows in dict.fromkeys(rows for _, rows in open_forks):
+            if not _runs_over(output, self._batch):
+                self.broken = "blocks return something that doesn't run over the batch"
+                return output
+            self._drop_last(name, rows)
+            self._outputs[name, rows] = _cut(output, slice(*rows), self._batch)
         return output
 
+    def _drop_last(self, name: str, rows: tuple[int, int]) -> None:
+        """Forget the output before, if only the next block reads it and no branch begins there."""
+        last = self._ran[-2] if len(self._ran) > 1 else None
+        needed = {before[-1] for before in self._before.values() if before}
+        if self._chain and last is not None and last not in needed and _list(last) == _list(name):
+            self._outputs.pop((last, rows), None)
 
-class _Replay(_StandIn):
-    def __init__(self, block: nn.Module, output: Any) -> None:
-        super().__init__(block)
-        object.__setattr__(self, "output", output)
+    def skips(self, fork: Fork) -> frozenset[str]:
+        """The blocks that a branch doesn't run."""
+        return frozenset(self._before.get(fork, ()))
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.output
+    @contextmanager
+    def replaying(self, fork: Fork) -> Iterator[None]:
+        """Hand kept outputs back in the pass inside, which is a branch's."""
+        replays: dict[str, Any] = {}
+        output: Any = None
+        for name in reversed(self._before.get(fork, ())):
+            output = self._outputs.get((name, fork[1]), output)
+            replays[name] = output
+        whole = slice(0, self._batch)
+
+        def hand(name: str) -> Callable[[Callable[[], Any]], Any]:
+            return lambda run: _cut(replays[name], whole, self._batch)
+
+        with _around_blocks({n: self._blocks[n] for n in replays}, hand):
+            yield
 
 
 @contextmanager
-def _in_places(denoiser: nn.Module, stand_ins: Mapping[str, nn.Module]) -> Iterator[None]:
-    with ExitStack() as stack:
-        for name, stand_in in stand_ins.items():
-            parent, _, child = name.rpartition(".")
-            children = denoiser.get_submodule(parent)._modules
-            stack.callback(children.__setitem__, child, children[child])
-            children[child] = stand_in
+def _around_blocks(
+    found: Mapping[str, nn.Module], make: Callable[[str], Callable[[Callable[[], Any]], Any]]
+) -> Iterator[None]:
+    before = _HERE.blocks
+    try:
+        _HERE.blocks = {id(block): make(name) for name, block in found.items()}
         yield
+    finally:
+        _HERE.blocks = before
 
 
-def _list_of(name: str) -> str:
+@contextmanager
+def cleared() -> Iterator[None]:
+    """Let nothing that was entered inside outlive it, whatever ends it, and at whatever line."""
+    before = _HERE.blocks
+    try:
+        try:
+            yield
+        finally:
+            _HERE.blocks = before
+    finally:  # Again, should an interrupt have come in the first one's way.
+        _HERE.blocks = before
+
+
+def _block(block: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Run a block, or what this thread does in its place."""
+    found = None if _HERE.blocks is None else _HERE.blocks.get(id(block))
+    return call(*args, **kwargs) if found is None else found(lambda: call(*args, **kwargs))
+
+
+def watch(calls: Calls, denoiser: nn.Module) -> None:
+    """Let passes of a denoiser keep and replay what its blocks return."""
+    for name in blocks(denoiser):
+        block = denoiser.get_submodule(name)
+        if not calls.covers(block):
+            calls.around(block, _block)
+
+
+def _cut(output: Any, rows: slice, batch: int) -> Any:
+    """A copy of some rows of what a block returned; what was one tensor stays one."""
+    made: dict[Any, Tensor] = {}
+
+    def copied(tensor: Tensor) -> Tensor:
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if key not in made:
+            made[key] = tensor.clone()
+        return made[key]
+
+    return take_rows(output, rows, batch, multiples=True, made=copied)
+
+
+def _runs_over(output: Any, batch: int) -> bool:
+    """Whether all of a block's hidden states can be cut by rows."""
+    if isinstance(output, Tensor):
+        return output.ndim > 1 and output.shape[0] % batch == 0
+    if isinstance(output, (list, tuple)):
+        return all(_runs_over(x, batch) for x in output)
+    return output is None
+
+
+def _list(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def why_not(denoiser: nn.Module, call: Mapping[str, Any]) -> str | None:
+def why_not(denoiser: nn.Module, call: Mapping[str, Any], family: Family) -> str | None:
     """Why a call's branches can't fork and need whole forward passes; None if they can.
 
     Args:
         denoiser: The model, maybe compiled.
         call: The call's arguments by name.
+        family: What is known of its class.
     """
     if is_compiled(denoiser):
         return "the denoiser is compiled"
+    if family.uneven is not None and family.uneven(call):
+        return "the batch holds prompts of several lengths, the longest of which sets the others'"
     if any(hasattr(block, "_diffusers_hook") for block in _parts_of_blocks(denoiser)):
         return "hooks of diffusers (group offloading, layerwise casting) count on every block"
     adapter = call.get("down_intrablock_additional_residuals") is not None

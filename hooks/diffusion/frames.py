@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.warp import Corners, splat
 
 
@@ -37,6 +37,8 @@ class Runs:
 
     def __init__(self, call: Call, split: tuple[int, int, int]) -> None:
         self.split, self.image, self._kernel = split, call.image(), call.kernel
+        # Where the image is among the keys.
+        self.columns = slice(self.image.start + call.first, self.image.stop + call.first)
         self._query = call.query[:, :, self.image].unflatten(0, split)
         self._key, self.value = (x.unflatten(0, split) for x in (call.key, call.value))
         self._mask = call.mask

@@ -7,85 +7,32 @@ multiplied by a power of two, as large as its gradients can bear.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.rows import (
-    Rows,
-    call_of_rows,
-    copy_containers,
-    sample_of,
-    variables_of,
-)
-from regaze.hooks.diffusion.sites import Site, read_layout
-from regaze.hooks.diffusion.text_maps import Reader
-from regaze.hooks.diffusion.works import Descent, Objective
+from regaze.hooks.diffusion.latents import Source
+from regaze.hooks.diffusion.passes import Editors
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.text_maps import Enough, Reader
+
+if TYPE_CHECKING:
+    from regaze.hooks.diffusion.descent import Descent
 
 # Powers of two for a float16 model's loss, until no gradient overflows.
 _HALF_SCALES = (16, 12, 8, 4, 0)
 
-Edited = Callable[[Mapping[str, Any]], AbstractContextManager[None]]
-"""Puts what edits a denoiser's own branches around a pass of some call."""
 
+def check_gradients(denoiser: Any) -> None:
+    """Check that a denoiser's pass can have gradients.
 
-@dataclass(frozen=True)
-class Source:
-    """Where a pipeline's latents go into its denoiser's call."""
-
-    denoiser: Any
-    scale: Callable[[Tensor], Tensor]
-    cond: Mapping[str, Any]
-    name: str
-
-    @classmethod
-    def of(cls, module: Any, pipeline: Any, call: Mapping[str, Any], rows: Rows) -> Source:
-        """Find it.
-
-        Raises:
-            ValueError: The call's sample isn't made of the pipeline's latents alone, or the
-                denoiser or scheduler is one that this can't work with.
-        """
-        denoiser = getattr(module, "_orig_mod", module)
-        scheduler, variables = pipeline.scheduler, variables_of(pipeline)
-        _check(denoiser, scheduler, len(variables["timesteps"]))
-        cond = call_of_rows(call, rows.cond or slice(0, rows.batch), rows.batch)
-        name = "sample" if "sample" in call else "hidden_states"
-        latents, sample = variables.get("latents"), cond[name]
-        scales: list[Callable[[Tensor], Tensor]] = [lambda z: z]
-        if hasattr(scheduler, "scale_model_input") and "t" in variables:
-            scales.insert(0, partial(_scaled, scheduler, variables["t"]))
-        for scale in scales:
-            if isinstance(latents, Tensor) and latents.shape[0] == sample.shape[0]:
-                scaled = scale(latents).to(sample.dtype)
-                if torch.equal(sample[:, : scaled.shape[1]], scaled):
-                    return cls(denoiser, scale, cond, name)
-        raise ValueError(
-            f"{type(pipeline).__name__} calls its denoiser with something else than its latents, "
-            "which therefore can't be updated; use the plain text-to-image pipeline of this model"
-        )
-
-    def sample(self, latents: Tensor, call: Mapping[str, Any]) -> Tensor:
-        """A call's sample with other latents, in all its branches."""
-        old = sample_of(call)
-        scaled = self.scale(latents).to(old.dtype)
-        scaled = scaled.repeat(len(old) // len(scaled), *[1] * (old.ndim - 1))
-        # Inpainting's mask and masked image follow the latents.
-        rest = old[:, scaled.shape[1] :]
-        return torch.cat([scaled, rest], 1) if rest.shape[1] else scaled
-
-
-def _scaled(scheduler: Any, t: Any, latents: Tensor) -> Tensor:
-    scaled: Tensor = scheduler.scale_model_input(latents, t)
-    return scaled
-
-
-def _check(denoiser: Any, scheduler: Any, steps: int) -> None:
+    Raises:
+        ValueError: It can't; the message says why.
+    """
     if torch.is_inference_mode_enabled():
         raise ValueError(
             "tensors made under torch.inference_mode() can have no gradients, which moving latents "
@@ -97,47 +44,93 @@ def _check(denoiser: Any, scheduler: Any, steps: int) -> None:
             "group offloading and layerwise casting change weights that the gradient pass still "
             "needs; use enable_model_cpu_offload() instead, or none"
         )
-    kept = getattr(scheduler, "disable_corrector", None)
-    corrects = kept is not None and not set(range(steps - 1)) <= set(kept)
-    if corrects or type(scheduler).__name__.startswith("SASolver"):
-        raise ValueError(
-            f"{type(scheduler).__name__} corrects each step's latents from those before, which "
-            "would discard the update; use another scheduler, or for UniPC "
-            "disable_corrector=list(range(steps))"
-        )
+
+
+class _Frozen:
+    """Parameters without gradients, and blocks without checkpoints, while any thread wants that."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._held: dict[int, tuple[Any, set[object], list[Any], list[Any]]] = {}
+
+    def enter(self, denoiser: Any, owner: object) -> None:
+        with self._lock:
+            if id(denoiser) not in self._held:
+                parameters = [p for p in denoiser.parameters() if p.requires_grad]
+                # A checkpointed block runs anew in the backward pass, which nobody would read then.
+                again = [
+                    m
+                    for m in denoiser.modules()
+                    if getattr(m, "gradient_checkpointing", False) is True
+                ]
+                self._held[id(denoiser)] = (denoiser, set(), parameters, again)
+            _, owners, parameters, again = self._held[id(denoiser)]
+            owners.add(owner)
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            for module in again:
+                module.gradient_checkpointing = False
+
+    def leave(self, denoiser: Any, owner: object | None) -> None:
+        """End it for an owner, or for all."""
+        with self._lock:
+            held = self._held.get(id(denoiser))
+            if held is None:
+                return
+            _, owners, parameters, again = held
+            owners.discard(owner)
+            if owner is not None and owners:
+                return
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            for module in again:
+                module.gradient_checkpointing = True
+            del self._held[id(denoiser)]
+
+
+_FROZEN = _Frozen()
 
 
 @contextmanager
 def differentiable(denoiser: Any) -> Iterator[None]:
     """Let passes inside have gradients, of their inputs only."""
-    frozen = [p for p in denoiser.parameters() if p.requires_grad]
-    # A checkpointed block runs anew in the backward pass, which nobody would read then.
-    again = [m for m in denoiser.modules() if getattr(m, "gradient_checkpointing", False) is True]
-    with ExitStack() as stack:
-        for parameter in frozen:
-            stack.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
-        for module in again:
-            stack.callback(setattr, module, "gradient_checkpointing", True)
-            module.gradient_checkpointing = False
-        if any(m._compiled_call_impl is not None for m in denoiser.modules()):
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(torch.enable_grad())
-        yield
+    owner = object()
+    try:
+        _FROZEN.enter(denoiser, owner)
+        with torch.enable_grad():
+            yield
+    finally:
+        _FROZEN.leave(denoiser, owner)
+
+
+def thawed(denoiser: Any) -> None:
+    """End what an interrupt may have left of `differentiable`."""
+    _FROZEN.leave(denoiser, None)
 
 
 def measure(
-    source: Source, sites: tuple[Site, ...], objective: Objective, edited: Edited, latents: Tensor
+    source: Source,
+    sites: Sequence[Site],
+    loss_of: Callable[[Tensor], Tensor],
+    forward: Callable[[dict[str, Any], Editors], Any],
+    latents: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The loss of each sample at some latents, "B", and its gradient, both float32."""
+    """The loss of each sample at some latents, "B", and its gradient, both float32.
+
+    Args:
+        source: Where latents go into a call.
+        sites: Whose maps are read.
+        loss_of: The loss of each sample, from their maps (see `Reader.maps`).
+        forward: Runs the denoiser on a call, and edits sites.
+        latents: Where.
+    """
     leaf = latents.detach().clone().requires_grad_()
     call = {**source.cond, source.name: source.sample(leaf, source.cond)}
-    layout, samples = read_layout(source.denoiser, call), len(leaf)
-    reader = Reader(sites, layout, (samples, slice(0, samples)), stop=True)
-    with reader.reading(source.denoiser), edited(call):
-        source.denoiser.forward(**copy_containers(call))
-    loss = objective.loss(reader.maps())
-    half = source.cond[source.name].dtype == torch.float16
+    reader = Reader(sites, stop=True)
+    with suppress(Enough):
+        forward(call, {site: [reader.read] for site in sites})
+    loss = loss_of(reader.maps())
+    half = source.dtype == torch.float16
     return loss.detach(), _gradient(loss.sum(), leaf, half)
 
 

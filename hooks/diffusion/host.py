@@ -8,10 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from regaze.hooks.diffusion.families import DENOISERS
 from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
-
-# Components that denoise; Wan 2.2 has two, for early and for late steps.
-_NAMES = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
@@ -46,12 +44,12 @@ def find_denoisers(target: Any) -> dict[str, nn.Module] | None:
     Raises:
         TypeError: A diffusers pipeline or model without a denoiser that is known here.
     """
-    if _is_a(target, "DiffusionPipeline"):
+    if is_pipeline(target):
         parts: Mapping[str, Any] = target.components
-        found = {n: parts[n] for n in _NAMES if isinstance(parts.get(n), nn.Module)}
+        found = {n: parts[n] for n in DENOISERS if isinstance(parts.get(n), nn.Module)}
         if not found:
             raise TypeError(
-                f"{type(target).__name__} has no {', '.join(_NAMES[:-1])} or {_NAMES[-1]} to "
+                f"{type(target).__name__} has no {', '.join(DENOISERS[:-1])} or {DENOISERS[-1]} to "
                 f"attach to; its parts are {', '.join(parts)}"
             )
         return found
@@ -88,6 +86,11 @@ def host_of(denoiser: Any) -> Host:
 def inner(module: Any) -> Any:
     """The module that ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def is_pipeline(thing: Any) -> bool:
+    """Whether it is a diffusers pipeline."""
+    return _is_a(thing, "DiffusionPipeline")
 
 
 def _is_a(thing: Any, name: str) -> bool:

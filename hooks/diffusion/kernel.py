@@ -1,16 +1,17 @@
-"""The seat: edit the kernel calls of some attention modules while a block of code runs.
+"""The kernel patch: edit the attention that some modules compute in one forward pass.
 
-Processors are never replaced by ours: inside an edited module a torch-function mode waits for the
-call of ``F.scaled_dot_product_attention``, where queries, keys and values are final (after
-projections, LoRA, normalisation and rotary embedding) and heads aren't yet projected.
+Processors are never replaced by ours: inside an edited module a torch-function mode waits for
+calls of ``F.scaled_dot_product_attention``, where queries, keys and values are final (after
+projections, LoRA, normalisation and rotary embedding) and heads aren't yet projected. What is
+edited in a pass is known to the thread that runs it, so threads don't see each other's.
 """
 
 from __future__ import annotations
 
+import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion.call import Call, Editor, Entered
 from regaze.hooks.diffusion.sites import Layout, Site
 
 # Processors that compute otherwise what AttnProcessor2_0 computes by the kernel.
@@ -25,112 +28,69 @@ _WITHOUT_KERNEL = ("AttnProcessor", "SlicedAttnProcessor", "XFormersAttnProcesso
 _NATIVE = "native"
 
 
-@dataclass(frozen=True)
-class Call:
-    """One kernel call of an edited module.
+class _Here(threading.local):
+    """What this thread edits now."""
 
-    Attributes:
-        site: Where.
-        layout: How the forward pass's tokens are laid out.
-        query: "B H N D".
-        key: "B G N D".
-        value: "B G N D".
-        mask: As given to the kernel.
-        scale: Factor of the logits.
-        kernel: The stock kernel with the call's mask and scale: ``kernel(query, key, value)``.
+    edits: Edits | None = None
+    module: Any = None
+
+
+_HERE = _Here()
+
+
+class Edits:
+    """What one forward pass of a denoiser edits.
+
+    Args:
+        denoiser: The model.
+        editors: By site, what makes the head outputs of its calls, one after the other.
+        layout: How the pass's tokens are laid out.
+        calls: What runs around the modules' calls; those that nothing runs around yet are added.
+        pass_: What the calls belong to, if anything.
     """
 
-    site: Site
-    layout: Layout
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    scale: float
-    kernel: Callable[..., Tensor]
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        editors: Mapping[Site, Sequence[Editor]],
+        layout: Layout,
+        calls: Calls,
+        pass_: Any = None,
+    ) -> None:
+        self.layout, self.calls, self.pass_ = layout, calls, pass_
+        self._denoiser = denoiser
+        self._sites: dict[int, tuple[Site, Sequence[Editor]]] = {}
+        self._runs: dict[str, int] = {}
+        for site, chain in editors.items():
+            module: Any = denoiser.get_submodule(site.name)
+            watch(calls, module)
+            self._sites[id(module)] = (site, chain)
 
-    @cached_property
-    def output(self) -> Tensor:
-        """The unedited head outputs, "B H N D"; computed once, so never to be changed in place."""
-        result: Tensor = self.kernel(self.query, self.key, self.value)
-        return result
+    def of(self, module: nn.Module) -> tuple[Site, Sequence[Editor]] | None:
+        """The site of a module that is edited, and what edits it."""
+        return self._sites.get(id(module))
 
-    def image(self) -> slice:
-        """Where the image's tokens are.
+    def count(self, site: Site) -> None:
+        """Count a forward of a site's module of which every row was edited."""
+        self._runs[site.name] = self._runs.get(site.name, 0) + 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Edit the pass that this thread runs inside, and nothing else that it edits outside.
 
         Raises:
-            ValueError: This model's order of streams isn't known.
+            RuntimeError: A module that was to be edited never ran.
         """
-        tokens, text = self.query.shape[2], self.layout.n_text
-        if self.site.order == "unknown":
-            raise ValueError(
-                f"in which order {self.site.name} holds text and image isn't known for this model, "
-                "which this edit needs"
-            )
-        if self.site.order == "image":
-            return slice(0, tokens)
-        return slice(0, tokens - text) if self.site.order == "image-text" else slice(text, tokens)
-
-    def visible(self) -> Tensor | None:
-        """Tokens that aren't padding, "B 1 N 1", if the mask says so."""
-        if self.mask is None or self.mask.shape[-2] != 1:
-            return None
-        mask = self.mask if self.mask.ndim == 4 else self.mask[:, None]
-        seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
-        return seen.transpose(-1, -2)[:, :1]
-
-    def at_temperature(self, tau: float) -> Tensor:
-        """The head outputs with all logits, mask included, divided by tau."""
-        if self.mask is None or self.mask.dtype == torch.bool:
-            return self.kernel(self.query / tau, self.key, self.value)
-        return self.kernel(self.query / tau, self.key, self.value, attn_mask=self.mask / tau)
-
-
-Editor = Callable[[Call], Tensor]
-"""Makes the head outputs of a call, "B H N D"."""
-
-
-class _Kernel(TorchFunctionMode):
-    """Hands an editor the first kernel call; of self- and joint attention the first square one."""
-
-    def __init__(self, site: Site, layout: Layout, editor: Editor) -> None:
-        super().__init__()
-        self.site, self.layout, self.editor = site, layout, editor
-        self.edited = 0
-        self.seen: list[tuple[int, int]] = []
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **named)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        named = dict(zip(names, args, strict=False)) | named
-        query, key, value = (named.pop(name) for name in names[:3])
-        self.seen.append((query.shape[-2], key.shape[-2]))
-        # Later calls belong to an IP-Adapter, whose keys are its own.
-        square = query.shape[-2] == key.shape[-2] or self.site.kind == "cross"
-        if self.edited or not square:
-            return func(query, key, value, **named)
-        if named.get("is_causal"):
-            raise NotImplementedError(
-                f"{self.site.name} is causal, which no perturbation allows for"
-            )
-        self.edited += 1
-
-        def kernel(query: Tensor, key: Tensor, value: Tensor, **changed: Any) -> Tensor:
-            settings = named | changed
-            result: Tensor = F.scaled_dot_product_attention(query, key, value, **settings)
-            return result
-
-        scale = named.get("scale") or query.shape[-1] ** -0.5
-        mask = named.get("attn_mask")
-        return self.editor(Call(self.site, self.layout, query, key, value, mask, scale, kernel))
+        before = _HERE.edits
+        try:
+            _HERE.edits = self
+            yield
+        finally:
+            _HERE.edits = before
+        for site, _ in self._sites.values():
+            if site.name not in self._runs:
+                module: Any = self._denoiser.get_submodule(site.name)
+                raise RuntimeError(_missed(site, module, "it never ran in this pass"))
 
 
 @contextmanager
@@ -148,85 +108,209 @@ def editing(
     Raises:
         RuntimeError: An edited module ran without calling the kernel, or didn't run.
     """
-    kernels = {site.name: _Kernel(site, layout, editor) for site in sites}
-    with ExitStack() as stack:
-        for site in sites:
-            module = denoiser.get_submodule(site.name)
-            stack.enter_context(_on_kernel(module))
-            stack.enter_context(_around(module, kernels[site.name]))
-        yield
-    for site in sites:
-        if not kernels[site.name].edited:
-            raise RuntimeError(_missed(denoiser.get_submodule(site.name), kernels[site.name]))
-
-
-@contextmanager
-def _around(module: nn.Module, mode: _Kernel) -> Iterator[None]:
-    """Enter the mode in every forward pass of the module, and leave it also after an exception."""
-    entered = 0
-
-    def enter(module: nn.Module, args: Any) -> None:
-        nonlocal entered
-        mode.__enter__()  # type: ignore[no-untyped-call]
-        entered += 1
-
-    def leave(module: nn.Module, args: Any, output: Any) -> None:
-        nonlocal entered
-        # Another's hook may have raised before `enter`; the innermost mode would be another's then.
-        if entered:
-            entered -= 1
-            mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    handles = [
-        module.register_forward_pre_hook(enter),
-        # Before hooks of others, so that these don't run in the mode.
-        module.register_forward_hook(leave, prepend=True, always_call=True),
-    ]
+    calls = Calls()
     try:
-        yield
+        with Edits(denoiser, {site: [editor] for site in sites}, layout, calls).applied():
+            yield
     finally:
-        for handle in handles:
-            handle.remove()
+        calls.release()
+
+
+def watch(calls: Calls, module: Any) -> None:
+    """Let a module's attention be edited by passes that want to."""
+    if not calls.covers(module):
+        calls.around(module, _attend, inner=True)
+    processor = module.processor
+    if _needs_switch(processor) and not calls.covers(processor):
+        calls.around(processor, _on_kernel)
 
 
 @contextmanager
-def _on_kernel(module: Any) -> Iterator[None]:
-    """Let a module compute attention by torch's kernel, and by what it had before afterwards."""
-    processor = module.processor
-    if hasattr(processor, "_attention_backend"):
-        before = vars(processor).get("_attention_backend", processor)
-        processor._attention_backend = _NATIVE
+def cleared() -> Iterator[None]:
+    """Let nothing that was entered inside outlive it, whatever ends it, and at whatever line."""
+    before, module, depth = _HERE.edits, _HERE.module, torch._C._len_torch_function_stack()
+    try:
         try:
             yield
         finally:
-            if before is processor:
-                del processor._attention_backend
-            else:
-                processor._attention_backend = before
-    elif type(processor).__name__ in _WITHOUT_KERNEL:
+            _restore(before, module, depth)
+    finally:  # Again, should an interrupt have come in the first one's way.
+        _restore(before, module, depth)
+
+
+def _restore(edits: Edits | None, module: Any, depth: int) -> None:
+    _HERE.edits, _HERE.module = edits, module
+    while torch._C._len_torch_function_stack() > depth:
+        last = torch._C._len_torch_function_stack() - 1
+        if not isinstance(torch._C._get_function_stack_at(last), _Kernel):
+            break
+        torch._C._pop_torch_function_stack()
+
+
+# -- around one module's forward ---------------------------------------------------------------
+
+
+def _attend(module: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Run a module's forward, edited if the pass of this thread edits it."""
+    edits = _HERE.edits
+    found = None if edits is None else edits.of(module)
+    if edits is None or found is None:
+        if edits is None and torch._C._current_graph_task_id() != -1:
+            raise RuntimeError(
+                "a layer with an intervention runs anew in the backward pass, where its edit isn't "
+                "known any more, so the gradient would be wrong; switch gradient checkpointing off "
+                "(disable_gradient_checkpointing()), or detach before training"
+            )
+        return call(*args, **kwargs)
+    site, chain = found
+    watch(edits.calls, module)  # Another processor may have been set meanwhile.
+    mode = _Kernel(module, site, edits, chain, Entered.of(site, args, kwargs))
+    outer = _HERE.module
+    try:
+        _HERE.module = module
+        with mode:
+            output = call(*args, **kwargs)
+    finally:
+        _HERE.module = outer
+    mode.check()
+    edits.count(site)
+    return output
+
+
+class _Kernel(TorchFunctionMode):
+    """Hands editors the kernel calls of one forward of a module that are its own attention."""
+
+    def __init__(
+        self, module: Any, site: Site, edits: Edits, chain: Sequence[Editor], entered: Entered
+    ) -> None:
+        super().__init__()
+        self._module, self._site, self._edits, self._chain = module, site, edits, chain
+        self._entered = entered
+        self._queries: list[Tensor] = []
+        self._seen: list[tuple[int, int, int]] = []
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = dict(kwargs or {})
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **named)
+        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+        named = dict(zip(names, args, strict=False)) | named
+        query, key, value = (named.pop(name) for name in names[:3])
+        self._seen.append((len(query), query.shape[-2], key.shape[-2]))
+        if not self._own(query, key):
+            return func(query, key, value, **named)
+        if named.get("is_causal"):
+            raise NotImplementedError(
+                f"{self._site.name} is causal, which no perturbation allows for"
+            )
+        self._queries.append(query)
+        return self._edited(query, key, value, named)
+
+    def _own(self, query: Tensor, key: Tensor) -> bool:
+        """Whether a call is the module's own attention.
+
+        Another's on queries that had theirs, with other keys, belongs to an IP-Adapter.
+        """
+        if any(_same(query, one) for one in self._queries):
+            return False
+        if self._site.kind == "cross":
+            return key.shape[-2] == self._edits.layout.n_text
+        rows = query.shape[-2]
+        if self._edits.layout.segments:
+            rows += sum(one.shape[-2] for one in self._queries)
+        return rows == key.shape[-2]
+
+    def _edited(self, query: Tensor, key: Tensor, value: Tensor, named: dict[str, Any]) -> Tensor:
+        site = self._site
+        if query.ndim != 4 or query.shape[1] != site.heads:
+            raise RuntimeError(
+                f"{site.name} calls its kernel with queries {tuple(query.shape)}, where (batch, "
+                f"{site.heads} heads, tokens, size) was expected; it can't be edited"
+            )
+
+        def kernel(query: Tensor, key: Tensor, value: Tensor, **changed: Any) -> Tensor:
+            settings = named | changed
+            result: Tensor = F.scaled_dot_product_attention(query, key, value, **settings)
+            return result
+
+        scale = named.get("scale") or query.shape[-1] ** -0.5
+        given: Tensor | None = None
+        for editor in self._chain:
+            call = Call(
+                site, self._edits.layout, query, key, value, named.get("attn_mask"), scale, kernel,
+                self._entered, self._module, self._edits.pass_, given,
+            )  # fmt: skip
+            given = editor(call)
+        shape = (*query.shape[:3], value.shape[-1])
+        if given is None or given.shape != shape or given.dtype != query.dtype:
+            what = None if given is None else (tuple(given.shape), given.dtype)
+            raise RuntimeError(
+                f"the edit of {site.name} made {what}, and the module uses {(shape, query.dtype)}"
+            )
+        return given
+
+    def check(self) -> None:
+        """Check that every row that entered the module was edited, once.
+
+        Raises:
+            RuntimeError: Some weren't, or it isn't known which were.
+        """
+        if not self._entered.covered([(len(q), q.shape[-2]) for q in self._queries]):
+            raise RuntimeError(_missed(self._site, self._module, self._story()))
+
+    def _story(self) -> str:
+        if not self._seen:
+            return (
+                f"its processor {type(self._module.processor).__name__} made no call of "
+                "scaled_dot_product_attention in this pass (another kernel, or step caching "
+                "skipped the layer)"
+            )
+        wanted = "keys of the text" if self._site.kind == "cross" else "rows that are the columns"
+        return (
+            f"{self._entered} entered it, and its kernel calls had (batch, rows, columns) "
+            f"{self._seen}: those with {wanted} hold other rows in all"
+        )
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+    )
+
+
+def _missed(site: Site, module: Any, what: str) -> str:
+    return (
+        f"{site.name} ({type(module).__name__}) was to be edited, but {what}, so the edit would "
+        "have been skipped silently; set the standard processor (set_default_attn_processor()), "
+        "switch caching off, or choose other layers"
+    )
+
+
+# -- processors on other kernels ---------------------------------------------------------------
+
+
+def _needs_switch(processor: Any) -> bool:
+    return hasattr(processor, "_attention_backend") or type(processor).__name__ in _WITHOUT_KERNEL
+
+
+def _on_kernel(processor: Any, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Let an edited module compute attention by torch's kernel, in this thread and this once."""
+    if _HERE.module is None or not args or args[0] is not _HERE.module:
+        return call(*args, **kwargs)
+    if hasattr(processor, "_attention_backend"):
+        switched: Any = copy.copy(processor)
+        switched._attention_backend = _NATIVE
+    else:
         # Here, so that models of transformers can be attached to without loading diffusers.
         from diffusers.models.attention_processor import AttnProcessor2_0
 
-        module.processor = AttnProcessor2_0()
-        try:
-            yield
-        finally:
-            module.processor = processor
-    else:
-        yield
-
-
-def _missed(module: Any, mode: _Kernel) -> str:
-    name, processor = mode.site.name, type(module.processor).__name__
-    if mode.seen:
-        what = f"its kernel calls had (rows, columns) {mode.seen}, none of them square"
-    else:
-        what = (
-            f"its processor {processor} made no call of scaled_dot_product_attention in this pass "
-            "(another kernel, or step caching skipped the layer)"
-        )
-    return (
-        f"{name} was to be edited, but {what}, so the edit would have been skipped silently; set "
-        "the standard processor (set_default_attn_processor()), switch caching off, or choose "
-        "other layers"
-    )
+        switched = AttnProcessor2_0()
+    return switched(*args, **kwargs)

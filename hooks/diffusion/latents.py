@@ -1,256 +1,330 @@
-"""Latents moved down a gradient inside a running pipeline, right before the denoiser sees them.
+"""Latents moved inside a running pipeline, right before the denoiser sees them.
 
-Before a call of the denoiser it runs once more, with gradients, on the conditional rows alone and
-only up to the last layer whose map the loss needs. With z the pipeline's latents and c(t) the
-scheduler's scaling of the model's input,
-
-    z' = z - a grad_z loss(maps of the denoiser at c(t) z)
-
-is what the denoiser is then called with, in all its branches, what perturbed branches see, and
-what the scheduler's next ``step`` gets as its sample. That call is wrapped for this once, on the
-scheduler's instance; no tensor of the pipeline's is written to.
+With z the pipeline's latents and c(t) the scheduler's scaling of the model's input, c(t) z' is what
+the denoiser is called with, in all its branches, what perturbed branches see, and z' is what the
+scheduler's next ``step`` gets as its sample. That call is wrapped for this once, on the scheduler's
+instance and for the thread that waits; no tensor of the pipeline's is written to.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+import threading
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.gradients import Edited, Source, descended, differentiable, measure
-from regaze.hooks.diffusion.rows import Rows, variables_of
-from regaze.hooks.diffusion.sites import read_layout
-from regaze.hooks.diffusion.text import read_text
-from regaze.hooks.diffusion.text_maps import Reader
-from regaze.hooks.diffusion.works import Entry, LatentEdit, Objective, Run
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.rows import call_of_rows
+from regaze.hooks.diffusion.works import Work
+
+
+@dataclass(frozen=True)
+class LatentEdit(Work):
+    """Latents moved before the denoiser sees them; a method overrides `move`."""
+
+    needs_latents = True
+
+    def move(self, latents: Tensor, pass_: Pass) -> Tensor:
+        """Latents to go on with.
+
+        Args:
+            latents: The pipeline's, float32.
+            pass_: The pass that begins; ``pass_.latents`` knows the step.
+        """
+        return latents
+
+    def before(self, pass_: Pass) -> None:
+        """Move the pass's latents."""
+        if pass_.latents is not None and pass_.latents.open:
+            pass_.latents.put(self.move(pass_.latents.current(), pass_))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pipeline's latents go into its denoiser's call.
+
+    Attributes:
+        scale: What the pipeline does to them before the call.
+        cond: The call's arguments, of the conditional rows alone.
+        name: Which argument they are.
+    """
+
+    scale: Callable[[Tensor], Tensor]
+    cond: Mapping[str, Any]
+    name: str
+
+    @classmethod
+    def of(cls, pass_: Pass) -> Source:
+        """Find it.
+
+        Raises:
+            ValueError: The call's sample isn't made of the pipeline's latents alone, or its
+                scheduler would ignore that they move.
+        """
+        pipeline, running = pass_.pipeline, pass_.running
+        variables = {} if running is None else running.variables
+        scheduler = pipeline.scheduler
+        _check_corrector(scheduler, len(variables["timesteps"]))
+        rows, name = pass_.rows, pass_.family.sample
+        every = slice(0, rows.batch)
+        cond = call_of_rows(pass_.call, rows.cond or every, rows.batch, pass_.family)
+        latents, sample = variables.get("latents"), cond[name]
+        scales: list[Callable[[Tensor], Tensor]] = [lambda z: z]
+        if hasattr(scheduler, "scale_model_input") and "t" in variables:
+            scales.insert(0, partial(_scaled, scheduler, variables["t"]))
+        for scale in scales:
+            if not isinstance(latents, Tensor) or len(latents) != len(sample):
+                continue
+            found = cls(scale, cond, name)
+            whole, scaled = _joined(sample), _like(sample, scale(latents))
+            if torch.equal(whole[:, : scaled.shape[1]], scaled):
+                return found
+        raise ValueError(
+            f"{type(pipeline).__name__} calls its denoiser with something else than its latents, "
+            "which therefore can't be updated; use the plain text-to-image pipeline of this model"
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the call's sample."""
+        return _joined(self.cond[self.name]).dtype
+
+    def sample(self, latents: Tensor, call: Mapping[str, Any]) -> Any:
+        """A call's sample with other latents, in all its branches."""
+        given = call[self.name]
+        old, scaled = _joined(given), _like(given, self.scale(latents))
+        scaled = scaled.repeat(len(old) // len(scaled), *[1] * (old.ndim - 1))
+        # Inpainting's mask and masked image follow the latents.
+        rest = old[:, scaled.shape[1] :]
+        new = torch.cat([scaled, rest], 1) if rest.shape[1] else scaled
+        return list(new) if isinstance(given, list) else new
+
+
+def _joined(sample: Any) -> Tensor:
+    """A sample as one tensor, which some denoisers take as a list with a tensor for each row."""
+    return torch.stack(sample) if isinstance(sample, list) else sample
+
+
+def _like(sample: Any, latents: Tensor) -> Tensor:
+    """Latents in the form of a sample: rows of a list have an axis of frames (Z-Image)."""
+    whole = _joined(sample)
+    listed = isinstance(sample, list) and whole.ndim == latents.ndim + 1
+    return (latents[:, :, None] if listed else latents).to(whole.dtype)
+
+
+def _scaled(scheduler: Any, t: Any, latents: Tensor) -> Tensor:
+    scaled: Tensor = scheduler.scale_model_input(latents, t)
+    return scaled
+
+
+def _check_corrector(scheduler: Any, steps: int) -> None:
+    kept = getattr(scheduler, "disable_corrector", None)
+    corrects = kept is not None and not set(range(steps - 1)) <= set(kept)
+    if corrects or type(scheduler).__name__.startswith("SASolver"):
+        raise ValueError(
+            f"{type(scheduler).__name__} corrects each step's latents from those before, which "
+            "would discard the update; use another scheduler, or for UniPC "
+            "disable_corrector=list(range(steps))"
+        )
+
+
+# -- one step ----------------------------------------------------------------------------------
+
+
+class Step:
+    """The latents of one step, while works move them.
+
+    Attributes:
+        index: Which step.
+        steps: Of how many.
+        open: Whether they can be moved in this pass: not in that of another branch, nor in a
+            second-order scheduler's correction, which starts again from latents kept.
+    """
+
+    def __init__(self, owner: Latents, pass_: Pass, index: int, steps: int) -> None:
+        self.index, self.steps, self.open = index, steps, True
+        self.sample: Any = None
+        self._owner, self._pass = owner, pass_
+        self._source: Source | None = None
+        self._old: Tensor | None = None
+        self._new: Tensor | None = None
+
+    @property
+    def source(self) -> Source:
+        """Where they go into the denoiser's call.
+
+        Raises:
+            RuntimeError: The other branch ran with latents that weren't moved yet.
+            ValueError: See `Source.of`.
+        """
+        if self._source is None:
+            if self._owner.alone == self.index:
+                raise RuntimeError(
+                    "the unconditional branch ran before the conditional one, with latents that "
+                    "weren't updated yet; this order of calls isn't supported"
+                )
+            self._source = Source.of(self._pass)
+        return self._source
+
+    def current(self) -> Tensor:
+        """The latents now, float32."""
+        if self._new is None:
+            _ = self.source
+            self._old = self._pass.running.variables["latents"]  # type: ignore[union-attr]
+            self._new = self._old.float()
+        return self._new
+
+    def put(self, latents: Tensor) -> None:
+        """Go on with other latents."""
+        self._new = latents
+
+    def finish(self) -> None:
+        """Hand moved latents to the denoiser and the scheduler."""
+        if self._old is None or self._new is None:
+            return
+        new = self._new.detach().to(self._old.dtype)
+        self.sample = self.source.sample(new, self._pass.call)
+        scheduler = self._pass.pipeline.scheduler
+        self._owner.waiting = waiting = Handover(self.source, self.index, self._old, new)
+        _hand(scheduler, waiting)
 
 
 @dataclass
-class _Course:
-    """An update during one run of a pipeline."""
-
-    objective: Objective
-    step: int
-    losses: list[Tensor] = field(default_factory=list)
-
-
 class Latents:
-    """All updates of latents before one denoiser."""
+    """What one thread moves before one denoiser, from step to step."""
 
-    def __init__(self) -> None:
-        self._courses: dict[int, _Course] = {}
-        self._handover: _Handover | None = None
-        self._alone = -1
+    waiting: Handover | None = None
+    alone: int = -1
 
-    def forget(self, entry: Entry) -> None:
-        """An update comes off; maybe in the middle of a step."""
-        self._courses.pop(id(entry), None)
-        self._recall()
-
-    def before(
-        self,
-        module: Any,
-        pipeline: Any,
-        call: Mapping[str, Any],
-        rows: Rows,
-        entries: Sequence[Entry],
-        edited: Edited,
-    ) -> Tensor | None:
-        """Move the latents; the sample to call the denoiser with instead, or None.
-
-        Args:
-            module: The denoiser, maybe compiled.
-            pipeline: The pipeline that is running.
-            call: The call's arguments by name.
-            rows: What its rows are.
-            entries: The updates.
-            edited: Puts edits of the denoiser's own branches around a gradient pass.
+    def begin(self, pass_: Pass) -> Step:
+        """The step that a pass belongs to.
 
         Raises:
-            RuntimeError: The latents of the step before were never taken by the scheduler, or
-                branches come in an order that can't work.
-            ValueError: This pipeline's latents can't be told, or its scheduler would ignore them.
+            RuntimeError: The latents of the step before were never taken by the scheduler.
+            ValueError: This pipeline's steps can't be told.
         """
-        step, steps = _step_of(pipeline)
-        waiting = self._handover if self._handover and self._handover.step == step else None
-        if rows.cond is None:
-            # The other branch of a pipeline that makes a call for each.
-            self._alone = -1 if waiting else step
-            return None if waiting is None else waiting.source.sample(waiting.new, call)
-        if self._handover and step > self._handover.step:
-            raise RuntimeError(
-                f"the latents updated in step {self._handover.step} were never taken: "
-                f"{type(pipeline).__name__} didn't call its scheduler's step"
-            )
-        self._recall()
-        if getattr(pipeline.scheduler, "state_in_first_order", True) is False:
-            return None  # A second-order scheduler's correction; it starts again from latents kept.
-        alone, self._alone = self._alone, -1
-        plans = []
-        for entry in entries:
-            course = self._course(entry, pipeline, call, rows, step, steps)
-            plan = course.objective.plan(step)
-            if plan is not None:
-                plans.append((entry, course, plan))
-        if not plans:
-            return None
-        if alone == step:
-            raise RuntimeError(
-                "the unconditional branch ran before the conditional one, with latents that "
-                "weren't updated yet; this order of calls isn't supported"
-            )
-        if is_compiled(module) and any(course.objective.watches for _, course, _ in plans):
+        running = pass_.running
+        if running is None or running.step is None:
+            who = "a bare denoiser" if running is None else type(running.pipeline).__name__
             raise ValueError(
-                "masks are taken in the denoiser's own pass, which is compiled here; take them in "
-                'the gradient pass: masks="before"'
+                f"{who} isn't running, or counts its steps otherwise than other pipelines, so that "
+                "its latents can't be updated"
             )
-        source = Source.of(module, pipeline, call, rows)
-        latents = old = variables_of(pipeline)["latents"]
-        with differentiable(source.denoiser):
-            for entry, course, plan in plans:
-                before, seen = latents.float(), len(course.losses)
-                one = functools.partial(_measured, source, entry, course, edited)
-                latents = descended(before, plan, one)
-                _count(entry, course, before, latents, seen)
-        new = latents.detach().to(old.dtype)
-        self._handover = _Handover(self._recall, pipeline.scheduler, source, step, old, new)
-        return source.sample(new, call)
+        step = Step(self, pass_, *running.step)
+        waiting = self.waiting if self.waiting and self.waiting.step == step.index else None
+        if pass_.rows.cond is None:
+            # The other branch of a pipeline that makes a call for each.
+            step.open = False
+            self.alone = -1 if waiting else step.index
+            if waiting is not None:
+                step.sample = waiting.source.sample(waiting.new, pass_.call)
+            return step
+        if self.waiting and not self.waiting.taken and step.index > self.waiting.step:
+            raise RuntimeError(
+                f"the latents updated in step {self.waiting.step} were never taken: "
+                f"{type(pass_.pipeline).__name__} didn't call its scheduler's step"
+            )
+        if self.alone != step.index:
+            self.alone = -1
+        self.recall()
+        if getattr(pass_.pipeline.scheduler, "state_in_first_order", True) is False:
+            step.open = False
+        return step
 
-    @contextmanager
-    def watching(
-        self, denoiser: Any, call: Mapping[str, Any], rows: Rows, entries: Sequence[Entry]
-    ) -> Iterator[None]:
-        """Show the pass inside to objectives that want to see it."""
-        waiting = self._handover
-        with ExitStack() as stack:
-            readers = []
-            for entry in entries:
-                course = self._courses.get(id(entry))
-                if waiting is None or rows.cond is None or course is None:
-                    continue
-                if course.objective.watches and course.objective.plan(waiting.step):
-                    layout, which = read_layout(denoiser, call), (rows.batch, rows.cond)
-                    reader = Reader(entry.work.sites, layout, which, stop=False)
-                    stack.enter_context(reader.reading(denoiser))
-                    readers.append((course.objective, reader))
-            yield
-        for objective, reader in readers:
-            objective.watch(reader.maps().detach())
-
-    def _recall(self) -> None:
-        if self._handover is not None:
-            self._handover.restore()
-            self._handover = None
-
-    def _course(
-        self,
-        entry: Entry,
-        pipeline: Any,
-        call: Mapping[str, Any],
-        rows: Rows,
-        step: int,
-        steps: int,
-    ) -> _Course:
-        """The course of an update; a new one if another run has begun."""
-        course = self._courses.get(id(entry))
-        if course is None or step <= course.step:
-            if not isinstance(entry.work, LatentEdit):
-                raise TypeError("only updates of latents have a course")
-            cond = rows.cond or slice(0, rows.batch)
-            samples = cond.stop - cond.start
-            words = int(call["encoder_hidden_states"].shape[1])
-            text = read_text(pipeline, samples, words)
-            objective = entry.work.begin(Run(samples, steps, text))
-            course = self._courses[id(entry)] = _Course(objective, step)
-        course.step = step
-        return course
-
-
-def _measured(
-    source: Source, entry: Entry, course: _Course, edited: Edited, latents: Tensor
-) -> tuple[Tensor, Tensor]:
-    """`measure`, counted."""
-    sites = entry.work.sites
-    loss, gradient = measure(source, sites, course.objective, edited, latents)
-    course.losses.append(loss)
-    for site in sites:
-        entry.calls[site.name] = entry.calls.get(site.name, 0) + 1
-    return loss, gradient
-
-
-def _count(entry: Entry, course: _Course, old: Tensor, new: Tensor, seen: int) -> None:
-    """Count what an update did to each sample."""
-    moved = (new - old).flatten(1).norm(dim=1) / old.flatten(1).norm(dim=1).clamp(1e-12)
-    total = torch.ones_like(moved)
-    sums = torch.stack([x.sum() for x in ((moved > 0).float(), moved, total)])
-    for site in entry.work.sites:
-        entry.add(site.name, sums)
-    entry.steps += 1
-    first, last = (float(course.losses[k].mean()) for k in (0, -1))
-    passes = f"{len(course.losses)} gradient passes, {len(course.losses) - seen} in the last step"
-    entry.note = f"{passes}; loss {first:.3f} at first, {last:.3f} at last"
+    def recall(self) -> None:
+        """Give the scheduler its own step back."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.recall()
 
 
 # -- on to the scheduler -----------------------------------------------------------------------
 
 
-class _Handover:
-    """Updated latents on their way from the denoiser's call to the scheduler's."""
+@dataclass(eq=False)
+class Handover:
+    """Moved latents on their way from the denoiser's call to the scheduler's."""
 
-    def __init__(
-        self,
-        recall: Callable[[], None],
-        scheduler: Any,
-        source: Source,
-        step: int,
-        old: Tensor,
-        new: Tensor,
-    ) -> None:
-        self.source, self.step, self.new = source, step, new
-        self._scheduler, self._before = scheduler, vars(scheduler).get("step")
-        stock = scheduler.step
+    source: Source
+    step: int
+    old: Tensor
+    new: Tensor
+    taken: bool = False
+    relay: Relay | None = None
+
+    def recall(self) -> None:
+        """Hand them over no more."""
+        if self.relay is not None:
+            self.relay.drop(self)
+
+
+_LOCK = threading.RLock()
+_RELAYS: MutableMapping[Any, Relay] = weakref.WeakKeyDictionary()
+
+
+def _hand(scheduler: Any, handover: Handover) -> None:
+    with _LOCK:
+        relay = _RELAYS.get(scheduler)
+        if relay is None:
+            relay = _RELAYS[scheduler] = Relay(scheduler)
+        handover.relay = relay
+        relay.waiting[threading.get_ident()] = handover
+        relay.install()
+
+
+@dataclass(eq=False)
+class Relay:
+    """A scheduler's ``step``, wrapped while somebody's latents wait for it."""
+
+    scheduler: Any
+    waiting: dict[int, Handover] = field(default_factory=dict)
+    _take: Any = None
+    _before: Any = None
+
+    def install(self) -> None:
+        """Wrap the step."""
+        if self._take is not None and vars(self.scheduler).get("step") is self._take:
+            return
+        self._before, stock = vars(self.scheduler).get("step"), self.scheduler.step
 
         @functools.wraps(stock)
         def take(*args: Any, **kwargs: Any) -> Any:
-            if self._scheduler is None:  # Someone else wrapped the wrapped call and kept it.
+            handover = self.waiting.get(threading.get_ident())
+            if handover is None:  # Another thread's step, or one of someone who kept this call.
                 return stock(*args, **kwargs)
-            recall()
+            self.drop(handover)
             bound = inspect.signature(stock).bind(*args, **kwargs)
-            given = bound.arguments.get("sample")
+            given, old = bound.arguments.get("sample"), handover.old
             if given is not old and not (isinstance(given, Tensor) and torch.equal(given, old)):
                 raise RuntimeError(
-                    f"{type(scheduler).__name__}.step got a sample that isn't the latents that "
-                    "were updated, so the update would be lost; this pipeline isn't supported"
+                    f"{type(self.scheduler).__name__}.step got a sample that isn't the latents "
+                    "that were updated, so the update would be lost; this pipeline isn't supported"
                 )
-            bound.arguments["sample"] = new
+            handover.taken = True
+            bound.arguments["sample"] = handover.new
             return stock(*bound.args, **bound.kwargs)
 
-        self._take = scheduler.step = take
+        self._take = self.scheduler.step = take
 
-    def restore(self) -> None:
-        """Give the scheduler its own step back."""
-        scheduler, self._scheduler = self._scheduler, None
-        if scheduler is None or vars(scheduler).get("step") is not self._take:
-            return
-        if self._before is None:
-            del scheduler.step
-        else:
-            scheduler.step = self._before
-
-
-def _step_of(pipeline: Any) -> tuple[int, int]:
-    variables = variables_of(pipeline)
-    step, steps = variables.get("i"), variables.get("timesteps")
-    if not isinstance(step, int) or steps is None:
-        raise ValueError(
-            f"{type(pipeline).__name__} isn't running, or counts its steps otherwise than other "
-            "pipelines, so that its latents can't be updated"
-        )
-    return step, len(steps)
+    def drop(self, handover: Handover) -> None:
+        """Let one wait no more; the last one gives the scheduler its own step back."""
+        with _LOCK:
+            for key in [k for k, one in self.waiting.items() if one is handover]:
+                del self.waiting[key]
+            if self.waiting:
+                return
+            if self._take is not None and vars(self.scheduler).get("step") is self._take:
+                if self._before is None:
+                    del self.scheduler.step
+                else:
+                    self.scheduler.step = self._before
+            self._take = self._before = None
+            if _RELAYS.get(self.scheduler) is self:
+                del _RELAYS[self.scheduler]

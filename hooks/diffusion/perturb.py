@@ -95,9 +95,15 @@ def gaussian(sigma: float, side: int) -> Tensor:
 
 
 def image_block_identity(
-    query: Tensor, key: Tensor, value: Tensor, scale: float, image: slice, kernel: Kernel
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    image: slice,
+    kernel: Kernel,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Each image token sees itself and the text, no other image token; text rows are unchanged.
+    """Each image token sees itself and the text, no other image token; other rows are unchanged.
 
     With s_i the logit of token i on itself and (O_i, lse_i) its attention to the text,
     ``g_i = sigmoid(s_i - lse_i)`` and the output is ``g_i v_i + (1 - g_i) O_i``: diffusers' SD3
@@ -105,23 +111,44 @@ def image_block_identity(
 
     Args:
         query: "B H N D".
-        key: The same shape.
-        value: The same shape.
+        key: "B H K D"; the rows are the last of the columns.
+        value: "B H K D".
         scale: Factor of the logits.
-        image: Where the image tokens are among the N; the others are text.
+        image: Where the image tokens are among the N rows; the others are text.
         kernel: The call's kernel.
+        mask: The call's mask, as the kernel has it.
     """
-    start, stop, _ = image.indices(query.shape[2])
-    text = [slice(0, start), slice(stop, query.shape[2])]
+    first, rows = key.shape[2] - query.shape[2], query.shape[2]
+    start, stop, _ = image.indices(rows)
+    columns = slice(first + start, first + stop)
+    text = [slice(0, columns.start), slice(columns.stop, key.shape[2])]
     text_key = torch.cat([key[:, :, part] for part in text], 2)
     text_value = torch.cat([value[:, :, part] for part in text], 2)
-    rows, own = query[:, :, start:stop].float(), key[:, :, start:stop].float()
+    queries = query[:, :, start:stop].float()
     # Text is short: this is N x text, as in cross-attention, never N x N.
-    logits = rows @ text_key.float().transpose(-1, -2) * scale
-    gate = torch.sigmoid((rows * own).sum(-1) * scale - logits.logsumexp(-1))[..., None]
+    logits = queries @ text_key.float().transpose(-1, -2) * scale
+    own = (queries * key[:, :, columns].float()).sum(-1) * scale
+    if mask is not None:
+        bias = mask_as_numbers(mask)
+        bias = bias if bias.shape[-2] == 1 else bias[..., start:stop, :]
+        logits = logits + torch.cat([bias[..., part] for part in text], -1)
+        seen = bias[..., columns]
+        own = own + (seen[..., 0, :] if seen.shape[-2] == 1 else seen.diagonal(dim1=-2, dim2=-1))
+    gate = torch.sigmoid(own - logits.logsumexp(-1))[..., None]
     mixed = logits.softmax(-1) @ text_value.float()
-    image_out = gate * value[:, :, start:stop].float() + (1 - gate) * mixed
-    out = [kernel(query[:, :, part], key, value) for part in text if part.start < part.stop]
-    position = 1 if start > 0 else 0
-    out.insert(position, image_out.to(query.dtype))
+    image_out = gate * value[:, :, columns].float() + (1 - gate) * mixed
+    out = []
+    for part in (slice(0, start), slice(stop, rows)):
+        if part.start < part.stop:
+            named = {} if mask is None or mask.shape[-2] == 1 else {"attn_mask": mask[..., part, :]}
+            out.append(kernel(query[:, :, part], key, value, **named))
+    out.insert(1 if start > 0 else 0, image_out.to(query.dtype))
     return torch.cat(out, 2)
+
+
+def mask_as_numbers(mask: Tensor) -> Tensor:
+    """A kernel's mask as numbers to add to logits, "B 1 N K" or "B 1 1 K" or the like."""
+    mask = mask if mask.ndim == 4 else mask[:, None]
+    if mask.dtype == torch.bool:
+        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+    return mask.float()

@@ -1,6 +1,8 @@
-"""The hook on a denoiser: moved latents, edits in its own branches, perturbed branches beside them.
+"""The stack of works on one denoiser, and what it runs around a forward pass.
 
-With eps the denoiser's output, the hook returns for every branch eps + delta,
+Branches run beside the main pass. With eps the denoiser's output, every branch of guidance that the
+pipeline gets back is eps + delta, where delta sums what each branch's `combine` differs by from its
+rows' own prediction. For guidance away from a perturbed branch that is
 
     delta = sum over guidances of  s (eps_cond - eps_perturbed)
 
@@ -8,17 +10,17 @@ so that a pipeline's own ``uncond + g (cond - uncond)`` becomes that plus delta 
 ``cond + delta`` without classifier-free guidance. This is linear in the prediction, whatever it
 predicts: the formula of diffusers' PAG pipelines.
 
-A main edit acts in every pass, perturbed ones included: guidance leads away from what the edited
-model would predict. Where both are on a layer, the perturbation stands in the edit's place.
+A main edit acts in every pass, branches included: guidance leads away from what the edited model
+would predict. Where both are on a layer, the branch's edit stands in the main one's place.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import sys
+import threading
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -26,34 +28,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.diffusion.fork import Kept, is_compiled, why_not
+from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion import fork as forks
+from regaze.hooks.diffusion import kernel
+from regaze.hooks.diffusion.eager import eagerly
+from regaze.hooks.diffusion.entries import Entry
+from regaze.hooks.diffusion.families import family_of
+from regaze.hooks.diffusion.fork import Fork, Kept, is_compiled, why_not
+from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner
-from regaze.hooks.diffusion.kernel import editing
 from regaze.hooks.diffusion.latents import Latents
+from regaze.hooks.diffusion.passes import Editors, Pass
 from regaze.hooks.diffusion.rows import (
     Rows,
     call_by_name,
     call_of_rows,
     copy_containers,
     find_rows,
-    progress_of,
-    timestep_of,
-    variables_of,
 )
-from regaze.hooks.diffusion.sites import Layout, read_layout
-from regaze.hooks.diffusion.works import Attend, Branch, Entry, LatentEdit
+from regaze.hooks.diffusion.running import running
+from regaze.hooks.diffusion.sites import Layout, Site, blocks, read_layout
+from regaze.hooks.diffusion.text import read_text
+from regaze.hooks.diffusion.works import Branch, Run, Work
+
+Live = Sequence[tuple[Entry, Work]]
+"""Works that act in a pass, with what counts for them."""
 
 
 @dataclass
-class _Pass:
-    """What one pass of the denoiser leaves for the branches that follow it."""
+class _Thread:
+    """What one thread keeps from pass to pass."""
 
-    call: dict[str, Any]
-    rows: Rows
-    edits: list[Entry]
-    guidances: list[tuple[Entry, Branch, float]]
-    kept: Kept | None = None
-    around: ExitStack = field(default_factory=ExitStack)
+    latents: Latents = field(default_factory=Latents)
+    begun: dict[int, tuple[int, int, Work]] = field(default_factory=dict)
+    delta: tuple[Any, Any] | None = None
 
 
 class Seat:
@@ -61,230 +69,410 @@ class Seat:
 
     Args:
         denoiser: The U-Net or transformer; may be compiled.
-        pipeline: Its pipeline, or None.
         cond_rows: Which rows are conditional, by the user's word.
-        fork: Whether perturbed branches may begin at their first edited layer.
+        fork: Whether branches may begin at their first edited layer.
     """
 
-    def __init__(
-        self, denoiser: nn.Module, pipeline: Any, cond_rows: slice | None, fork: bool
-    ) -> None:
+    def __init__(self, denoiser: nn.Module, cond_rows: slice | None, fork: bool) -> None:
         self._denoiser = weakref.ref(denoiser)
-        self._pipeline = weakref.ref(pipeline) if pipeline is not None else None
+        self._attached: weakref.ref[Any] | None = None
         self.cond_rows, self.fork = cond_rows, fork
-        self.entries: list[Entry] = []
-        self._handles: list[Any] = []
-        self._pass: _Pass | None = None
-        self._delta: Tensor | None = None
-        self._latents = Latents()
+        self.entries: tuple[Entry, ...] = ()
+        self._lock = threading.RLock()
+        self._calls = Calls()
+        self._passing: list[Calls] = []
+        self._threads: dict[int, _Thread] = {}
 
     # -- installing ----------------------------------------------------------------------------
 
-    def push(self, entry: Entry) -> None:
-        """Add an edit or guidance; the first one installs the hooks."""
-        denoiser = self._denoiser()
-        if not self.entries and denoiser is not None:
-            self._handles = [
-                denoiser.register_forward_pre_hook(self._before, with_kwargs=True),
-                denoiser.register_forward_hook(self._after, always_call=True),
-            ]
-        self.entries.append(entry)
+    def push(self, entry: Entry, pipeline: Any = None) -> None:
+        """Add a work.
+
+        Args:
+            entry: It.
+            pipeline: The pipeline that it was attached to; None for a bare denoiser.
+        """
+        with self._lock:
+            if pipeline is not None:
+                self._attached = weakref.ref(pipeline)
+            self.entries = (*self.entries, entry)
+            self._install()
 
     def pop(self, entry: Entry) -> None:
-        """Take one off, from anywhere in the stack; the last one removes the hooks."""
-        self.entries.remove(entry)
-        self._latents.forget(entry)
-        if not self.entries:
-            for handle in self._handles:
-                handle.remove()
-            self._handles.clear()
-            self._delta = None
+        """Take one off, from anywhere; a second time finishes what the first one couldn't."""
+        with self._lock:
+            self.entries = tuple(one for one in self.entries if one is not entry)
+            for thread in list(self._threads.values()):
+                thread.begun.pop(id(entry), None)
+                if entry.work.needs_latents:
+                    thread.latents.recall()
+            denoiser = self._denoiser()
+            if entry.work.needs_latents and denoiser is not None:
+                thawed(inner(denoiser))
+            if not self.entries:
+                self._threads.clear()
+                for calls in self._passing:
+                    calls.release()
+                self._passing.clear()
+            self._install()
+
+    def _install(self) -> None:
+        """Run code around the calls of what the works need, and of nothing else."""
+        denoiser = self._denoiser()
+        if denoiser is None:
+            return
+        wanted = []
+        if self.entries:
+            wanted.append(denoiser)
+            self._calls.around(denoiser, self._around, opaque=True)
+        if not any(is_compiled(part) for part in denoiser.modules()):
+            # Compiled code would be compiled anew for each class: there, for the pass alone.
+            for site in {site for entry in self.entries for site in entry.work.sites}:
+                module: Any = denoiser.get_submodule(site.name)
+                kernel.watch(self._calls, module)
+                wanted += [module, module.processor]
+            if self.fork and any(_branches(entry.work) for entry in self.entries):
+                forks.watch(self._calls, denoiser)
+                wanted += [denoiser.get_submodule(name) for name in blocks(denoiser)]
+        keep = set(map(id, wanted))
+        self._calls.release(keep=lambda thing: id(thing) in keep)
 
     def of(self, denoiser: nn.Module) -> bool:
-        """Whether this is its guide; a deep copy of a model carries its original's."""
+        """Whether this is its seat."""
         return self._denoiser() is denoiser
-
-    @property
-    def pipeline(self) -> Any:
-        """The pipeline, while it exists."""
-        return None if self._pipeline is None else self._pipeline()
 
     # -- around one forward pass ---------------------------------------------------------------
 
-    @torch.compiler.disable
-    def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.of(module):
-            return None  # A deep copy of the model.
-        denoiser = inner(module)
-        call = copy_containers(call_by_name(denoiser, args, kwargs))
-        edits = [e for e in self.entries if isinstance(e.work, Attend) and self._in_window(e.work)]
-        guidances = [
-            (e, e.work, scale)
-            for e in self.entries
-            if isinstance(e.work, Branch) and (scale := self._strength(e.work, call))
-        ]
-        updates = [e for e in self.entries if isinstance(e.work, LatentEdit) and not e.idle]
-        if not edits and not guidances and not updates:
-            return None
-        rows = find_rows(self.pipeline, call, self.cond_rows)
-        moved: Tensor | None = None
-        if updates:
-            # Edits act in the gradient pass, too.
-            edited = partial(self._edited, denoiser, edits)
-            moved = self._latents.before(module, self.pipeline, call, rows, updates, edited)
-        if moved is not None:
-            call["sample" if "sample" in call else "hidden_states"] = moved
-        self._pass = done = _Pass(call, rows, edits, guidances)
-        layout = self._layout(denoiser, call, rows.branches)
-        if edits and any(is_compiled(part) for part in module.modules()):
-            # Compiled code doesn't see the hooks that edits come by.
-            done.around.enter_context(torch.compiler.set_stance("force_eager"))
-            for entry in edits:
-                entry.note = "the denoiser runs uncompiled in these steps"
-        done.around.enter_context(_main_edits(denoiser, edits, layout))
-        done.around.enter_context(self._latents.watching(denoiser, call, rows, updates))
-        self._prepare(module, done)
-        return None if moved is None else _with_sample(moved, args, kwargs)
+    def _around(self, module: nn.Module, run: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
+        entries = self.entries
+        if not entries:
+            return run(*args, **kw)
+        owner = Calls()
+        with _cleared(owner):
+            return _OnePass(self, module, entries, owner)(run, args, kw)
 
-    def _edited(
-        self, denoiser: Any, edits: Sequence[Entry], call: Mapping[str, Any]
-    ) -> AbstractContextManager[None]:
-        return _main_edits(denoiser, edits, self._layout(denoiser, call))
+    def thread(self) -> _Thread:
+        """What this thread keeps from pass to pass."""
+        with self._lock:
+            return self._threads.setdefault(threading.get_ident(), _Thread())
 
-    def _prepare(self, module: nn.Module, done: _Pass) -> None:
-        """Keep what perturbed branches need of the pass that begins."""
-        call, guidances = done.call, done.guidances
-        if done.rows.cond is None or not guidances:
+    @property
+    def attached(self) -> Any:
+        """The pipeline that works were attached to, while it exists."""
+        return None if self._attached is None else self._attached()
+
+    def calls(self, owner: Calls, compiled: bool) -> Calls:
+        """What runs code around the modules of a pass."""
+        if not compiled:
+            return self._calls
+        with self._lock:
+            self._passing = [c for c in self._passing if c is not owner] + [owner]
+        return owner
+
+
+@contextmanager
+def _cleared(owner: Calls) -> Iterator[None]:
+    """Let nothing that was entered inside outlive it, whatever ends it, and at whatever line."""
+    with kernel.cleared(), forks.cleared():
+        try:
+            try:
+                yield
+            finally:
+                eagerly.leave(owner)
+                owner.release()
+        finally:  # Again, should an interrupt have come in the first one's way.
+            eagerly.leave(owner)
+            owner.release()
+
+
+class _OnePass:
+    """One forward pass, with what is attached to the denoiser."""
+
+    def __init__(
+        self, seat: Seat, module: nn.Module, entries: Sequence[Entry], owner: Calls
+    ) -> None:
+        self._seat, self._module, self._entries, self._owner = seat, module, entries, owner
+        self._denoiser = inner(module)
+        self._live: Live = ()
+
+    def __call__(self, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        pass_ = self._begin(args, kwargs)
+        if not self._live:
+            return run(*args, **kwargs)
+        for _, work in self._live:
+            work.before(pass_)
+        if pass_.latents is not None:
+            pass_.latents.finish()
+            if pass_.latents.sample is not None:
+                pass_.call[pass_.family.sample] = pass_.latents.sample
+                args, kwargs = _with_sample(pass_, args, kwargs)
+        branches = [(e, branch) for e, work in self._live for branch in work.branches(pass_)]
+        kept = self._kept(pass_, branches)
+        with ExitStack() as stack:
+            stack.enter_context(self._editing(pass_))
+            if kept is not None:
+                stack.enter_context(kept.recording())
+            output = run(*args, **kwargs)
+        for entry, work in self._live:
+            if work.edits:
+                entry.tally.begin()
+        if branches:
+            output = self._combined(pass_, branches, kept, output)
+        for _, work in self._live:
+            output = work.after(pass_, output)
+        return output
+
+    def _begin(self, args: Any, kwargs: dict[str, Any]) -> Pass:
+        """The pass, and which works act in it."""
+        family, seat = family_of(self._denoiser), self._seat
+        call = copy_containers(call_by_name(self._denoiser, args, kwargs))
+        found = running(self._module)
+        batch = len(call[family.sample])
+        pass_ = Pass(
+            self._denoiser, family, call, Rows(batch, None, None), Layout(None, 0, False), found
+        )
+        live = [entry for entry in self._entries if entry.work.acts(pass_)]
+        if not live:
+            return pass_
+        _refuse_checkpoints(self._denoiser)
+        pass_.compiled = any(is_compiled(part) for part in self._module.modules())
+        pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows)
+        pass_.layout = self._layout(pass_, call, pass_.rows.branches)
+        pass_.forward = lambda other, editors: self._forward(pass_, other, editors)
+        if any(entry.work.needs_latents for entry in live):
+            pass_.latents = seat.thread().latents.begin(pass_)
+        self._live = [(entry, self._begun(entry, pass_)) for entry in live]
+        return pass_
+
+    def _begun(self, entry: Entry, pass_: Pass) -> Work:
+        """The work of this run of the pipeline; a new one if another run has begun."""
+        found = pass_.running
+        if found is None or type(entry.work).begin is Work.begin:
+            return entry.work
+        begun, step = self._seat.thread().begun, -1 if found.step is None else found.step[0]
+        if (known := begun.get(id(entry))) is not None:
+            run, last, work = known
+            again = pass_.rows.cond is not None and step == last and step >= 0
+            # Where a run ended early, the next one may have its number, and begins at its step.
+            if run == found.run and step >= last and not again:
+                begun[id(entry)] = (run, step, work)
+                return work
+        samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
+        read = read_text(found.pipeline, samples, pass_.layout.n_words)
+        work = entry.work.begin(Run(samples, steps, read, entry.tally))
+        begun[id(entry)] = (found.run, step, work)
+        return work
+
+    def _layout(self, pass_: Pass, call: dict[str, Any], branches: int) -> Layout:
+        images = 1 if pass_.running is None else pass_.running.images
+        return replace(read_layout(self._denoiser, call), branches=branches, images=images)
+
+    # -- its own branches ----------------------------------------------------------------------
+
+    @contextmanager
+    def _editing(self, pass_: Pass) -> Iterator[None]:
+        """Edit the pass inside by the works that act in it."""
+        editors: dict[Site, list[Any]] = {}
+        for entry, work in self._live:
+            for site in work.attending(pass_):
+                editors.setdefault(site, []).append(partial(entry.attend, work))
+                if pass_.compiled and work.edits:
+                    entry.tally.note = "the denoiser runs uncompiled in these steps"
+        if not editors:
+            yield
             return
-        reason = why_not(module, call) if self.fork else "fork=False"
-        for entry, _, _ in guidances:
-            entry.note = f"whole extra passes: {reason}" if reason else "forks at its first block"
-        if reason is None:
-            done.kept = Kept(inner(module), [work.sites[0].block for _, work, _ in guidances])
-            done.around.enter_context(done.kept.recording())
+        with self._applied(pass_, editors):
+            yield
 
-    @torch.compiler.disable
-    def _after(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if not self.of(module) or self._pass is None:
+    @contextmanager
+    def _applied(self, pass_: Pass, editors: Editors) -> Iterator[None]:
+        calls = self._seat.calls(self._owner, pass_.compiled)
+        # Compiled code doesn't see what runs around the calls of its modules.
+        with eagerly(self._owner) if pass_.compiled else nullcontext():
+            edits = kernel.Edits(self._denoiser, editors, pass_.layout, calls, pass_)
+            with edits.applied():
+                yield
+
+    def _forward(
+        self,
+        pass_: Pass,
+        call: dict[str, Any],
+        editors: Editors,
+        skipped: Collection[str] = (),
+    ) -> Any:
+        """Run the denoiser on another call, with the main edits where no others are."""
+        batch = len(call[pass_.family.sample])
+        beside = replace(
+            pass_, call=call, rows=Rows(batch, slice(0, batch), None), main=pass_, latents=None,
+            layout=self._layout(pass_, call, 1),
+        )  # fmt: skip
+        chains: dict[Site, Sequence[Any]] = {
+            site: [partial(entry.attend, work)]
+            for entry, work in self._live
+            if work.edits
+            for site in work.sites
+            if site.block not in skipped
+        }
+        with self._applied(beside, {**chains, **editors}):
+            return self._denoiser.forward(**copy_containers(call))
+
+    # -- branches beside it --------------------------------------------------------------------
+
+    def _kept(self, pass_: Pass, branches: Sequence[tuple[Entry, Branch]]) -> Kept | None:
+        """What branches need of the pass that begins."""
+        if pass_.rows.cond is None or not branches:
             return None
-        done, self._pass = self._pass, None
-        # After an exception the contexts must not complain of what therefore never ran.
-        done.around.__exit__(*(sys.exc_info() if output is None else (None, None, None)))
-        if output is None:
+        reason = why_not(self._module, pass_.call, pass_.family)
+        reason = reason if self._seat.fork else "fork=False"
+        wanted = []
+        for entry, branch in branches:
+            own = "its inputs are its own" if branch.inputs is not None else reason
+            entry.tally.note = f"whole extra passes: {own}" if own else "forks at its first block"
+            if own is None:
+                wanted.append(_fork_of(branch, pass_))
+        if not wanted:
             return None
-        for entry in done.edits:
-            entry.steps += 1
-        if not done.guidances:
-            return None
-        prediction = output if isinstance(output, Tensor) else output[0]
-        if done.rows.cond is None:
-            if self._delta is None or self._delta.shape != prediction.shape:
+        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser)
+        return Kept(self._denoiser, pass_.family, wanted, pass_.rows.batch)
+
+    def _combined(
+        self,
+        pass_: Pass,
+        branches: Sequence[tuple[Entry, Branch]],
+        kept: Kept | None,
+        output: Any,
+    ) -> Any:
+        """The output with what branches add to it."""
+        thread = self._seat.thread()
+        prediction = _prediction(output)
+        now = None if pass_.running is None else (pass_.running.run, pass_.running.step)
+        if pass_.rows.cond is None:
+            held, thread.delta = thread.delta, None
+            if held is None or held[0] != now or len(held[1]) != len(prediction):
                 raise RuntimeError(
                     "the unconditional branch ran before the conditional one, whose guidance it "
                     "shares; this order of calls isn't supported"
                 )
-            delta, self._delta = self._delta, None
+            delta = held[1]
         else:
-            delta = self._difference(inner(module), done, prediction)
-            self._delta = delta if done.rows.split else None
-        return _with_prediction(output, prediction + _tiled(delta, prediction))
+            deltas = [self._delta(pass_, entry, branch, kept, prediction)
+                      for entry, branch in branches]  # fmt: skip
+            delta = deltas[0]
+            for more in deltas[1:]:
+                delta = _each(torch.add, delta, more)
+            thread.delta = (now, delta) if pass_.rows.split else None
+        return _with_prediction(output, _each(torch.add, prediction, _tiled(delta, prediction)))
 
-    def _in_window(self, work: Attend | Branch) -> bool:
-        """Whether it acts in this step."""
-        if not work.sites:
-            return False
-        always = work.start == 0 and work.stop == 1
-        return always or work.start <= progress_of(self.pipeline) < work.stop
+    def _delta(
+        self, pass_: Pass, entry: Entry, branch: Branch, kept: Kept | None, prediction: Any
+    ) -> Any:
+        """What a branch's combination differs by from its rows' own prediction."""
+        rows = branch.chosen(pass_)
+        call = call_of_rows(pass_.call, rows, pass_.rows.batch, pass_.family)
+        if branch.inputs is not None:
+            call = branch.inputs(dict(call), pass_)
+        editors = {
+            site: [partial(entry.attend, work)] for work in branch.works for site in work.sites
+        }
+        if kept is not None and kept.broken:
+            entry.tally.note = f"whole extra passes: {kept.broken}"
+        if kept is None or kept.broken or branch.inputs is not None:
+            output = self._forward(pass_, call, editors)
+        else:
+            fork = _fork_of(branch, pass_)
+            with kept.replaying(fork):
+                output = self._forward(pass_, call, editors, kept.skips(fork))
+        entry.tally.begin()
 
-    def _strength(self, work: Branch, call: dict[str, Any]) -> float:
-        """The weight of a guidance in this step; 0 means that it needs no pass."""
-        if work.scale == 0 or not self._in_window(work):
-            return 0.0
-        if work.adaptive > 0:
-            spent = 1000 - timestep_of(call, self.pipeline)
-            return max(0.0, work.scale - work.adaptive * spent)
-        return work.scale
+        def differs(main: Tensor, beside: Tensor) -> Tensor:
+            return branch.combine(main, beside, pass_) - main
 
-    def _difference(self, denoiser: Any, done: _Pass, prediction: Tensor) -> Tensor:
-        """The sum over guidances of s (branch - perturbed)."""
-        total: Tensor | None = None
-        for entry, guidance, scale in done.guidances:
-            rows = self._rows_of(guidance, done.rows)
-            if rows is done.rows.cond and guidance.scale_alone is not None:
-                scale *= guidance.scale_alone / guidance.scale
-            call = call_of_rows(done.call, rows, done.rows.batch)
-            layout = self._layout(denoiser, call)
-            fork = guidance.sites[0].block
-            skipped = done.kept.skipped(fork) if done.kept else []
-            taken = {site.name for site in guidance.sites}
-            with ExitStack() as stack:
-                edits = _main_edits(denoiser, done.edits, layout, skipped, taken)
-                stack.enter_context(edits)
-                stack.enter_context(editing(denoiser, guidance.sites, layout, entry.attend))
-                if done.kept is not None:
-                    stack.enter_context(done.kept.replaying(fork, rows, done.rows.batch))
-                if any(m._compiled_call_impl is not None for m in denoiser.modules()):
-                    # Hooks inside a compiled block would compile it anew, for every branch.
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
-                output = denoiser.forward(**copy_containers(call))
-            entry.steps += 1
-            perturbed = output if isinstance(output, Tensor) else output[0]
-            delta = scale * (prediction[rows] - perturbed)
-            total = delta if total is None else total + delta
-        if total is None:
-            raise RuntimeError("no guidance is active")
-        return total
-
-    def _layout(self, denoiser: Any, call: Mapping[str, Any], branches: int = 1) -> Layout:
-        """How the tokens and rows of a pass are laid out."""
-        images = variables_of(self.pipeline).get("num_images_per_prompt") or 1
-        return replace(read_layout(denoiser, call), branches=branches, images=images)
-
-    def _rows_of(self, guidance: Branch, rows: Rows) -> slice:
-        if guidance.branch == "uncond" and rows.split:
-            raise NotImplementedError(
-                "this guidance perturbs the unconditional branch, which this pipeline runs after "
-                'the conditional one; use sense="code"'
-            )
-        chosen = rows.uncond if guidance.branch == "uncond" and rows.uncond else rows.cond
-        return chosen or slice(0, rows.batch)
+        return _each(differs, prediction[rows], _prediction(output))
 
 
 # -- small parts -------------------------------------------------------------------------------
 
 
-@contextmanager
-def _main_edits(
-    denoiser: Any,
-    entries: Sequence[Entry],
-    layout: Layout,
-    skipped: Sequence[str] = (),
-    taken: Collection[str] = (),
-) -> Iterator[None]:
-    """Edit the pass inside by main edits, but for blocks that don't run and layers taken."""
-    with ExitStack() as stack:
-        for entry in entries:
-            sites = [s for s in entry.work.sites if s.block not in skipped and s.name not in taken]
-            stack.enter_context(editing(denoiser, sites, layout, entry.attend))
-        yield
+def _branches(work: Work) -> bool:
+    return type(work).branches is not Work.branches
 
 
-def _tiled(delta: Tensor, prediction: Tensor) -> Tensor:
+def _fork_of(branch: Branch, pass_: Pass) -> Fork:
+    rows = branch.chosen(pass_)
+    return frozenset(site.block for site in branch.sites), (rows.start, rows.stop)
+
+
+def _refuse_checkpoints(denoiser: Any) -> None:
+    """Check that no block of a pass will run anew in the backward pass."""
+    if torch.is_grad_enabled() and getattr(denoiser, "is_gradient_checkpointing", False):
+        raise ValueError(
+            "gradient checkpointing runs blocks anew in the backward pass, outside of what is "
+            "attached, so gradients would be wrong: call disable_gradient_checkpointing(), or run "
+            "under torch.no_grad()"
+        )
+
+
+def _each(function: Callable[..., Tensor], *predictions: Any) -> Any:
+    """Apply a function to predictions, which are tensors, or lists with a tensor for each row."""
+    if isinstance(predictions[0], Tensor):
+        return function(*predictions)
+    return [function(*(x[None] for x in row))[0] for row in zip(*predictions, strict=True)]
+
+
+def _tiled(delta: Any, prediction: Any) -> Any:
     """The difference once for every branch of the batch."""
-    return delta.repeat(len(prediction) // len(delta), *[1] * (delta.ndim - 1))
+    times = len(prediction) // len(delta)
+    if isinstance(delta, Tensor):
+        return delta.repeat(times, *[1] * (delta.ndim - 1))
+    return delta * times
 
 
-def _with_sample(moved: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A call's arguments with another sample, which denoisers take first."""
+def _with_sample(pass_: Pass, args: Any, kwargs: dict[str, Any]) -> Any:
+    """A call's arguments with the pass's sample, which denoisers take first."""
+    name = pass_.family.sample
     if args:
-        return (moved, *args[1:]), kwargs
-    return args, {**kwargs, "sample" if "sample" in kwargs else "hidden_states": moved}
+        return (pass_.call[name], *args[1:]), kwargs
+    return args, {**kwargs, name: pass_.call[name]}
 
 
-def _with_prediction(output: Any, prediction: Tensor) -> Any:
+def _prediction(output: Any) -> Any:
+    return output if isinstance(output, Tensor) else output[0]
+
+
+def _with_prediction(output: Any, prediction: Any) -> Any:
     if isinstance(output, Tensor):
         return prediction
     if isinstance(output, tuple):
         return (prediction, *output[1:])
     first = dataclasses.fields(output)[0].name
     return dataclasses.replace(output, **{first: prediction})
+
+
+# -- one seat for each denoiser ----------------------------------------------------------------
+
+_SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
+_LOCK = threading.RLock()
+
+
+def seat_of(module: nn.Module, cond_rows: slice | None, fork: bool) -> Seat:
+    """The one seat of a denoiser, made on first use.
+
+    Raises:
+        ValueError: It has works attached under other settings.
+    """
+    with _LOCK:
+        seat = _SEATS.get(module)
+        if seat is None or not seat.entries:
+            seat = _SEATS[module] = Seat(module, cond_rows, fork)
+        elif (seat.cond_rows, seat.fork) != (cond_rows, fork):
+            raise ValueError(
+                "this denoiser already has interventions attached with other cond_rows or "
+                "fork; attach them all in one call, or detach first"
+            )
+        return seat
+
+
+def known_seat(module: nn.Module) -> Seat | None:
+    """The seat of a denoiser that has works attached."""
+    seat = _SEATS.get(module)
+    return seat if seat is not None and seat.entries else None

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-Kind = Literal["self", "joint", "cross", "temporal"]
-Order = Literal["image", "image-text", "text-image", "unknown"]
+from regaze.hooks.diffusion.families import Family, Kind, Rule, family_of
+from regaze.hooks.diffusion.layouts import Layout, Order
 
-# In which order a joint attention call holds its streams, by the first words of the model's class.
-_ORDERS: dict[str, Order] = {
-    "SD3Transformer": "image-text",
-    "FluxTransformer": "text-image",
-    "QwenImageTransformer": "text-image",
-}
-# U-Nets register the middle block last.
-_UNET_ORDER = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}
+__all__ = [
+    "PERTURBED",
+    "TEMPORAL",
+    "TEXT",
+    "Kind",
+    "Layout",
+    "Order",
+    "Site",
+    "blocks",
+    "choose",
+    "find_sites",
+    "native_grid",
+    "only_heads",
+    "read_layout",
+]
 
 
 @dataclass(frozen=True)
@@ -30,8 +36,9 @@ class Site:
 
     Attributes:
         name: Its path in the denoiser, such as ``transformer_blocks.3.attn``.
-        kind: What its rows attend to: the image ("self"), image and text ("joint"), the text
-            ("cross"), or the same place in other frames ("temporal").
+        kind: What its rows attend to: the image ("self"), image and text ("joint"), columns that
+            aren't its rows, mostly the text ("cross"), the same place in other frames
+            ("temporal"); or its rows aren't the image's ("other"), or it has no map ("linear").
         block: Path of the top-level block that it is in.
         layer: Its number L among the layers of self- and joint attention, in the order in which
             they run, as in ``L18``. Others have none: a second image self-attention beside a joint
@@ -54,39 +61,35 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
 
     Args:
         denoiser: A diffusers U-Net or transformer.
+
+    Raises:
+        ValueError: Its class isn't known, or has attention that isn't.
     """
-    found = [(name, m) for name, m in denoiser.named_modules() if _is_attention(m)]
-    found = [(name, m) for name, m in found if block_of(name) is not None]
-    found.sort(key=lambda item: _UNET_ORDER.get(item[0].partition(".")[0], 0))
-    joint_blocks = {
-        name.rpartition(".")[0] for name, m in found if _kind(denoiser, name, m) == "joint"
-    }
+    family = family_of(denoiser)
     sites: list[Site] = []
     layer = 0
-    for name, module in found:
-        kind = _kind(denoiser, name, module)
-        second = kind == "self" and name.rpartition(".")[0] in joint_blocks
-        counted = kind in ("self", "joint") and not second
-        order: Order = _order(denoiser) if kind == "joint" else "image"
-        block = block_of(name) or ""
-        sites.append(Site(name, kind, block, layer if counted else None, int(module.heads), order))
-        layer += counted
+    for block in blocks(denoiser):
+        for path, module in denoiser.get_submodule(block).named_modules(prefix=block):
+            if not hasattr(module, "processor"):
+                continue
+            rule = _rule_of(family, denoiser, path)
+            kind = _kind(rule, module)
+            counted = rule.counted and kind in ("self", "joint")
+            heads = int(getattr(module, "heads", None) or module.num_heads)
+            number = layer if counted else None
+            sites.append(Site(path, kind, block, number, heads, rule.order))
+            layer += counted
     return sites
 
 
-def block_of(name: str) -> str | None:
-    """The top-level block in a module's path; None if it is outside the blocks."""
-    match = re.match(r"(\w*blocks\.\d+|mid_block)\.", name)
-    return match[1] if match else None
-
-
 def blocks(denoiser: nn.Module) -> Iterator[str]:
-    """Paths of a denoiser's top-level blocks."""
-    for name, child in denoiser.named_children():
-        if name == "mid_block":
-            yield name
-        elif name.endswith("blocks") and isinstance(child, nn.ModuleList):
+    """Paths of a denoiser's top-level blocks, in the order in which they run."""
+    for name in family_of(denoiser).blocks:
+        child = getattr(denoiser, name, None)
+        if isinstance(child, nn.ModuleList):
             yield from (f"{name}.{index}" for index in range(len(child)))
+        elif child is not None:
+            yield name
 
 
 def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
@@ -97,10 +100,11 @@ def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
         site: One of its sites.
 
     Returns:
-        None where the config names no such size (FLUX, Wan, Qwen-Image).
+        None where the config names no such size (FLUX, Wan, Qwen-Image), or its rows aren't the
+        image's.
     """
     size = getattr(denoiser.config, "sample_size", None)
-    if size is None:
+    if size is None or site.kind in ("other", "linear"):
         return None
     rows, columns = size if isinstance(size, (list, tuple)) else (size, size)
     downs = getattr(denoiser, "down_blocks", None)
@@ -115,27 +119,38 @@ def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
     return rows, columns
 
 
-def _is_attention(module: nn.Module) -> bool:
-    return hasattr(module, "processor") and hasattr(module, "heads")
+def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
+    """The layout of a forward pass, from its arguments.
+
+    Args:
+        denoiser: The model called.
+        call: Its arguments by name.
+    """
+    return family_of(denoiser).layout(denoiser, call)
 
 
-def _kind(denoiser: nn.Module, name: str, module: Any) -> Kind:
-    if re.search(r"motion_modules|temp(oral)?_(attentions|transformer)", name):
-        return "temporal"
-    if getattr(module, "add_q_proj", None) is not None:
-        return "joint"
+def _rule_of(family: Family, denoiser: nn.Module, path: str) -> Rule:
+    for rule in family.attention:
+        if re.fullmatch(rule.path, path):
+            return rule
+    raise ValueError(
+        f"{type(denoiser).__name__} attends in {path}, and what is attended to there isn't known; "
+        "`regaze verify` tells more"
+    )
+
+
+def _kind(rule: Rule, module: Any) -> Kind:
+    """What a module of a rule attends to; some classes build theirs either way (U-Nets)."""
     # Text that is projected to more keys, but not to queries: rows and columns differ.
-    if getattr(module, "added_kv_proj_dim", None) is not None:
+    more = getattr(module, "added_kv_proj_dim", None) and not getattr(module, "add_q_proj", None)
+    crosses = getattr(module, "is_cross_attention", None)
+    if rule.kind == "self" and (crosses or more):
         return "cross"
-    if getattr(module, "is_cross_attention", False):
-        return "cross"
-    # A single stream that holds text and image; only its model knows.
-    return "joint" if name.startswith("single_transformer_blocks.") else "self"
-
-
-def _order(denoiser: nn.Module) -> Order:
-    name = type(denoiser).__name__
-    return next((o for start, o in _ORDERS.items() if name.startswith(start)), "unknown")
+    if rule.kind == "cross" and crosses is False and not more:
+        return "self"
+    if rule.kind == "temporal" and crosses:
+        return "other"
+    return rule.kind
 
 
 # -- choosing ----------------------------------------------------------------------------------
@@ -143,10 +158,21 @@ def _order(denoiser: nn.Module) -> Order:
 
 PERTURBED: tuple[Kind, ...] = ("self", "joint")
 TEXT: tuple[Kind, ...] = ("cross", "joint")
-_WHY = {
-    PERTURBED: "is cross-attention, whose rows aren't its columns; a perturbation needs self- or "
-    "joint attention",
-    TEXT: "is self-attention, which sees no text; this method needs cross- or joint attention",
+TEMPORAL: tuple[Kind, ...] = ("temporal",)
+
+_WHATS: dict[Kind, str] = {
+    "self": "self-attention, which sees no text",
+    "joint": "joint attention of image and text",
+    "cross": "cross-attention: image tokens attend to text, so that its map isn't square",
+    "temporal": "temporal attention, which sees other frames of the same place",
+    "linear": "linear attention, which has no map",
+    "other": "attention whose rows aren't the image's",
+}
+_NEEDS = {
+    PERTURBED: "can't be perturbed; choose self- or joint attention, which `regaze sites` lists",
+    TEXT: "doesn't do for this method; choose cross- or joint attention, which `regaze sites` "
+    "lists",
+    TEMPORAL: "doesn't do for this method; choose temporal attention, which `regaze sites` lists",
 }
 
 
@@ -160,10 +186,11 @@ def choose(
         wanted: Numbers (18), numbers as text ("L18"), or parts of paths as in diffusers ("mid",
             "up_blocks.1", "blocks.13"), which whole parts must match and which may be regular
             expressions ("blocks.(7|8)").
-        kinds: Which kinds can be named: those that can be perturbed, or those that see `TEXT`.
+        kinds: Which kinds can be named: those that can be `PERTURBED`, those that see `TEXT`, or
+            `TEMPORAL` ones.
 
     Raises:
-        ValueError: One names no such layer; the message shows the nearest.
+        ValueError: One names no such layer; the message shows the nearest, or why not.
     """
     chosen = {site.name: site for one in wanted for site in _matching(sites, one, kinds)}
     return [site for site in sites if site.name in chosen]
@@ -171,7 +198,8 @@ def choose(
 
 def _matching(sites: Sequence[Site], wanted: str | int, kinds: tuple[Kind, ...]) -> list[Site]:
     counted = [site for site in sites if site.layer is not None]
-    named = [s for s in sites if s.kind in kinds and (s.layer is not None or s.kind == "cross")]
+    uncounted: tuple[Kind, ...] = ("cross", "temporal")
+    named = [s for s in sites if s.kind in kinds and (s.layer is not None or s.kind in uncounted)]
     text = str(wanted)
     exact = [site for site in sites if site.name == text]
     if number := re.fullmatch(r"[Ll]?(\d+)", text):
@@ -181,25 +209,34 @@ def _matching(sites: Sequence[Site], wanted: str | int, kinds: tuple[Kind, ...])
                 f"joint attention (L0 to L{len(counted) - 1})"
             )
         exact = [counted[int(number[1])]]
-    # Temporal attention, and self-attention beside joint one, can be perturbed by their names.
-    if exact and (exact[0].kind == "cross" if kinds == PERTURBED else exact[0].kind not in kinds):
-        raise ValueError(f"{text} {_WHY[kinds]}")
+    # Temporal attention can be perturbed, by its whole name.
+    allowed = (*kinds, "temporal") if kinds == PERTURBED else kinds
+    if exact and exact[0].kind not in allowed:
+        raise ValueError(_why_not(text, exact[0], kinds))
     try:
         pattern = re.compile(rf"(?:^|[._])(?:{text})(?:$|[._])")
     except re.error as error:
         raise ValueError(f"layer {text!r} is no regular expression: {error}") from error
     found = exact or [site for site in named if pattern.search(site.name)]
     if not found:
-        raise ValueError(unmatched(text, [site.name for site in named], kinds))
+        others = [s for s in sites if s.kind not in kinds and pattern.search(s.name)]
+        raise ValueError(_why_not(text, others[0], kinds) if others else _unmatched(text, named))
     return found
 
 
-def unmatched(text: str, names: Sequence[str], kinds: tuple[Kind, ...] = PERTURBED) -> str:
+def _why_not(text: str, site: Site, kinds: tuple[Kind, ...]) -> str:
+    name = "" if text == site.name else f" ({site.name})"
+    return f"{text}{name} is {_WHATS[site.kind]}; it {_NEEDS[kinds]}"
+
+
+def _unmatched(text: str, named: Sequence[Site]) -> str:
     """The message for a layer that matches nothing, with the names nearest to it."""
-    known = [*names, *dict.fromkeys(b for n in names if (b := block_of(n)))]
+    names = [site.name for site in named]
+    known = [*names, *dict.fromkeys(site.block for site in named)]
     near = difflib.get_close_matches(text, known, 3, 0.3) or names[:3]
-    what = " or ".join(f"{kind}-" if kind != "joint" else "joint" for kind in kinds)
-    return f"layer {text!r} matches no {what} attention; nearest: {', '.join(near)}"
+    found = dict.fromkeys(site.kind for site in named)
+    what = " or ".join(f"{kind}-" if kind != "joint" else "joint" for kind in found) or "such"
+    return f"layer {text!r} matches no {what} attention; nearest: {', '.join(near) or 'none'}"
 
 
 def only_heads(site: Site, heads: Sequence[int]) -> None:
@@ -214,72 +251,3 @@ def only_heads(site: Site, heads: Sequence[int]) -> None:
                 f"head {head} of L{site.layer} ({site.name}) doesn't exist; it has {site.heads} "
                 f"heads (0 to {site.heads - 1})"
             )
-
-
-# -- what a call looks like --------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How the tokens of one forward pass are laid out.
-
-    Attributes:
-        finest: (rows, columns) or (frames, rows, columns) of the finest token grid, if known.
-        n_text: Length of the text stream, in tokens.
-        halves: Whether the grid halves from level to level (U-Nets), rounding up.
-        branches: How many branches of guidance the batch holds, one after the other.
-        images: How many images of each prompt lie side by side in a branch.
-        frames: How many frames of each sample an attention call's batch holds side by side, where
-            the denoiser puts them there (AnimateDiff).
-    """
-
-    finest: tuple[int, ...] | None
-    n_text: int
-    halves: bool
-    branches: int = 1
-    images: int = 1
-    frames: int | None = None
-
-    def grid(self, tokens: int) -> tuple[int, ...] | None:
-        """The grid of ``tokens`` image tokens: the level of this image that has as many."""
-        if self.finest is None:
-            return None
-        *frames, rows, columns = self.finest
-        while True:
-            for front in ([*frames], [1] * len(frames)):
-                if math.prod((*front, rows, columns)) == tokens:
-                    return (*front, rows, columns)
-            if not self.halves or rows == columns == 1:
-                return None
-            rows, columns = -(-rows // 2), -(-columns // 2)
-
-
-def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
-    """The layout of a forward pass, from its arguments.
-
-    Args:
-        denoiser: The model called.
-        call: Its arguments by name.
-    """
-    text = call.get("encoder_hidden_states")
-    n_text = int(text.shape[1]) if isinstance(text, Tensor) else 0
-    unet = "sample" in call
-    shape = tuple((call["sample"] if unet else call["hidden_states"]).shape)
-    grid: tuple[int, ...] | None = None
-    if unet:
-        # AnimateDiff folds its frames into the batch: an attention call sees each apart.
-        grid = shape[-2:]
-    elif len(shape) >= 4:
-        patch = getattr(denoiser.config, "patch_size", 1)
-        patches = tuple(patch) if isinstance(patch, (tuple, list)) else (1, patch, patch)
-        sides = shape[2:]
-        grid = tuple(n // p for n, p in zip(sides, patches[-len(sides) :], strict=True))
-    elif call.get("img_shapes"):
-        # Packed latents with their shape beside them (Qwen-Image).
-        first = call["img_shapes"][0]
-        grid = tuple(first[0] if isinstance(first, list) else first)
-    elif isinstance(ids := call.get("img_ids"), Tensor):
-        # Packed latents with a position per token (FLUX).
-        grid = tuple(int(last) + 1 for last in ids.reshape(-1, ids.shape[-1]).amax(0)[-2:])
-    frames = int(shape[2]) if unet and len(shape) == 5 else None
-    return Layout(grid, n_text, halves=unet, frames=frames)

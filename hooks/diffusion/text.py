@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from regaze.hooks.diffusion.rows import variables_of
+from regaze.hooks.diffusion.conventions import Encoder, encoders_of
+from regaze.hooks.diffusion.running import variables_of
 
 
 @dataclass(frozen=True)
@@ -75,41 +76,32 @@ def read_text(pipeline: Any, rows: int, n_text: int) -> tuple[Part, ...]:
         rows: Conditional rows of its batch: every prompt has as many, one after the other.
         n_text: Length of the text stream, in tokens.
     """
-    every = slice(0, n_text)
-    name = type(pipeline).__name__
-    if name.startswith("StableDiffusion3"):
-        clip = min(n_text, int(pipeline.tokenizer_max_length))
-        parts = [("clip", "tokenizer", "prompt", slice(0, clip))]
-        if n_text > clip:
-            parts.append(("t5", "tokenizer_3", "prompt_3", slice(clip, n_text)))
-    elif name.startswith("Flux"):
-        parts = [("t5", "tokenizer_2", "prompt_2", every)]
-    elif "StableDiffusion" in name or "CLIP" in type(pipeline.components.get("tokenizer")).__name__:
-        # SDXL's two encoders read the same columns.
-        parts = [("clip", "tokenizer", "prompt", every)]
-    else:
-        return (Part("text", every, None),)
-    return tuple(_part(pipeline, rows, *part) for part in parts)
+    parts, start = [], 0
+    for encoder in encoders_of(pipeline):
+        length = int(getattr(pipeline, encoder.length)) if encoder.length else n_text
+        columns = slice(start, min(n_text, start + length))
+        if columns.start < columns.stop:
+            parts.append(_part(pipeline, rows, encoder, columns))
+        start = columns.stop
+    return tuple(parts) or (Part("text", slice(0, n_text), None),)
 
 
-def _part(
-    pipeline: Any, rows: int, encoder: str, tokenizer: str, variable: str, columns: slice
-) -> Part:
-    reader = getattr(pipeline, tokenizer, None)
+def _part(pipeline: Any, rows: int, encoder: Encoder, columns: slice) -> Part:
+    reader = getattr(pipeline, encoder.tokenizer, None)
     variables = variables_of(pipeline)
-    given = variables.get(variable) or variables.get("prompt")
+    given = variables.get(encoder.prompt) or variables.get("prompt")
     if reader is None:
-        return Part(encoder, columns, None)
+        return Part(encoder.kind, columns, None)
     pads_apart = reader.pad_token_id not in (None, reader.eos_token_id)
     if given is None:
-        return Part(encoder, columns, None, pads_apart)
+        return Part(encoder.kind, columns, None, pads_apart)
     texts = [given] if isinstance(given, str) else list(given)
     if hasattr(pipeline, "maybe_convert_prompt"):  # Textual inversion.
         texts = [pipeline.maybe_convert_prompt(text, reader) for text in texts]
     length = columns.stop - columns.start
     prompts = [read_prompt(reader, text, length) for text in texts]
     each = rows // len(prompts)
-    return Part(encoder, columns, tuple(_repeated(prompts, each)), pads_apart)
+    return Part(encoder.kind, columns, tuple(_repeated(prompts, each)), pads_apart)
 
 
 def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:

@@ -11,15 +11,13 @@ gradients, without the map of all tokens on all tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.kernel import Call, editing
-from regaze.hooks.diffusion.perturb import as_query_heads
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.perturb import as_query_heads, mask_as_numbers
 from regaze.hooks.diffusion.sites import Layout, Site
 
 
@@ -32,42 +30,36 @@ class Reader:
 
     Args:
         sites: The layers, in the order in which they run.
-        layout: How the pass's tokens are laid out.
-        rows: Samples of the pass, and which of them are read.
         stop: End the pass with `Enough` after the last layer.
     """
 
-    def __init__(
-        self, sites: Sequence[Site], layout: Layout, rows: tuple[int, slice], stop: bool
-    ) -> None:
-        self._sites, self._layout, self._stop = sites, layout, stop
-        self._batch, self._rows = rows
+    def __init__(self, sites: Sequence[Site], stop: bool) -> None:
+        self._sites, self._stop = sites, stop
         self._waiting = {site.name for site in sites}
         self._sum: Tensor | None = None
         self._heads = 0
         self._tokens = 0
+        self._samples = 0
+        self._layout: Layout | None = None
 
-    @contextmanager
-    def reading(self, denoiser: Any) -> Iterator[None]:
-        """Read in the pass inside.
+    def read(self, call: Call) -> Tensor:
+        """Read a call's map, of the conditional rows; the call stays as it is.
 
         Raises:
-            RuntimeError: The pass ended without calling the kernel in one of the layers.
+            Enough: It was the last one.
+            RuntimeError: The call holds a part of the pass's rows only.
+            ValueError: Layers differ in resolution.
         """
-        try:
-            with editing(denoiser, self._sites, self._layout, self._read):
-                yield
-        except Enough:
-            pass
-
-    def _read(self, call: Call) -> Tensor:
-        each, rest = divmod(call.query.shape[0], self._batch)
-        if rest:
-            raise ValueError(
-                f"{call.site.name} attends in {call.query.shape[0]} rows, which are no multiple of "
-                f"the {self._batch} of the batch"
-            )
-        grouped = text_map(call, slice(self._rows.start * each, self._rows.stop * each))
+        batch = len(call.query)
+        rows, samples = slice(0, batch), batch
+        if call.pass_ is not None:
+            frames = call.samples().frames
+            cond = call.pass_.rows.cond or slice(0, call.pass_.rows.batch)
+            rows, samples = slice(cond.start * frames, cond.stop * frames), cond.stop - cond.start
+        self._layout, self._samples = call.layout, samples
+        if call.site.kind != "cross" and call.layout.segments and not _rows_of_image(call):
+            return call.output
+        grouped = text_map(call, rows)
         if self._tokens not in (0, grouped.shape[2]):
             raise ValueError(
                 f"{call.site.name} has {grouped.shape[2]} places and layers before it "
@@ -80,7 +72,7 @@ class Reader:
         self._waiting.discard(call.site.name)
         if self._stop and not self._waiting:
             raise Enough
-        return call.kernel(call.query, call.key, call.value)
+        return call.output
 
     def maps(self) -> Tensor:
         """The mean over layers and heads, "B F R C T": samples, frames, rows, columns, tokens.
@@ -88,14 +80,13 @@ class Reader:
         Raises:
             ValueError: The grid of the image's tokens isn't known.
         """
-        grid = self._layout.grid(self._tokens)
+        grid = None if self._layout is None else self._layout.grid(self._tokens)
         if self._sum is None or grid is None:
             raise ValueError(
                 f"the {self._tokens} image tokens of {self._sites[0].name} have a grid that isn't "
                 "known for this model, which concept maps need"
             )
-        samples = self._rows.stop - self._rows.start
-        return (self._sum / self._heads).reshape(samples, -1, *grid[-2:], self._sum.shape[-1])
+        return (self._sum / self._heads).reshape(self._samples, -1, *grid[-2:], self._sum.shape[-1])
 
 
 def text_map(call: Call, rows: slice) -> Tensor:
@@ -111,7 +102,6 @@ def text_map(call: Call, rows: slice) -> Tensor:
     heads = call.query.shape[1]
     query = call.query[rows].float()
     key = as_query_heads(call.key[rows], heads).float()
-    bias = _bias(call, rows)
     cross = call.site.kind == "cross"
     if cross and key.shape[2] != call.layout.n_text:
         raise ValueError(
@@ -119,9 +109,9 @@ def text_map(call: Call, rows: slice) -> Tensor:
             "which of them are which words isn't known"
         )
     if cross:
-        return _softmax(query, key, bias, call.scale)
-    image = call.image()
-    text = slice(image.stop, None) if image.start == 0 else slice(0, image.start)
+        return _softmax(query, key, _bias(call, rows, slice(None)), call.scale)
+    image, text = call.image(), call.text()
+    bias = _bias(call, rows, image)
     on_text = torch.zeros_like(key)
     on_text[:, :, text, 0] = 1
     # A mask of the kernel's must be of its type.
@@ -131,23 +121,20 @@ def text_map(call: Call, rows: slice) -> Tensor:
     return _softmax(query[:, :, image], key[:, :, text], columns, call.scale) * share
 
 
+def _rows_of_image(call: Call) -> int:
+    image = call.image()
+    return int(image.stop) - int(image.start)
+
+
 def _softmax(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     logits = query @ key.transpose(-1, -2) * scale
     return (logits if bias is None else logits + bias).softmax(-1)
 
 
-def _bias(call: Call, rows: slice) -> Tensor | None:
-    """The mask as numbers to add to logits, "B 1 1 K"."""
-    mask = call.mask
-    if mask is None:
+def _bias(call: Call, rows: slice, image: slice) -> Tensor | None:
+    """The mask as numbers to add to the image's logits, "B 1 1 K" or "B 1 N K"."""
+    if call.mask is None:
         return None
-    mask = mask if mask.ndim == 4 else mask[:, None]
-    if mask.shape[-2] != 1:
-        raise NotImplementedError(
-            f"{call.site.name} masks some rows otherwise than others, which reading its text "
-            "columns doesn't allow for"
-        )
-    mask = mask[rows] if mask.shape[0] > 1 else mask
-    if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
-    return mask.float()
+    bias = mask_as_numbers(call.mask)
+    bias = bias[rows] if bias.shape[0] > 1 else bias
+    return bias if bias.shape[-2] == 1 else bias[..., image, :]

@@ -1,77 +1,27 @@
-"""What a method asks of a denoiser: edits of its branches, guidance by others, moved latents."""
+"""What a method asks of a denoiser: a `Work`, of which it overrides the phases that it needs.
+
+In the order in which a seat runs them, for every forward pass of the denoiser:
+
+    begin      once per run of a pipeline: the work of that run, which may remember what it saw
+    before     ahead of the pass, whose latents it may move
+    attend     instead of an attention call's head outputs, in chosen sites
+    branches   further runs of the denoiser, whose outputs are combined with the main one's
+    after      at the end of the pass, with its output
+"""
 
 from __future__ import annotations
 
-import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.passes import Editors, Pass
 from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.text import Part
-from regaze.hooks.report import LayerReport
-
-
-@dataclass(frozen=True)
-class Attend:
-    """Attention edited in the pipeline's own branches.
-
-    Attributes:
-        sites: Where; none makes it a no-op.
-        attend: The head outputs of a call, "B H N D", edited. The batch holds
-            ``call.layout.branches`` branches one after the other.
-        start: First active share of the sampling steps.
-        stop: Share of the sampling steps at which it ends.
-    """
-
-    sites: tuple[Site, ...]
-    attend: Callable[[Call], Tensor]
-    start: float = 0.0
-    stop: float = 1.0
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One perturbed branch and its weight.
-
-    Attributes:
-        sites: Where attention is perturbed; none makes it a no-op.
-        attend: The head outputs of a call, "B H N D", perturbed.
-        scale: Weight s of (branch - perturbed).
-        adaptive: Loss of weight per timestep after the first: ``max(0, s - a (1000 - t))``.
-        start: First active share of the sampling steps.
-        stop: Share of the sampling steps at which it ends.
-        branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
-        scale_alone: Weight where there is no classifier-free guidance, if another.
-    """
-
-    sites: tuple[Site, ...]
-    attend: Callable[[Call], Tensor]
-    scale: float
-    adaptive: float = 0.0
-    start: float = 0.0
-    stop: float = 1.0
-    branch: Literal["cond", "uncond"] = "cond"
-    scale_alone: float | None = None
-
-
-@dataclass(frozen=True)
-class LatentEdit:
-    """Latents moved down the gradient of a loss on text maps, before the denoiser sees them.
-
-    Attributes:
-        sites: Cross- or joint attention whose maps the loss needs, all of one resolution; none
-            makes it a no-op.
-        begin: Makes what a run of the pipeline minimises.
-    """
-
-    sites: tuple[Site, ...]
-    begin: Callable[[Run], Objective]
 
 
 @dataclass(frozen=True)
@@ -80,109 +30,181 @@ class Run:
 
     Attributes:
         samples: How many it makes at once.
-        steps: Number of sampling steps.
-        text: The parts of the text stream, whose columns are those of the maps.
+        steps: Number of sampling steps; 0 if the pipeline doesn't count them as others do.
+        text: The parts of the text stream, whose columns are those of text maps.
+        tally: The work's counters.
     """
 
     samples: int
     steps: int
     text: tuple[Part, ...]
+    tally: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
-class Descent:
-    """What a step does.
+class Work:
+    """Base of what methods hand over; does nothing by itself.
 
     Attributes:
-        size: Factor of the gradient.
-        target: Samples with a larger loss are first moved until it is at most this.
-        limit: How often at most.
-        update: Whether all are moved once more then.
+        sites: Where it acts, in the order in which they run; none makes it a no-op.
+        start: First active share of the sampling steps.
+        stop: Share of the sampling steps at which it ends.
     """
 
-    size: float
-    target: float = math.inf
-    limit: int = 0
-    update: bool = True
+    sites: tuple[Site, ...] = ()
+    start: float = 0.0
+    stop: float = 1.0
 
-
-class Objective(ABC):
-    """What one run of a pipeline minimises; may remember what it saw in the steps before."""
-
-    watches: bool = False
-    """Whether it wants to `watch` the denoiser's own passes."""
-
-    @abstractmethod
-    def plan(self, step: int) -> Descent | None:
-        """What a step does; None if nothing."""
-
-    @abstractmethod
-    def loss(self, maps: Tensor) -> Tensor:
-        """The loss of each sample, "B", from maps "B F R C T" (see `Reader.maps`)."""
-
-    def watch(self, maps: Tensor) -> None:  # noqa: B027 (most have nothing to watch)
-        """See the maps at the updated latents, after each step with a plan."""
-
-
-@dataclass
-class Entry:
-    """An edit, guidance or update at work, with its counters."""
-
-    work: Attend | Branch | LatentEdit
-    note: str = ""
-    steps: int = 0
-    calls: dict[str, int] = field(default_factory=dict)
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    measured: ClassVar[bool] = True
+    """Whether the effect of `attend` may be measured, for which the stock kernel runs now and then:
+    False for a method that replaces it because it is slow."""
+    counted: ClassVar[bool] = True
+    """Whether calls of `attend` are edits: False for a method that only reads there."""
+    needs_latents: ClassVar[bool] = False
+    """Whether it needs a pipeline, whose latents it moves."""
 
     @property
     def idle(self) -> bool:
         """Whether it is a no-op by its settings."""
-        return not self.work.sites or (isinstance(self.work, Branch) and not self.work.scale)
+        return not self.sites
+
+    @property
+    def edits(self) -> bool:
+        """Whether it edits attention in the pipeline's own branches."""
+        return self.counted and type(self).attend is not Work.attend
+
+    def begin(self, run: Run) -> Work:
+        """The work of one run of a pipeline; itself, if it has nothing to remember."""
+        return self
+
+    def acts(self, pass_: Pass) -> bool:
+        """Whether it does anything in a pass."""
+        return not self.idle and pass_.within(self.start, self.stop)
+
+    def before(self, pass_: Pass) -> None:
+        """Prepare for a pass; move its latents, if it asked for them."""
+
+    def attending(self, pass_: Pass) -> Sequence[Site]:
+        """Sites whose calls `attend` makes in the pipeline's own branches."""
+        return () if type(self).attend is Work.attend else self.sites
 
     def attend(self, call: Call) -> Tensor:
-        """Edit a call, count it, and now and then (at 1, 2, 4, 8, ...) measure the change."""
-        if isinstance(self.work, LatentEdit):
-            raise TypeError("an update of latents edits no attention")
-        name = call.site.name
-        self.calls[name] = count = self.calls.get(name, 0) + 1
-        changed = self.work.attend(call)
-        if count & (count - 1) == 0:
-            stock = call.output.float()
-            moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
-            counted = ((moved > 0).float(), moved, torch.ones_like(moved))
-            sums = torch.stack([x.sum() for x in counted])
-            self.add(name, sums)
-        return changed
+        """Make the head outputs of a call, "B H N D"."""
+        return call.output
 
-    def add(self, name: str, sums: Tensor) -> None:
-        """Add to a site's sums: changed, change, total."""
-        self.sums[name] = self.sums.get(name, torch.zeros(3)) + sums.double().cpu()
+    def branches(self, pass_: Pass) -> Sequence[Branch]:
+        """Further runs of the denoiser beside the pass."""
+        return ()
 
-    def layers(self) -> list[LayerReport]:
-        """What was counted, per site."""
-        reports = []
-        for site in self.work.sites:
-            heads, effect, total = self.sums.get(site.name, torch.zeros(3)).tolist()
-            total = max(total, 1)
-            layer = -1 if site.layer is None else site.layer
-            calls = self.calls.get(site.name, 0)
-            reports.append(LayerReport(layer, calls, heads / total, effect / total, site.name))
-        return reports
+    def after(self, pass_: Pass, output: Any) -> Any:
+        """End a pass; what the denoiser returns."""
+        return output
 
 
-def refuse_clashes(entries: Sequence[Entry]) -> None:
-    """Check that no attention call is edited twice.
+@dataclass(frozen=True)
+class Attend(Work):
+    """Attention edited in the pipeline's own branches.
 
-    Raises:
-        ValueError: Two main edits act on one layer in the same steps: what the second one would
-            make of the first one's output isn't defined.
+    Attributes:
+        edit: The head outputs of a call, "B H N D", edited. The batch holds
+            ``call.layout.branches`` branches one after the other.
     """
-    edits = [entry.work for entry in entries if isinstance(entry.work, Attend)]
-    for number, one in enumerate(edits):
-        for other in edits[:number]:
-            both = {site.name for site in one.sites} & {site.name for site in other.sites}
-            if both and one.start < other.stop and other.start < one.stop:
-                raise ValueError(
-                    f"two interventions edit the attention of {min(both)} in the same steps; give "
-                    "them other layers or other steps"
-                )
+
+    edit: Callable[[Call], Tensor] = lambda call: call.output
+
+    def attend(self, call: Call) -> Tensor:
+        """Edit a call."""
+        return self.edit(call)
+
+
+@dataclass(frozen=True)
+class Branch(Work):
+    """A second run of the denoiser, whose output is combined with the main one's.
+
+    Attributes:
+        works: What edits its attention, beside the main run's edits; on a layer that both edit,
+            these stand in the main one's place.
+        combine: ``combine(main, branch, pass_)``: of both predictions for the branch's rows, the
+            one that takes the main one's place. What it differs by is added to every branch of
+            guidance, so that the pipeline's formula carries it through unchanged.
+        inputs: Its arguments, made of the main run's for its rows: ``inputs(call, pass_)``; None
+            for the same. Only then may it begin where its works do.
+        rows: Whose rows it runs on; "uncond" is the conditional branch without guidance.
+    """
+
+    works: tuple[Work, ...] = ()
+    combine: Callable[[Tensor, Tensor, Pass], Tensor] = lambda main, branch, pass_: main
+    inputs: Callable[[dict[str, Any], Pass], dict[str, Any]] | None = None
+    rows: Literal["cond", "uncond"] = "cond"
+
+    def __post_init__(self) -> None:
+        if self.works and not self.sites:
+            object.__setattr__(self, "sites", tuple(s for w in self.works for s in w.sites))
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is a no-op by its settings."""
+        return not self.sites and self.inputs is None
+
+    def branches(self, pass_: Pass) -> Sequence[Branch]:
+        """Itself."""
+        return (self,)
+
+    def chosen(self, pass_: Pass) -> slice:
+        """The rows of a pass that it runs on.
+
+        Raises:
+            NotImplementedError: These are another call's.
+        """
+        rows = pass_.rows
+        if self.rows == "uncond" and rows.split:
+            raise NotImplementedError(
+                "this guidance perturbs the unconditional branch, which this pipeline runs in a "
+                'call of its own; use sense="code"'
+            )
+        found = rows.uncond if self.rows == "uncond" and rows.uncond else rows.cond
+        return found or slice(0, rows.batch)
+
+
+@dataclass(frozen=True)
+class Guidance(Branch):
+    """A perturbed branch that the prediction is led away from: ``eps + s (eps - perturbed)``.
+
+    Attributes:
+        scale: Weight s of (branch - perturbed).
+        adaptive: Loss of weight per timestep after the first: ``max(0, s - a (1000 - t))``.
+        scale_alone: Weight where there is no classifier-free guidance, if another.
+    """
+
+    scale: float = 0.0
+    adaptive: float = 0.0
+    scale_alone: float | None = None
+
+    @classmethod
+    def away_from(
+        cls, sites: Sequence[Site], perturb: Callable[[Call], Tensor], **settings: Any
+    ) -> Guidance:
+        """Guidance away from attention that is perturbed in some sites."""
+        return cls(tuple(sites), works=(Attend(tuple(sites), edit=perturb),), **settings)
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is a no-op by its settings."""
+        return not self.sites or not self.scale
+
+    def branches(self, pass_: Pass) -> Sequence[Branch]:
+        """Itself, with this step's weight; none if that is 0."""
+        weight = self.scale
+        if self.adaptive > 0:
+            weight = max(0.0, weight - self.adaptive * (1000 - pass_.timestep))
+        if pass_.rows.cond is not None and self.scale_alone is not None:
+            guided = pass_.rows.uncond is not None or pass_.rows.split
+            weight *= 1.0 if guided else self.scale_alone / self.scale
+        return (replace(self, combine=_away(weight)),) if weight else ()
+
+
+def _away(weight: float) -> Callable[[Tensor, Tensor, Pass], Tensor]:
+    return lambda main, branch, pass_: main + weight * (main - branch)
+
+
+__all__ = ["Attend", "Branch", "Editors", "Guidance", "Pass", "Run", "Work"]

@@ -124,6 +124,21 @@ class _Segregate(ConceptObjective):
         maps = unit_range(concepts) if self._spec.scaled else concepts
         return loss + self._spec.retention * retention_loss(maps, masks)
 
+    def literal_loss(self, sample: int, concepts: Tensor) -> Tensor:
+        loss = torch.zeros((), device=concepts.device)
+        for m, one in enumerate(concepts):
+            for other in concepts[:m]:
+                ratio = torch.minimum(one, other).sum() / (one + other).sum()
+                loss = loss + self._spec.segregation * ratio
+        masks = self._masks[sample]
+        if self._spec.layout is not None:
+            masks = resized(self._spec.layout, *concepts.shape[-2:]).to(concepts)
+        for one, mask in zip(concepts, () if masks is None else masks, strict=False):
+            scaled = (one - one.min()) / (one.max() - one.min()) if self._spec.scaled else one
+            ratio = torch.minimum(scaled, mask).sum() / (scaled + mask).sum()
+            loss = loss + self._spec.retention * (1 - ratio)
+        return loss
+
     def _binarised(self, maps: Tensor) -> list[Tensor | None]:
         threshold = self._spec.threshold
         found = self.concepts(maps.detach())

@@ -20,9 +20,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.works import Descent, Run
+from regaze.hooks.diffusion.descent import Descent
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import check_number, register
 from regaze.interventions.diffusion.concept_maps import Columns, excite_loss
 from regaze.interventions.diffusion.concepts import ConceptObjective, ConceptUpdate
@@ -94,3 +96,6 @@ class _Excite(ConceptObjective):
 
     def loss_of(self, sample: int, concepts: Tensor) -> Tensor:
         return excite_loss(concepts)
+
+    def literal_loss(self, sample: int, concepts: Tensor) -> Tensor:
+        return torch.stack([torch.relu(1 - one.max()) for one in concepts]).max()

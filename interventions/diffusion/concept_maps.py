@@ -11,6 +11,7 @@ Shapes: text maps "F R C T" of one sample (frames, rows, columns, tokens of the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,6 +47,35 @@ def concept_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
         inner = (sharpen * inner).softmax(-1)
     found = torch.stack([inner[..., list(tokens)].mean(-1) for tokens in columns.concepts])
     return smooth(found, sigma) if sigma else found
+
+
+def literal_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -> Tensor:
+    """`concept_maps` place by place, as the formulas above read."""
+    inner = torch.stack([maps[..., column] for column in columns.inner], -1)
+    if sharpen:
+        powers = (sharpen * (inner - inner.amax(-1, keepdim=True))).exp()
+        inner = powers / powers.sum(-1, keepdim=True)
+    found = []
+    for tokens in columns.concepts:
+        one = sum((inner[..., token] for token in tokens), torch.zeros(())) / len(tokens)
+        found.append(_literal_blur(one, sigma) if sigma else one)
+    return torch.stack(found)
+
+
+def _literal_blur(x: Tensor, sigma: float) -> Tensor:
+    """A map "F R C" blurred 3 x 3, edges reflected."""
+    line = [math.exp(-((i / (2 * sigma)) ** 2)) for i in (-1, 0, 1)]
+    sides = [n if n > 1 else 0 for n in x.shape[-2:]]
+    out = torch.zeros_like(x)
+    for i in (-1, 0, 1):
+        for j in (-1, 0, 1):
+            rows, columns = (
+                [abs(k) if k < n else 2 * (n - 1) - k for k in range(d, n + d)] if n else [0]
+                for d, n in zip((i, j), sides, strict=True)
+            )
+            weight = line[i + 1] * line[j + 1] / sum(line) ** 2
+            out = out + weight * x[:, rows][..., columns]
+    return out
 
 
 def smoothing_kernel(sigma: float, size: int = 3) -> Tensor:

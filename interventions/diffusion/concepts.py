@@ -6,17 +6,18 @@ import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.descent import Descend, Descent, Objective
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
-from regaze.hooks.diffusion.works import Descent, LatentEdit, Objective, Run
+from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import Intervention, check_choice, check_number
-from regaze.interventions.diffusion.concept_maps import Columns, concept_maps
+from regaze.interventions.diffusion.concept_maps import Columns, concept_maps, literal_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
 from regaze.interventions.diffusion.where import check_where, chosen
 
@@ -105,6 +106,19 @@ class ConceptUpdate(Intervention):
         tokens = self.tokens
         return isinstance(tokens, tuple) and any(isinstance(one, tuple) for one in tokens)
 
+    def idle(self: _Self) -> _Self:
+        """Steps of size 0."""
+        return replace(self, step_size=0.0)
+
+    def literal(self) -> LatentForm:
+        """Losses written place by place, on whole maps and whole passes."""
+        return LatentForm(self.layers or (), self._begin_literally)
+
+    def _begin_literally(self, run: Run) -> Objective:
+        objective = self.objective(run, columns_of(self, run))
+        objective.literal = True
+        return objective
+
     def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, by their full names."""
         return replace(self, layers=tuple(site.name for site in self.sites(host)))
@@ -125,10 +139,11 @@ class ConceptUpdate(Intervention):
             raise ValueError(f"{self.name}: choose layers of one resolution, not {shown}")
         return found
 
-    def bind(self, host: Host) -> LatentEdit:
+    def bind(self, host: Host) -> Descend:
         """Make the update."""
         idle = self.step_size == 0 or not (self._listed() or self.tokens == "auto")
-        return LatentEdit(() if idle else tuple(self.sites(host)), self._begin)
+        sites = () if idle else tuple(self.sites(host))
+        return Descend(sites, objective=self._begin)
 
     def _begin(self, run: Run) -> Objective:
         return self.objective(run, columns_of(self, run))
@@ -147,11 +162,14 @@ class ConceptObjective(Objective):
         columns: Each sample's.
     """
 
+    literal: bool = False
+    """Whether maps and losses are made as the formulas read, place by place."""
+
     def __init__(self, spec: ConceptUpdate, steps: int, columns: Sequence[Columns]) -> None:
         self.steps, self.columns = steps, columns
         self._window = (spec.start, spec.stop)
         self._size = spec.step_size
-        self._concepts = partial(concept_maps, sharpen=spec.sharpen, sigma=spec.sigma)
+        self._maps = spec.sharpen, spec.sigma
 
     def plan(self, step: int) -> Descent | None:
         """One update a step, inside the window."""
@@ -164,16 +182,18 @@ class ConceptObjective(Objective):
 
     def concepts(self, maps: Tensor) -> list[Tensor | None]:
         """Each sample's concept maps "N F R C", from "B F R C T"; None where it has none."""
+        made = literal_maps if self.literal else concept_maps
         return [
-            self._concepts(one, columns) if columns.concepts else None
+            made(one, columns, *self._maps) if columns.concepts else None
             for one, columns in zip(maps, self.columns, strict=True)
         ]
 
     def loss(self, maps: Tensor) -> Tensor:
         """Each sample's loss; 0 where it has no concepts."""
         found = self.concepts(maps)
+        loss_of = self.literal_loss if self.literal else self.loss_of
         losses = [
-            maps.new_zeros(()) if one is None else self.loss_of(sample, one)
+            maps.new_zeros(()) if one is None else loss_of(sample, one)
             for sample, one in enumerate(found)
         ]
         return torch.stack(losses)
@@ -181,6 +201,10 @@ class ConceptObjective(Objective):
     @abstractmethod
     def loss_of(self, sample: int, concepts: Tensor) -> Tensor:
         """The loss of one sample, from its concept maps "N F R C"."""
+
+    @abstractmethod
+    def literal_loss(self, sample: int, concepts: Tensor) -> Tensor:
+        """The same, written as the method's formula reads."""
 
 
 def default_layers(method: str, denoiser: Host) -> list[Site]:

@@ -28,11 +28,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.literal import AttendForm, Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
@@ -45,6 +47,7 @@ from regaze.interventions.base import (
 )
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
+from regaze.interventions.diffusion.flow_maps import on_tokens, seen, warp_matrix
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _EMPTY = 1e-6
@@ -116,6 +119,50 @@ class FlowWarp(Intervention):
                 "would need the renormalised map of every frame before"
             )
 
+    def idle(self) -> FlowWarp:
+        """Nothing of the warped map."""
+        return replace(self, weight=0.0)
+
+    def literal(self) -> AttendForm | None:
+        """The maps A~ of the formula above; None as long as there is no flow."""
+        if self.flow is None:
+            return None
+        flow = flows.read(self.flow)
+        return AttendForm(
+            self.layers or (),
+            lambda m: self.literal_maps(m, flow),
+            self.start,
+            self.stop,
+            flow.frames,
+        )
+
+    def literal_maps(self, m: Map, flow: Flow) -> Tensor:
+        """The edited maps "B H N N" of all frames of a clip, one after the other."""
+        _, rows, columns = m.grid
+        a = m.weights.double().unflatten(0, m.split)
+        done = a.clone()
+        for f in range(1, a.shape[1]):
+            moved, moves = on_tokens(flow.backward[f - 1], rows, columns, self.threshold)
+            r = warp_matrix(moved).to(a.device)
+            own = a[:, f][..., m.image, :]
+            before = (done if self.recursive else a)[:, f - 1][..., m.image, :]
+            warped = r @ before
+            if self.axis == "both":
+                warped = warped.clone()
+                warped[..., m.image] = warped[..., m.image] @ r.T
+                total = warped.sum(-1, keepdim=True)
+                warped = torch.where(total > _EMPTY, warped / total, own)
+            mixed = (1 - self.weight) * own + self.weight * warped
+            # With both axes, what a still row looked at may have moved.
+            copied = before if self.axis == "query" else warped
+            still = own if self.static == "own" else copied
+            new = torch.where(_rows(moves, a), mixed, still)
+            if flow.visible is not None:
+                new = torch.where(_rows(seen(flow.visible[f - 1], rows, columns), a), new, own)
+            done[:, f][..., m.image, :] = new
+        edited: Tensor = done.flatten(0, 2).to(m.weights)
+        return edited
+
     def resolve(self, host: Host) -> FlowWarp:
         """Choose the layers, by their full names."""
         return replace(self, layers=tuple(site.name for site in self._sites(host)))
@@ -123,14 +170,14 @@ class FlowWarp(Intervention):
     def bind(self, host: Host) -> Attend:
         """Read the flow and make the edit; a weight of 0 is a no-op."""
         if not self.weight:
-            return Attend((), _unedited)
+            return Attend()
         if self.flow is None:
             raise ValueError(
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = _Warped(self, flows.read(self.flow))
-        return Attend(tuple(self._sites(host)), warped.attend, self.start, self.stop)
+        return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
@@ -143,11 +190,6 @@ class FlowWarp(Intervention):
             if site.kind == "temporal":
                 raise ValueError(
                     f"flow_warp: {site.name} attends over frames, not within a picture"
-                )
-            if site.order == "unknown":
-                raise ValueError(
-                    f"flow_warp: in which order {site.name} holds text and image isn't known for "
-                    "this model"
                 )
         return found
 
@@ -167,8 +209,9 @@ def _kept(flow: Any) -> str:
         raise ValueError(f"flow_warp: {error}") from None
 
 
-def _unedited(call: Call) -> Tensor:
-    return call.output
+def _rows(truth: NDArray[np.bool_], like: Tensor) -> Tensor:
+    """One truth value per row of a map."""
+    return torch.from_numpy(truth.reshape(-1, 1)).to(like.device)
 
 
 # -- at work -----------------------------------------------------------------------------------
@@ -188,6 +231,9 @@ class _Warped:
 
     def attend(self, call: Call) -> Tensor:
         """The head outputs of a call, "B H N D", with all frames but the first edited."""
+        image = call.image()
+        if image.start >= image.stop:
+            return call.output
         runs = Runs(call, self._split(call))
         way = self._way(self._grid(call), call.query)
         output = call.output.unflatten(0, runs.split).clone()
@@ -206,7 +252,7 @@ class _Warped:
         if self.spec.axis == "query":
             return carry(warp, runs(maps, value), way)
         kept, moved = (
-            carry(warp, runs(maps, splat_columns(x, runs.image, way)), way)
+            carry(warp, runs(maps, splat_columns(x, runs.columns, way)), way)
             for x in (torch.ones_like(value), value)
         )
         return torch.where(kept > _EMPTY, moved / kept.clamp(min=_EMPTY), own)

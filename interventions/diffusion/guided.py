@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
+from torch import Tensor
+
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention, check_number
 from regaze.interventions.diffusion.where import check_where, chosen
@@ -48,6 +52,22 @@ class Guided(Intervention):
         check_number(self.name, "scale", self.scale)
         check_number(self.name, "adaptive", self.adaptive, low=0)
         check_where(self.name, self.layers, self.start, self.stop)
+
+    def idle(self: _Self) -> _Self:
+        """Guidance of weight 0."""
+        return replace(self, scale=0.0)
+
+    def literal(self) -> GuidanceForm:
+        """A whole second pass with the edited maps, and what is added of the difference."""
+        return GuidanceForm(self.layers or (), self.literal_map, self.weight, self.start, self.stop)
+
+    @abstractmethod
+    def literal_map(self, m: Map) -> Tensor:
+        """The perturbed attention weights "B H N N", as the method's formula reads."""
+
+    def weight(self, t: float, guided: bool) -> float:
+        """The factor of the difference at a timestep, with and without guidance by prompt."""
+        return max(0.0, self.scale - self.adaptive * (1000 - t)) if self.adaptive else self.scale
 
     def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, by their full names."""

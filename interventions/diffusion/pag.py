@@ -19,12 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.literal import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -51,32 +53,31 @@ class PAG(Guided):
         super().check()
         check_choice("pag", "variant", self.variant, ("joint", "image"))
 
-    def bind(self, host: Host) -> Branch:
+    def literal_map(self, m: Map) -> Tensor:
+        """``A' = I``, or with the image's rows seeing themselves and the text."""
+        if self.variant == "joint":
+            return m.identity.expand_as(m.weights)
+        logits, image = m.logits.clone(), m.image
+        others = m.identity[image, image] == 0
+        logits[:, :, image, image] = logits[:, :, image, image].masked_fill(others, -torch.inf)
+        return (logits + m.bias).softmax(-1)
+
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance."""
         sites = self.sites(host)
-        if self.variant == "image":
-            for site in sites:
-                if site.order == "unknown":
-                    raise ValueError(
-                        f"pag: variant='image' needs to know in which order {site.name} holds text "
-                        "and image, which isn't known for this model; use variant='joint'"
-                    )
         perturb = _image_alone if self.variant == "image" else _alone
-        return Branch(tuple(sites), perturb, **self.window())
+        return Guidance.away_from(sites, perturb, **self.window())
 
 
 def _alone(call: Call) -> Tensor:
-    return as_query_heads(call.value, call.query.shape[1])
+    return as_query_heads(call.own, call.query.shape[1])
 
 
 def _image_alone(call: Call) -> Tensor:
-    if call.site.kind == "self":
+    image, heads = call.image(), call.query.shape[1]
+    if image.start >= image.stop:
+        return call.output
+    if image == slice(0, call.key.shape[2]):
         return _alone(call)
-    if call.mask is not None:
-        raise NotImplementedError(
-            f"pag: variant='image' allows for no attention mask, and {call.site.name} has one; use "
-            "variant='joint'"
-        )
-    heads = call.query.shape[1]
     key, value = as_query_heads(call.key, heads), as_query_heads(call.value, heads)
-    return image_block_identity(call.query, key, value, call.scale, call.image(), call.kernel)
+    return image_block_identity(call.query, key, value, call.scale, image, call.kernel, call.mask)

@@ -18,16 +18,18 @@ blurred, the text's aren't.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, check_number, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -59,33 +61,73 @@ class SEG(Guided):
         check_number("seg", "sigma", self.sigma, low=0)
         check_choice("seg", "sense", self.sense, ("code", "paper"))
 
-    def bind(self, host: Host) -> Branch:
+    def idle(self) -> SEG:
+        """Nothing is blurred."""
+        return replace(self, sigma=0.0)
+
+    def literal(self) -> GuidanceForm:
+        """A whole second pass of the branch that the sense says."""
+        return replace(super().literal(), branch="uncond" if self.sense == "paper" else "cond")
+
+    def literal_map(self, m: Map) -> Tensor:
+        """``softmax(G z)``: the image's logits blurred along the query axis by a matrix."""
+        if not self.sigma:
+            return m.weights
+        frames, rows, columns = m.grid
+        if self.sigma > INFINITE:
+            blur = m.identity[m.image, m.image] * 0 + 1 / (m.image.stop - m.image.start)
+        else:
+            picture = torch.kron(blur_matrix(rows, self.sigma), blur_matrix(columns, self.sigma))
+            blur = torch.kron(torch.eye(frames), picture).to(m.logits)
+        logits = m.logits.clone()
+        logits[:, :, m.image] = blur @ logits[:, :, m.image]
+        return (logits + m.bias).softmax(-1)
+
+    def weight(self, t: float, guided: bool) -> float:
+        """The scale; the paper's gamma counts as gamma - 1 where there is one branch."""
+        weight = super().weight(t, guided)
+        alone = self.sense == "paper" and not guided and self.scale
+        return weight * (self.scale - 1) / self.scale if alone else weight
+
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance; a sigma of 0 blurs nothing and is a no-op."""
         sites = self.sites(host) if self.sigma else []
         for site in sites:
             if site.kind == "temporal":
                 raise ValueError(f"seg: {site.name} attends over frames, which have no image grid")
-            if site.order == "unknown":
-                raise ValueError(
-                    f"seg: in which order {site.name} holds text and image isn't known for this "
-                    "model; softpag with target=query_mean needs no order"
-                )
         paper = self.sense == "paper"
-        return Branch(
-            tuple(sites),
+        return Guidance.away_from(
+            sites,
             lambda call: _blurred(call, self.sigma),
-            branch="uncond" if paper else "cond",
+            rows="uncond" if paper else "cond",
             scale_alone=self.scale - 1 if paper else None,
             **self.window(),
         )
 
 
+def blur_matrix(side: int, sigma: float) -> Tensor:
+    """The matrix "side side" that blurs one axis: a Gaussian of odd length, edges reflected."""
+    length = math.ceil(6 * sigma) + 1
+    length -= 1 - length % 2
+    half = min(length, side + (1 - side % 2)) // 2
+    weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-half, half + 1)]
+    matrix = torch.zeros(side, side)
+    for i in range(side):
+        for offset, weight in zip(range(-half, half + 1), weights, strict=True):
+            j = abs(i + offset)
+            matrix[i, j if j < side else 2 * (side - 1) - j] += weight / sum(weights)
+    return matrix
+
+
 def _blurred(call: Call, sigma: float) -> Tensor:
     image = call.image()
     rows = call.query[:, :, image]
+    if not rows.shape[2]:
+        return call.output
     if sigma > INFINITE:
         blurred = mean_query(rows)
-        if call.site.kind == "self" and (call.mask is None or call.mask.shape[-2] == 1):
+        alone = rows.shape[2] == call.query.shape[2]
+        if alone and (call.mask is None or call.mask.shape[-2] == 1):
             return call.kernel(blurred, call.key, call.value).expand(*rows.shape[:3], -1)
         blurred = blurred.expand_as(rows)
     else:

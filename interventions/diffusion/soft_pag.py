@@ -22,18 +22,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.kernel import Call
+from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.sites import choose, only_heads
-from regaze.hooks.diffusion.works import Branch
+from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import check_choice, check_number, from_dict, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -97,6 +98,35 @@ class SoftPAG(Guided):
             raise ValueError(f"{path} holds {spec.name}, not softpag")
         return spec
 
+    def literal(self) -> GuidanceForm:
+        """A whole second pass with ``A' = (1 - u) A + u T`` in the heads chosen."""
+        if self.heads is None:
+            return super().literal()
+        layers = dict.fromkeys(f"L{layer}" for layer, _, _ in _parsed(self.heads))
+        return replace(super().literal(), layers=tuple(layers))
+
+    def literal_map(self, m: Map) -> Tensor:
+        """``(1 - u) A + u T``, head by head."""
+        u = torch.full((m.weights.shape[1], 1, 1), self.u if self.heads is None else 0.0)
+        for layer, head, own in _parsed(self.heads or ""):
+            if layer == m.site.layer:
+                u[head] = self.u if own is None else own
+        u = u.to(m.weights)
+        return (1 - u) * m.weights + u * self._literal_target(m)
+
+    def _literal_target(self, m: Map) -> Tensor:
+        if self.target == "identity":
+            return m.identity.expand_as(m.weights)
+        if self.target == "uniform":
+            return (torch.zeros_like(m.weights) + m.bias).softmax(-1)
+        if self.target == "temperature":
+            return ((m.logits + m.bias) / (self.tau or 1)).softmax(-1)
+        seen = (m.bias > torch.finfo(m.bias.dtype).min / 2).expand_as(m.weights)[:, :1, :1]
+        seen = seen.transpose(-1, -2).to(m.query) if m.bias.ndim > 1 else m.query.new_ones(1)
+        mean = (m.query * seen).sum(2, keepdim=True) / (seen + 0 * m.query).sum(2, keepdim=True)
+        logits = mean @ m.key.transpose(-1, -2) * m.scale
+        return (logits + m.bias).softmax(-1).expand_as(m.weights)
+
     def resolve(self, host: Host) -> SoftPAG:
         """Choose the layers, if no heads are given, and check the heads."""
         if self.heads is None:
@@ -104,11 +134,13 @@ class SoftPAG(Guided):
         self._strengths(host)
         return self
 
-    def bind(self, host: Host) -> Branch:
+    def bind(self, host: Host) -> Guidance:
         """Make the guidance; without heads, or with every u at 0, it is a no-op."""
         strengths = {n: u for n, u in self._strengths(host).items() if u.any()}
         sites = tuple(site for site in host.sites if site.name in strengths)
-        return Branch(sites, lambda call: self._perturb(call, strengths), **self.window())
+        return Guidance.away_from(
+            sites, lambda call: self._perturb(call, strengths), **self.window()
+        )
 
     def _strengths(self, denoiser: Host) -> dict[str, Tensor]:
         """Strength per head, "H 1 1", by layer name.
@@ -143,7 +175,7 @@ def _target(call: Call, target: str, tau: float | None) -> Tensor:
     # A mask of one row hides the same columns from every row, so one query stands for all.
     one_row = call.mask is None or call.mask.shape[-2] == 1
     if target == "identity":
-        return as_query_heads(call.value, heads)
+        return as_query_heads(call.own, heads)
     if target == "uniform":
         if call.mask is None:
             return as_query_heads(call.value.mean(2, keepdim=True), heads)

@@ -112,7 +112,7 @@ class Closer(Look):
 class Looker:
     """Looks closer at pictures for questions about them.
 
-    The general question is asked once per picture, and the vision host reads a picture once for
+    The general question is asked once per picture, and the vision tower reads a picture once for
     both readings, where the model has a ``get_image_features``.
 
     Args:
@@ -249,7 +249,7 @@ def look_closer(
 
 @contextmanager
 def features_once(model: Any) -> Iterator[None]:
-    """Inside, the vision host reads an image once, however often it is shown in succession."""
+    """Inside, the vision tower reads an image once, however often it is shown in succession."""
     owner = getattr(model, "model", model)
     stock = getattr(owner, "get_image_features", None)
     if stock is None:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
+from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, check_number, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_patches
@@ -59,6 +60,19 @@ class VAF(Intervention):
             self, enhance=round(2 - self.enhance, 9), suppress=round(2 - self.suppress, 9)
         )
         return {"flipped sign": mirrored}
+
+    def idle(self) -> VAF:
+        """Both factors are 1."""
+        return replace(self, enhance=1.0, suppress=1.0)
+
+    def literal(self) -> MapForm:
+        """``enhance z`` at text rows' image columns, ``suppress z`` at their system columns."""
+
+        def edit(z: Tensor, m: Map) -> Tensor:
+            z = torch.where(m.text & m.image, self.enhance * z, z)
+            return torch.where(m.text & m.system, self.suppress * z, z)
+
+        return MapForm(self.layers or (), edit)
 
     def resolve(self, host: Host) -> VAF:
         """Choose the layers."""

@@ -18,6 +18,7 @@ default is the paper's, which is what the names mean.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -27,7 +28,8 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.passes import Columns, GrowingMask, Pass, repeat_rows
+from regaze.hooks.literal import Map, MapForm
+from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
@@ -94,6 +96,46 @@ class VAR(Intervention):
         """What the released code adds to each image weight."""
         return 1e-6 if self.sense == "code" else 0.0
 
+    def idle(self) -> VAR:
+        """Sinks keep all."""
+        return replace(self, p=1.0 if self.sense == "code" else 0.0)
+
+    def literal(self) -> MapForm:
+        """The weights a' of the formula above, row by row and head by head."""
+        return MapForm(self.layers or (), self._literal)
+
+    def _literal(self, z: Tensor, m: Map) -> Tensor:
+        sinks = self.literal_sinks(m.hidden)[:, None, None] & m.prompt
+        if not (sinks & m.image).any():
+            return z
+        a = z.masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)
+
+        def mass(columns: Tensor) -> Tensor:
+            return (a * columns).sum(-1, keepdim=True)
+
+        on_image, on_sinks, on_rest = mass(m.image), mass(sinks), mass(m.image & ~sinks)
+        if self.sense == "code":
+            centric = mass(m.image & sinks) / (on_image + self.epsilon * m.image.sum()) <= self.rho
+            taken = (1 - self.p) * on_sinks
+            left = self.p
+        else:
+            centric = on_rest / on_image >= self.rho
+            taken = self.p * on_sinks
+            left = 1 - self.p
+        moved = m.text & centric & (on_image >= self.floor) & (on_rest > 0)
+        # a' = a * factor; the rows' sums stay 1, so the factor's logarithm adds to the logit.
+        factor = torch.where(m.image & ~sinks, 1 + taken / on_rest, torch.where(sinks, left, 1.0))
+        return torch.where(moved, z + factor.clamp(min=1e-30).log(), z)
+
+    def literal_sinks(self, hidden: Tensor) -> Tensor:
+        """Which tokens of the residual stream "B K E" carry a sink dimension strongly enough."""
+        x = hidden.double()
+        rms = x.square().mean(-1).sqrt()
+        phi = x[..., list(self.sink_dims or ())].abs().amax(-1) / rms
+        tau = (self.tau or 0) * hidden.shape[-1] ** 0.5
+        sinks: Tensor = phi > tau if self.sense == "code" else phi >= tau
+        return sinks
+
     def resolve(self, host: Host) -> VAR:
         """Find the sink dimensions and choose the layers.
 
@@ -149,6 +191,15 @@ class _VAREdit(Edit):
             self.prompt = prompt.to(pass_.device) if prompt.any() else None
             self.image = pass_.tokens.is_kind(Kind.IMAGE).to(pass_.device)
 
+    def select(self, rows: Tensor) -> _VAREdit:
+        twin = copy.copy(self)
+        twin.sinks = {k: v[rows.to(v.device)] for k, v in self.sinks.items()}
+        twin.sums = {
+            k: (sums.select(rows), bounds[rows.to(bounds.device)])
+            for k, (sums, bounds) in self.sums.items()
+        }
+        return twin
+
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
         if self.prompt is None:
             return
@@ -157,7 +208,7 @@ class _VAREdit(Edit):
         sinks = sinks & self.prompt.to(sinks.device)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
-            before = repeat_rows(self.sinks[layer][:, : pass_.past], pass_.batch)
+            before = self.sinks[layer][:, : pass_.past]
             gap = pass_.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
@@ -173,9 +224,9 @@ class _VAREdit(Edit):
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        growing, bounds = self.sums[layer]
-        sums, bounds = columns.of(growing), columns.rows_of(bounds)
-        return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
+        sums, bounds = self.sums[layer]
+        weights = logits.softmax(-1)
+        return logits + redistribution(weights, columns.of(sums), bounds, self.spec.keep)
 
 
 def sums_and_bounds(

@@ -15,6 +15,8 @@ std.
 
 from __future__ import annotations
 
+import copy
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -24,7 +26,8 @@ from torch import Tensor
 
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.passes import Pass, repeat_rows
+from regaze.hooks.literal import HeadForm
+from regaze.hooks.passes import Pass
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -56,7 +59,6 @@ class VHR(Intervention):
     summary: ClassVar[str] = "amplify the heads that react to the image"
     paper: ClassVar[str] = "arXiv 2412.13949"
     needs_image_columns: ClassVar[bool] = False
-    shares_prefix: ClassVar[bool] = False
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
@@ -64,6 +66,11 @@ class VHR(Intervention):
     outlier_filter: bool = True
     unbiased: bool = True
     heads: Literal["top", "bottom", "random"] = "top"
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not: whole prompts are compared."""
+        return False
 
     def check(self) -> None:
         """Check the fields' domains."""
@@ -81,6 +88,32 @@ class VHR(Intervention):
             "random heads": replace(self, heads="random"),
             "bottom heads": replace(self, heads="bottom"),
         }
+
+    def idle(self) -> VHR:
+        """Chosen heads keep their size."""
+        return replace(self, alpha=1.0)
+
+    def literal(self) -> HeadForm | None:
+        """The formula above, head by head; None for controls, which aren't the formula's."""
+        if self.heads != "top":
+            return None
+        return HeadForm(self.layers or (), self.literal_factors, self.null_image)
+
+    def literal_factors(self, seen: Tensor, blind: Tensor) -> Tensor:
+        """One factor per head, "H", from outputs "H D" with the image and without."""
+        deviation = statistics.stdev if self.unbiased else statistics.pstdev
+        divergence: list[float] = (seen - blind).norm(dim=-1).tolist()
+        activity: list[float] = blind.square().sum(-1).tolist()
+        # What rounding makes of heads that the image doesn't reach is no reaction.
+        least = (4 * torch.finfo(seen.dtype).eps * seen.norm(dim=-1)).tolist()
+        divergence = [d if d > e else 0.0 for d, e in zip(divergence, least, strict=True)]
+        if self.outlier_filter:
+            far = statistics.mean(divergence) + deviation(divergence)
+            loud = statistics.mean(activity) + deviation(activity)
+            pairs = zip(divergence, activity, strict=True)
+            divergence = [0.0 if d > far and a > loud else d for d, a in pairs]
+        median = statistics.median(divergence)
+        return torch.tensor([self.alpha if d > median else 1.0 for d in divergence])
 
     def resolve(self, host: Host) -> VHR:
         """Choose the layers.
@@ -122,6 +155,12 @@ class _VHREdit(Edit):
             self.factors = {}
             self.has_image = pass_.tokens.has_image
 
+    def select(self, rows: Tensor) -> _VHREdit:
+        twin = copy.copy(self)
+        twin.factors = {k: v[rows.to(v.device)] for k, v in self.factors.items()}
+        twin.has_image = self.has_image[rows]
+        return twin
+
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
@@ -135,9 +174,7 @@ class _VHREdit(Edit):
             chosen &= self.has_image[:, None].to(out.device)
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
-        factor = self.factors.get(layer)
-        # Beams repeat a sample's rows; its heads go with them.
-        return None if factor is None else repeat_rows(factor, pass_.batch)
+        return self.factors.get(layer)
 
 
 def choose_heads(

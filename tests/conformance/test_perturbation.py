@@ -35,7 +35,7 @@ def perturbed(module: nn.Module, spec: Guided, site: Site, layout: Layout, **cal
     """An attention module's output in the branch that a spec perturbs."""
     holder = nn.ModuleDict({"attn": module})
     guidance = spec.bind(Host("SD3Transformer2DModel", (site,)))
-    with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.attend):
+    with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.works[0].attend):
         return module(**call)
 
 

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask
-from literal import STRUCTURE, read
 from tiny import FAMILIES, tiny
 from torch import Tensor
 
 from regaze.hooks import Kind, TokenMap
 from regaze.hooks.host import find_host, image_tokens
+from regaze.hooks.literal import STRUCTURE, read
 from regaze.hooks.tokens import ImageTokens, Spans
 
 IMG, VIDEO, ROW_END, FENCE, FIRST, NEWLINE, TEXT = 9, 8, 7, 6, 5, 4, 1
@@ -142,9 +142,9 @@ def test_generated_columns_are_added_and_taken_back() -> None:
     assert not of(TEXT, TEXT).grow(1).after_image.any()
 
 
-def test_beams_repeat_each_row_in_place() -> None:
+def test_rows_can_be_selected_and_repeated() -> None:
     ids = torch.tensor([[TEXT, IMG, TEXT], [TEXT, TEXT, IMG]])
-    tokens = TokenMap.from_ids(ids, TOKENS).grow(1).repeat(2)
+    tokens = TokenMap.from_ids(ids, TOKENS).grow(1).select(torch.tensor([0, 0, 1, 1]))
     assert [kinds(tokens, row) for row in range(4)] == ["sIqg", "sIqg", "ssIg", "ssIg"]
     assert tokens.batch == 4
 
@@ -198,7 +198,7 @@ PAIRED = tuple(family for family in WITH_COLUMNS if family != "instructblip")
 def test_the_columns_of_every_family_are_told_from_its_tokens(family: str) -> None:
     model = tiny(family)
     tokens, _ = from_family(family, (SHORT, [0]))
-    prompt = read(model, ask(model, (SHORT, [0])))
+    prompt = read(find_host(model.model, model.processor), ask(model, (SHORT, [0])))
     want = [
         "I" if image else "s" if system else "|" if structure else "q"
         for image, system, structure in zip(

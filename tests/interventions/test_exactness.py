@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, ask
-from literal import literally
+from asking import LONG, SHORT, ask, literally
 from matrix import LAYERS, METHODS, SINKS, Method, pairs
 from tiny import FAMILIES, Tiny, tiny
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, ask, logits
-from literal import literally
+from asking import LONG, SHORT, Row, answer, ask, literally, logits
 from matrix import MAIN, METHODS, Method, pairs
 from tiny import Tiny, tiny
 from torch import Tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
-from literal import HEAD_FACTORS, ROW_EDITS
 from matrix import CANNOT, LIMITS, MAIN, METHODS, NEEDS_PROCESSOR, Method, pairs, support_table
 from tiny import FAMILIES, tiny
 
@@ -13,12 +12,12 @@ from regaze.hooks import attach
 from regaze.hooks.families import FAMILIES as KNOWN
 from regaze.interventions import Intervention, get, names
 
-NAMES = [name for name in names(Intervention.acts_on) if get(name).attaches]
+NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "attention"]
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
     assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert {*ROW_EDITS, *HEAD_FACTORS} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in METHODS.values())
     assert [METHODS[name].name for name in MAIN] == sorted(NAMES)
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from literal import sinks as literal_sinks
 from matrix import LAYERS, SINKS
 from tiny import as_deep, tiny
 from torch import Tensor
@@ -29,7 +28,7 @@ def edited_maps(spec: VAR, layer: int = 0) -> tuple[Tensor, Tensor, Tensor, Tens
         plain = model.model(**inputs, output_attentions=True, output_hidden_states=True)
         with attach(model.model, dataclasses.replace(spec, layers=(layer,))):
             edited = model.model(**inputs, output_attentions=True).attentions[layer][0]
-    found = torch.tensor(literal_sinks(plain.hidden_states[layer][0], spec))
+    found = spec.literal_sinks(plain.hidden_states[layer])[0]
     image = model.expected_image_columns(inputs)[0]
     return plain.attentions[layer][0], edited, image, found
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
-import literal
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from literal import compare_prompts
 from matrix import LAYERS, METHODS, Method, pairs
 from tiny import as_deep, tiny
 from torch import Tensor
@@ -17,6 +15,7 @@ from transformers import DynamicCache, StaticCache
 
 from regaze.hooks import attach
 from regaze.hooks.host import find_host
+from regaze.hooks.literal import compare_prompts, read
 from regaze.interventions import VHR
 from regaze.interventions.lvlm import vhr
 from regaze.interventions.lvlm.vhr import choose_heads
@@ -42,7 +41,7 @@ def test_heads_are_chosen_as_the_formula_says(
     for seed in range(20):
         seen, blind = random_heads(seed, heads)
         chosen = choose_heads(seen, blind, outlier_filter, unbiased)[0]
-        assert chosen.tolist() == [f != 1 for f in literal.vhr(seen[0], blind[0], spec)]
+        assert torch.equal(chosen, spec.literal_factors(seen[0], blind[0]) != 1)
         divergence = (seen - blind).norm(dim=-1)[0]
         surged += int(not chosen[divergence.argmax()])
     assert (surged > 0) == outlier_filter
@@ -93,7 +92,9 @@ def test_the_prompt_without_image_is_the_prompt_with_its_image_tokens_dropped(
     inputs = ask(model, (LONG, [1]))
     monkeypatch.setattr(vhr, "choose_heads", note)
     logits(model, inputs, method.acts)
-    with_image, without = compare_prompts(model, inputs, method.acts)
+    host = find_host(model.model, model.processor)
+    spec: Any = method.acts
+    with_image, without = compare_prompts(host, inputs, spec.null_image)
     for layer, (seen, blind) in enumerate(noted):
         torch.testing.assert_close(seen, with_image[layer], rtol=0, atol=1e-4)
         torch.testing.assert_close(blind, without[layer], rtol=0, atol=1e-4)
@@ -105,9 +106,9 @@ def test_the_prompt_without_image_is_the_prompt_with_its_image_tokens_dropped(
 def test_the_two_ways_to_remove_the_image_differ(family: str, method: Method) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    masked = VHR(layers=LAYERS, null_image="mask")
-    kept = [not image for image in literal.read(model, inputs).image]
-    dropped, hidden = (compare_prompts(model, inputs, spec)[1][2] for spec in (method.acts, masked))
+    host = find_host(model.model, model.processor)
+    kept = [not image for image in read(host, inputs).image]
+    dropped, hidden = (compare_prompts(host, inputs, way)[1][2] for way in ("drop", "mask"))
     # Rotary positions are relative: where no text stands before the image they agree.
     assert torch.allclose(dropped, hidden, atol=1e-4) == (not any(kept[: kept.index(False)]))
 

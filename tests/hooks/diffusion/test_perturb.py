@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from literal_maps import blur_matrix
 from torch import Tensor
 
 from regaze.hooks.diffusion.perturb import (
@@ -21,6 +20,7 @@ from regaze.hooks.diffusion.perturb import (
     image_block_identity,
     mean_query,
 )
+from regaze.interventions.diffusion.seg import blur_matrix
 
 
 def qkv(heads: int = 4, groups: int = 4, tokens: int = 20) -> tuple[Tensor, Tensor, Tensor]:
@@ -36,7 +36,8 @@ def qkv(heads: int = 4, groups: int = 4, tokens: int = 20) -> tuple[Tensor, Tens
 )
 def test_blurring_queries_blurs_logits(rows: int, columns: int, sigma: float) -> None:
     query, key, _ = qkv(tokens=rows * columns)
-    want = blur_matrix(rows, columns, sigma) @ (query @ key.transpose(-1, -2))
+    blur = torch.kron(blur_matrix(rows, sigma), blur_matrix(columns, sigma))
+    want = blur @ (query @ key.transpose(-1, -2))
     got = blur_queries(query, (rows, columns), sigma) @ key.transpose(-1, -2)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
 

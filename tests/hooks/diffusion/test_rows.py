@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
+from torch import nn
 
-from regaze.hooks.diffusion.rows import (
-    call_of_rows,
-    copy_containers,
-    progress_of,
-    take_rows,
-    timestep_of,
-)
+from regaze.hooks.diffusion.families import FAMILIES
+from regaze.hooks.diffusion.rows import call_of_rows, copy_containers, take_rows
+from regaze.hooks.diffusion.running import progress_of, running, timestep_of
 
 ROWS = slice(2, 4)
 
@@ -23,14 +21,15 @@ def test_rows_are_cut_from_what_runs_over_the_batch() -> None:
         "down_block_additional_residuals": (batch, batch.repeat_interleave(3, 0)), "flag": True,
         "img_ids": batch, "other": table,
     }  # fmt: skip
-    cut = call_of_rows(call, ROWS, 4)
+    unet, flux = FAMILIES["UNet2DConditionModel"], FAMILIES["FluxTransformer2DModel"]
+    cut = call_of_rows(call, ROWS, 4, unet)
     assert torch.equal(cut["sample"], batch[2:])
     assert cut["timestep"] is scalar
     assert torch.equal(cut["added_cond_kwargs"]["image_embeds"][0], batch[2:])
     frames = cut["down_block_additional_residuals"][1]
     assert torch.equal(frames, batch[2:].repeat_interleave(3, 0))
     assert cut["flag"] is True
-    assert cut["img_ids"] is batch  # Tokens, however many.
+    assert call_of_rows(call, ROWS, 4, flux)["img_ids"] is batch  # Tokens, however many.
     assert cut["other"] is table
 
 
@@ -48,13 +47,18 @@ def test_containers_are_copied_and_tensors_are_not() -> None:
     assert after["b"] is before["b"]
 
 
-class _Loop:
+class _Loop(DiffusionPipeline):  # type: ignore[misc]
     """A pipeline that does nothing but count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = nn.Linear(1, 1)
 
     def __call__(self, timesteps: torch.Tensor) -> list[tuple[float, float]]:
         told = []
         for i, t in enumerate(timesteps):  # noqa: B007 (read by its name)
-            told.append((timestep_of({"timestep": t / 1000}, self), progress_of(self)))
+            found = running(self.unet)
+            told.append((timestep_of(found, {"timestep": t / 1000}), progress_of(found)))
         return told
 
 
@@ -66,7 +70,7 @@ def test_the_time_is_the_pipelines_own() -> None:
 
 
 def test_outside_a_pipeline_there_are_no_steps() -> None:
-    assert timestep_of({"timestep": torch.tensor([7])}, None) == 7
-    for pipeline in (None, _Loop()):
-        with pytest.raises(ValueError, match="only a running pipeline knows"):
-            progress_of(pipeline)
+    assert running(_Loop().unet) is None
+    assert timestep_of(None, {"timestep": torch.tensor([7])}) == 7
+    with pytest.raises(ValueError, match="only a running pipeline knows"):
+        progress_of(None)

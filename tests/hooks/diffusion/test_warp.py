@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from literal_flow import on_tokens, random_flow, warp_matrix
+from flows import random_flow
 from torch import Tensor
 
 from regaze.hooks.diffusion.warp import consistent, corners, pooled, splat, to_tokens, warp
+from regaze.interventions.diffusion.flow_maps import on_tokens, warp_matrix
 
 ROWS, COLUMNS, SIZE = 5, 7, 3
 

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from flows import random_flow
 from largest import largest
-from literal_flow import edit_maps, editor, random_flow
-from literal_maps import edited, guided_literally, target_map
 from tiny_pipelines import FAMILIES, quiet, tiny
 from torch import Tensor
 
 import regaze
-from regaze.hooks.diffusion import Call, Host, Layout, Site, sites
+from regaze.hooks.diffusion import Call, Host, Layout, Site
+from regaze.hooks.diffusion.literal import Map, literally
 from regaze.interventions import FlowWarp
 from regaze.interventions.diffusion.flow import Flow
 
@@ -57,13 +57,10 @@ def check(
     with regaze.attach(pipe, spec) as run:
         got = paint(family, pipe, images, guided)
     assert run.report().fired
-    layers = run.specs[0].layers  # type: ignore[attr-defined]
-    orders = {site.name: site.order for site in sites(pipe)}
-    branches = 2 if guided and kind.halves else 1
-    if family == "animatediff":
-        branches *= 2  # Two videos.
-    literal = editor(spec, FLOW, visible, orders, (branches, FRAMES, images))
-    with edited(getattr(pipe, kind.denoiser), layers, literal):
+    specs: Any = run.specs
+    inner = FRAMES if family == "animatediff" else 1
+    running = kind.running(guided, 2 if inner > 1 else FRAMES * images, images, inner)
+    with literally(pipe, running, [one.literal() for one in specs]):
         want = paint(family, pipe, images, guided)
     scale = plain.abs().max()
     assert ((got - want).abs().max() / scale).item() < within
@@ -153,7 +150,9 @@ def test_double_precision(option: str) -> None:
     spec = FlowWarp(flow=flow, **OPTIONS[option])
     got = attend(spec, query, key, value, 2, 2)
     maps = (query @ key.mT / 6**0.5).softmax(-1)
-    want = edit_maps(maps, slice(0, 20), GRID, spec, flow, None, (2, FRAMES, 2)) @ value
+    split = (2, FRAMES, 2)
+    m = Map(SITE, query, key, maps, maps, maps, 1.0, slice(0, 20), (1, *GRID), split)
+    want = spec.literal_maps(m, Flow(flow)) @ value
     assert (got - want).abs().max() < 1e-12
 
 
@@ -230,20 +229,10 @@ def test_it_acts_in_perturbed_branches_too() -> None:
     """Guidance leads away from what the edited model would predict."""
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     spec, guidance = FlowWarp(flow=FLOW), regaze.PAG(scale=1.5, layers=("mid",))
-    orders = {site.name: site.order for site in sites(pipe)}
     with regaze.attach(pipe, spec, guidance) as run:
         got = paint("sd", pipe)
-    warped, perturbed = (one.layers for one in run.specs)  # type: ignore[attr-defined]
-
-    def alone(name: str, query: Tensor, key: Tensor, logits: Tensor, bias: Tensor, a: Tensor,
-              scale: float) -> Tensor:  # fmt: skip
-        return target_map("identity", query, logits, bias, a, key, scale)
-
-    literal = editor(spec, FLOW, None, orders, (2, FRAMES, 1))
-    with (
-        edited(pipe.unet, warped, literal),
-        guided_literally(pipe, kind, True, perturbed, alone, 1.5),
-    ):
+    specs: Any = run.specs
+    with literally(pipe, kind.running(True, FRAMES), [one.literal() for one in specs]):
         want = paint("sd", pipe)
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
     assert run.report().fired

@@ -11,7 +11,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
-from literal_flow import random_flow
+from flows import random_flow
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet, state, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
 

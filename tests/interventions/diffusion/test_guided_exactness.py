@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import pytest
-from diffusion_matrix import MASKED, METHODS, SCALE, Method, pairs
-from literal_maps import guided_literally
+from typing import Any
+
+from diffusion_matrix import Method, pairs
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
-from regaze.hooks.diffusion import sites
+from regaze.hooks.diffusion.literal import literally
 
 
 def literal(family: str, method: Method, guided: bool) -> object:
     pipe, kind = tiny(family), FAMILIES[family]
     with regaze.attach(pipe, method.on(kind)) as run:
-        spec = run.specs[0]
-    places = {site.name: site for site in sites(pipe)}
-    names = list(getattr(spec, "layers", None) or ())
-    if not names:
-        names = [site.name for site in places.values() if site.layer in (1, 2)]
-
-    def edit(name: str, *args: object) -> object:
-        return method.edit(places[name], *args)
-
-    with guided_literally(pipe, kind, guided, names, edit, SCALE):  # type: ignore[arg-type]
+        spec: Any = run.specs[0]
+    with literally(pipe, kind.running(guided), [spec.literal()]):
         return kind.run(pipe, guided=guided)
 
 
@@ -56,15 +48,3 @@ def check(family: str, method: Method, guided: bool) -> None:
     assert ((got - want).abs().max() / scale).item() < 1e-5  # type: ignore[operator]
     assert ((got - plain).abs().max() / scale).item() > 1e-3
     assert run.report().fired
-
-
-@pytest.mark.parametrize("pair", MASKED, ids="-".join)
-def test_what_cannot_work_says_why(pair: tuple[str, str]) -> None:
-    pipe, kind = tiny(pair[0]), FAMILIES[pair[0]]
-    before = kind.run(pipe)
-    with (
-        regaze.attach(pipe, METHODS[pair[1]].on(kind)),
-        pytest.raises(NotImplementedError, match=MASKED[pair]),
-    ):
-        kind.run(pipe)
-    assert kind.run(pipe).equal(before)

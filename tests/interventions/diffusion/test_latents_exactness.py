@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -10,12 +9,12 @@ import torch
 from diffusers.pipelines.deprecated.stable_diffusion_attend_and_excite import (
     StableDiffusionAttendAndExcitePipeline,
 )
-from latent_methods import TOKENS, spec_for
-from literal_latents import excite, moved_literally, segregate
+from latent_methods import spec_for
 from tiny_pipelines import FAMILIES, quiet, sd_parts, tiny
 
 import regaze
 from regaze.hooks.diffusion import gradients, text_maps
+from regaze.hooks.diffusion.literal_latents import moved_literally
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["cfg", "no-cfg"])
@@ -37,10 +36,8 @@ def test_latents_equal_those_of_whole_maps_and_passes(
     acted = report.steps or 0
     assert acted >= count
     assert all(layer.calls == acted and layer.effect > 0 for layer in report.layers), steps
-    sizes = [2.0 * math.sqrt(1 - 0.5 * i / (acted - 1)) for i in range(acted)]
-    loss = excite if method == "attend_and_excite" else segregate
-    clip = family not in ("flux", "pixart", "wan", "qwen", "animatediff")
-    with moved_literally(pipe, family, kind, guided, layers, loss, TOKENS, sizes, clip):
+    assert run.specs[0].layers == tuple(layers)  # type: ignore[attr-defined]
+    with moved_literally(pipe, kind.running(guided), run.specs[0].literal()):  # type: ignore[attr-defined]
         want = kind.run(pipe, guided=guided, **more)
     scale = max(1.0, want.abs().max().item())
     assert (got - want).abs().max() < 2e-4 * scale

@@ -195,7 +195,7 @@ def test_specs_survive_json_and_their_own_labels() -> None:
     ("family", "spec", "hint"),
     [
         ("sd", {"layers": ("L0",)}, "sees no text"),
-        ("sd", {"layers": ("up_blocks.0",)}, "matches no cross- or joint attention"),
+        ("sd", {"layers": ("up_blocks.0",)}, "matches no cross- attention"),
         ("sd", {"layers": ("down_blocks.0", "mid")}, "one resolution"),
         ("sd3", {"layers": (9,)}, "there is no layer 9"),
     ],

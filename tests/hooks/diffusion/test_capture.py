@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import tiny_painter
 import torch
-from literal_latents import recorded
 from tiny_pipelines import FAMILIES, TEXT, tiny
 
 import regaze
-from regaze.hooks.diffusion import look
+from regaze.hooks.diffusion import capture
+from regaze.hooks.diffusion.literal_latents import recorded
 
 LAYERS: dict[str, tuple[Any, ...]] = {
     "sd": ("mid",),
@@ -32,7 +32,7 @@ def test_what_is_seen_are_the_text_columns_of_the_whole_maps(family: str, guided
     denoiser = getattr(pipe, kind.denoiser)
     once: dict[str, Any] = {"num_inference_steps": 1}
     plain = kind.run(pipe, guided=guided, **once)
-    with look(pipe, LAYERS[family]) as seen:
+    with capture(pipe, LAYERS[family]) as seen:
         looked = kind.run(pipe, guided=guided, **once)
     # A backend that was set meanwhile, which diffusers does for all models, computes otherwise.
     torch.testing.assert_close(looked, plain, atol=1e-5, rtol=1e-5)
@@ -55,7 +55,7 @@ def test_what_is_seen_are_the_text_columns_of_the_whole_maps(family: str, guided
 def test_words_of_a_running_pipeline() -> None:
     pipe = tiny_painter.fresh().pipeline
     pipe.set_progress_bar_config(disable=True)
-    with look(pipe, ["mid"]) as seen:
+    with capture(pipe, ["mid"]) as seen:
         with pytest.raises(ValueError, match="nothing was seen"):
             seen.map("circle")
         pipe("a red circle and a blue square", num_inference_steps=2, output_type="latent")
@@ -77,7 +77,7 @@ def test_moved_latents_are_looked_at() -> None:
 
     def seen_with(*specs: Any) -> torch.Tensor:
         noise = torch.Generator().manual_seed(0)
-        with regaze.attach(pipe, *specs), look(pipe, ["mid"]) as seen:
+        with regaze.attach(pipe, *specs), capture(pipe, ["mid"]) as seen:
             pipe("a red circle", generator=noise, num_inference_steps=1, output_type="latent")
         return seen.steps[0]
 
@@ -86,20 +86,20 @@ def test_moved_latents_are_looked_at() -> None:
 
 def test_what_cannot_be_looked_at_raises() -> None:
     pipe = tiny("sd")
-    with pytest.raises(TypeError, match="is no diffusers pipeline"), look(pipe.unet, ["mid"]):
+    with pytest.raises(TypeError, match="is no diffusers pipeline"), capture(pipe.unet, ["mid"]):
         pass
-    with pytest.raises(ValueError, match="sees no text"), look(pipe, ["L0"]):
+    with pytest.raises(ValueError, match="sees no text"), capture(pipe, ["L0"]):
         pass
     compiled = FAMILIES["sd"].build()
     compiled.unet = torch.compile(compiled.unet, backend="eager")
-    with pytest.raises(ValueError, match="look before compiling"), look(compiled, ["mid"]):
+    with pytest.raises(ValueError, match="capture before compiling"), capture(compiled, ["mid"]):
         pass
 
     def fails(*_: Any) -> None:
         raise KeyError("gone")
 
     hook = pipe.unet.conv_in.register_forward_pre_hook(fails)
-    with look(pipe, ["mid"]), pytest.raises(KeyError):
+    with capture(pipe, ["mid"]), pytest.raises(KeyError):
         FAMILIES["sd"].run(pipe)
     hook.remove()
     assert not pipe.unet._forward_hooks

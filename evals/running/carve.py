@@ -1,4 +1,4 @@
-"""CARVE in a run: read where the model looks for each question of a batch, and show it that.
+"""CARVE's question stage: read where the model looks for each question, and show it that.
 
 All questions about an image and the general one are read as one group, whose prefix is encoded once
 where the model allows it. The general answer goes on only as long as the others do.
@@ -7,7 +7,7 @@ where the model allows it. The general answer goes on only as long as the others
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,52 +16,22 @@ from transformers import StoppingCriteria
 
 from regaze.evals.running.cost import Cost, now
 from regaze.evals.running.encoding import Encoded, Refused
-from regaze.evals.running.generation import Answerer, Generated
+from regaze.evals.running.generation import Answerer
+from regaze.evals.running.preparing import Prepared, prepares
 from regaze.evals.running.prompts import Question
 from regaze.hooks.attach import attach
 from regaze.hooks.capture import capture
 from regaze.hooks.report import InterventionReport, LayerReport
-from regaze.interventions.base import Intervention
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Reading, patch_attention
-from regaze.interventions.lvlm.carve_regions import Box, middle
+from regaze.interventions.lvlm.carve_regions import middle
 
 _KEPT_IMAGES = 256
 """Images whose general reading is kept; their questions are neighbours, but may fill batches."""
 
 
-def split(specs: Sequence[Intervention]) -> tuple[tuple[Intervention, ...], CARVE | None]:
-    """What is attached to the model, and what changes its images.
-
-    Raises:
-        ValueError: There are several of the latter.
-    """
-    closer = [spec for spec in specs if isinstance(spec, CARVE)]
-    if len(closer) > 1:
-        raise ValueError("a condition can look closer once: it names carve twice")
-    return tuple(s for s in specs if s.attaches), closer[0] if closer else None
-
-
-@dataclass(frozen=True)
-class Looked:
-    """What is asked in a question's place.
-
-    Attributes:
-        question: The same words about another image, or about both.
-        crop: The part of the image that it shows closer.
-        tokens: Tokens generated to find it, without those of the general answer.
-    """
-
-    question: Question
-    crop: Box
-    tokens: int
-
-    def note(self, answer: Generated) -> Generated:
-        """The answer, and how it came about."""
-        return replace(answer, crop=self.crop, n_look_tokens=self.tokens)
-
-
-class Looking:
+@prepares("carve")
+class CarveReader:
     """The reading passes of one condition.
 
     Args:
@@ -80,7 +50,7 @@ class Looking:
         self._general: dict[str, Reading] = {}
         self._looks, self._hidden = 0, 0.0
 
-    def look(self, questions: Sequence[Question]) -> list[Looked | Refused]:
+    def prepare(self, questions: Sequence[Question]) -> list[Prepared | Refused]:
         """Find what each question of a batch is about.
 
         Args:
@@ -100,9 +70,9 @@ class Looking:
         self._general = {k: v for k, v in general.items() if isinstance(v, Reading)}
         while len(self._general) > _KEPT_IMAGES:
             del self._general[next(iter(self._general))]
-        self.cost = Cost.total([self.cost, Cost(look_s=now() - began)])
+        self._count(seconds=now() - began)
         return [
-            self._looked(place, question, read[place], general[str(question.key)])
+            self._prepared(place, question, read[place], general[str(question.key)])
             for place, question in enumerate(questions)
         ]
 
@@ -120,9 +90,9 @@ class Looking:
     def _about(self, question: Question) -> Question:
         return replace(question, prompt=self._spec.general)
 
-    def _looked(
+    def _prepared(
         self, place: int, question: Question, query: Reading | Refused, general: Reading | Refused
-    ) -> Looked | Refused:
+    ) -> Prepared | Refused:
         if isinstance(query, Refused):
             return query
         if isinstance(general, Refused):
@@ -138,9 +108,12 @@ class Looking:
         self._hidden += 1 - float(look.mask.mean())
         # Its image is its own, but its choices may share it.
         first, *more = look.shown
-        closer = more[0] if more else None
-        asked = replace(question, image=first, closer=closer, key=f"{question.key}#{place}")
-        return Looked(asked, look.box, len(query.attention))
+        asked = replace(question, image=first, more=tuple(more), key=f"{question.key}#{place}")
+        # Tokens of the general answer aren't this question's.
+        return Prepared(asked, {"crop": list(look.box), "tokens": len(query.attention)})
+
+    def _count(self, **extra: float) -> None:
+        self.cost = Cost.total([self.cost, Cost(extra={f"carve_{k}": v for k, v in extra.items()})])
 
     def _read(self, questions: Sequence[Question], asked: int) -> list[Reading | Refused]:
         """Answer, and keep where the model looked; those after the first ``asked`` may be cut."""
@@ -176,7 +149,7 @@ class Looking:
             except ValueError as error:
                 found[row.place] = Refused(str(error))
         tokens = sum(answer.n_new_tokens for answer in answers)
-        self.cost = Cost.total([self.cost, Cost(look_prompts=len(part.rows), look_tokens=tokens)])
+        self._count(prompts=len(part.rows), tokens=tokens)
         return found
 
 

@@ -14,10 +14,11 @@ from tiny import Tiny, tiny
 from toy import ToyTask, answers_on_disk, toy_model
 
 from regaze.evals.running import runner
+from regaze.evals.running.carve import CarveReader
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.encoding import Refused
 from regaze.evals.running.generation import Answerer
-from regaze.evals.running.looking import Looked, Looking
+from regaze.evals.running.preparing import Prepared
 from regaze.evals.running.prompts import Question
 from regaze.evals.running.results import RunResult
 from regaze.evals.task import Item
@@ -31,9 +32,9 @@ SPEC = CARVE(layers=(1, 2), max_new_tokens=3)
 CLOSER = "carve:layers=[3,4],general=Please describe this image in detail.,max_new_tokens=4"
 
 
-def looking(model: Tiny, spec: CARVE = SPEC, share: bool = True) -> Looking:
+def reader(model: Tiny, spec: CARVE = SPEC, share: bool = True) -> CarveReader:
     answerer = Answerer(model.model, model.processor, 3)
-    return Looking(answerer, spec.resolve(find_host(model.model, model.processor)), share)
+    return CarveReader(answerer, spec.resolve(find_host(model.model, model.processor)), share)
 
 
 def questions(model: Tiny, *pictures: int) -> list[Question]:
@@ -44,9 +45,9 @@ def questions(model: Tiny, *pictures: int) -> list[Question]:
     ]
 
 
-def shown(found: Sequence[Looked | Refused]) -> list[Image.Image]:
-    assert all(isinstance(one, Looked) for one in found), found
-    return [one.question.images[0] for one in found if isinstance(one, Looked)]
+def shown(found: Sequence[Prepared | Refused]) -> list[Image.Image]:
+    assert all(isinstance(one, Prepared) for one in found), found
+    return [one.question.images[0] for one in found if isinstance(one, Prepared)]
 
 
 def run(out: Path, *conditions: str, task: ToyTask | None = None, **options: Any) -> RunResult:
@@ -62,23 +63,23 @@ def run(out: Path, *conditions: str, task: ToyTask | None = None, **options: Any
 def test_a_batch_shows_what_single_questions_would_be_shown(family: str, share: bool) -> None:
     model = tiny(family)
     asked = questions(model, 0, 2)
-    found = looking(model, share=share).look(asked)
+    found = reader(model, share=share).prepare(asked)
     alone = Looker(model.model, model.processor, SPEC)
     for one, question in zip(found, asked, strict=True):
-        assert isinstance(one, Looked) and question.image is not None
+        assert isinstance(one, Prepared) and question.image is not None
         want = alone(question.image, question.prompt)
-        assert one.crop == want.box
+        assert tuple(one.extra["crop"]) == want.box
         assert one.question.images[0].tobytes() == want.crop.tobytes()
         assert one.question.prompt == question.prompt
 
 
 def test_an_image_is_read_with_all_its_questions_and_the_general_one_is_asked_once() -> None:
     model = tiny("llava")
-    reads = looking(model)
-    first = reads.look(questions(model, 0, 1))
-    assert (reads.cost.look_prompts, reads.cost.look_tokens) == (8, 24)
-    again = reads.look(questions(model, 1, 0))
-    assert reads.cost.look_prompts == 8 + 6  # no general question
+    reads = reader(model)
+    first = reads.prepare(questions(model, 0, 1))
+    assert reads.cost.extra["carve_prompts"] == 8 and reads.cost.extra["carve_tokens"] == 24
+    again = reads.prepare(questions(model, 1, 0))
+    assert reads.cost.extra["carve_prompts"] == 8 + 6  # no general question
     for one, two in zip(shown(first), [*shown(again)[3:], *shown(again)[:3]], strict=True):
         assert one.tobytes() == two.tobytes()
 
@@ -87,10 +88,10 @@ def test_a_shared_prefix_saves_columns_and_nothing_is_left_attached() -> None:
     model = tiny("llava")
     columns = []
     for share in (True, False):
-        reads = looking(model, share=share)
+        reads = reader(model, share=share)
         meter = Answerer(model.model, model.processor, 1).meter
         with meter.running():
-            reads.look(questions(model, 0, 1))
+            reads.prepare(questions(model, 0, 1))
         columns.append(meter.columns)
     assert columns[0] < columns[1]
     assert model.model.config._attn_implementation == "sdpa"
@@ -98,7 +99,7 @@ def test_a_shared_prefix_saves_columns_and_nothing_is_left_attached() -> None:
 
 def test_the_general_answer_goes_on_as_long_as_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llava")
-    reads = looking(model)
+    reads = reader(model)
     # A token that ends the questions' answers at once, and the general one never.
     plain = reads._read(questions(model, 0), 3)
     lengths = [len(one.attention) for one in plain if not isinstance(one, Refused)]
@@ -111,13 +112,13 @@ def test_the_general_answer_goes_on_as_long_as_the_others(monkeypatch: pytest.Mo
     monkeypatch.setattr(reads._reader, "ends", frozenset([ids[0]]))
     monkeypatch.setattr(reads._reader.config, "eos_token_id", ids[0])
     (question,) = questions(model, 0)[:1]
-    reads.look([question])
+    reads.prepare([question])
     general = reads._general["image 0"]
     assert len(general.attention) == 1
     # A longer answer to another question takes the general one further.
-    longer = reads.look(questions(model, 0)[1:])
-    assert all(isinstance(one, Looked) for one in longer)
-    most = max(one.tokens for one in longer if isinstance(one, Looked))
+    longer = reads.prepare(questions(model, 0)[1:])
+    assert all(isinstance(one, Prepared) for one in longer)
+    most = max(one.extra["tokens"] for one in longer if isinstance(one, Prepared))
     assert reads._general["image 0"].suffices(most)
 
 
@@ -125,13 +126,13 @@ def test_two_images_can_be_shown(tmp_path: Path) -> None:
     model = tiny("qwen2_5_vl")
     spec = CARVE(layers=(1, 2), max_new_tokens=2, shown="both")
     asked = questions(model, 1)
-    found = looking(model, spec).look(asked)
+    found = reader(model, spec).prepare(asked)
     for one, question in zip(found, asked, strict=True):
-        assert isinstance(one, Looked)
+        assert isinstance(one, Prepared)
         assert [image.size for image in one.question.images][0] == question.images[0].size
         assert len(one.question.images) == 2
     answerer = Answerer(model.model, model.processor, 3)
-    batch = [one.question for one in found if isinstance(one, Looked)]
+    batch = [one.question for one in found if isinstance(one, Prepared)]
     apart = [answerer.ask([one])[0] for one in batch]
     assert answerer.ask(batch) == apart
     columns = [answer.n_image_tokens for answer in apart if not isinstance(answer, Refused)]
@@ -144,10 +145,10 @@ def test_a_run_is_paired_counts_its_passes_and_says_what_it_showed(tmp_path: Pat
     result = run(tmp_path, CLOSER)
     none, carve = result.answers
     assert [*none.records] == [*carve.records]
-    assert {record.crop for record in none.records.values()} == {None}
+    assert {record.extra for record in none.records.values()} == {None}
     for record in carve.records.values():
-        assert record.crop is not None and record.n_look_tokens == 4
-        left, top, right, bottom = record.crop
+        assert record.extra is not None and record.extra["tokens"] == 4
+        left, top, right, bottom = record.extra["crop"]
         assert 0 <= left < right <= 64 and 0 <= top < bottom <= 64
     assert carve.manifest["apart"] == "carve shows each question an image of its own"
     (spec,) = carve.manifest["config"]["interventions"]
@@ -158,9 +159,9 @@ def test_a_run_is_paired_counts_its_passes_and_says_what_it_showed(tmp_path: Pat
     assert 0.7 < report["effect"] < 1
     assert carve.cost and none.cost
     # All but the first batch: 24 questions about four images, and one general question of each.
-    assert (carve.cost.look_prompts, none.cost.look_prompts) == (24 + 4, 0)
-    assert carve.cost.look_tokens == 4 * 28
-    assert carve.cost.look_s > 0
+    assert carve.cost.extra["carve_prompts"] == 24 + 4 and not none.cost.extra
+    assert carve.cost.extra["carve_tokens"] == 4 * 28
+    assert carve.cost.extra["carve_seconds"] > 0
     assert carve.cost.columns > none.cost.columns
     assert len({record.text for record in carve.records.values()}) > 1
 
@@ -210,9 +211,10 @@ def test_the_control_shows_a_region_of_the_same_size(tmp_path: Path) -> None:
     pairs = list(
         zip(result.answers[1].records.values(), result.answers[2].records.values(), strict=True)
     )
-    sizes = [[(c[2] - c[0], c[3] - c[1]) for c in (a.crop, b.crop) if c] for a, b in pairs]
+    boxes = [[one.extra["crop"] for one in pair if one.extra] for pair in pairs]
+    sizes = [[(c[2] - c[0], c[3] - c[1]) for c in pair] for pair in boxes]
     assert all(one == two for one, two in sizes)
-    assert any(a.crop != b.crop for a, b in pairs)
+    assert any(one != two for one, two in boxes)
 
 
 def test_it_composes_with_what_is_attached_and_not_with_itself(tmp_path: Path) -> None:
@@ -220,7 +222,7 @@ def test_it_composes_with_what_is_attached_and_not_with_itself(tmp_path: Path) -
     manifest = result.answers[1].manifest
     assert [spec["name"] for spec in manifest["config"]["interventions"]] == ["vhr", "carve"]
     assert [one["fired"] for one in result.answers[1].firing["interventions"]] == [True, True]  # type: ignore[index]
-    with pytest.raises(ValueError, match="names carve twice"):
+    with pytest.raises(ValueError, match="names carve and carve"):
         run(tmp_path / "twice", f"{CLOSER}+carve")
 
 
@@ -239,9 +241,9 @@ def test_questions_with_choices_and_without_image(tmp_path: Path) -> None:
     result = run(tmp_path, CLOSER, task=Choosing())
     none, carve = (answers.records for answers in result.answers)
     assert len(carve["c0"].losses or ()) == 2
-    assert carve["c0"].crop and carve["c0"].losses != none["c0"].losses
+    assert carve["c0"].extra and carve["c0"].losses != none["c0"].losses
     assert carve["text"].text == none["text"].text
-    assert carve["text"].crop is None
+    assert carve["text"].extra is None
 
 
 def test_an_image_without_a_peak_is_an_error_of_its_own_questions(

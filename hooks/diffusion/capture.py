@@ -1,4 +1,4 @@
-"""look: what each word of the prompt was attended from, while a pipeline runs as it does.
+"""capture: what each word of the prompt was attended from, while a pipeline runs as it does.
 
 Maps are read in the denoiser's own passes, of the conditional rows, after whatever is attached has
 moved its latents; what it computes is untouched, but that a layer on another attention backend runs
@@ -7,21 +7,24 @@ torch's kernel meanwhile. Of each map only the text's columns are formed.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.host import find_denoisers
-from regaze.hooks.diffusion.rows import call_by_name, find_rows
-from regaze.hooks.diffusion.sites import TEXT, Site, choose, find_sites, read_layout
-from regaze.hooks.diffusion.text import Part, read_text
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.seat import known_seat, seat_of
+from regaze.hooks.diffusion.sites import TEXT, Site, choose, find_sites
+from regaze.hooks.diffusion.text import Part
 from regaze.hooks.diffusion.text_maps import Reader
+from regaze.hooks.diffusion.works import Run, Work
 
 
 @dataclass
@@ -51,7 +54,7 @@ class Seen:
             ValueError: The prompt doesn't hold them, or nothing was seen.
         """
         if not self.steps:
-            raise ValueError("nothing was seen: run the pipeline inside of `with look(...)`")
+            raise ValueError("nothing was seen: run the pipeline inside of `with capture(...)`")
         columns = []
         for part in self.text:
             prompt = None if part.prompts is None else part.prompts[sample]
@@ -80,8 +83,40 @@ class Seen:
         return float(both.sum() / either.sum())
 
 
+@dataclass(frozen=True, eq=False)
+class _Capture(Work):
+    """Reads text maps in the denoiser's own passes."""
+
+    seen: Seen = field(default_factory=lambda: Seen(()))
+    readers: list[Reader] = field(default_factory=list)
+
+    counted = False
+
+    def begin(self, run: Run) -> Work:
+        """Begin a run, whose prompts are read."""
+        self.seen.text = run.text
+        return replace(self, readers=[])
+
+    def before(self, pass_: Pass) -> None:
+        """Read the pass's maps, if it has conditional rows."""
+        self.readers[:] = [] if pass_.rows.cond is None else [Reader(self.sites, stop=False)]
+
+    def attending(self, pass_: Pass) -> Sequence[Site]:
+        """Where maps are read."""
+        return self.sites if self.readers else ()
+
+    def attend(self, call: Call) -> Tensor:
+        """Read a map."""
+        return self.readers[0].read(call)
+
+    def after(self, pass_: Pass, output: Any) -> Any:
+        """Keep what was read."""
+        self.seen.steps += [reader.maps().detach().cpu() for reader in self.readers]
+        return output
+
+
 @contextmanager
-def look(pipeline: Any, layers: Sequence[str | int]) -> Iterator[Seen]:
+def capture(pipeline: Any, layers: Sequence[str | int]) -> Iterator[Seen]:
     """See what words are attended from in the runs of a pipeline inside.
 
     Args:
@@ -97,38 +132,13 @@ def look(pipeline: Any, layers: Sequence[str | int]) -> Iterator[Seen]:
         raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
     denoiser: Any = next(iter(denoisers.values()))
     if is_compiled(denoiser):
-        raise ValueError("a compiled denoiser doesn't show its maps; look before compiling it")
-    seen = Seen(tuple(choose(find_sites(denoiser), layers, TEXT)))
-    around: list[tuple[ExitStack, Reader]] = []
-
-    def before(module: Any, args: Any, kwargs: Any) -> None:
-        call = call_by_name(module, args, kwargs)
-        rows = find_rows(pipeline, call, None)
-        if rows.cond is None:
-            return
-        layout = read_layout(module, call)
-        seen.text = read_text(pipeline, rows.cond.stop - rows.cond.start, layout.n_text)
-        reader, stack = (
-            Reader(seen.layers, layout, (rows.batch, rows.cond), stop=False),
-            ExitStack(),
-        )
-        stack.enter_context(reader.reading(module))
-        around.append((stack, reader))
-
-    def after(module: Any, args: Any, output: Any) -> None:
-        while around:
-            stack, reader = around.pop()
-            # After an exception nothing must complain of what therefore never ran.
-            stack.__exit__(*(sys.exc_info() if output is None else (None, None, None)))
-            if output is not None:
-                seen.steps.append(reader.maps().detach().cpu())
-
-    handles = [
-        denoiser.register_forward_pre_hook(before, with_kwargs=True),
-        denoiser.register_forward_hook(after, always_call=True),
-    ]
+        raise ValueError("a compiled denoiser doesn't show its maps; capture before compiling it")
+    sites = tuple(choose(find_sites(denoiser), layers, TEXT))
+    seen = Seen(sites)
+    entry = Entry(_Capture(sites, seen=seen))
+    seat = known_seat(denoiser) or seat_of(denoiser, None, fork=True)
     try:
+        seat.push(entry, pipeline)
         yield seen
     finally:
-        for handle in handles:
-            handle.remove()
+        seat.pop(entry)

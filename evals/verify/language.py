@@ -1,0 +1,233 @@
+"""A vision-language model under test: short prompts with drawn pictures, read and answered."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regaze.evals.sandbox.scenes import scene
+from regaze.evals.verify.subject import Outputs, Subject, Which, median
+from regaze.hooks import Attachment, attach
+from regaze.hooks.host import Host, find_host, split_target
+from regaze.hooks.literal import literally
+from regaze.interventions import Intervention
+
+_QUESTIONS = ("Is there a circle?", "What is in the image, and where?")
+_STEPS = 4
+_TIMED = 8
+_IMAGE_COLUMNS = 9
+_KEPT = 50_000_000
+
+
+class _Forced:
+    """Makes generation say given tokens, so that all runs decode the same ones."""
+
+    def __init__(self, tokens: Sequence[int], after: int) -> None:
+        self.tokens, self.after = tokens, after
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        forced = torch.full_like(scores, -torch.inf)
+        forced[:, self.tokens[(ids.shape[1] - self.after) % len(self.tokens)]] = 0
+        return forced
+
+
+class Language(Subject):
+    """A vision-language model.
+
+    Args:
+        target: A transformers model, or a pipeline that holds one.
+        processor: Its processor; without one the prompts are arbitrary token ids, with image
+            tokens whose embeddings are read as they are.
+    """
+
+    parts = ("prefill", "decode")
+    what = "logits"
+    tolerances = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+    def __init__(self, target: Any, processor: Any = None) -> None:
+        self.target = target
+        self.model, self.processor = split_target(target, processor)
+        self.host: Host = find_host(self.model, self.processor)
+        both = self._asked() if self.processor is not None else self._made_up()
+        self._given: dict[Which, dict[str, Any]] = dict(zip((0, 1, "both"), both, strict=True))
+        self._tokens = self._words()
+        columns = [int((self._given[k]["attention_mask"]).sum()) for k in (0, 1)]
+        source = "the model's processor" if self.processor is not None else "made-up ids"
+        self.inputs = (
+            f"two prompts of {columns[0]} and {columns[1]} tokens with a drawn picture each "
+            f"({source}), {_STEPS} decoded tokens"
+        )
+
+    @property
+    def module(self) -> nn.Module:
+        """The whole model."""
+        return self.model
+
+    @property
+    def tolerance(self) -> float:
+        """Rounding adds up over layers, as a random walk does."""
+        return super().tolerance * max(1.0, (self.layers / 8) ** 0.5)
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return self.host.n_layers
+
+    def about(self) -> dict[str, Any]:
+        """What the model is."""
+        config: Any = self.host.tower.config
+        return {
+            "class": type(self.model).__name__,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self._device),
+            "attention": config._attn_implementation,
+            "layers": self.layers,
+        }
+
+    def attach(self, specs: Sequence[Intervention]) -> Attachment:
+        """Attach methods."""
+        return attach(self.target, *specs, processor=self.processor)
+
+    def literally(self, forms: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Run literal forms on the first prompt."""
+        return literally(self.host, self._given[0], forms)
+
+    @torch.no_grad()
+    def run(self, which: Which) -> list[Outputs]:
+        """Logits of the prompts' rows, and of each decoded token."""
+        inputs = self._given[which]
+        model: Any = self.model
+        prompt = model(**inputs).logits
+        made = self._generate(inputs, _STEPS, output_logits=True, return_dict_in_generate=True)
+        steps = torch.stack(made.logits)
+        found: list[Outputs] = []
+        for row, real in enumerate(inputs["attention_mask"].bool()):
+            rows = prompt[row][real.to(prompt.device)]
+            most = max(8, _KEPT // rows.shape[-1])
+            found.append({"prefill": rows[-most:].float(), "decode": steps[:, row].float()})
+        return found
+
+    def timed(self) -> Mapping[str, Callable[[], float]]:
+        """Time to read a prompt, and for each token after it."""
+        return {"prefill": lambda: median(partial(self._seconds, 0)), "decoding": self._decoding}
+
+    def _decoding(self) -> float:
+        return median(partial(self._seconds, _TIMED)) / _TIMED
+
+    def _seconds(self, tokens: int) -> float:
+        """Seconds of reading a prompt, or of so many tokens after it."""
+        marks: list[float] = []
+
+        def mark(ids: Tensor, scores: Tensor) -> Tensor:
+            # After the pass of each token, and of the prompt.
+            if scores.is_cuda:
+                torch.cuda.synchronize(scores.device)
+            marks.append(time.perf_counter())
+            return scores
+
+        start = time.perf_counter()
+        self._generate(self._given[1], 1 + tokens, mark)
+        return marks[-1] - marks[0] if tokens else marks[0] - start
+
+    @torch.no_grad()
+    def _generate(
+        self, inputs: Mapping[str, Any], tokens: int, *see: Callable[..., Tensor], **options: Any
+    ) -> Any:
+        model: Any = self.model
+        forced = _Forced(self._tokens, inputs["input_ids"].shape[1])
+        plain = {"do_sample": False, "num_beams": 1, "use_cache": True}
+        settings = {
+            **plain,
+            "max_new_tokens": tokens,
+            "logits_processor": [*see, forced],
+            **options,
+        }
+        return model.generate(**inputs, **settings)
+
+    @property
+    def _device(self) -> torch.device:
+        device: torch.device = self.host.tower.get_input_embeddings().weight.device  # type: ignore[operator]
+        return torch.device("cpu") if device.type == "meta" else device
+
+    def _asked(self) -> list[dict[str, Any]]:
+        """The questions as the model's processor makes them: each alone, and both as a batch.
+
+        Raises:
+            ValueError: The processor can't take them.
+        """
+        from regaze.evals.running.prompts import Prompter
+
+        prompter = Prompter(self.processor)
+        pictures = [scene("test", 5).image, scene("test", 7).image]
+        try:
+            if getattr(self.processor, "chat_template", None):
+                texts = [prompter.text(question, images=1) for question in _QUESTIONS]
+            else:
+                texts = [f"{self.processor.image_token}{question}" for question in _QUESTIONS]
+            asked = [
+                prompter.inputs([texts[i] for i in rows], [[pictures[i]] for i in rows])
+                for rows in ((0,), (1,), (0, 1))
+            ]
+        except Exception as error:  # Processors raise whatever they like.
+            raise ValueError(
+                f"this {type(self.processor).__name__} makes no prompt with a picture: {error}; "
+                "leave the processor out to verify with made-up token ids"
+            ) from error
+        for inputs in asked:
+            ids = inputs["input_ids"]
+            inputs.setdefault("attention_mask", torch.ones_like(ids))
+        return [
+            {
+                key: value.to(self._device, self.dtype if value.is_floating_point() else None)
+                if isinstance(value, Tensor)
+                else value
+                for key, value in inputs.items()
+            }
+            for inputs in asked
+        ]
+
+    def _made_up(self) -> list[dict[str, Any]]:
+        """Arbitrary token ids around image tokens, without a picture behind these."""
+        image = min(self.host.image_ids, default=None)
+        if image is None:
+            raise ValueError(f"{self.host.model_type} has no image token to make a prompt with")
+        words = self._plain_ids(2, 12)
+        rows = [
+            [*words[0][:3], *[image] * _IMAGE_COLUMNS, *words[0][3 : 8 + 4 * number]]
+            for number in (0, 1)
+        ]
+        longest = max(map(len, rows))
+        pad = getattr(self.host.tower.config, "pad_token_id", None) or 0
+        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        real = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+        device = self._device
+        alone = [{"input_ids": torch.tensor([row]).to(device)} for row in rows]
+        for one in alone:
+            one["attention_mask"] = torch.ones_like(one["input_ids"])
+        return [*alone, {"input_ids": padded.to(device), "attention_mask": real.to(device)}]
+
+    def _plain_ids(self, rows: int, count: int) -> Any:
+        config: Any = self.host.tower.config
+        size = min(int(config.vocab_size), 1000)
+        special = {getattr(config, f"{name}_token_id", None) for name in ("bos", "eos", "pad")}
+        usable = [i for i in range(size) if i not in special and i not in self.host.image_ids]
+        # The first ids are often special ones that no config names.
+        usable = usable[len(usable) // 10 :]
+        generator = torch.Generator().manual_seed(0)
+        picked = torch.randint(len(usable), (rows, count), generator=generator).tolist()
+        return [[usable[i] for i in row] for row in picked]
+
+    def _words(self) -> list[int]:
+        """The tokens that are decoded: words of the prompt, neither special nor of the image."""
+        if self.processor is None:
+            return list(self._plain_ids(1, _STEPS)[0])
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        special = {*getattr(tokenizer, "all_special_ids", ()), *self.host.image_ids}
+        ids = tokenizer(_QUESTIONS[1], add_special_tokens=False)["input_ids"]
+        return [i for i in ids if i not in special][:_STEPS] or list(self._plain_ids(1, 4)[0])

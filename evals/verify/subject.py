@@ -1,0 +1,111 @@
+"""What is verified: a model under test, as the checks see it, whatever its kind."""
+
+from __future__ import annotations
+
+import statistics
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from regaze.hooks import Attachment
+from regaze.interventions import Intervention
+
+_LONG = 1.0
+
+Which = Literal[0, 1, "both"]
+"""The first input alone, the second one alone, or both as one batch."""
+Outputs = Mapping[str, Tensor]
+"""What a model gives for one input, by the promise that compares it."""
+
+
+def median(once: Callable[[], float]) -> float:
+    """The median of three times, or the first one if it is long enough to tell."""
+    first = once()
+    return first if first > _LONG else statistics.median([first, once(), once()])
+
+
+class Subject(ABC):
+    """A model under test.
+
+    Attributes:
+        parts: The promises about outputs that `run` gives.
+        what: What the outputs are, for readers.
+        inputs: What the model is asked, for readers.
+        one_batch: Why two inputs can't be one batch; empty if they can.
+        tolerances: Largest difference that rounding may make, as a share of the spread of the
+            outputs, by dtype.
+    """
+
+    parts: tuple[str, ...]
+    what: str
+    inputs: str
+    one_batch: str = ""
+    tolerances: Mapping[torch.dtype, float]
+
+    @property
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The part that is edited."""
+
+    @property
+    @abstractmethod
+    def layers(self) -> int:
+        """Number of layers that can be edited."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """Class, dtype, device and attention of the model, JSON-able."""
+
+    @abstractmethod
+    def attach(self, specs: Sequence[Intervention]) -> Attachment:
+        """Attach methods, as a user would."""
+
+    @abstractmethod
+    def literally(self, forms: Sequence[Any]) -> AbstractContextManager[Any]:
+        """Run literal forms, in order, in runs of the first input inside."""
+
+    @abstractmethod
+    def run(self, which: Which) -> list[Outputs]:
+        """What the model gives, an entry for each input."""
+
+    @abstractmethod
+    def timed(self) -> Mapping[str, Callable[[], float]]:
+        """Ways to take the time, in seconds, by what is timed."""
+
+    def shared(self) -> AbstractContextManager[Any]:
+        """Make the model one that two threads can share as far as the plain one can be."""
+        return nullcontext()
+
+    def prepared(self, spec: Intervention) -> Intervention:
+        """A spec with what it needs to act on these inputs."""
+        return spec
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its weights."""
+        return next(p.dtype for p in self.module.parameters() if p.is_floating_point())
+
+    @property
+    def tolerance(self) -> float:
+        """Largest difference that rounding may make in this dtype."""
+        return self.tolerances.get(self.dtype, max(self.tolerances.values()))
+
+    def state(self) -> dict[str, Any]:
+        """All that an attachment could leave behind."""
+        left: dict[str, Any] = {"modes": torch._C._len_torch_function_stack()}
+        for name, module in self.module.named_modules():
+            config = getattr(module, "config", None)
+            left[name] = (
+                sorted(vars(module)),
+                [(key, id(child)) for key, child in module._modules.items()],
+                [(k, id(p), getattr(p, "requires_grad", 0)) for k, p in module._parameters.items()],
+                id(getattr(module, "processor", None)),
+                len(module._forward_hooks),
+                len(module._forward_pre_hooks),
+                getattr(config, "_attn_implementation_internal", None),
+            )  # fmt: skip
+        return left

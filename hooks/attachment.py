@@ -1,0 +1,55 @@
+"""The handle that `attach` gives: what every kind of host lets one do with what is attached."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, TypeVar
+
+from regaze.hooks.report import Report
+from regaze.hooks.specs import Spec
+
+_Self = TypeVar("_Self", bound="Attachment")
+
+
+class Attachment(ABC):
+    """Interventions on a host, until `detach` or the end of the ``with`` block.
+
+    Attributes:
+        specs: The interventions with every field filled in, in the order in which they act.
+    """
+
+    def __init__(self, specs: Sequence[Spec[Any, Any]]) -> None:
+        self.specs = tuple(specs)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.detach()
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Take the interventions off. Others stay.
+
+        A second call takes off nothing else; it finishes what an interrupt left undone.
+        """
+
+    @abstractmethod
+    def report(self) -> Report:
+        """What fired, where, how often and how strongly, since the interventions were attached."""
+
+    @abstractmethod
+    def partial_prompt(self) -> AbstractContextManager[None]:
+        """Forward passes of this thread inside are parts of a prompt that goes on.
+
+        Raises:
+            TypeError: The host reads whole prompts only.
+        """

@@ -1,0 +1,76 @@
+"""A work that is attached, with its counters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.tally import Tally
+from regaze.hooks.diffusion.works import Work
+from regaze.hooks.report import InterventionReport, LayerReport
+from regaze.hooks.tally import due
+
+
+class Entry:
+    """A work that is attached, with its counters."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.tally = Tally()
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is a no-op by its settings."""
+        return self.work.idle
+
+    def attend(self, work: Work, call: Call) -> Tensor:
+        """Edit a call, count it, and now and then measure the change."""
+        changed = work.attend(call)
+        if not work.counted:
+            return changed
+        if due(self.tally.count(call.site.name)) and work.measured:
+            stock = call.output.float()
+            moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
+            self.tally.add(call.site.name, moved)
+        return changed
+
+    def report(self, label: str) -> InterventionReport:
+        """What it did, under a label; waits for the device."""
+        note = self.tally.note
+        return InterventionReport(
+            label,
+            prompts=0,
+            layers=tuple(
+                LayerReport(
+                    -1 if site.layer is None else site.layer,
+                    self.tally.calls[site.name],
+                    *self.tally.measured(site.name),
+                    site.name,
+                    self.work.measured,
+                )
+                for site in self.work.sites
+            ),
+            exempt=self.idle,
+            steps=self.tally.runs,
+            note=note if isinstance(note, str) else note(),
+        )
+
+
+def refuse_clashes(entries: Sequence[Entry]) -> None:
+    """Check that no attention call is edited twice.
+
+    Raises:
+        ValueError: Two main edits act on one layer in the same steps: what the second one would
+            make of the first one's output isn't defined.
+    """
+    edits = [entry.work for entry in entries if entry.work.edits]
+    for number, one in enumerate(edits):
+        for other in edits[:number]:
+            both = {site.name for site in one.sites} & {site.name for site in other.sites}
+            if both and one.start < other.stop and other.start < one.stop:
+                raise ValueError(
+                    f"two interventions edit the attention of {min(both)} in the same steps; give "
+                    "them other layers or other steps"
+                )

@@ -1,0 +1,78 @@
+"""One forward pass of a denoiser, as works are shown it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from regaze.hooks.diffusion.families import Family
+from regaze.hooks.diffusion.rows import Rows
+from regaze.hooks.diffusion.running import Running, progress_of, timestep_of
+from regaze.hooks.diffusion.sites import Layout, Site
+
+if TYPE_CHECKING:
+    from regaze.hooks.diffusion.call import Call
+    from regaze.hooks.diffusion.latents import Step
+
+Editors = Mapping[Site, Sequence["Callable[[Call], Tensor]"]]
+"""By site, what makes the head outputs of its calls, one after the other."""
+
+
+@dataclass
+class Pass:
+    """One forward pass of a denoiser.
+
+    Attributes:
+        denoiser: The model, unwrapped.
+        family: What is known of its class.
+        call: The pass's arguments by name.
+        rows: What the rows of its batch are.
+        layout: How its tokens are laid out.
+        running: The pipeline that runs it, or None.
+        compiled: Whether the denoiser is compiled.
+        forward: Runs the denoiser on another call, edited as the main pass and by more editors.
+        latents: The pipeline's latents, for works that asked for them.
+        main: The pass beside which this one runs as a branch; None for the main pass.
+    """
+
+    denoiser: Any
+    family: Family
+    call: dict[str, Any]
+    rows: Rows
+    layout: Layout
+    running: Running | None
+    compiled: bool = False
+    forward: Callable[[dict[str, Any], Editors], Any] = field(default=lambda call, editors: None)
+    latents: Step | None = None
+    main: Pass | None = None
+
+    @property
+    def pipeline(self) -> Any:
+        """The pipeline that runs it, or None."""
+        return None if self.running is None else self.running.pipeline
+
+    @property
+    def sample(self) -> Any:
+        """The latents that the denoiser is called with."""
+        return self.call[self.family.sample]
+
+    @property
+    def progress(self) -> float:
+        """Share of the sampling steps that lie behind, in [0, 1).
+
+        Raises:
+            ValueError: Nobody counts them.
+        """
+        return progress_of(self.running)
+
+    @property
+    def timestep(self) -> float:
+        """The timestep as the scheduler counts it."""
+        return timestep_of(self.running, self.call)
+
+    def within(self, start: float, stop: float) -> bool:
+        """Whether its step lies in a window, in shares of the steps."""
+        return (start == 0 and stop == 1) or start <= self.progress < stop

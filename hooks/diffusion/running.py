@@ -1,0 +1,92 @@
+"""The pipeline that is running: found on the stack, with the variables of its ``__call__``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from regaze.hooks.diffusion.host import inner, is_pipeline
+
+
+@dataclass(frozen=True)
+class Running:
+    """A pipeline that is running.
+
+    Attributes:
+        pipeline: It.
+        variables: Of its ``__call__``, as they are now.
+        run: What tells this run from others.
+    """
+
+    pipeline: Any
+    variables: Mapping[str, Any]
+    run: int
+
+    @property
+    def step(self) -> tuple[int, int] | None:
+        """Which sampling step it is in, and of how many; None if it counts them otherwise."""
+        index, steps = self.variables.get("i"), self.variables.get("timesteps")
+        return (index, len(steps)) if isinstance(index, int) and steps is not None else None
+
+    @property
+    def images(self) -> int:
+        """How many images of each prompt it makes."""
+        found = self.variables.get("num_images_per_prompt")
+        return int(found or self.variables.get("num_videos_per_prompt") or 1)
+
+
+def running(denoiser: Any) -> Running | None:
+    """The innermost pipeline whose ``__call__`` is running and which has this denoiser.
+
+    Args:
+        denoiser: The denoiser that is called, maybe compiled.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__":
+            pipeline = frame.f_locals.get("self")
+            if is_pipeline(pipeline) and any(
+                part is denoiser or inner(part) is inner(denoiser)
+                for part in vars(pipeline).values()
+            ):
+                return Running(pipeline, frame.f_locals, id(frame))
+        frame = frame.f_back
+    return None
+
+
+def variables_of(pipeline: Any) -> Mapping[str, Any]:
+    """The variables of a pipeline's ``__call__``, if it is running."""
+    frame: FrameType | None = None if pipeline is None else sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipeline:
+            return frame.f_locals
+        frame = frame.f_back
+    return {}
+
+
+def progress_of(found: Running | None) -> float:
+    """Share of the sampling steps that lie behind, in [0, 1).
+
+    Raises:
+        ValueError: A bare denoiser has no steps, or this pipeline doesn't count them as others do.
+    """
+    if found is None or found.step is None:
+        who = "a bare denoiser" if found is None else type(found.pipeline).__name__
+        raise ValueError(
+            "start and stop are shares of the sampling steps, which only a running pipeline knows, "
+            f"and {who} doesn't tell; attach to a stock pipeline, or leave start and stop out"
+        )
+    step, steps = found.step
+    return step / steps
+
+
+def timestep_of(found: Running | None, call: Mapping[str, Any]) -> float:
+    """The timestep of a call as the scheduler counts it; pipelines may hand on a share of it."""
+    told = call.get("timestep")
+    t = told if found is None else found.variables.get("t", told)
+    return float(t.reshape(-1).amax()) if isinstance(t, Tensor) else float(t)  # type: ignore[arg-type]
