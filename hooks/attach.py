@@ -5,11 +5,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from types import TracebackType
 from typing import Any
 
 from torch import nn
 
+from regaze.hooks.attachment import Attachment
 from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
@@ -25,30 +25,15 @@ __all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
-class Attachment:
-    """Interventions on a model, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
+class ModelAttachment(Attachment):
+    """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self, seat: Seat, specs: Sequence[Spec[Host, Edit]], entries: Sequence[LayerEntry]
     ) -> None:
-        self.specs = tuple(specs)
+        super().__init__(specs)
         self._seat = seat
         self._entries = list(entries)
-
-    def __enter__(self) -> Attachment:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.detach()
 
     def detach(self) -> None:
         """Take the interventions off. Others stay.
@@ -117,8 +102,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a vision-language model of a family that regaze doesn't know:
-            "raise", or "check" on the spot, with a short text, whether edits are exact on it.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there.
 
     Returns:
         A handle, usable as a context manager.
@@ -156,7 +141,7 @@ def attach(
     try:
         for entry in entries:
             seat.push(entry)
-        return Attachment(seat, specs, entries)
+        return ModelAttachment(seat, specs, entries)
     except BaseException:
         for entry in reversed(entries):
             seat.pop(entry)

@@ -210,7 +210,7 @@ def maps_of(denoiser: nn.Module, call: Mapping[str, Any], path: str) -> list[Map
         if at == path:
             scale = named.get("scale") or query.shape[-1] ** -0.5
             each = query.shape[1] // key.shape[1]
-            bias, keys = bias_of(named.get("attn_mask")), key.repeat_interleave(each, 1)
+            bias, keys = bias_of(named.get("attn_mask"), query), key.repeat_interleave(each, 1)
             found.append(Map(query, keys, bias, scale, torch.ones(query.shape[2])))
         return STOCK(query, key, value, **named)
 

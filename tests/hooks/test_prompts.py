@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import pickle  # noqa: TID251 (nothing is read that wasn't written here)
 from typing import Any
 
 import pytest
