@@ -52,6 +52,7 @@ class ModelAttachment(Attachment):
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
                     exempt=not entry.work.layers,
+                    note=self._seat.note,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
             )
@@ -69,10 +70,9 @@ class ModelAttachment(Attachment):
 
 def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
-    tally = entry.tally
     return [
-        LayerReport(layer, tally.calls[layer], *tally.measured(layer))
-        for layer in sorted(tally.calls)
+        LayerReport(layer, calls, *entry.tally.measured(layer))
+        for layer, calls in sorted(entry.tally.calls.items())
     ]
 
 

@@ -48,7 +48,9 @@ class CacheRows:
             return None
         column = torch.arange(tokens.kinds.shape[1])
         image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
-        columns = torch.stack([image, torch.full_like(image, len(column) - 1)], 1)
+        # What is generated may be rolled back.
+        last = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)
+        columns = torch.stack([image, last], 1)
         return cls(layer, columns, _pick(keys, columns), weakref.ref(keys))
 
     def seen(self, cache: Any) -> CacheRows:

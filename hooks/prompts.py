@@ -37,7 +37,7 @@ class Prompt:
         index: Passes since it began.
         parts: Columns at which a part of the prompt ended that goes on.
         rows: What its cache's rows are known by.
-        compared: Columns of the prompt at the comparison with the one without images, if it was.
+        compared: "B C" token ids of the prompt that was compared with the one without images.
         works: The state of each edit.
         asked: Calls of each entry at each layer since the prompt began.
     """
@@ -49,7 +49,7 @@ class Prompt:
     index: int
     parts: frozenset[int] = frozenset()
     rows: CacheRows | None = None
-    compared: int | None = None
+    compared: Tensor | None = None
     works: Works = field(default_factory=dict)
     asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)
 

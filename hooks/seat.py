@@ -30,11 +30,12 @@ from regaze.hooks.dispatch import (
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, repeat_rows
 from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
+from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.tally import Entry
 
 LayerEntry = Entry[Edit, int]
@@ -54,6 +55,8 @@ class _Here(threading.local):
 class Seat:
     """The ordered stack of edits of one text tower, and what they need to run.
 
+    Its ``note`` says for reports if only some layers can be edited.
+
     What belongs to a call is kept per thread (`_Here`), what belongs to a prompt by its cache
     (`Prompt`). A deep copy of the model carries our hooks along, with this seat, and they find that
     its tower is none of theirs.
@@ -68,10 +71,15 @@ class Seat:
             host.family.packs,
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
+            rescales=rescales_beyond(host.tower.config),
+            counts=counts_beyond(host.tower.config),
         )
         self._drops = host.family.drops
         self._paths = {site.layer: site.path for site in host.sites}
         self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
+        self.note = ""
+        if host.recurrent:
+            self.note = f"{len(host.sites)} of {host.n_layers} layers attend"
         self._names = list(inspect.signature(type(host.tower).forward).parameters)[1:]
         self._by_layer: dict[int, list[LayerEntry]] = {}
         self._here = _Here()
@@ -270,7 +278,8 @@ class Seat:
         if null is not None:
             positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
             kwargs = null.pack(kwargs, positions, self._alive().config, self._inputs)
-            prompt = replace(prompt, compared=pass_.length - pass_.n_last + 1)
+            known = pass_.length - pass_.n_last + 1
+            prompt = replace(prompt, compared=prompt.ids[:, :known])
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
@@ -356,7 +365,7 @@ class Seat:
         wants = any(e.work.null_prompt and e.work.layers for e in self.entries)
         if not wants or not bool(pass_.tokens.has_image.any()):
             return None
-        if prompt.compared is not None and pass_.past >= prompt.compared:
+        if prompt.compared is not None and _holds(prompt, prompt.compared, pass_):
             return None
         if pass_.past > 0 or not pass_.prompt_end:
             raise NotImplementedError(
@@ -433,6 +442,15 @@ class Seat:
             yield
         finally:
             self._here.paused, self._here.running = before
+
+
+def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
+    """Whether a prompt still begins with these token ids "B C"; it may have been rolled back."""
+    end = ids.shape[1]
+    if pass_.past >= end:
+        return True
+    same = prompt.ids[:, :end]
+    return same.shape[1] == end and torch.equal(same, repeat_rows(ids, pass_.batch))
 
 
 class _Nowhere:

@@ -18,12 +18,13 @@ import transformers as hf
 from tiny import Tiny, _draw_weights
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 from regaze.hooks.families import FAMILIES
 from regaze.hooks.host import Host, find_host
 
-OTHERS = ("phi4_multimodal",)
+OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
 """Vision-language families that transformers keeps under another heading."""
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
 """All families."""
@@ -265,7 +266,8 @@ def _build(family: str) -> hf.PreTrainedModel:
     auto: Any = hf.AutoModelForCausalLM if family in OTHERS else hf.AutoModelForImageTextToText
     with mock.patch.object(TimmWrapperModel, "__new__", _without_timm):
         model: hf.PreTrainedModel = auto.from_config(tiny_config(family), dtype=torch.float32)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def tiny_model(family: str) -> Tiny:

@@ -76,11 +76,24 @@ def sink_values(hidden: Tensor, dims: Sequence[int]) -> Tensor:
 
     Returns:
         "B T", between 0 and sqrt(E).
+
+    Raises:
+        ValueError: Several residual streams run side by side.
     """
+    hidden = _one_stream(hidden)
     norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
     rms = (norm.square() / hidden.shape[-1] + 1e-6).sqrt()
     phi: Tensor = hidden[..., list(dims)].float().abs().amax(-1) / rms
     return phi
+
+
+def _one_stream(hidden: Tensor) -> Tensor:
+    if hidden.ndim != 3:
+        raise ValueError(
+            "sinks show in the residual stream, but this model's layers pass on several streams "
+            f"side by side (a tensor of {hidden.ndim} dimensions)"
+        )
+    return hidden
 
 
 def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) -> SinkProfile:
@@ -114,7 +127,7 @@ def _search(host: Host, tau: float) -> SinkProfile:
     first: list[list[Tensor]] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
+        hidden = _one_stream(args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
         first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
 
     module: Any = host.tower
