@@ -2,7 +2,7 @@
 
 from regaze.hooks.attach import Attachment, attach
 from regaze.hooks.capture import Capture, capture
-from regaze.hooks.edits import Edit
+from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm, Map, MapForm
 from regaze.hooks.passes import Columns, Pass
@@ -11,6 +11,7 @@ from regaze.hooks.tokens import Kind, TokenMap
 
 __all__ = [
     "Attachment",
+    "Branch",
     "Capture",
     "Columns",
     "Edit",

@@ -15,6 +15,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import InterventionReport, LayerReport, Report
+from regaze.hooks.scores import PLACE
 from regaze.hooks.seat import LayerEntry, Seat
 from regaze.hooks.specs import Spec
 from regaze.hooks.tally import Entry
@@ -51,7 +52,7 @@ class ModelAttachment(Attachment):
                     spec.label,
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
-                    exempt=not entry.work.layers,
+                    exempt=entry.work.idle,
                     note=self._seat.note,
                 )
                 for spec, entry in zip(self.specs, self._entries, strict=True)
@@ -71,7 +72,12 @@ class ModelAttachment(Attachment):
 def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
     return [
-        LayerReport(layer, calls, *entry.tally.measured(layer))
+        LayerReport(
+            layer,
+            calls,
+            *entry.tally.measured(layer),
+            name="next-token scores" if layer == PLACE else "",
+        )
         for layer, calls in sorted(entry.tally.calls.items())
     ]
 

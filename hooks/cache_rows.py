@@ -1,8 +1,8 @@
 """Whether the rows of a cache are still those of the prompts that filled it.
 
-Beams are followed: rows that repeat a prompt in place. But rows of a cache can also be selected or
-put in another order, which no shape tells. So a few keys of each row are kept, and looked at again
-whenever the cache's tensor isn't the one that the last pass left.
+Rows that a cache's own methods move are followed. But its tensors can also be changed directly,
+which no shape tells. So a few keys of each row are kept, and looked at again whenever the cache's
+tensor isn't the one that the last pass left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.passes import repeat_rows
 from regaze.hooks.tokens import Kind, TokenMap
 
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
@@ -58,12 +57,15 @@ class CacheRows:
         keys = _plain_keys(cache.layers[self.layer])
         return self if keys is None else replace(self, tensor=weakref.ref(keys))
 
-    def check(self, cache: Any, batch: int, length: int) -> None:
+    def select(self, rows: Tensor) -> CacheRows:
+        """What is known of some rows, in their order."""
+        return replace(self, columns=self.columns[rows], keys=self.keys[rows.to(self.keys.device)])
+
+    def check(self, cache: Any, length: int) -> None:
         """Check that each row still holds its own prompt.
 
         Args:
             cache: The cache.
-            batch: Its rows: a multiple of those noted.
             length: Its columns.
 
         Raises:
@@ -72,14 +74,15 @@ class CacheRows:
         keys = _plain_keys(cache.layers[self.layer])
         if keys is None or keys is self.tensor() or int(self.columns.max()) >= length:
             return
-        now = _pick(keys, repeat_rows(self.columns, batch))
-        known = repeat_rows(self.keys, batch).to(now.device)
+        now = _pick(keys, self.columns)
+        known = self.keys.to(now.device)
         off = (now - known).float().norm(dim=-1).amax((1, 2))
         size = known.float().norm(dim=-1).amax((1, 2))
         if not bool((off <= _TOLERANCE.get(now.dtype, _HALF) * size).all()):
             raise ValueError(
-                "rows of the cache were selected or put in another order within one prompt; regaze "
-                "can follow rows that are repeated in place (beams), not this"
+                "rows of the cache were put in another order within one prompt, and the cache "
+                "wasn't asked for that: move them by reorder_cache, batch_select_indices or "
+                "batch_repeat_interleave, which are followed"
             )
 
 

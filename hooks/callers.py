@@ -62,6 +62,17 @@ class Callers:
                     return _read(frame.f_code.co_name, local)
         return Generating()
 
+    def request(self) -> Mapping[str, Any] | None:
+        """What a running ``generate`` was asked: inputs as they were given."""
+        for frame in _frames():
+            local = frame.f_locals
+            if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
+                asked = dict(local.get("kwargs") or {})
+                if local.get("inputs") is not None:
+                    asked.setdefault("input_ids", local["inputs"])
+                return asked
+        return None
+
     def arguments(self) -> Iterator[Mapping[str, Any]]:
         """Variables of the running ``forward`` calls around the tower, outermost first."""
         found: list[Mapping[str, Any]] = []

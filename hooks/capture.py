@@ -183,6 +183,9 @@ class _CaptureEdit(Edit):
             self.capture.begin(self.seen)
         self.seen.tokens = pass_.tokens
 
+    def select(self, rows: Tensor) -> _CaptureEdit:
+        return self  # What was captured stays as it was.
+
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         acts = plan.acts[self.capture.rows]
         valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
-from typing import Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from torch import Tensor
 
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A second run of the model beside the main one, whose next-token scores are combined with it.
+
+    It has a cache of its own that stays in step with the main one's: what is generated goes through
+    it too, what is rolled back is rolled back, and rows that move (beams) move in it.
+
+    Attributes:
+        inputs: Makes its arguments at the prompt from those of the model's call (of ``generate``,
+            where that runs: pictures as they were given) and the main run's pass: another picture,
+            another instruction, no picture (`regaze.hooks.scores.without_images`).
+        combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
+            to the scores that take their place.
+        edits: What edits the branch; the main run's edits don't.
+    """
+
+    inputs: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
+    combine: Callable[[Tensor, Tensor, Pass], Tensor]
+    edits: tuple[Edit, ...] = ()
 
 
 class Edit:
@@ -27,6 +49,7 @@ class Edit:
             no row edit.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
+        branches: Second runs of the model, in the order in which they are combined.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
             "mask" keeps them.
     """
@@ -35,6 +58,7 @@ class Edit:
     reads_only: bool = False
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
+    branches: tuple[Branch, ...] = ()
 
     def __init__(self, layers: Collection[int]) -> None:
         self.layers = frozenset(layers)
@@ -46,6 +70,25 @@ class Edit:
             if isinstance(value, (dict, list, set)):
                 setattr(twin, name, value.copy())
         return twin
+
+    def select(self, rows: Tensor) -> Edit:
+        """What the edit knows of some batch rows of its prompt: override with state per row.
+
+        Called when the rows of a cache change places (beams), are repeated or left out.
+
+        Args:
+            rows: "B'" indices, on the CPU; may repeat.
+
+        Raises:
+            NotImplementedError: There is state, and nothing says which row it belongs to.
+        """
+        held = [n for n, v in vars(self).items() if isinstance(v, (dict, list, set)) and v]
+        if held:
+            raise NotImplementedError(
+                f"the rows of a prompt's cache were moved, and {type(self).__name__} doesn't say "
+                f"how its {', '.join(held)} follow; override Edit.select"
+            )
+        return self
 
     def begin(self, pass_: Pass) -> None:
         """Prepare for a forward pass; drop the state of another prompt."""
@@ -83,6 +126,26 @@ class Edit:
             pass_: The block.
         """
         return None
+
+    def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
+        """Return edited next-token scores, after those of `branches` were combined with them.
+
+        Args:
+            scores: "B R V" float32 logits at the last row of the prompt or the new one, or where
+                assisted decoding checks candidates at as many rows more.
+            pass_: The block.
+        """
+        return scores
+
+    @property
+    def scores(self) -> bool:
+        """Whether next-token scores are changed."""
+        return bool(self.branches) or overrides(self, "edit_scores")
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is a no-op by its settings."""
+        return not self.layers and not self.scores
 
 
 def overrides(edit: Edit, method: str) -> bool:

@@ -146,6 +146,7 @@ class Pass:
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
         maps: How many maps were built.
+        row: The row that ``heads`` are of.
     """
 
     prompt: Prompt
@@ -157,6 +158,7 @@ class Pass:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
+    row: int = -1
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -248,7 +250,7 @@ def _attend(
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     out = weights @ value
     if now.start == 0:
-        now.heads[layer] = out[0, :, -1].clone()
+        now.heads[layer] = out[0, :, now.row].clone()
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights
@@ -346,7 +348,9 @@ def compare_prompts(
     stays = removed == "mask" and _slides(host, len(kept))
     count = len(kept) if stays else sum(kept)
     text = Prompt(*[[False] * count] * 3)
-    with _running(host, Pass(text, [], factors or {})) as blind:
+    # Without an image at its end, a prompt ends with the text before it.
+    last = max(at for at, text_here in enumerate(kept) if text_here) if stays else -1
+    with _running(host, Pass(text, [], factors or {}, row=last)) as blind:
         at = None if removed == "drop" else positions
         _run_text(host, inputs["input_ids"], torch.tensor(kept), at, stays)
     return seen.heads, blind.heads

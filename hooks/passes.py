@@ -36,6 +36,10 @@ class GrowingMask:
             self._mask = mask = nn.functional.pad(mask, (0, missing + self._ROOM))
         return mask[..., offset : offset + count]
 
+    def select(self, rows: Tensor) -> GrowingMask:
+        """The mask of some batch rows."""
+        return GrowingMask(self._mask[rows.to(self._mask.device)])
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -52,24 +56,8 @@ class Columns:
     offset: int = 0
 
     def of(self, mask: GrowingMask) -> Tensor:
-        """A mask of the edit's own, "B ... K", at this call's keys; its rows repeated for beams."""
-        return self.rows_of(mask.view(self.offset, self.image.shape[-1]))
-
-    def rows_of(self, values: Tensor) -> Tensor:
-        """What an edit keeps per batch row, "B ...", with its rows repeated for beams."""
-        return repeat_rows(values, self.image.shape[0])
-
-
-def repeat_rows(values: Tensor, batch: int) -> Tensor:
-    """Repeat each row in place, as a cache does for beams.
-
-    Raises:
-        ValueError: The batch isn't a multiple of the rows.
-    """
-    times, rest = divmod(batch, len(values))
-    if rest:
-        raise ValueError(f"{len(values)} rows can't be repeated to {batch}")
-    return values if times == 1 else values.repeat_interleave(times, 0)
+        """A mask of the edit's own, "B ... K", at this call's keys."""
+        return mask.view(self.offset, self.image.shape[-1])
 
 
 class PromptMasks:
@@ -189,6 +177,25 @@ class Pass:
             known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1
             self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
         return self._last
+
+    def scored(self, kept: int) -> Tensor:
+        """Which of the block's last ``kept`` rows are its "last" ones: indices "B R" among them.
+
+        R is `n_last`, or ``kept`` if that is less; all samples count, with images or without.
+
+        Raises:
+            ValueError: A sample's last rows weren't kept.
+        """
+        real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
+        from_end = real.flip(1).cumsum(1).flip(1)
+        last = (real == 1) & (from_end <= self.n_last)
+        count = min(self.n_last, kept)
+        if bool((last[:, -kept:].sum(1) < count).any()):
+            raise ValueError(
+                f"scores of the last {kept} rows were asked for, and a prompt of this batch ends "
+                "before them: pad it on the left"
+            )
+        return last[:, -kept:].int().argsort(dim=1, stable=True)[:, -count:]
 
     def columns(self, offset: int, n_keys: int, device: torch.device) -> Columns:
         """Masks for a layer whose keys are columns ``offset ... offset + n_keys``."""

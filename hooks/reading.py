@@ -173,7 +173,7 @@ class Reader:
 
 
 def _resume(before: Prompt | None, past: int, batch: int) -> Prompt:
-    """Bring what was read in line with the cache: tokens rolled back, rows repeated.
+    """Bring what was read in line with the cache, where tokens were rolled back.
 
     Raises:
         ValueError: The cache holds what was never read, or other rows.
@@ -185,22 +185,18 @@ def _resume(before: Prompt | None, past: int, batch: int) -> Prompt:
             "encoded before attaching (or by another model); attach first, then prefill"
         )
     tokens, ids, real, masks = before.tokens, before.ids, before.real, before.masks
-    if batch % tokens.batch:
+    if batch != tokens.batch:
         raise ValueError(
-            f"the batch changed from {tokens.batch} to {batch} rows within one prompt; regaze "
-            "can follow repeated rows (beams), not this"
+            f"the batch changed from {tokens.batch} to {batch} rows within one prompt, and its "
+            "cache wasn't asked for that: move its rows by batch_repeat_interleave, "
+            "batch_select_indices or reorder_cache, which are followed"
         )
-    times = batch // tokens.batch
     parts = frozenset(end for end in before.parts if end <= past)
     if past < tokens.length:
         if bool((tokens.kinds[:, past : past + 1] != Kind.GENERATED).any()):
             # Cut off within the prompt: what follows is more of it.
             parts |= {past}
         tokens, ids, real = tokens.crop(past), ids[:, :past], real[:, :past]
-    if times > 1:
-        tokens = tokens.repeat(times)
-        ids, real = ids.repeat_interleave(times, 0), real.repeat_interleave(times, 0)
-        masks = PromptMasks(tokens)
     return Prompt(
         tokens=tokens,
         ids=ids,

@@ -42,6 +42,7 @@ class Running:
         offsets: Per layer, the prompt column of key 0 where it isn't 0.
         checked: Layers whose rows were compared with the kernel's since something was attached;
             shared by all passes.
+        positions: Position ids that the tower was given, "... B Q".
         over: The pass has returned.
         apart: Layers under way that run twice, on the prompt and on the one without images.
     """
@@ -54,6 +55,7 @@ class Running:
     null: NullPrompt | None
     offsets: Mapping[int, int]
     checked: set[tuple[int, bool]]
+    positions: Tensor | None = None
     over: bool = False
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
     _calls: Counter[int] = field(default_factory=Counter)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import runs
+from regaze.hooks.callers import Generating, runs
 from regaze.hooks.dispatch import (
     PREFIX,
     SEATS,
@@ -30,11 +31,12 @@ from regaze.hooks.dispatch import (
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
-from regaze.hooks.passes import Pass, repeat_rows
-from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
+from regaze.hooks.passes import Pass
+from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import KWARG, Running
+from regaze.hooks.scores import Scores, find_scorer
 from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.tally import Entry
 
@@ -42,10 +44,24 @@ LayerEntry = Entry[Edit, int]
 _INSTALLED: weakref.WeakSet[Seat] = weakref.WeakSet()
 
 
+@dataclass(frozen=True)
+class _Second:
+    """A second run of the model that is under way.
+
+    Attributes:
+        entries: What edits it.
+        n_last: Rows whose scores are wanted.
+    """
+
+    entries: Sequence[LayerEntry]
+    n_last: int
+
+
 class _Here(threading.local):
     """What a seat knows of the calls of one thread."""
 
     running: Running | None = None
+    second: _Second | None = None
     paused: bool = False
     partial: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
@@ -85,6 +101,8 @@ class Seat:
         self._here = _Here()
         self._checked: set[tuple[int, bool]] = set()
         self._hooked: list[weakref.ref[nn.Module]] = []
+        self._scores: Scores | None = None
+        self._inner: weakref.WeakKeyDictionary[Edit, LayerEntry] = weakref.WeakKeyDictionary()
         self._layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
         self._configs: list[tuple[Any, str]] = []
 
@@ -108,8 +126,17 @@ class Seat:
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
+        scorer = find_scorer(self._model() or self._alive(), self._alive())
+        if entry.work.scores and scorer is None:
+            raise ValueError(
+                "this intervention edits next-token scores, and "
+                f"{type(self._model() or self._alive()).__name__} has no output layer that makes "
+                "them: attach to the whole model (...ForConditionalGeneration)"
+            )
         if not self.entries:
             self._install()
+        if entry.work.scores and scorer is not None and self._scores is None:
+            self._watch_scores(scorer)
         self.entries.append(entry)
         self._sort()
         self._checked = set()
@@ -125,11 +152,7 @@ class Seat:
             self.uninstall()
 
     def _sort(self) -> None:
-        by_layer: dict[int, list[LayerEntry]] = {}
-        for entry in self.entries:
-            for layer in entry.work.layers:
-                by_layer.setdefault(layer, []).append(entry)
-        self._by_layer = by_layer  # A new object: passes under way keep theirs.
+        self._by_layer = _by_layer(self.entries)  # A new object: passes under way keep theirs.
         if self.entries:
             self._watch()
 
@@ -178,12 +201,23 @@ class Seat:
         """Remember where hooks are, before they are there."""
         self._hooked.append(weakref.ref(module))
 
+    def _watch_scores(self, scorer: nn.Module) -> None:
+        """Hook the model that makes next-token scores."""
+        self._scores = Scores(
+            scorer, self._run_second, self.reader.callers.request, self._keep_lanes
+        )
+        self._note(scorer)
+        scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
+        scorer.register_forward_hook(self._answer)
+
     def _watch(self) -> None:
         """Hook the layers whose input an edit wants to see."""
         layers = self._alive().layers
-        for index, entries in self._by_layer.items():
-            watched = any(overrides(entry.work, "see_hidden") for entry in entries)
-            if watched and layers[index] not in self._layers:
+        works = [entry.work for entry in self.entries]
+        works += [edit for work in works for branch in work.branches for edit in branch.edits]
+        seeing = (work for work in works if overrides(work, "see_hidden"))
+        for index in sorted({layer for work in seeing for layer in work.layers}):
+            if layers[index] not in self._layers:
                 self._note(layers[index])
                 self._layers[layers[index]] = index
                 layers[index].register_forward_pre_hook(self._see, with_kwargs=True)
@@ -201,6 +235,7 @@ class Seat:
             if id(config) not in shared:
                 config._attn_implementation_internal = base
         self._here = _Here()
+        self._scores = None
         self._configs = []
         self._hooked = []
         self._layers = weakref.WeakKeyDictionary()
@@ -226,6 +261,42 @@ class Seat:
         ids = args[0] if args else kwargs.get("input")
         if tower is not None and isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
             self._here.embedded = self.reader.callers.around(), ids
+
+    def _ask(self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._scores is not None:
+            self._scores.enter(scorer, args, kwargs)
+
+    def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
+        return None if self._scores is None else self._scores.leave(scorer, args, output)
+
+    @contextmanager
+    def _run_second(
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
+    ) -> Iterator[None]:
+        """Let passes of this thread inside be those of a second run of the model."""
+        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
+        before = self._here.outer, self._here.embedded
+        self._here.outer = sys._getframe(2), given
+        self._here.embedded = None, None
+        try:
+            yield
+        finally:
+            self._here.second = here
+            self._here.outer, self._here.embedded = before
+
+    def _entries_of(self, edits: tuple[Edit, ...]) -> list[LayerEntry]:
+        """Entries for a branch's edits, the same ones in every pass."""
+        for edit in edits:
+            if edit not in self._inner:
+                self._inner[edit] = Entry(edit)
+        return [self._inner[edit] for edit in edits]
+
+    def _keep_lanes(self, running: Running, lanes: Lanes) -> None:
+        """Leave the second runs' caches with the prompt on the main run's."""
+        if running.cache is not None:
+            prompt = replace(running.prompt, lanes=lanes)
+            rows = prompt_on(running.cache, self)
+            put_prompt(running.cache, self, replace(prompt, rows=rows.rows if rows else None))
 
     @torch.compiler.disable
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -272,23 +343,28 @@ class Seat:
         pass_, prompt = self.reader.read(block, before)
         before = before if block.past else None
         if before is not None and before.rows is not None:
-            before.rows.check(cache, pass_.batch, pass_.past)
-        prompt = self._with_works(prompt, before, pass_)
-        null = self._null_prompt(prompt, pass_, kwargs)
+            before.rows.check(cache, pass_.past)
+        second = self._here.second
+        entries = self.entries if second is None else second.entries
+        by_layer = self._by_layer if second is None else _by_layer(entries)
+        prompt = self._with_works(entries, prompt, before, pass_)
+        null = self._null_prompt(entries, prompt, pass_, kwargs)
         if null is not None:
-            positions = next(e.work.null_positions for e in self.entries if e.work.null_prompt)
-            kwargs = null.pack(kwargs, positions, self._alive().config, self._inputs)
+            drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
+            kwargs = null.pack(kwargs, drop_or_mask, self._alive().config, self._inputs)
             known = pass_.length - pass_.n_last + 1
             prompt = replace(prompt, compared=prompt.ids[:, :known])
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
-                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in self._by_layer
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in by_layer
             }
         running = Running(
-            pass_, prompt, prompt.works, cache, self._by_layer, null, offsets, self._checked
+            pass_, prompt, prompt.works, cache, by_layer, null, offsets, self._checked
         )
-        if self.entries and _checkpoints(tower):
+        positions = kwargs.get("position_ids")
+        running.positions = positions if isinstance(positions, Tensor) else None
+        if entries and _checkpoints(tower):
             self._hand_on(tower, kwargs, running)
         self._here.running = running
         return (), kwargs
@@ -311,6 +387,9 @@ class Seat:
             grown = running.pass_.tokens.generated > 0 and rows is not None
             rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
             put_prompt(cache, self, replace(running.prompt, rows=rows))
+            running.cache = cache
+        if self._scores is not None:
+            self._scores.note(running)
         if _checkpoints(tower):
             self._guard(output, running)
         return output
@@ -328,21 +407,32 @@ class Seat:
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
         """What is known of the call. What an interrupted one left in this thread isn't."""
         frame, outer = self._here.outer
+        second = self._here.second
+        if second is None:
+            generating = self.reader.callers.generating()
+        else:
+            generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
             embedded=ids if runs(inside) else None,
-            generating=self.reader.callers.generating(),
+            generating=generating,
             partial=self._here.partial,
         )
 
-    def _with_works(self, prompt: Prompt, before: Prompt | None, pass_: Pass) -> Prompt:
+    def _with_works(
+        self,
+        entries: Sequence[LayerEntry],
+        prompt: Prompt,
+        before: Prompt | None,
+        pass_: Pass,
+    ) -> Prompt:
         """The prompt with each edit's state, prepared for a pass."""
         works = {}
-        for entry in self.entries:
+        for entry in entries:
             known: Edit | None = entry.work
-            if before is not None and entry.work.layers:
+            if before is not None and not entry.work.idle:
                 known = before.works.get(entry)
             if known is None:
                 raise ValueError(
@@ -356,13 +446,18 @@ class Seat:
                 entry.tally.begin(pass_.batch)
         asked = Counter() if before is None else before.asked.copy()
         rows = None if before is None else before.rows
-        return replace(prompt, works=works, asked=asked, rows=rows)
+        lanes = {} if before is None else before.lanes
+        return replace(prompt, works=works, asked=asked, rows=rows, lanes=lanes)
 
     def _null_prompt(
-        self, prompt: Prompt, pass_: Pass, kwargs: Mapping[str, Any]
+        self,
+        entries: Sequence[LayerEntry],
+        prompt: Prompt,
+        pass_: Pass,
+        kwargs: Mapping[str, Any],
     ) -> NullPrompt | None:
         """The prompt without images, where an edit compares and hasn't yet."""
-        wants = any(e.work.null_prompt and e.work.layers for e in self.entries)
+        wants = any(e.work.null_prompt and e.work.layers for e in entries)
         if not wants or not bool(pass_.tokens.has_image.any()):
             return None
         if prompt.compared is not None and _holds(prompt, prompt.compared, pass_):
@@ -449,8 +544,16 @@ def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
     end = ids.shape[1]
     if pass_.past >= end:
         return True
-    same = prompt.ids[:, :end]
-    return same.shape[1] == end and torch.equal(same, repeat_rows(ids, pass_.batch))
+    return torch.equal(prompt.ids[:, :end], ids)
+
+
+def _by_layer(entries: Sequence[LayerEntry]) -> dict[int, list[LayerEntry]]:
+    """The entries that act at each layer, in order."""
+    found: dict[int, list[LayerEntry]] = {}
+    for entry in entries:
+        for layer in entry.work.layers:
+            found.setdefault(layer, []).append(entry)
+    return found
 
 
 class _Nowhere:

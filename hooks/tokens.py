@@ -210,10 +210,6 @@ class TokenMap:
         read = min(length, self.kinds.shape[1])
         return TokenMap(self.kinds[:, :read], self.images[:, :read], length - read)
 
-    def repeat(self, times: int) -> TokenMap:
-        """Repeat each batch row in place, as a cache does for beams."""
-        return replace(
-            self,
-            kinds=self.kinds.repeat_interleave(times, 0),
-            images=self.images.repeat_interleave(times, 0),
-        )
+    def select(self, rows: Tensor) -> TokenMap:
+        """Some batch rows, in the order of their indices."""
+        return replace(self, kinds=self.kinds[rows], images=self.images[rows])

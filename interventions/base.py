@@ -30,12 +30,18 @@ class Intervention(ABC):
     paper: ClassVar[str]
     acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
-    shares_prefix: ClassVar[bool] = True
-    """Whether questions about one image may share its cached prefix. False if what the method does
-    to the image's columns, or shows of it, depends on the question."""
     stage: ClassVar[Literal["attention", "question"]] = "attention"
     """Where it acts: "attention" is attached to a model; "question" changes what is asked, and
     is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Whether questions about one image may share its cached prefix.
+
+        False if what the method does to the image's columns, or shows of it, depends on the
+        question, or if it compares whole prompts.
+        """
+        return True
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):

@@ -103,7 +103,6 @@ class CARVE(Intervention):
     name: ClassVar[str] = "carve"
     summary: ClassVar[str] = "shows the region that a question is about, magnified"
     paper: ClassVar[str] = "arXiv 2509.06461"
-    shares_prefix: ClassVar[bool] = False
     stage: ClassVar[Literal["attention", "question"]] = "question"
 
     sense: Sense = "paper"
@@ -119,6 +118,11 @@ class CARVE(Intervention):
     general: str = "Write a general description of the image."
     max_new_tokens: int = 32
     where: Literal["contrast", "random"] = "contrast"
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not: each question shows an image of its own."""
+        return False
 
     def check(self) -> None:
         """Check the fields' domains."""

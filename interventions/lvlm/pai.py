@@ -6,11 +6,14 @@ On scaled logits z of the last row, image columns j, every head:
 
 Liu et al., arXiv 2407.21771, section 3.2; reference code LALBJ/PAI@9bbd8bd (attention.py). The
 absolute value matters: scaling a negative logit would lower its attention. The paper's second
-half, the contrast with a text-only prompt, is `contrast`: a function on next-token scores.
+half contrasts next-token scores with those of the prompt without its image (section 3.3): a second
+run of the model, `contrast`, which ``gamma`` turns on.
 """
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -18,10 +21,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.edits import Edit
+from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.passes import Columns
+from regaze.hooks.passes import Columns, Pass
+from regaze.hooks.scores import without_images
 from regaze.interventions.base import Intervention, check_number, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
@@ -35,6 +39,10 @@ class PAI(Intervention):
         alpha: Share added, at least -1; 0 is a no-op and negative values look away (a control).
             The repository's README runs 0.2 for both POPE and CHAIR.
         layers: Where; by default all but the first two, as in the README (2 to 31 of 32).
+        gamma: Strength of the contrast; 1 is none. The README runs 1.1. It costs a second run of
+            the prompt's text and of each token.
+        plausibility: With the contrast: tokens less likely than this share of the likeliest are
+            never chosen; 0.1 in the code.
     """
 
     name: ClassVar[str] = "pai"
@@ -43,10 +51,19 @@ class PAI(Intervention):
 
     alpha: float = 0.2
     layers: tuple[int, ...] | None = None
+    gamma: float = 1.0
+    plausibility: float = 0.1
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not with the contrast, which runs whole prompts twice."""
+        return self.gamma == 1
 
     def check(self) -> None:
         """Check the fields' domains."""
         check_number("pai", "alpha", self.alpha, low=-1, high=100)
+        check_number("pai", "gamma", self.gamma, low=0, high=100)
+        check_number("pai", "plausibility", self.plausibility, low=0, high=1)
 
     def controls(self) -> Mapping[str, Intervention]:
         """Looking away from the image by as much, as far as alpha allows."""
@@ -71,7 +88,7 @@ class PAI(Intervention):
         return replace(self, layers=choose_layers("pai", host, self.layers, default))
 
     def bind(self, host: Host) -> Edit:
-        """Make the edit; no layers if alpha is 0."""
+        """Make the edit; no layers if alpha is 0, no second run if gamma is 1."""
         return _PAIEdit(self)
 
 
@@ -81,9 +98,18 @@ class _PAIEdit(Edit):
     def __init__(self, spec: PAI) -> None:
         super().__init__(spec.layers or () if spec.alpha else ())
         self.alpha = spec.alpha
+        if spec.gamma != 1:
+            self.branches = (Branch(without_images, functools.partial(_contrasted, spec)),)
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         return boost_image(logits, columns.image, self.alpha)
+
+
+def _contrasted(spec: PAI, scores: Tensor, text_scores: Tensor, pass_: Pass) -> Tensor:
+    """The contrast where a prompt has an image; others keep their scores."""
+    mixed = contrast(scores, text_scores, spec.gamma, spec.plausibility)
+    has_image = pass_.tokens.has_image.to(scores.device)[:, None, None]
+    return torch.where(has_image, mixed, scores)
 
 
 def boost_image(logits: Tensor, image: Tensor, alpha: float) -> Tensor:
@@ -107,8 +133,8 @@ def contrast(
     log p, uncut.
 
     Args:
-        scores: Logits with the image, "B V".
-        text_scores: Logits without it, "B V".
+        scores: Logits with the image, "... V".
+        text_scores: Logits without it, "... V".
         gamma: Strength; the README uses 1.1.
         plausibility: Cut-off relative to the best token.
     """
@@ -117,5 +143,5 @@ def contrast(
         return log_p
     log_text = text_scores.log_softmax(-1)
     mixed = gamma * (log_p - log_text) + log_text
-    floor = log_p.amax(-1, keepdim=True) + torch.tensor(plausibility).log()
+    floor = log_p.amax(-1, keepdim=True) + (math.log(plausibility) if plausibility else -math.inf)
     return mixed.masked_fill(log_p < floor, -torch.inf)

@@ -7,6 +7,7 @@ others from the paper), so the first token of any text shows them.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass
@@ -125,8 +126,11 @@ def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:
 @torch.no_grad()
 def _search(host: Host, tau: float) -> SinkProfile:
     first: list[list[Tensor]] = []
+    here = threading.get_ident()
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if threading.get_ident() != here:  # Another thread may run the model meanwhile.
+            return
         hidden = _one_stream(args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
         first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
 

@@ -18,6 +18,7 @@ default is the paper's, which is what the names mean.
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -28,7 +29,7 @@ from torch import Tensor
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.passes import Columns, GrowingMask, Pass, repeat_rows
+from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import (
     Intervention,
@@ -190,6 +191,15 @@ class _VAREdit(Edit):
             self.prompt = prompt.to(pass_.device) if prompt.any() else None
             self.image = pass_.tokens.is_kind(Kind.IMAGE).to(pass_.device)
 
+    def select(self, rows: Tensor) -> _VAREdit:
+        twin = copy.copy(self)
+        twin.sinks = {k: v[rows.to(v.device)] for k, v in self.sinks.items()}
+        twin.sums = {
+            k: (sums.select(rows), bounds[rows.to(bounds.device)])
+            for k, (sums, bounds) in self.sums.items()
+        }
+        return twin
+
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
         if self.prompt is None:
             return
@@ -198,7 +208,7 @@ class _VAREdit(Edit):
         sinks = sinks & self.prompt.to(sinks.device)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
-            before = repeat_rows(self.sinks[layer][:, : pass_.past], pass_.batch)
+            before = self.sinks[layer][:, : pass_.past]
             gap = pass_.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
         self.sinks[layer] = sinks
@@ -214,9 +224,9 @@ class _VAREdit(Edit):
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        growing, bounds = self.sums[layer]
-        sums, bounds = columns.of(growing), columns.rows_of(bounds)
-        return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
+        sums, bounds = self.sums[layer]
+        weights = logits.softmax(-1)
+        return logits + redistribution(weights, columns.of(sums), bounds, self.spec.keep)
 
 
 def sums_and_bounds(

@@ -15,6 +15,7 @@ std.
 
 from __future__ import annotations
 
+import copy
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from torch import Tensor
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm
-from regaze.hooks.passes import Pass, repeat_rows
+from regaze.hooks.passes import Pass
 from regaze.interventions.base import (
     Intervention,
     check_choice,
@@ -58,7 +59,6 @@ class VHR(Intervention):
     summary: ClassVar[str] = "amplify the heads that react to the image"
     paper: ClassVar[str] = "arXiv 2412.13949"
     needs_image_columns: ClassVar[bool] = False
-    shares_prefix: ClassVar[bool] = False
 
     alpha: float = 2.0
     layers: tuple[int, ...] | None = None
@@ -66,6 +66,11 @@ class VHR(Intervention):
     outlier_filter: bool = True
     unbiased: bool = True
     heads: Literal["top", "bottom", "random"] = "top"
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not: whole prompts are compared."""
+        return False
 
     def check(self) -> None:
         """Check the fields' domains."""
@@ -150,6 +155,12 @@ class _VHREdit(Edit):
             self.factors = {}
             self.has_image = pass_.tokens.has_image
 
+    def select(self, rows: Tensor) -> _VHREdit:
+        twin = copy.copy(self)
+        twin.factors = {k: v[rows.to(v.device)] for k, v in self.factors.items()}
+        twin.has_image = self.has_image[rows]
+        return twin
+
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
@@ -163,9 +174,7 @@ class _VHREdit(Edit):
             chosen &= self.has_image[:, None].to(out.device)
             one = torch.ones((), device=out.device)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
-        factor = self.factors.get(layer)
-        # Beams repeat a sample's rows; its heads go with them.
-        return None if factor is None else repeat_rows(factor, pass_.batch)
+        return self.factors.get(layer)
 
 
 def choose_heads(

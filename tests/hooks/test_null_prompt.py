@@ -8,15 +8,17 @@ from unittest import mock
 
 import pytest
 import torch
+from asking import literally
 from flash import use_flash
 from flex import plain_flex
-from literal import compare_prompts, literally
 from matrix import LAYERS
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import StaticCache
 
 from regaze.hooks import attach
+from regaze.hooks.host import find_host
+from regaze.hooks.literal import compare_prompts
 from regaze.hooks.null_prompt import NullPrompt
 from regaze.interventions import VHR
 from regaze.interventions.lvlm import vhr
@@ -179,7 +181,8 @@ def test_heads_are_compared_with_those_of_the_shorter_prompt(
         for spec in SPECS.values():
             noted.clear()
             logits(model, inputs, spec)
-            seen, blind = compare_prompts(model, inputs, spec)
+            host = find_host(model.model, model.processor)
+            seen, blind = compare_prompts(host, inputs, spec.null_image)
             for layer, (one, other) in enumerate(noted):
                 torch.testing.assert_close(one, seen[layer], rtol=0, atol=1e-4)
                 torch.testing.assert_close(other, blind[layer], rtol=0, atol=1e-4)

@@ -186,13 +186,14 @@ def test_feeding_the_last_token_of_a_prompt_again_changes_nothing(name: str) -> 
         assert_near(model.model(**again).logits[:, -1], want)
 
 
-@pytest.mark.parametrize("rows", [[1, 0], [0, 0], [0, 1, 0, 1]])
+@pytest.mark.parametrize("rows", [[1, 0], [0, 0]])
 @torch.no_grad()
-def test_rows_of_a_cache_in_another_order_raise(rows: list[int]) -> None:
+def test_rows_that_are_moved_behind_the_cache_s_back_raise(rows: list[int]) -> None:
     model = tiny("llava")
     with attach(model.model, METHODS["vaf"].acts):
         cache = encode(model, (SHORT, [0]), (SHORT, [1]))
-        cache.batch_select_indices(torch.tensor(rows))
+        for layer in cache.layers:
+            layer.batch_select_indices(torch.tensor(rows))
         with pytest.raises(ValueError, match="another order"):
             step(model, cache)
 

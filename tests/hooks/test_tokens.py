@@ -142,9 +142,9 @@ def test_generated_columns_are_added_and_taken_back() -> None:
     assert not of(TEXT, TEXT).grow(1).after_image.any()
 
 
-def test_beams_repeat_each_row_in_place() -> None:
+def test_rows_can_be_selected_and_repeated() -> None:
     ids = torch.tensor([[TEXT, IMG, TEXT], [TEXT, TEXT, IMG]])
-    tokens = TokenMap.from_ids(ids, TOKENS).grow(1).repeat(2)
+    tokens = TokenMap.from_ids(ids, TOKENS).grow(1).select(torch.tensor([0, 0, 1, 1]))
     assert [kinds(tokens, row) for row in range(4)] == ["sIqg", "sIqg", "ssIg", "ssIg"]
     assert tokens.batch == 4
 

@@ -234,7 +234,7 @@ def test_groups_of_different_sizes_and_no_image_at_all() -> None:
 
 
 def test_a_method_that_compares_whole_prompts_says_that_it_cannot_share() -> None:
-    assert not VHR.shares_prefix
+    assert not VHR().shares_prefix
     assert all(METHODS[name].acts.shares_prefix for name in ("pai", "vaf", "var"))
 
 

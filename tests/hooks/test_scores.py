@@ -1,0 +1,318 @@
+"""Second runs of the model and edits of next-token scores, against whole runs without a cache."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, Row, ask
+from tiny import Tiny, tiny
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
+
+from regaze.hooks import Branch, Edit, attach
+from regaze.hooks.passes import Pass
+from regaze.interventions import PAI
+from regaze.interventions.lvlm.pai import contrast
+
+FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3", "internvl")
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+ALPHA, GAMMA = 0.5, 1.8
+SPEC = PAI(ALPHA, layers=(0, 1, 2), gamma=GAMMA)
+
+Second = Callable[[Tensor], Tensor]
+"""Scores "B V" of a second run, from all token ids so far."""
+
+
+class Contrast(LogitsProcessor):
+    """Combines with a second run that is made anew for every token."""
+
+    def __init__(self, second: Second, combine: Callable[[Tensor, Tensor], Tensor]) -> None:
+        self.second, self.combine = second, combine
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return self.combine(scores, self.second(input_ids)).log_softmax(-1)
+
+
+def image_ids(model: Tiny) -> Tensor:
+    config: Any = model.model.config
+    names = ("image_token_id", "image_token_index", "video_token_id")
+    ids = {getattr(config, name, None) for name in names} - {None}
+    return torch.tensor(sorted(int(i) for i in ids if i is not None))
+
+
+def text_only(model: Tiny, plain: Any, length: int) -> Second:
+    """Runs prompts of some length without their images' columns, one sample at a time."""
+    tokenizer = model.processor.tokenizer
+    pad, inside = tokenizer.pad_token_id, tokenizer.convert_tokens_to_ids("[IMG_BREAK]")
+    gone = torch.cat([image_ids(model), torch.tensor([pad, inside])])
+
+    def run(ids: Tensor) -> Tensor:
+        here = torch.arange(ids.shape[1]) < length
+        rows = [row[~(torch.isin(row, gone) & here)][None] for row in ids]
+        with torch.no_grad():
+            return torch.cat([plain(input_ids=row, use_cache=False).logits[:, -1] for row in rows])
+
+    return run
+
+
+def say(model: Tiny, inputs: Mapping[str, Any], spec: Any, second: Any = None, **more: Any) -> Any:
+    settings = {"max_new_tokens": 7, "do_sample": False, "logits_processor": second, **more}
+    torch.manual_seed(0)
+    with attach(model.model, spec, processor=model.processor) as run:
+        ids = model.model.generate(**inputs, **settings)
+    assert run.report().fired
+    return ids[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def reference(model: Tiny, second: Second, combine: Any) -> Any:
+    return LogitsProcessorList([Contrast(second, combine)])
+
+
+def with_text(model: Tiny, inputs: Mapping[str, Any]) -> Any:
+    plain = copy.deepcopy(model.model)
+    second = text_only(model, plain, inputs["input_ids"].shape[1])
+    return reference(model, second, lambda a, b: contrast(a, b, GAMMA))
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "beams": {"num_beams": 3},
+    "sampling": {"do_sample": True, "num_return_sequences": 2},
+    "static": {"cache_implementation": "static"},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("way", ["greedy", "beams"])
+def test_the_contrast_is_that_of_whole_runs(family: str, way: str) -> None:
+    model = tiny(family)
+    for row in ROWS:
+        inputs = ask(model, row)
+        want = say(
+            model, inputs, PAI(ALPHA, layers=(0, 1, 2)), with_text(model, inputs), **WAYS[way]
+        )
+        assert say(model, inputs, SPEC, **WAYS[way]) == want
+        assert want != say(model, inputs, PAI(ALPHA, layers=(0, 1, 2)), **WAYS[way])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_padded_batch_however_it_is_generated(way: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    want = say(model, inputs, PAI(ALPHA, layers=(0, 1, 2)), with_text(model, inputs), **WAYS[way])
+    assert say(model, inputs, SPEC, **WAYS[way]) == want
+
+
+def test_assisted_decoding_gives_greedy_s_tokens() -> None:
+    model = tiny("llava")
+    helper = copy.deepcopy(model.model)
+    with torch.no_grad():
+        for weight in helper.get_decoder().layers[-1].parameters():
+            weight.mul_(1.05)
+    helper.generation_config.num_assistant_tokens = 3
+    inputs = ask(model, ROWS[0])
+    want = say(model, inputs, SPEC, max_new_tokens=16)
+    assert say(model, inputs, SPEC, max_new_tokens=16, assistant_model=helper) == want
+
+
+class Seconds(Edit):
+    """Edits scores as it is told."""
+
+    def __init__(self, *branches: Branch, ban: int | None = None) -> None:
+        super().__init__(())
+        self.branches, self.ban = branches, ban
+
+    def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
+        if self.ban is None:
+            return scores
+        banned = torch.arange(scores.shape[-1]) == self.ban
+        return scores.masked_fill(banned, -torch.inf)
+
+
+class Told:
+    """A method made of an edit."""
+
+    label, acts_on = "told", "vision-language models"
+
+    def __init__(self, edit: Edit) -> None:
+        self.edit = edit
+
+    def resolve(self, host: Any) -> Told:
+        return self
+
+    def bind(self, host: Any) -> Edit:
+        return self.edit
+
+
+def twice(scores: Tensor, other: Tensor, pass_: Pass | None = None) -> Tensor:
+    return 2 * scores - other
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_another_picture_in_the_second_run(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, *ROWS)
+    plain = copy.deepcopy(model.model)
+    noise = torch.randn(inputs["pixel_values"].shape, generator=torch.Generator().manual_seed(1))
+    noisy = {**inputs, "pixel_values": inputs["pixel_values"] + 2 * noise}
+
+    def second(ids: Tensor) -> Tensor:
+        new = torch.ones(len(ids), ids.shape[1] - inputs["input_ids"].shape[1], dtype=torch.long)
+        whole = {**noisy, "input_ids": ids}
+        whole["attention_mask"] = torch.cat([inputs["attention_mask"], new], 1)
+        if "mm_token_type_ids" in inputs:
+            whole["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], 0 * new], 1)
+        return plain(**whole, use_cache=False).logits[:, -1]  # type: ignore[no-any-return]
+
+    branch = Branch(lambda given, _: {**given, "pixel_values": noisy["pixel_values"]}, twice)
+    got = say(model, inputs, Told(Seconds(branch)))
+    with torch.no_grad():
+        want = model.model.generate(
+            **inputs,
+            max_new_tokens=7,
+            do_sample=False,
+            logits_processor=reference(model, second, twice),
+        )
+    assert got == want[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_another_instruction_and_edits_of_its_own() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+    plain = copy.deepcopy(model.model)
+    words = model.processor.tokenizer("you are confused.", add_special_tokens=False).input_ids
+    longer = torch.cat(
+        [inputs["input_ids"][:, :1], torch.tensor([words]), inputs["input_ids"][:, 1:]], 1
+    )
+    host_edit = PAI(-0.5, layers=(1, 2))
+
+    def inputs_of(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
+        return {**given, "input_ids": longer, "attention_mask": torch.ones_like(longer)}
+
+    def second(ids: Tensor) -> Tensor:
+        whole = torch.cat([longer, ids[:, inputs["input_ids"].shape[1] :]], 1)
+        with attach(plain, host_edit), torch.no_grad():
+            cache, step = DynamicCache(config=plain.config.get_text_config()), longer.shape[1]
+            out = plain(
+                input_ids=longer, pixel_values=inputs["pixel_values"], past_key_values=cache
+            )
+            for column in range(step, whole.shape[1]):
+                out = plain(input_ids=whole[:, column : column + 1], past_key_values=cache)
+        return out.logits[:, -1]  # type: ignore[no-any-return]
+
+    from regaze.hooks.host import find_host
+
+    host = find_host(model.model, model.processor)
+    branch = Branch(inputs_of, twice, edits=(host_edit.resolve(host).bind(host),))
+    got = say(model, inputs, Told(Seconds(branch)))
+    want = model.model.generate(
+        **inputs,
+        max_new_tokens=7,
+        do_sample=False,
+        logits_processor=reference(model, second, twice),
+    )
+    assert got == want[:, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_scores_are_edited_after_branches() -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    (first, *_), _ = say(model, inputs, SPEC)
+    told = Told(Seconds(ban=first))
+    assert all(first not in row for row in say(model, inputs, told))
+
+
+@torch.no_grad()
+def test_a_copy_of_a_cache_has_a_second_run_of_its_own() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+
+    def steps(cache: Any, *tokens: int) -> Tensor:
+        new = [torch.tensor([[token]]) for token in tokens]
+        return torch.cat([model.model(input_ids=t, past_key_values=cache).logits for t in new])
+
+    with attach(model.model, SPEC):
+        cache = model.model(**inputs, use_cache=True).past_key_values
+        kept = copy.deepcopy(cache)
+        one, other = steps(cache, 30, 31), steps(kept, 40, 41)
+        cache = model.model(**inputs, use_cache=True).past_key_values
+        assert torch.equal(steps(cache, 40, 41), other)
+        cache.crop(-2)
+        assert torch.equal(steps(cache, 30, 31), one)
+
+
+def test_threads_have_second_runs_of_their_own() -> None:
+    model = tiny("llava")
+    asked = [ask(model, row) for row in ROWS]
+    with attach(model.model, SPEC):
+
+        def go(inputs: dict[str, Any]) -> list[int]:
+            return model.model.generate(**inputs, max_new_tokens=12, do_sample=False)[0].tolist()  # type: ignore[no-any-return]
+
+        want, got = [go(inputs) for inputs in asked], [[], []]  # type: ignore[var-annotated]
+        threads = [
+            threading.Thread(target=lambda i=i: got.__setitem__(i, go(asked[i]))) for i in (0, 1)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert got == want
+
+
+def test_without_the_output_layer_there_are_no_scores() -> None:
+    model = tiny("llava")
+    with pytest.raises(ValueError, match="attach to the whole model"):
+        attach(model.model.model, SPEC)
+
+
+def test_a_contrast_of_one_is_none_and_detaching_leaves_nothing() -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    with torch.no_grad():
+        plain = model.model(**inputs).logits
+        with attach(model.model, PAI(0.0, gamma=1.0)) as run:
+            assert torch.equal(model.model(**inputs).logits, plain)
+            assert run.report().interventions[0].exempt
+        with attach(model.model, SPEC):
+            model.model(**inputs)
+        assert not model.model._forward_hooks and not model.model._forward_pre_hooks
+        assert torch.equal(model.model(**inputs).logits, plain)
+
+
+def test_generation_without_a_cache_raises() -> None:
+    model = tiny("llava")
+    with pytest.raises(NotImplementedError, match="use_cache=False"):
+        say(model, ask(model, ROWS[0]), SPEC, use_cache=False)
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+@torch.no_grad()
+def test_a_pass_outside_of_generate(use_cache: bool) -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    plain = copy.deepcopy(model.model)
+    other = text_only(model, plain, inputs["input_ids"].shape[1])(inputs["input_ids"])
+    with attach(model.model, PAI(ALPHA, layers=(0, 1, 2))):
+        edited = model.model(**inputs).logits
+    with attach(model.model, SPEC):
+        got = model.model(**inputs, use_cache=use_cache).logits
+    assert torch.equal(got[:, :-1], edited[:, :-1])
+    want = contrast(edited[:, -1], other, GAMMA)
+    torch.testing.assert_close(got[:, -1], want, rtol=0, atol=1e-4)
+
+
+def test_a_prompt_in_parts_raises() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+    with (
+        attach(model.model, SPEC) as run,
+        run.partial_prompt(),
+        pytest.raises(NotImplementedError, match="whole prompt in one block"),
+    ):
+        model.model(**inputs)
