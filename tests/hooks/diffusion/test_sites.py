@@ -171,7 +171,7 @@ def test_a_transformers_native_grid_counts_patches() -> None:
 CROSSES = "cross-attention: image tokens attend to text, so that its map isn't square; it can't be"
 
 
-@pytest.mark.parametrize("wanted", [CROSS, "mid_block.attentions.0.transformer_blocks.0.attn2"])
+@pytest.mark.parametrize("wanted", [CROSS, "mid_block.+attn2"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_a_cross_attention_layer_says_why_it_cannot_be_perturbed(family: str, wanted: str) -> None:
     with pytest.raises(ValueError, match=CROSSES):
