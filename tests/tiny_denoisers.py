@@ -395,7 +395,7 @@ TINY: dict[str, Tiny] = {
     ),
     "DiTTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 8, "num_layers": 4, "norm_num_groups": 4,
-                 "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10},
+                 "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 1000},
         lambda b: {"hidden_states": noise(b, 4, 8, 8), "timestep": step(b).long(),
                    "class_labels": torch.arange(b)},
         "class_labels",
@@ -422,6 +422,16 @@ TINY: dict[str, Tiny] = {
                  "axes_dims_rope": ROPE8},
         with_references(pooled_projections=pooled, txt_ids=torch.zeros(TEXT, 3),
                         img_ids=torch.cat([places(), places(1)[:REFERENCES]])),
+        of="FluxTransformer2DModel", references=REFERENCES,
+    ),
+    "FLUX Kontext as its pipeline has it": Tiny(
+        HEADS | {"patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED,
+                 "axes_dims_rope": ROPE8},
+        lambda b: with_references(
+            pooled_projections=pooled, txt_ids=torch.zeros(TEXT, 3),
+            img_ids=torch.cat([places(), places(1)[:REFERENCES]]),
+        )(b) | {"hidden_states": noise(b, TOKENS + REFERENCES, 64)},
         of="FluxTransformer2DModel", references=REFERENCES,
     ),
     "FLUX.2 edit": Tiny(
