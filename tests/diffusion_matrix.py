@@ -1,7 +1,6 @@
 """Which guidance methods work on which pipelines: the rows and columns of the tests.
 
-Every promise is tested over these methods and the families of tiny pipelines. A pair that can't
-work must raise, and its reason is here.
+Every promise is tested over these methods and the families of tiny pipelines.
 """
 
 from __future__ import annotations
@@ -118,12 +117,9 @@ METHODS = {
     )
 }  # fmt: skip
 
-MASKED = {("qwen", "pag-image"): "allows for no attention mask"}
-"""(family, method id): what it can't do there; the prompts of the tiny batch are padded."""
-
 
 def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
-    """Run a test as ``test(family, method)``, names and methods, for the pairs that work.
+    """Run a test as ``test(family, method)``, names and methods.
 
     Args:
         *ids: Ids of methods; by default all.
@@ -135,6 +131,5 @@ def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.Mark
             pytest.param(family, METHODS[i], id=f"{family}-{i}")
             for family in families
             for i in ids or METHODS
-            if (family, i) not in MASKED
         ],
     )

@@ -100,7 +100,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("known")
 def test_with_an_entry_its_rows_are_seen() -> None:
     census.test_rows_and_columns_are_whose_the_table_says(NAME)
-    census.test_branches_that_fork_equal_whole_ones(NAME)
+    census.test_a_branch_of_some_rows_equals_these_rows_of_all(NAME, True)
 
 
 @pytest.mark.usefixtures("known")
