@@ -49,9 +49,11 @@ class Tally(Generic[Key]):
         """Count prompts or steps."""
         self._here().runs += runs
 
-    def count(self, key: Key) -> None:
-        """Count a call."""
-        self._here().calls[key] += 1
+    def count(self, key: Key) -> int:
+        """Count a call; return how many this thread counted at this place."""
+        calls = self._here().calls
+        calls[key] += 1
+        return calls[key]
 
     @torch.no_grad()
     def add(self, key: Key, change: Tensor, counted: Tensor | None = None) -> None:

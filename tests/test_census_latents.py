@@ -61,7 +61,7 @@ def moved_literally(pipe: Any, name: str, guided: bool, sizes: list[float]) -> I
         maps: list[Tensor] = []
         turns: dict[str, int] = {}
 
-        def kernel(path: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+        def kernel(path: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Any:
             if path not in sites:
                 return STOCK(query, key, value, **named)
             scale = named.get("scale") or query.shape[-1] ** -0.5
