@@ -18,6 +18,7 @@ import transformers as hf
 from tiny import Tiny, _draw_weights
 from torch import Tensor, nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
 from regaze.hooks.families import FAMILIES

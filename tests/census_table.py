@@ -49,7 +49,7 @@ MODELS = {
 """What is made of a class, for readers."""
 
 NOTES = {
-    "frames": "Frames of a video attend to each other in one sequence, so no picture's map is moved.",
+    "frames": "Frames of a video attend to each other in one sequence: no picture has its own map.",
     "words": "It takes no words.",
     "singly": "One picture at a time: samples of a batch attend one after the other.",
     "linear": "Its self-attention is linear: there is no map to edit.",

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from flows import random_flow
 from latent_methods import spec_for, traces
-from literal_flow import random_flow
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from flows import random_flow
 from latent_methods import spec_for
-from literal_flow import random_flow
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
 
