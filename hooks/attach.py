@@ -108,8 +108,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a vision-language model of a family that regaze doesn't know:
-            "raise", or "check" on the spot, with a short text, whether edits are exact on it.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there.
 
     Returns:
         A handle, usable as a context manager.

@@ -344,12 +344,15 @@ def compare_prompts(
     with _running(host, Pass(prompt, edits, factors or {})) as seen:
         positions = _positions(host, inputs)
     kept = [not (i or s) for i, s in zip(prompt.image, prompt.structure, strict=True)]
-    count = len(kept) if removed == "mask" else sum(kept)
+    # Windows count hidden columns, too; states of layers without attention must not see them.
+    stays = removed == "mask" and _slides(host, len(kept))
+    count = len(kept) if stays else sum(kept)
     text = Prompt(*[[False] * count] * 3)
     # Without an image at its end, a prompt ends with the text before it.
-    last = max(at for at, text_here in enumerate(kept) if text_here) if removed == "mask" else -1
+    last = max(at for at, text_here in enumerate(kept) if text_here) if stays else -1
     with _running(host, Pass(text, [], factors or {}, row=last)) as blind:
-        _run_text(host, inputs["input_ids"], torch.tensor(kept), positions, removed)
+        at = None if removed == "drop" else positions
+        _run_text(host, inputs["input_ids"], torch.tensor(kept), at, stays)
     return seen.heads, blind.heads
 
 
@@ -371,17 +374,34 @@ def _positions(host: Host, inputs: Mapping[str, Any]) -> Tensor:
     return noted[0]
 
 
+def _slides(host: Host, length: int) -> bool:
+    """Whether some layer's window or chunk is shorter than a prompt."""
+    return any(site.window is not None and site.window < length for site in host.sites)
+
+
 @torch.no_grad()
-def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor, removed: str) -> None:
-    """Run the prompt with its image tokens taken out, or hidden in their places."""
+def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor | None, stays: bool) -> None:
+    """Run the prompt with its image tokens taken out, or hidden in their places.
+
+    Args:
+        host: The model.
+        ids: "1 T", the whole prompt.
+        kept: Bool "T", what isn't the image's.
+        positions: Positions "... T" that the rest keeps; None numbers it anew.
+        stays: Whether the image's tokens stay as hidden columns.
+    """
     kept = kept.to(ids.device)
     options: dict[str, Any] = {}
-    if removed == "drop":
-        ids, kept = ids[:, kept], kept[kept]
-    else:
+    if positions is not None:
+        at = positions.to(ids.device) if stays else positions.to(ids.device)[..., kept]
+        # Without a mask, a gap between positions would be read as the start of another text.
+        mask = kept[None].long() if stays else torch.ones_like(ids[:, kept])
+        options = {"attention_mask": mask, "position_ids": at}
+    if stays:
         ids = ids.masked_fill(~kept, 0)
-        options = {"attention_mask": kept[None].long(), "position_ids": positions.to(ids.device)}
+    else:
+        ids, kept = ids[:, kept], kept[kept]
     if host.model_type == "paligemma":  # Its prompts see all of themselves.
-        mask = torch.zeros(1, 1, len(kept), len(kept), device=ids.device)
-        options["attention_mask"] = mask.masked_fill(~kept, torch.finfo(mask.dtype).min)
+        seen = torch.zeros(1, 1, len(kept), len(kept), device=ids.device)
+        options["attention_mask"] = seen.masked_fill(~kept, torch.finfo(seen.dtype).min)
     host.tower(input_ids=ids, **options)

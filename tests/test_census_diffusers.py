@@ -186,15 +186,21 @@ def test_guidance_equals_a_second_pass_with_literal_maps(name: str, method: str)
         assert torch.equal(prediction(net(**tiny.call(2))), plain)
 
 
+@pytest.mark.parametrize("fork", [True, False], ids=["fork", "whole"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_branches_that_fork_equal_whole_ones(name: str) -> None:
+def test_a_branch_of_some_rows_equals_these_rows_of_all(name: str, fork: bool) -> None:
     net, tiny = built(name), TINY[name]
     last = [site for site in find_sites(net) if site.layer is not None][-1]
-    outputs = []
-    for fork in (True, False):
-        with regaze.attach(net, PAG(layers=(last.name,)), fork=fork), torch.no_grad():
-            outputs.append(prediction(net(**tiny.call(2))))
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        plain = prediction(net(**tiny.call(2)))
+    perturbed = literally(net, tiny.call(2), {last.name: picture_rows(name)[last.name]}, alone)
+    spec = PAG(scale=SCALE, layers=(last.name,))
+    attached = regaze.attach(net, spec, cond_rows=slice(1, 2), fork=fork)
+    with attached, torch.no_grad():
+        got = prediction(net(**tiny.call(2)))
+    want = plain + SCALE * (plain - perturbed)[1:]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
+    assert (want - plain).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", [n for n in TINY if n not in KNOWN])

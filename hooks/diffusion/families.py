@@ -110,6 +110,8 @@ _VIDEO = Family(_SELF_AND_CROSS, ("blocks",), patches("fhw"))
 _UNET = Family(
     attention=(
         Rule(r".*(motion_modules|temp_attentions|temporal_transformer).*", "temporal"),
+        # It sees boxes beside the picture (GLIGEN).
+        Rule(r".*\.fuser\.attn", "other"),
         # Blocks without transformers, of older models.
         Rule(r".*\.(attn1|attentions\.\d+)", "self"),
         Rule(r".*\.attn2", "cross"),

@@ -192,7 +192,13 @@ class Step:
         new = self._new.detach().to(self._old.dtype)
         self.sample = self.source.sample(new, self._pass.call)
         scheduler = self._pass.pipeline.scheduler
-        self._owner.waiting = waiting = Handover(self.source, self.index, self._old, new)
+        self._owner.waiting = waiting = Handover(
+            self.source,
+            self._pass.running.run,
+            self.index,
+            self._old,
+            new,  # type: ignore[union-attr]
+        )
         _hand(scheduler, waiting)
 
 
@@ -218,6 +224,8 @@ class Latents:
                 "its latents can't be updated"
             )
         step = Step(self, pass_, *running.step)
+        if self.waiting and self.waiting.run != running.run:
+            self.recall()  # Another run's, which ended before its scheduler's step.
         waiting = self.waiting if self.waiting and self.waiting.step == step.index else None
         if pass_.rows.cond is None:
             # The other branch of a pipeline that makes a call for each.
@@ -253,6 +261,7 @@ class Handover:
     """Moved latents on their way from the denoiser's call to the scheduler's."""
 
     source: Source
+    run: int
     step: int
     old: Tensor
     new: Tensor
