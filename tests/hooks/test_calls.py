@@ -114,7 +114,7 @@ def test_a_forward_that_others_replace_and_give_back_makes_no_difference() -> No
     module, log, calls = Doubling(), [], Calls()  # type: ignore[var-annotated]
     stock = module.forward
     calls.around(module, plus(1, log), inner=True)
-    module.forward = lambda x: stock(x) * 10
+    module.forward = lambda x: stock(x) * 10  # type: ignore[method-assign]
     assert module(ONE) == 21
     del module.forward
     assert module(ONE) == 3
