@@ -24,7 +24,7 @@ from literal_denoisers import (
     prediction,
     soft,
 )
-from tiny_denoisers import TINY, cells
+from tiny_denoisers import TEXT, TINY, cells
 from torch import Tensor
 
 import regaze
@@ -105,6 +105,7 @@ def test_rows_and_columns_are_whose_the_table_says(name: str) -> None:
                 outside = torch.ones(total, dtype=torch.bool)
                 outside[where] = False
                 assert not texts[1][outside].any(), site.name
+                assert layout.n_words != TEXT or texts[1][where].all(), site.name
 
 
 @pytest.mark.parametrize("name", [n for n in KNOWN if TINY[n].axes])
