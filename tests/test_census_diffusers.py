@@ -24,7 +24,7 @@ from literal_denoisers import (
     prediction,
     soft,
 )
-from tiny_denoisers import TINY, cells
+from tiny_denoisers import TEXT, TINY, cells
 from torch import Tensor
 
 import regaze
@@ -105,6 +105,7 @@ def test_rows_and_columns_are_whose_the_table_says(name: str) -> None:
                 outside = torch.ones(total, dtype=torch.bool)
                 outside[where] = False
                 assert not texts[1][outside].any(), site.name
+                assert layout.n_words != TEXT or texts[1][where].all(), site.name
 
 
 @pytest.mark.parametrize("name", [n for n in KNOWN if TINY[n].axes])
@@ -232,3 +233,12 @@ def test_other_classes_raise(name: str) -> None:
     torch.nn.Module.__init__(net)
     with pytest.raises(ValueError, match="isn't known here.*regaze verify"):
         regaze.attach(net, PAG())
+
+
+def test_tokens_of_the_models_own_are_no_words() -> None:
+    name = "AuraFlowTransformer2DModel"
+    layout = read_layout(built(name), TINY[name].call(1))
+    changed = changed_rows(built(name), *with_other(name, TINY[name].text, 1))
+    (_, by_text), *_ = changed["joint_transformer_blocks.0.attn"]
+    assert layout.n_words == TEXT == int(by_text.sum())
+    assert layout.text("text-image", len(by_text)).start == int(by_text.nonzero()[0])

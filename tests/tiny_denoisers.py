@@ -494,7 +494,7 @@ TINY |= {
     ),
     "Z-Image, prompts of two lengths": _padded(
         "ZImageTransformer2DModel",
-        cap_feats=lambda b: [noise(1, 5 + 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
+        cap_feats=lambda b: [noise(1, 35 - 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
     ),
 }
 """The same classes with prompts of several lengths in one batch."""
