@@ -108,8 +108,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
-            whether an edit is exact there.
+        unknown: Vision-language models only: what to do with a model type that isn't known:
+            "raise", or "check" on the spot whether an edit is exact there.
 
     Returns:
         A handle, usable as a context manager.
@@ -126,14 +126,23 @@ def attach(
     refuse_wrapper(target)
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
+    if denoisers is None:
+        split_target(target, processor)
     for one in interventions:
         if one.acts_on != wanted:
             raise ValueError(
-                f"{one.label} acts on {one.acts_on}, and {type(target).__name__} is none"
+                f"{one.label} works on {one.acts_on}, and this is one of the {wanted} "
+                f"({type(target).__name__}); `regaze list` names the methods for it"
             )
     if denoisers is not None:
         if processor is not None or spans is not None:
             raise ValueError("processor and spans are for vision-language models")
+        if unknown != "raise":
+            raise ValueError(
+                'unknown="check" is for vision-language models: what the rows of an unknown '
+                "denoiser are can't be found by trying; add its class to "
+                "regaze.hooks.diffusion.families.FAMILIES"
+            )
         return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")

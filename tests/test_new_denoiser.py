@@ -86,7 +86,7 @@ def call(batch: int) -> dict[str, Any]:
 
 
 def test_without_an_entry_it_is_refused() -> None:
-    with pytest.raises(ValueError, match=f"{NAME} isn't known here.*regaze verify.*unknown="):
+    with pytest.raises(ValueError, match=f"{NAME} isn't known here.*FAMILIES.*regaze verify"):
         regaze.attach(PaintByThought(), PAG())
 
 

@@ -72,7 +72,7 @@ class Language(Subject):
     @property
     def tolerance(self) -> float:
         """Rounding adds up over layers, as a random walk does."""
-        return super().tolerance * max(1.0, (self.layers / 8) ** 0.5)
+        return float(super().tolerance * max(1.0, (self.layers / 8) ** 0.5))
 
     @property
     def layers(self) -> int:
