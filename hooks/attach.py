@@ -131,7 +131,7 @@ def attach(
     for one in interventions:
         if one.acts_on != wanted:
             raise ValueError(
-                f"{one.label} works on {one.acts_on}, and this is one of the {wanted} "
+                f"{one.label} acts on {one.acts_on}, and this is one of the {wanted} "
                 f"({type(target).__name__}); `regaze list` names the methods for it"
             )
     if denoisers is not None:
