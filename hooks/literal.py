@@ -173,7 +173,9 @@ class Pass:
     def look(self, layer: int, hidden: Tensor) -> None:
         """Keep what enters a layer."""
         if self.start:
-            hidden = torch.cat([self.hidden[layer][:, : self.start].to(hidden), hidden], 1)
+            # Columns come last but one, after the streams of a tower that has several.
+            before = self.hidden[layer][..., : self.start, :].to(hidden)
+            hidden = torch.cat([before, hidden], -2)
         self.hidden[layer] = hidden
 
     def edit(self, layer: int, scores: Tensor, seen: Tensor) -> Tensor:
@@ -376,7 +378,11 @@ def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor, removed:
     """Run the prompt with its image tokens taken out, or hidden in their places."""
     kept = kept.to(ids.device)
     options: dict[str, Any] = {}
-    if removed == "drop":
+    # A layer with a state would read a hidden column.
+    if removed == "drop" or host.recurrent:
+        if removed == "mask":
+            given = positions.to(ids.device)[..., kept]
+            options = {"position_ids": given, "attention_mask": torch.ones_like(ids[:, kept])}
         ids, kept = ids[:, kept], kept[kept]
     else:
         ids = ids.masked_fill(~kept, 0)
