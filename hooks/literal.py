@@ -346,10 +346,11 @@ def compare_prompts(
     with _running(host, Pass(prompt, edits, factors or {})) as seen:
         positions = _positions(host, inputs)
     kept = [not (i or s) for i, s in zip(prompt.image, prompt.structure, strict=True)]
-    count = len(kept) if removed == "mask" else sum(kept)
+    hides = removed == "mask" and not host.recurrent
+    count = len(kept) if hides else sum(kept)
     text = Prompt(*[[False] * count] * 3)
     # Without an image at its end, a prompt ends with the text before it.
-    last = max(at for at, text_here in enumerate(kept) if text_here) if removed == "mask" else -1
+    last = max(at for at, text_here in enumerate(kept) if text_here) if hides else -1
     with _running(host, Pass(text, [], factors or {}, row=last)) as blind:
         _run_text(host, inputs["input_ids"], torch.tensor(kept), positions, removed)
     return seen.heads, blind.heads

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from census_lvlm import EVERY, LONGER, PROMPT, pictures, prompts, tiny_config, tiny_model
 from asking import literally
+from census_lvlm import EVERY, LONGER, PROMPT, pictures, prompts, tiny_config, tiny_model
 from matrix import METHODS, Method, cannot
 from tiny import Tiny
 from torch import Tensor, nn

@@ -11,8 +11,8 @@ import pytest
 import test_census_lvlm as census
 import torch
 import transformers as hf
-from census_lvlm import CHANGES, EVERY, PROMPT, bare_host, pictures, prompts, tiny_model
 from asking import literally
+from census_lvlm import CHANGES, EVERY, PROMPT, bare_host, pictures, prompts, tiny_model
 from matrix import METHODS, support_table
 from tiny import Tiny, tiny
 from torch import nn
