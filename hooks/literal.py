@@ -173,7 +173,9 @@ class Pass:
     def look(self, layer: int, hidden: Tensor) -> None:
         """Keep what enters a layer."""
         if self.start:
-            hidden = torch.cat([self.hidden[layer][:, : self.start].to(hidden), hidden], 1)
+            # Columns come last but one, after the streams of a tower that has several.
+            before = self.hidden[layer][..., : self.start, :].to(hidden)
+            hidden = torch.cat([before, hidden], -2)
         self.hidden[layer] = hidden
 
     def edit(self, layer: int, scores: Tensor, seen: Tensor) -> Tensor:
