@@ -39,7 +39,6 @@ class ModelAttachment(Attachment):
     ) -> None:
         super().__init__(specs)
         self._seat = seat
-        self._entries = [entry for entry, _ in placed]
         self._placed = list(placed)
 
     def detach(self) -> None:
@@ -59,8 +58,9 @@ class ModelAttachment(Attachment):
                     entry.tally.runs,
                     tuple(layer_reports(entry)),
                     exempt=entry.work.idle,
+                    note=stack.note,
                 )
-                for spec, entry in zip(self.specs, self._entries, strict=True)
+                for spec, (entry, stack) in zip(self.specs, self._placed, strict=True)
             )
         )
 
@@ -76,15 +76,14 @@ class ModelAttachment(Attachment):
 
 def layer_reports(entry: LayerEntry) -> list[LayerReport]:
     """An edit's counters as numbers; waits for the device."""
-    tally = entry.tally
     return [
         LayerReport(
             layer,
-            tally.calls[layer],
-            *tally.measured(layer),
+            calls,
+            *entry.tally.measured(layer),
             name="next-token scores" if layer == PLACE else "",
         )
-        for layer in sorted(tally.calls)
+        for layer, calls in sorted(entry.tally.calls.items())
     ]
 
 
@@ -114,8 +113,8 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a vision-language model of a family that regaze doesn't know:
-            "raise", or "check" on the spot, with a short text, whether edits are exact on it.
+        unknown: Vision-language models only: what to do with a model type that isn't known:
+            "raise", or "check" on the spot whether an edit is exact there.
 
     Returns:
         A handle, usable as a context manager.
@@ -132,14 +131,23 @@ def attach(
     refuse_wrapper(target)
     denoisers = find_denoisers(target)
     wanted = "vision-language models" if denoisers is None else "diffusers pipelines"
+    if denoisers is None:
+        split_target(target, processor)
     for one in interventions:
         if one.acts_on != wanted:
             raise ValueError(
-                f"{one.label} acts on {one.acts_on}, and {type(target).__name__} is none"
+                f"{one.label} acts on {one.acts_on}, and this is one of the {wanted} "
+                f"({type(target).__name__}); `regaze list` names the methods for it"
             )
     if denoisers is not None:
         if processor is not None or spans is not None:
             raise ValueError("processor and spans are for vision-language models")
+        if unknown != "raise":
+            raise ValueError(
+                'unknown="check" is for vision-language models: what the rows of an unknown '
+                "denoiser are can't be found by trying; add its class to "
+                "regaze.hooks.diffusion.families.FAMILIES"
+            )
         return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")

@@ -47,9 +47,9 @@ class CacheRows:
             return None
         column = torch.arange(tokens.kinds.shape[1])
         image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
-        # What a draft proposed may be rolled back.
-        end = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)
-        columns = torch.stack([image, end], 1)
+        # What is generated may be rolled back.
+        last = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)
+        columns = torch.stack([image, last], 1)
         return cls(layer, columns, _pick(keys, columns), weakref.ref(keys))
 
     def seen(self, cache: Any) -> CacheRows:
@@ -89,9 +89,10 @@ class CacheRows:
 def _plain_keys(layer: Any) -> Tensor | None:
     """The keys of a cache layer that keeps all its columns as they are."""
     keys = getattr(layer, "keys", None)
-    sliding = getattr(layer, "is_sliding", False)
-    plain = isinstance(keys, Tensor) and keys.ndim == 4 and not hasattr(layer, "_quantized_keys")
-    return keys if plain and not sliding and keys.shape[2] else None
+    if not isinstance(keys, Tensor) or keys.ndim != 4 or not keys.shape[2]:
+        return None
+    changed = getattr(layer, "is_sliding", False) or hasattr(layer, "_quantized_keys")
+    return None if changed else keys
 
 
 @torch.no_grad()

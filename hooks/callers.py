@@ -79,7 +79,7 @@ class Callers:
         for frame in _frames():
             if frame.f_code.co_name == "forward" and self.holds(frame.f_locals.get("self")):
                 found.append(frame.f_locals)
-        return reversed(found)
+        yield from reversed(found)
 
     def around(self) -> FrameType | None:
         """The innermost running method of a module that holds the tower."""

@@ -9,6 +9,7 @@ object's own class, and run nothing.
 
 from __future__ import annotations
 
+import copyreg
 import functools
 import threading
 import weakref
@@ -168,6 +169,9 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
             return found
         own = _own_class(type(self))
         made_of, arguments, *rest = found
+        if made_of is copyreg.__newobj__ and len(arguments) == 1:  # type: ignore[attr-defined]
+            # That one pickles objects of their present class only.
+            return (copyreg._reconstructor, (own, object, None), *rest)  # type: ignore[attr-defined]
         swapped = tuple(own if x is type(self) else x for x in (made_of, *arguments))
         return (swapped[0], swapped[1:], *rest)
 

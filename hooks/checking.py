@@ -34,6 +34,7 @@ LENGTH, IMAGE = 24, (4, 14)
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference, as a share of the spread of the tower's output; others: 0.05."""
 
+Outputs = tuple[Tensor, Tensor]
 _TRIED: MutableMapping[nn.Module, tuple[int, float, Counter[int]]] = weakref.WeakKeyDictionary()
 _PASSED: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -55,6 +56,13 @@ def check_edits(host: Host) -> None:
         plain = _try(host, ids)
         with _maps(host, 0.0) as calls:
             mapped = _run(host.tower, ids)
+        strange = [site.path for site in host.sites if calls[site.layer] != len(plain)]
+        if strange:
+            raise ValueError(
+                f"{host.model_type} can't be edited exactly: it doesn't call its attention once "
+                f"a pass in {', '.join(strange)}"
+            )
+        _compare(host, "its attention isn't the usual one", plain, mapped)
         with _maps(host, _Boost.size):
             literal = _run(host.tower, ids)
         seat = Seat(apart, Reader(apart, {"image": [IMAGE]}))
@@ -64,27 +72,28 @@ def check_edits(host: Host) -> None:
             edited = _run(host.tower, ids)
         finally:
             seat.pop(entry)
-    strange = [site.path for site in host.sites if calls[site.layer] != len(plain)]
-    if strange:
-        raise ValueError(
-            f"{host.model_type} can't be edited exactly: it doesn't call its attention once a "
-            f"pass in {', '.join(strange)}"
-        )
-    limit = ROUNDING.get(plain[0].dtype, 0.05)
-    for what, one, other in (
-        ("its attention isn't the usual one", plain, mapped),
-        ("an edit isn't what the edited map gives", edited, literal),
-    ):
-        for when, a, b in zip(("the prompt", "decoding"), one, other, strict=True):
-            off = float((a.float() - b.float()).abs().max() / b.float().std())
-            if not off <= limit:
-                raise ValueError(
-                    f"{host.model_type} can't be edited exactly: {what}; in {when} the tower's "
-                    f"output is off by {off:.1e} of its spread (allowed: {limit:.0e})"
-                )
-    if not float((edited[0] - plain[0]).abs().max()) > limit * float(plain[0].std()):
-        raise ValueError(f"{host.model_type} can't be edited: a boost of image columns did nothing")
+    _compare(host, "an edit isn't what the edited map gives", edited, literal)
+    if not _off(edited[0], plain[0]) > _limit(plain[0]):
+        raise ValueError(f"{host.model_type} can't be edited: raised image logits did nothing")
     _PASSED.add(host.tower)
+
+
+def _compare(host: Host, what: str, one: Outputs, other: Outputs) -> None:
+    for when, a, b in zip(("the prompt", "decoding"), one, other, strict=True):
+        if not _off(a, b) <= _limit(a):
+            raise ValueError(
+                f"{host.model_type} can't be edited exactly: {what}; in {when} the tower's output "
+                f"is off by {_off(a, b):.1e} of its spread (allowed: {_limit(a):.0e})"
+            )
+
+
+def _off(one: Tensor, other: Tensor) -> float:
+    """Largest difference, as a share of the spread."""
+    return float((one.float() - other.float()).abs().max() / other.float().std())
+
+
+def _limit(output: Tensor) -> float:
+    return ROUNDING.get(output.dtype, 0.05)
 
 
 class _Boost(Edit):
@@ -109,7 +118,7 @@ def _tokens(tower: Any) -> Tensor:
     return ids if weight.device.type == "meta" else ids.to(weight.device)
 
 
-def _try(host: Host, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _try(host: Host, ids: Tensor) -> Outputs:
     try:
         return _run(host.tower, ids)
     except Exception as error:
@@ -119,7 +128,7 @@ def _try(host: Host, ids: Tensor) -> tuple[Tensor, Tensor]:
         ) from error
 
 
-def _run(tower: Any, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _run(tower: Any, ids: Tensor) -> Outputs:
     """The tower's outputs "1 T E" and "1 1 E": a prompt, and one more token."""
     cache = DynamicCache(config=tower.config)
     prompt = tower(input_ids=ids[:, :LENGTH], past_key_values=cache, use_cache=True)

@@ -123,6 +123,7 @@ _DEEPSTACK: dict[str, Any] = {"zeros": ("visual_pos_masks",)}
 # Reasons to refuse.
 _CROSSED = "its image enters by cross-attention, not as columns"
 _ENCODER = "it is an encoder-decoder, whose image enters by cross-attention, not as columns"
+_THINKER = "it holds several models; attach to the one that reads pictures, model.thinker"
 _SPARSE = "its attention picks columns by an index, which an edited row would not go through"
 _STATEFUL = "its layers mix attention with a convolution or a state that an edit can't reach"
 
@@ -196,7 +197,7 @@ for _family in (
     ),
     Family("lfm2_vl", "LFM2-VL"),
     Family("lfm3_vl", "LFM3-VL"),
-    Family("lighton_ocr", "LightOnOCR", grid="breaks"),
+    Family("lighton_ocr", "LightOnOCR"),
     Family("llama4", "Llama 4"),
     Family("llava", "LLaVA", grid="square", vision="model.vision_tower"),
     Family("llava_next", "LLaVA-NeXT", grid="anyres", vision="model.vision_tower"),
@@ -232,11 +233,13 @@ for _family in (
     Family("pp_chart2table", "PP-Chart2Table", grid="square"),
     Family("pp_formulanet", "PP-FormulaNet", refuse=_ENCODER),
     Family("qianfan_ocr", "Qianfan-OCR"),
+    Family("qwen2_5_omni", "Qwen2.5-Omni", refuse=_THINKER),
     Family("qwen2_5_omni_thinker", "Qwen2.5-Omni thinker", grid="thw"),
     Family("qwen2_5_vl", "Qwen2.5-VL", grid="thw", vision="model.visual"),
     Family("qwen2_vl", "Qwen2-VL", grid="thw", vision="model.visual"),
     Family("qwen3_5", "Qwen3.5", grid="thw"),
     Family("qwen3_5_moe", "Qwen3.5-MoE", grid="thw"),
+    Family("qwen3_omni_moe", "Qwen3-Omni", refuse=_THINKER),
     Family("qwen3_omni_moe_thinker", "Qwen3-Omni thinker", grid="thw", **_DEEPSTACK),
     Family("qwen3_vl", "Qwen3-VL", grid="thw", **_DEEPSTACK, vision="model.visual"),
     Family("qwen3_vl_moe", "Qwen3-VL-MoE", grid="thw", **_DEEPSTACK),
@@ -271,8 +274,7 @@ def family_of(config: Any) -> Family | None:
     family = FAMILIES.get(model_type(config))
     if family is not None and family.refuse:
         raise ValueError(
-            f"{family.title} ({family.model_type}) can't be attached to: {family.refuse}; "
-            "no method works on it"
+            f"{family.title} ({family.model_type}) can't be attached to: {family.refuse}"
         )
     return family
 

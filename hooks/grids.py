@@ -50,7 +50,7 @@ def patch_grid(config: Any, columns: int, size: Tensor | None, breaks: int = 0) 
         first, shape = columns - side * side, (side, side)
     elif kind == "breaks" and breaks:
         shape = (breaks + 1, columns // (breaks + 1))
-    elif kind in ("square", "breaks") and (side := math.isqrt(columns)) ** 2 == columns:
+    elif kind == "square" and (side := math.isqrt(columns)) ** 2 == columns:
         shape = (side, side)
     if shape is None or first < 0 or first + shape[0] * shape[1] > columns:
         return None
@@ -67,7 +67,7 @@ def grid_size(inputs: Mapping[str, Any], image: int) -> Tensor | None:
 
 
 def _tile_side(config: Any) -> int:
-    if config.model_type == "internvl":
+    if hasattr(config, "image_seq_length"):  # InternVL
         return math.isqrt(config.image_seq_length)
     vision = config.vision_config
     return int(vision.image_size // vision.patch_size // config.scale_factor)
@@ -90,7 +90,7 @@ def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | 
     )
     canvas = torch.empty(1, shape[0] * side, shape[1] * side)
     rows, cols = unpad_image(canvas, size.tolist()).shape[1:]
-    if config.model_type == "llava_onevision":
+    if hasattr(config, "vision_aspect_ratio"):  # LLaVA-OneVision pools what is too much
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
         ratio = math.sqrt(rows * cols / (most * side**2))
         if ratio > 1.1:

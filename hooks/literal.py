@@ -146,6 +146,7 @@ class Pass:
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
         maps: How many maps were built.
+        row: The row that ``heads`` are of.
     """
 
     prompt: Prompt
@@ -157,6 +158,7 @@ class Pass:
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
+    row: int = -1
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -171,7 +173,9 @@ class Pass:
     def look(self, layer: int, hidden: Tensor) -> None:
         """Keep what enters a layer."""
         if self.start:
-            hidden = torch.cat([self.hidden[layer][:, : self.start].to(hidden), hidden], 1)
+            # Columns come last but one, after the streams of a tower that has several.
+            before = self.hidden[layer][..., : self.start, :].to(hidden)
+            hidden = torch.cat([before, hidden], -2)
         self.hidden[layer] = hidden
 
     def edit(self, layer: int, scores: Tensor, seen: Tensor) -> Tensor:
@@ -248,7 +252,7 @@ def _attend(
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     out = weights @ value
     if now.start == 0:
-        now.heads[layer] = out[0, :, -1].clone()
+        now.heads[layer] = out[0, :, now.row].clone()
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights
@@ -342,10 +346,15 @@ def compare_prompts(
     with _running(host, Pass(prompt, edits, factors or {})) as seen:
         positions = _positions(host, inputs)
     kept = [not (i or s) for i, s in zip(prompt.image, prompt.structure, strict=True)]
-    count = len(kept) if removed == "mask" else sum(kept)
+    # Windows count hidden columns, too; states of layers without attention must not see them.
+    stays = removed == "mask" and _slides(host, len(kept))
+    count = len(kept) if stays else sum(kept)
     text = Prompt(*[[False] * count] * 3)
-    with _running(host, Pass(text, [], factors or {})) as blind:
-        _run_text(host, inputs["input_ids"], torch.tensor(kept), positions, removed)
+    # Without an image at its end, a prompt ends with the text before it.
+    last = max(at for at, text_here in enumerate(kept) if text_here) if stays else -1
+    with _running(host, Pass(text, [], factors or {}, row=last)) as blind:
+        at = None if removed == "drop" else positions
+        _run_text(host, inputs["input_ids"], torch.tensor(kept), at, stays)
     return seen.heads, blind.heads
 
 
@@ -367,17 +376,34 @@ def _positions(host: Host, inputs: Mapping[str, Any]) -> Tensor:
     return noted[0]
 
 
+def _slides(host: Host, length: int) -> bool:
+    """Whether some layer's window or chunk is shorter than a prompt."""
+    return any(site.window is not None and site.window < length for site in host.sites)
+
+
 @torch.no_grad()
-def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor, removed: str) -> None:
-    """Run the prompt with its image tokens taken out, or hidden in their places."""
+def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor | None, stays: bool) -> None:
+    """Run the prompt with its image tokens taken out, or hidden in their places.
+
+    Args:
+        host: The model.
+        ids: "1 T", the whole prompt.
+        kept: Bool "T", what isn't the image's.
+        positions: Positions "... T" that the rest keeps; None numbers it anew.
+        stays: Whether the image's tokens stay as hidden columns.
+    """
     kept = kept.to(ids.device)
     options: dict[str, Any] = {}
-    if removed == "drop":
-        ids, kept = ids[:, kept], kept[kept]
-    else:
+    if positions is not None:
+        at = positions.to(ids.device) if stays else positions.to(ids.device)[..., kept]
+        # Without a mask, a gap between positions would be read as the start of another text.
+        mask = kept[None].long() if stays else torch.ones_like(ids[:, kept])
+        options = {"attention_mask": mask, "position_ids": at}
+    if stays:
         ids = ids.masked_fill(~kept, 0)
-        options = {"attention_mask": kept[None].long(), "position_ids": positions.to(ids.device)}
+    else:
+        ids, kept = ids[:, kept], kept[kept]
     if host.model_type == "paligemma":  # Its prompts see all of themselves.
-        mask = torch.zeros(1, 1, len(kept), len(kept), device=ids.device)
-        options["attention_mask"] = mask.masked_fill(~kept, torch.finfo(mask.dtype).min)
+        seen = torch.zeros(1, 1, len(kept), len(kept), device=ids.device)
+        options["attention_mask"] = seen.masked_fill(~kept, torch.finfo(seen.dtype).min)
     host.tower(input_ids=ids, **options)

@@ -66,11 +66,15 @@ class Inputs:
         packs: Names of those with one entry per column.
         zeros: Likewise, but what vision adds: zero in a prompt without images.
         window: Columns of the narrowest sliding window or chunk, if there is one.
+        rescales: Columns beyond which rotary angles depend on a prompt's length, if they do.
+        counts: Columns beyond which layers count columns themselves, packed ones too, if they do.
     """
 
     packs: Collection[str] = ()
     zeros: Collection[str] = ()
     window: int | None = None
+    rescales: int | None = None
+    counts: int | None = None
 
 
 def shares_beginning(pass_: Pass, mask: Any) -> bool:
@@ -180,9 +184,20 @@ class NullPrompt:
                 f"or chunk of attention ({window}), which counts image columns that aren't there "
                 'in a prompt without image; use null_image="mask"'
             )
+        if inputs.rescales is not None and inputs.rescales < self.length and positions == "drop":
+            raise NotImplementedError(
+                f"this model turns queries and keys otherwise in prompts of more than "
+                f"{inputs.rescales} columns (this one has {self.length}), so one without image "
+                'can\'t run along; use null_image="mask"'
+            )
         packed = dict(kwargs)
         if not self.size:
             return packed
+        if inputs.counts is not None and inputs.counts < self.length + self.size:
+            raise NotImplementedError(
+                f"this model scales queries by their column from column {inputs.counts} on, so a "
+                f"prompt without image can't run along behind one of {self.length} columns"
+            )
         for name, value in kwargs.items():
             if not isinstance(value, Tensor) or name in _PLAIN:
                 continue

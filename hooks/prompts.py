@@ -42,7 +42,7 @@ class Prompt:
         index: Passes since it began.
         parts: Columns at which a part of the prompt ended that goes on.
         rows: What its cache's rows are known by.
-        compared: Columns of the prompt at the comparison with the one without images, if it was.
+        compared: "B C" token ids of the prompt that was compared with the one without images.
         works: The state of each edit.
         asked: Calls of each entry at each layer since the prompt began.
         lanes: The second runs of edits with branches.
@@ -55,7 +55,7 @@ class Prompt:
     index: int
     parts: frozenset[int] = frozenset()
     rows: CacheRows | None = None
-    compared: int | None = None
+    compared: Tensor | None = None
     works: Works = field(default_factory=dict)
     asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)
     lanes: Lanes = field(default_factory=dict)
@@ -73,6 +73,7 @@ class Prompt:
             ids=self.ids[rows],
             real=self.real[rows],
             rows=None if self.rows is None else self.rows.select(rows),
+            compared=None if self.compared is None else self.compared[rows],
             masks=self.masks if same else PromptMasks(tokens),
             works={entry: edit.select(rows) for entry, edit in self.works.items()},
             lanes={key: lane.select(rows) for key, lane in self.lanes.items()},

@@ -81,6 +81,6 @@ class Apart:
         kwargs = {k: None if isinstance(v, Cache) else v for k, v in self.kwargs.items()}
         kwargs["attention_mask"] = None if bool(seen.all()) else seen.long()
         output = layer.forward(hidden, *self.args, **kwargs)
-        output = output[0] if isinstance(output, tuple) else output
+        outputs: Tensor = output[0] if isinstance(output, tuple) else output
         back = order.argsort(1)[:, null.shared :, None]
-        return output.gather(1, back.expand(-1, -1, output.shape[2]))
+        return outputs.gather(1, back.expand(-1, -1, outputs.shape[2]))

@@ -26,6 +26,7 @@ from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import Running
 from regaze.hooks.scores import Scores, find_scorer
+from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
@@ -73,9 +74,13 @@ class Seat(Stack):
             host.family.packs,
             host.family.zeros,
             min((site.window for site in host.sites if site.window is not None), default=None),
+            rescales=rescales_beyond(host.tower.config),
+            counts=counts_beyond(host.tower.config),
         )
         self._drops = host.family.drops
         self._kv_layers = {site.layer: site.kv_layer for site in host.sites}
+        if host.recurrent:
+            self.note = f"{len(host.sites)} of {host.n_layers} layers attend"
         self._scores: Scores | None = None
         self._inner: weakref.WeakKeyDictionary[Edit, LayerEntry] = weakref.WeakKeyDictionary()
         self._layers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -266,7 +271,8 @@ class Seat(Stack):
         if null is not None:
             drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
             kwargs = null.pack(kwargs, drop_or_mask, self._alive().config, self._inputs)
-            prompt = replace(prompt, compared=pass_.length - pass_.n_last + 1)
+            known = pass_.length - pass_.n_last + 1
+            prompt = replace(prompt, compared=prompt.ids[:, :known])
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
@@ -363,7 +369,7 @@ class Seat(Stack):
         wants = any(e.work.null_prompt and e.work.layers for e in entries)
         if not wants or not bool(pass_.tokens.has_image.any()):
             return None
-        if prompt.compared is not None and pass_.past >= prompt.compared:
+        if prompt.compared is not None and _holds(prompt, prompt.compared, pass_):
             return None
         if pass_.past > 0 or not pass_.prompt_end:
             raise NotImplementedError(
@@ -410,6 +416,14 @@ class Seat(Stack):
             yield
         finally:
             self._here.partial = before
+
+
+def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
+    """Whether a prompt still begins with these token ids "B C"; it may have been rolled back."""
+    end = ids.shape[1]
+    if pass_.past >= end:
+        return True
+    return torch.equal(prompt.ids[:, :end], ids)
 
 
 def _checkpoints(tower: nn.Module) -> bool:

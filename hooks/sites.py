@@ -119,3 +119,21 @@ def _share(sites: list[Site], config: Any) -> tuple[Site, ...]:
     first = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", None) or 0)
     makers = {site.kind: site.layer for site in sites if site.layer < first}
     return tuple(s if s.layer < first else replace(s, kv_layer=makers[s.kind]) for s in sites)
+
+
+def rescales_beyond(config: Any) -> int | None:
+    """Columns beyond which a tower's rotary angles depend on a prompt's length, if they do."""
+    given = getattr(config, "rope_parameters", None) or {}
+    settings = [given] if "rope_type" in given else [s for s in given.values() if s]
+    most = [
+        setting.get("original_max_position_embeddings") or config.max_position_embeddings
+        for setting in settings
+        if isinstance(setting, dict) and setting.get("rope_type") in ("longrope", "dynamic")
+    ]
+    return min(most, default=None)
+
+
+def counts_beyond(config: Any) -> int | None:
+    """Columns beyond which a tower scales queries by its own count of columns, if it does."""
+    counts = getattr(config, "attn_temperature_tuning", False)
+    return int(config.floor_scale) - 1 if counts else None

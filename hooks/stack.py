@@ -55,9 +55,11 @@ class Stack(ABC):
         kind: Which tower, for messages.
         tower: The tower, weakly.
         entries: The edits, in the order in which they act.
+        note: What reports say of it, if anything has to be said.
     """
 
     kind: str
+    note: str = ""
     here: type[Here] = Here
 
     def __init__(self, model: nn.Module, tower: nn.Module, paths: Mapping[int, str]) -> None:

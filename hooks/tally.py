@@ -23,32 +23,37 @@ def due(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-class Tally(Generic[Key]):
-    """Counters of one work, per place (a layer or a site); any number of threads may count.
-
-    Sums stay on the device, so that counting never waits for it.
-
-    Attributes:
-        runs: Prompts or sampling steps in which it acted.
-        calls: Attention calls that it edited, per place.
-    """
+class _Counts(Generic[Key]):
+    """What one thread counted."""
 
     def __init__(self) -> None:
         self.runs = 0
         self.calls: Counter[Key] = Counter()
-        self._sums: dict[Key, Tensor] = {}
-        self._lock = threading.Lock()
+        self.sums: dict[Key, Tensor] = {}
+
+
+class Tally(Generic[Key]):
+    """Counters of one work, per place (a layer or a site); any number of threads may count.
+
+    Each thread has counters of its own: a lock could stay locked if the thread is interrupted. Sums
+    stay on the device, so that counting never waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._threads: dict[int, _Counts[Key]] = {}
+
+    def _here(self) -> _Counts[Key]:
+        return self._threads.setdefault(threading.get_ident(), _Counts())
 
     def begin(self, runs: int = 1) -> None:
         """Count prompts or steps."""
-        with self._lock:
-            self.runs += runs
+        self._here().runs += runs
 
     def count(self, key: Key) -> int:
-        """Count a call; return how many there were at this place."""
-        with self._lock:
-            self.calls[key] += 1
-            return self.calls[key]
+        """Count a call; return how many this thread counted at this place."""
+        calls = self._here().calls
+        calls[key] += 1
+        return calls[key]
 
     @torch.no_grad()
     def add(self, key: Key, change: Tensor, counted: Tensor | None = None) -> None:
@@ -61,17 +66,27 @@ class Tally(Generic[Key]):
         """
         counted = torch.ones_like(change) if counted is None else counted.expand_as(change)
         change = change.masked_fill(counted == 0, 0)
-        sums = torch.stack([(change > 0).sum(), change.sum(), counted.sum()]).double()
-        with self._lock:
-            before = self._sums.get(key)
-            self._sums[key] = sums if before is None else before.to(sums.device) + sums
+        new = torch.stack([(change > 0).sum(), change.sum(), counted.sum()]).double()
+        sums = self._here().sums
+        sums[key] = sums[key].to(new.device) + new if key in sums else new
+
+    @property
+    def runs(self) -> int:
+        """Prompts or sampling steps in which the work acted."""
+        return sum(counts.runs for counts in list(self._threads.values()))
+
+    @property
+    def calls(self) -> Counter[Key]:
+        """Attention calls that it edited, per place."""
+        return sum((counts.calls for counts in list(self._threads.values())), Counter[Key]())
 
     def measured(self, key: Key) -> tuple[float, float]:
         """Share of what was measured at a place that changed, and the mean change.
 
         Waits for the device.
         """
-        changed, change, total = self._sums[key].tolist() if key in self._sums else (0, 0, 0)
+        found = [c.sums[key].tolist() for c in list(self._threads.values()) if key in c.sums]
+        changed, change, total = map(sum, zip(*found, strict=True)) if found else (0, 0, 0)
         return changed / max(total, 1), change / max(total, 1)
 
 

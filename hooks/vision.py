@@ -27,6 +27,7 @@ class VisionSeat(Stack):
     """The ordered stack of edits of one vision tower."""
 
     kind = "vision"
+    note = "in the vision tower, where each picture is a prompt"
 
     def __init__(self, model: nn.Module, eye: Eye) -> None:
         super().__init__(model, eye.tower, eye.paths)

@@ -7,6 +7,7 @@ text tower and its attention need. `tiny_families` has complete models, with pro
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -21,10 +22,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.models.timm_wrapper.modeling_timm_wrapper import TimmWrapperModel
 
-from regaze.hooks.families import FAMILIES
 from regaze.hooks.host import Host, find_host
 
-OTHERS = ("phi4_multimodal",)
+OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
 """Vision-language families that transformers keeps under another heading."""
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
 """All families."""
@@ -177,9 +177,16 @@ CHANGES: dict[str, dict[str, Any]] = {
         }
     },
     "gemma4": {
-        "text_config": {"layer_types": MIXED, "num_kv_shared_layers": 2, "per_layer_config": WIDER}
+        "text_config": {
+            "layer_types": MIXED,
+            "num_kv_shared_layers": 2,
+            "per_layer_config": WIDER,
+            "use_bidirectional_attention": "vision",
+        }
     },
-    "gemma4_unified": {"text_config": {"layer_types": MIXED}},
+    "gemma4_unified": {
+        "text_config": {"layer_types": MIXED, "use_bidirectional_attention": "vision"}
+    },
     "blip-2": {"num_query_tokens": 9},
     "instructblip": {"num_query_tokens": 9, "qformer_config": {"vocab_size": 128}},
     "instructblipvideo": {"num_query_tokens": 3, "video_token_index": IMAGE},
@@ -337,10 +344,10 @@ def pictures(model: Tiny) -> Iterator[None]:
 def _deepstack(model: Tiny, image: Tensor, noise: Tensor) -> dict[str, Any]:
     """What vision adds to image columns in later layers, where a family does that."""
     again = noise[(image.cumsum(1) - 1).clamp(min=0)][image]
-    zeros = FAMILIES[model.family].zeros
-    if "vision_mask" in zeros:
+    taken = inspect.signature(type(model.tower).forward).parameters
+    if "vision_mask" in taken:
         return {"vision_mask": image[..., None], "deepstack_features": {1: again}}
-    if "visual_pos_masks" in zeros:
+    if "visual_pos_masks" in taken:
         return {"visual_pos_masks": image, "deepstack_visual_embeds": [again]}
     return {}
 
@@ -352,6 +359,8 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     if family in ("paligemma", "gemma3", "shieldgemma2"):
         inputs["token_type_ids"] = (ids == IMAGE).long()
+    if family.startswith("gemma4"):
+        inputs["mm_token_type_ids"] = (ids == IMAGE).long()
     if family == "ernie4_5_vl_moe":
         inputs["moe_mm_token_type_ids"] = (ids == IMAGE).int()
     if family in ("blip-2", "instructblip", "instructblipvideo"):

@@ -1,7 +1,6 @@
 """Which guidance methods work on which pipelines: the rows and columns of the tests.
 
-Every promise is tested over these methods and the families of tiny pipelines. A pair that can't
-work must raise, and its reason is here.
+Every promise is tested over these methods and the families of tiny pipelines.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ METHODS = {
 
 
 def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
-    """Run a test as ``test(family, method)``, names and methods, for all pairs.
+    """Run a test as ``test(family, method)``, names and methods.
 
     Args:
         *ids: Ids of methods; by default all.

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 from tiny_pipelines import COLUMNS, HEIGHT
+from torch import Tensor
+
+from regaze.hooks.diffusion import Site
+from regaze.hooks.diffusion.literal import Map
+from regaze.interventions import FlowWarp
+from regaze.interventions.diffusion import flow as flows
 
 PIXELS = 8
 """Pixels of a flow per latent cell."""
@@ -18,3 +24,19 @@ def random_flow(frames: int, seed: int = 0) -> np.ndarray:
     flow = cells.repeat(size, 1).repeat(size, 2)
     flow[:, :3] = 0  # The edge of the first row of tokens stands still.
     return flow.astype(np.float32)
+
+
+def edit_maps(
+    weights: Tensor,
+    image: slice,
+    grid: tuple[int, ...],
+    spec: FlowWarp,
+    split: tuple[int, int, int],
+) -> Tensor:
+    """Maps "B H N N" edited as `FlowWarp` says, of whatever they are made."""
+    site = Site("layer", "self", "block", 0, weights.shape[1], "image")
+    one, rows, columns = (1, *grid)[-3:]
+    at = Map(
+        site, weights, weights, weights, weights, weights, 1.0, image, (one, rows, columns), split
+    )
+    return spec.literal_maps(at, flows.read(spec.flow))

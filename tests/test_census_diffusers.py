@@ -24,7 +24,7 @@ from literal_denoisers import (
     prediction,
     soft,
 )
-from tiny_denoisers import TINY, cells
+from tiny_denoisers import TEXT, TINY, cells
 from torch import Tensor
 
 import regaze
@@ -105,6 +105,7 @@ def test_rows_and_columns_are_whose_the_table_says(name: str) -> None:
                 outside = torch.ones(total, dtype=torch.bool)
                 outside[where] = False
                 assert not texts[1][outside].any(), site.name
+                assert layout.n_words != TEXT or texts[1][where].all(), site.name
 
 
 @pytest.mark.parametrize("name", [n for n in KNOWN if TINY[n].axes])
@@ -186,15 +187,21 @@ def test_guidance_equals_a_second_pass_with_literal_maps(name: str, method: str)
         assert torch.equal(prediction(net(**tiny.call(2))), plain)
 
 
+@pytest.mark.parametrize("fork", [True, False], ids=["fork", "whole"])
 @pytest.mark.parametrize("name", KNOWN)
-def test_branches_that_fork_equal_whole_ones(name: str) -> None:
+def test_a_branch_of_some_rows_equals_these_rows_of_all(name: str, fork: bool) -> None:
     net, tiny = built(name), TINY[name]
     last = [site for site in find_sites(net) if site.layer is not None][-1]
-    outputs = []
-    for fork in (True, False):
-        with regaze.attach(net, PAG(layers=(last.name,)), fork=fork), torch.no_grad():
-            outputs.append(prediction(net(**tiny.call(2))))
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        plain = prediction(net(**tiny.call(2)))
+    perturbed = literally(net, tiny.call(2), {last.name: picture_rows(name)[last.name]}, alone)
+    spec = PAG(scale=SCALE, layers=(last.name,))
+    attached = regaze.attach(net, spec, cond_rows=slice(1, 2), fork=fork)
+    with attached, torch.no_grad():
+        got = prediction(net(**tiny.call(2)))
+    want = plain + SCALE * (plain - perturbed)[1:]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)
+    assert (want - plain).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("name", [n for n in TINY if n not in KNOWN])
@@ -226,3 +233,12 @@ def test_other_classes_raise(name: str) -> None:
     torch.nn.Module.__init__(net)
     with pytest.raises(ValueError, match="isn't known here.*regaze verify"):
         regaze.attach(net, PAG())
+
+
+def test_tokens_of_the_models_own_are_no_words() -> None:
+    name = "AuraFlowTransformer2DModel"
+    layout = read_layout(built(name), TINY[name].call(1))
+    changed = changed_rows(built(name), *with_other(name, TINY[name].text, 1))
+    (_, by_text), *_ = changed["joint_transformer_blocks.0.attn"]
+    assert layout.n_words == TEXT == int(by_text.sum())
+    assert layout.text("text-image", len(by_text)).start == int(by_text.nonzero()[0])

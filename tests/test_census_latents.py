@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 from literal_denoisers import STOCK, kernels
-from literal_latents import _blurred, excite
-from literal_maps import bias_of
 from test_census_pipelines import GUIDED, built
 from tiny_denoisers import cells
 from tiny_guided import PIPES
@@ -20,8 +18,10 @@ from torch import Tensor
 
 import regaze
 from regaze.hooks.diffusion.families import family_of
+from regaze.hooks.diffusion.literal import bias_of
 from regaze.hooks.diffusion.rows import call_by_name
 from regaze.hooks.diffusion.sites import TEXT, find_sites, read_layout
+from regaze.interventions.diffusion.concept_maps import literal_blur
 
 TOKENS = (1, 3)
 
@@ -61,7 +61,7 @@ def moved_literally(pipe: Any, name: str, guided: bool, sizes: list[float]) -> I
         maps: list[Tensor] = []
         turns: dict[str, int] = {}
 
-        def kernel(path: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
+        def kernel(path: str, query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Any:
             if path not in sites:
                 return STOCK(query, key, value, **named)
             scale = named.get("scale") or query.shape[-1] ** -0.5
@@ -69,7 +69,7 @@ def moved_literally(pipe: Any, name: str, guided: bool, sizes: list[float]) -> I
             key, value = (x.repeat_interleave(each, 1) for x in (key, value))
             logits = query @ key.transpose(-1, -2) * scale
             # Padding that looks at nothing gets nothing, and no gradient that isn't a number.
-            bias = bias_of(named.get("attn_mask"))
+            bias = bias_of(named.get("attn_mask"), query)
             dead = (bias == -torch.inf).all(-1, keepdim=True)
             a = (logits + torch.where(dead, 0.0, bias)).softmax(-1) * ~dead
             order, total = sites[path].order, key.shape[2]
@@ -101,7 +101,8 @@ def moved_literally(pipe: Any, name: str, guided: bool, sizes: list[float]) -> I
             mean = torch.cat(maps).mean(0)
             frames, rows, columns = cells(mean.shape[0])
             soft = (100 * mean.reshape(frames, rows, columns, -1)[..., :-1]).softmax(-1)
-            loss = excite([_blurred(soft[..., token]) for token in TOKENS], None)
+            peaks = [literal_blur(soft[..., token], 0.5).max() for token in TOKENS]
+            loss = torch.stack([torch.relu(1 - peak) for peak in peaks]).max()
             (gradient,) = torch.autograd.grad(loss, leaf)
         state["new"] = leaf.detach() - sizes[state["step"]] * gradient
         state["step"] += 1

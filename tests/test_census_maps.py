@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from flows import edit_maps, random_flow
 from literal_denoisers import Map, changed_rows, literally, maps_of, prediction
-from literal_flow import edit_maps, random_flow
 from test_census_diffusers import KNOWN, built, perturbed_sites, picture_rows, with_other
 from tiny_denoisers import FRAMES, TINY, cells
 from torch import Tensor
@@ -91,7 +91,6 @@ def test_flow_warped_maps_equal_explicit_ones(
     spec = FlowWarp(
         flow=random_flow(frames), layers=tuple(s.name for s in sites), weight=0.7, axis=axis
     )
-    flow = random_flow(frames)
 
     def edit(one: Map) -> Tensor:
         at = one.image.nonzero().flatten()
@@ -103,9 +102,9 @@ def test_flow_warped_maps_equal_explicit_ones(
             head = torch.zeros(*one.plain.shape[:2], one.first, one.plain.shape[-1])
             whole = torch.cat([head, one.plain], 2)
             image = slice(image.start + one.first, image.stop + one.first)
-            done = edit_maps(whole, image, cells(len(at))[1:], spec, flow, None, split)
+            done = edit_maps(whole, image, cells(len(at))[1:], spec, split)
             return done[:, :, one.first :].to(one.plain.dtype)
-        done = edit_maps(one.plain, image, cells(len(at))[1:], spec, flow, None, split)
+        done = edit_maps(one.plain, image, cells(len(at))[1:], spec, split)
         return done.to(one.plain.dtype)
 
     images = {site.name: picture_rows(name)[site.name] for site in sites}

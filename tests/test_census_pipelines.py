@@ -18,8 +18,8 @@ import pytest
 import torch
 from literal_denoisers import Edit, alone, changed_rows, literally
 from test_census_diffusers import bumped, perturbed_sites
-from tiny_denoisers import TEXT, WIDTH, noise
-from tiny_guided import PIPES
+from tiny_denoisers import TEXT, TINY, WIDTH, noise
+from tiny_guided import PIPES, Stub
 from torch import Tensor
 
 import regaze
@@ -129,6 +129,46 @@ def test_guidance_through_a_pipeline_equals_second_passes(name: str, guided: boo
     scale = max(1.0, want.abs().max().item())
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4 * scale)
     assert run.report().fired
+
+
+@pytest.mark.parametrize("guided", GUIDED)
+def test_dit_has_its_classes_first_and_none_after(guided: bool) -> None:
+    pipe = diffusers.DiTPipeline(
+        TINY["DiTTransformer2DModel"].build("DiTTransformer2DModel"), Stub(scaling_factor=1.0),
+        diffusers.DDIMScheduler(),
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    seen: list[list[int]] = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda m, a, k: seen.append(k["class_labels"].tolist()), with_kwargs=True
+    )
+
+    def run() -> Tensor:
+        made = torch.Generator().manual_seed(0)
+        settings = {"num_inference_steps": 2, "output_type": "pt", "generator": made}
+        found = pipe([3], guidance_scale=4.0 if guided else 1.0, **settings).images
+        assert isinstance(found, Tensor)
+        return found
+
+    plain = run()
+    assert seen == [[3, 1000] if guided else [3]] * 2
+    with regaze.attach(pipe, PAG(scale=SCALE, layers=(1,))):
+        got = run()
+    stock = pipe.transformer.forward
+    edited = "transformer_blocks.1.attn1"
+
+    def forward(sample: Tensor, **kwargs: Any) -> Any:
+        output = stock(sample, **kwargs)
+        del pipe.transformer.forward
+        call = {"hidden_states": sample, **kwargs}
+        perturbed = literally(pipe.transformer, call, {edited: [torch.ones(16)]}, alone)
+        pipe.transformer.forward = forward
+        delta = SCALE * (output[0] - perturbed)[:1]
+        return type(output)(output[0] + delta)
+
+    pipe.transformer.forward = forward
+    torch.testing.assert_close(got, run(), rtol=0, atol=1e-5)
+    assert (got - plain).abs().max() > 1e-3
 
 
 # -- read in their code ------------------------------------------------------------------------

@@ -65,3 +65,11 @@ def test_importing_everything_from_the_repository_root_loads_no_file_twice() -> 
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == sorted([name] for name in set(names))
+
+
+def test_importing_regaze_loads_no_model_code() -> None:
+    code = "import regaze, sys, json; print(json.dumps(sorted(sys.modules)))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    loaded = json.loads(out.stdout)
+    models = [name for name in loaded if name.startswith("transformers.models.")]
+    assert not [name for name in models if "modeling_" in name and ".auto." not in name]

@@ -5,13 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import census_table
 from matrix import support_table
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_the_support_table_is_the_one_that_the_test_matrix_gives() -> None:
+def shown(name: str) -> str:
+    """What stands between two marks."""
     text = README.read_text(encoding="utf-8")
-    shown = re.search(r"<!-- support -->\n(.*?)\n<!-- /support -->", text, re.DOTALL)
-    assert shown
-    assert shown[1].strip() == support_table().strip()
+    found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- /{name} -->", text, re.DOTALL)
+    assert found
+    return found[1].strip()
+
+
+def test_the_support_table_is_the_one_that_the_test_matrix_gives() -> None:
+    assert shown("support") == support_table().strip()
+
+
+def test_the_table_of_denoisers_is_the_one_that_the_census_gives() -> None:
+    assert shown("denoisers") == census_table.support_table().strip()

@@ -33,6 +33,7 @@ class Tiny:
         of: Name of the class, if it isn't the entry's.
         axes: Axes of one row of the sample, where the denoiser cuts patches of 2 x 2 itself.
         words: Whether the text is a stream of tokens.
+        prompt: Whether they are a prompt's.
         references: How many tokens of other pictures follow the picture's.
     """
 
@@ -42,6 +43,7 @@ class Tiny:
     of: str = ""
     axes: str = ""
     words: bool = True
+    prompt: bool = True
     references: int = 0
 
     def build(self, name: str) -> Any:
@@ -191,7 +193,7 @@ TINY: dict[str, Tiny] = {
          "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
          "up_block_types": ("AttnUpBlock2D", "UpBlock2D")},
         lambda b: {"sample": noise(b, 4, HEIGHT, COLUMNS), "timestep": step(b)},
-        "timestep", words=False,
+        "timestep", words=False, prompt=False,
     ),
     "UNet3DConditionModel": Tiny(
         {k: v for k, v in UNET.items() if k != "sample_size"}
@@ -208,6 +210,7 @@ TINY: dict[str, Tiny] = {
         lambda b: text(b, sample=noise(b, FRAMES, 8, HEIGHT, COLUMNS),
                        added_time_ids=noise(b, 3, seed=3))
         | {"encoder_hidden_states": noise(b, 1, WIDTH, seed=1)},
+        prompt=False,
     ),
     "SD3Transformer2DModel": Tiny(
         HEADS | {"sample_size": 16, "patch_size": 2, "in_channels": 4, "num_layers": 4,
@@ -392,11 +395,11 @@ TINY: dict[str, Tiny] = {
     ),
     "DiTTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 8, "num_layers": 4, "norm_num_groups": 4,
-                 "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10},
+                 "sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 1000},
         lambda b: {"hidden_states": noise(b, 4, 8, 8), "timestep": step(b).long(),
                    "class_labels": torch.arange(b)},
         "class_labels",
-        axes="chw", words=False,
+        axes="chw", words=False, prompt=False,
     ),
     "SanaTransformer2DModel": Tiny(
         HEADS | {"in_channels": 4, "out_channels": 4, "num_layers": 2,
@@ -419,6 +422,16 @@ TINY: dict[str, Tiny] = {
                  "axes_dims_rope": ROPE8},
         with_references(pooled_projections=pooled, txt_ids=torch.zeros(TEXT, 3),
                         img_ids=torch.cat([places(), places(1)[:REFERENCES]])),
+        of="FluxTransformer2DModel", references=REFERENCES,
+    ),
+    "FLUX Kontext as its pipeline has it": Tiny(
+        HEADS | {"patch_size": 1, "in_channels": 64, "num_layers": 2, "num_single_layers": 2,
+                 "joint_attention_dim": WIDTH, "pooled_projection_dim": POOLED,
+                 "axes_dims_rope": ROPE8},
+        lambda b: with_references(
+            pooled_projections=pooled, txt_ids=torch.zeros(TEXT, 3),
+            img_ids=torch.cat([places(), places(1)[:REFERENCES]]),
+        )(b) | {"hidden_states": noise(b, TOKENS + REFERENCES, 64)},
         of="FluxTransformer2DModel", references=REFERENCES,
     ),
     "FLUX.2 edit": Tiny(
@@ -481,7 +494,7 @@ TINY |= {
     ),
     "Z-Image, prompts of two lengths": _padded(
         "ZImageTransformer2DModel",
-        cap_feats=lambda b: [noise(1, 5 + 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
+        cap_feats=lambda b: [noise(1, 35 - 30 * (i % 2), WIDTH, seed=1 + i)[0] for i in range(b)],
     ),
 }
 """The same classes with prompts of several lengths in one batch."""

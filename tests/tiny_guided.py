@@ -19,6 +19,7 @@ from tiny_denoisers import (
     GRID,
     HEIGHT,
     POOLED,
+    REFERENCES,
     TEXT,
     TINY,
     TOKENS,
@@ -47,7 +48,7 @@ class Pipe:
         texts: Name of the prompts' embeddings, with "{}" for "" or "negative_".
         parts: Components that it can't do without.
         more: Further arguments of each prompt, whose names get "negative_", too.
-        beside: How many channels of the denoiser's sample aren't the latents'.
+        beside: How many channels (or tokens) of the denoiser's sample aren't the latents'.
     """
 
     denoiser: str
@@ -206,6 +207,13 @@ PIPES: dict[str, Pipe] = {
         parts=lambda: {"vae": Stub(batch_norm_eps=1e-4)},
     ),
     "Flux2Pipeline": Pipe("Flux2Transformer2DModel", latents(16, *GRID), "none"),
+    "FluxKontextPipeline": Pipe(
+        "FLUX Kontext as its pipeline has it",
+        latents(
+            TOKENS, 64, image=noise(1, 16, 4, COLUMNS, seed=7), _auto_resize=False, max_area=3072
+        ),
+        "calls", cond_first=True, strength="true_cfg_scale", pooled=True, beside=REFERENCES,
+    ),
     "HunyuanImagePipeline": Pipe(
         "HunyuanImageTransformer2DModel",
         latents(4, HEIGHT, COLUMNS, height=32 * HEIGHT, width=32 * COLUMNS), "calls",

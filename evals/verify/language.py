@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -72,7 +73,7 @@ class Language(Subject):
     @property
     def tolerance(self) -> float:
         """Rounding adds up over layers, as a random walk does."""
-        return super().tolerance * max(1.0, (self.layers / 8) ** 0.5)
+        return super().tolerance * max(1.0, math.sqrt(self.layers / 8))
 
     @property
     def layers(self) -> int:

@@ -6,20 +6,25 @@ from regaze.hooks.diffusion.capture import Seen, capture
 from regaze.hooks.diffusion.descent import Descend, Descent, Objective
 from regaze.hooks.diffusion.host import Host, sites
 from regaze.hooks.diffusion.latents import LatentEdit
+from regaze.hooks.diffusion.literal import AttendForm, GuidanceForm
+from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Layout, Site, native_grid
 from regaze.hooks.diffusion.works import Attend, Branch, Guidance, Run, Work
 
 __all__ = [
     "Attend",
+    "AttendForm",
     "Branch",
     "Call",
     "DenoiserAttachment",
     "Descend",
     "Descent",
     "Guidance",
+    "GuidanceForm",
     "Host",
     "LatentEdit",
+    "LatentForm",
     "Layout",
     "Objective",
     "Pass",

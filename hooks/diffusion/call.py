@@ -189,14 +189,14 @@ class Call:
         batch, layout = len(self.query), self.layout
         frames = layout.frames or 1
         rows = batch // frames if self.pass_ is None else self.pass_.rows.batch
-        if batch != rows * frames or self.site.kind == "temporal":
+        each = layout.branches * layout.images
+        if batch != rows * frames or rows % each or self.site.kind == "temporal":
             raise RuntimeError(
                 f"{self.site.name} calls its kernel on {batch} samples, and the denoiser was "
                 f"called with {rows * frames}: which these are isn't known, which this edit needs; "
                 "switch splitting of the batch off"
             )
-        prompts = rows // (layout.branches * layout.images)
-        return Samples(layout.branches, prompts, layout.images, frames)
+        return Samples(layout.branches, rows // each, layout.images, frames)
 
     def visible(self) -> Tensor | None:
         """Rows that aren't padding, "B 1 N 1", if the mask says so: some row sees them."""

@@ -138,6 +138,7 @@ CONVENTIONS: dict[str, Convention] = {
             "StableDiffusionImg2ImgPipeline",
             "StableDiffusionInpaintPipeline",
             "StableDiffusionDepth2ImgPipeline",
+            "StableDiffusionUpscalePipeline",
             "StableDiffusionControlNetPipeline",
             "StableDiffusionControlNetImg2ImgPipeline",
             "StableDiffusionControlNetInpaintPipeline",
@@ -189,6 +190,7 @@ CONVENTIONS: dict[str, Convention] = {
     ),
     **dict.fromkeys(
         (
+            "HunyuanSkyreelsImageToVideoPipeline",
             "HunyuanVideoPipeline",
             "HunyuanVideoImageToVideoPipeline",
             "QwenImagePipeline",
@@ -212,6 +214,7 @@ CONVENTIONS: dict[str, Convention] = {
             "Flux2KleinPipeline",
             "Flux2KleinInpaintPipeline",
             "Krea2Pipeline",
+            "LucyEditPipeline",
             "LongCatImageEditPipeline",
             "LongCatImagePipeline",
             "OvisImagePipeline",
@@ -224,7 +227,9 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         _CALLS,
     ),
-    **dict.fromkeys(("ChromaPipeline", "ChromaImg2ImgPipeline"), _T5_CALLS),
+    **dict.fromkeys(
+        ("ChromaPipeline", "ChromaImg2ImgPipeline", "ChromaInpaintPipeline"), _T5_CALLS
+    ),
     **dict.fromkeys(
         (
             "AllegroPipeline",
@@ -242,6 +247,8 @@ CONVENTIONS: dict[str, Convention] = {
             # They clean and lower the prompt before it is cut into tokens.
             "PixArtAlphaPipeline",
             "PixArtSigmaPipeline",
+            "StableDiffusionImageVariationPipeline",
+            "StableUnCLIPImg2ImgPipeline",
             "StableVideoDiffusionPipeline",
         ),
         _HALVES,
@@ -259,7 +266,7 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         _T5_HALVES,
     ),
-    **dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline"), _LTX2),
+    **dict.fromkeys(("LTX2Pipeline", "LTX2ImageToVideoPipeline", "LTX2ConditionPipeline"), _LTX2),
     **dict.fromkeys(
         (
             "HunyuanImagePipeline",
@@ -277,7 +284,16 @@ CONVENTIONS: dict[str, Convention] = {
         ),
         _KANDINSKY5,
     ),
-    **dict.fromkeys(("ZImagePipeline", "ZImageImg2ImgPipeline", "ZImageInpaintPipeline"), _Z_IMAGE),
+    **dict.fromkeys(
+        (
+            "ZImageControlNetInpaintPipeline",
+            "ZImageControlNetPipeline",
+            "ZImageImg2ImgPipeline",
+            "ZImageInpaintPipeline",
+            "ZImagePipeline",
+        ),
+        _Z_IMAGE,
+    ),
     **dict.fromkeys(
         ("StableDiffusionInstructPix2PixPipeline", "StableDiffusionXLInstructPix2PixPipeline"),
         _PIX2PIX,

@@ -110,6 +110,8 @@ _VIDEO = Family(_SELF_AND_CROSS, ("blocks",), patches("fhw"))
 _UNET = Family(
     attention=(
         Rule(r".*(motion_modules|temp_attentions|temporal_transformer).*", "temporal"),
+        # It sees boxes beside the picture (GLIGEN).
+        Rule(r".*\.fuser\.attn", "other"),
         # Blocks without transformers, of older models.
         Rule(r".*\.(attn1|attentions\.\d+)", "self"),
         Rule(r".*\.attn2", "cross"),
@@ -239,9 +241,9 @@ def family_of(denoiser: Any) -> Family:
     if family is None:
         raise ValueError(
             f"{type(denoiser).__name__} isn't known here: which of its attention is the picture's, "
-            "and where its text is, would be a guess. `regaze verify` tells whether edits act on "
-            'it as they should; attach(..., unknown="check") runs that check and goes on if it '
-            "passes"
+            "and where its text is, would be a guess. Say it in one entry, "
+            f"regaze.hooks.diffusion.families.FAMILIES[{name!r}] = Family(...), and let "
+            "`regaze verify` (or regaze.verify) prove it on your model"
         )
     if family.refuse:
         raise ValueError(f"{name} can't be edited: {family.refuse}")

@@ -11,6 +11,7 @@ denoisers write to what blocks returned (FreeU).
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,7 @@ class Kept:
         self._blocks = {name: denoiser.get_submodule(name) for name in blocks(denoiser)}
         self._chain, self._batch = family.chain, batch
         self._forks = list(dict.fromkeys(forks))
+        self._left = Counter(rows for _, rows in forks)
         self._ran: list[str] = []
         self._before: dict[Fork, list[str]] = {}
         self._outputs: dict[tuple[str, tuple[int, int]], Any] = {}
@@ -98,10 +100,13 @@ class Kept:
         for name in reversed(self._before.get(fork, ())):
             output = self._outputs.get((name, fork[1]), output)
             replays[name] = output
+        self._left[fork[1]] -= 1
+        # The last branch may write to what was kept; in a chain blocks share it.
+        shared = self._chain or self._left[fork[1]] > 0
         whole = slice(0, self._batch)
 
         def hand(name: str) -> Callable[[Callable[[], Any]], Any]:
-            return lambda run: _cut(replays[name], whole, self._batch)
+            return lambda run: _cut(replays[name], whole, self._batch) if shared else replays[name]
 
         with _around_blocks({n: self._blocks[n] for n in replays}, hand):
             yield

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import call_of_rows
+from regaze.hooks.diffusion.running import Running
 from regaze.hooks.diffusion.works import Work
 
 
@@ -148,8 +149,9 @@ class Step:
             second-order scheduler's correction, which starts again from latents kept.
     """
 
-    def __init__(self, owner: Latents, pass_: Pass, index: int, steps: int) -> None:
-        self.index, self.steps, self.open = index, steps, True
+    def __init__(self, owner: Latents, pass_: Pass, running: Running, at: tuple[int, int]) -> None:
+        (self.index, self.steps), self.open = at, True
+        self._run, self._variables = running.run, running.variables
         self.sample: Any = None
         self._owner, self._pass = owner, pass_
         self._source: Source | None = None
@@ -177,7 +179,7 @@ class Step:
         """The latents now, float32."""
         if self._new is None:
             _ = self.source
-            self._old = self._pass.running.variables["latents"]  # type: ignore[union-attr]
+            self._old = self._variables["latents"]
             self._new = self._old.float()
         return self._new
 
@@ -192,7 +194,8 @@ class Step:
         new = self._new.detach().to(self._old.dtype)
         self.sample = self.source.sample(new, self._pass.call)
         scheduler = self._pass.pipeline.scheduler
-        self._owner.waiting = waiting = Handover(self.source, self.index, self._old, new)
+        waiting = Handover(self.source, self._run, self.index, self._old, new)
+        self._owner.waiting = waiting
         _hand(scheduler, waiting)
 
 
@@ -217,7 +220,9 @@ class Latents:
                 f"{who} isn't running, or counts its steps otherwise than other pipelines, so that "
                 "its latents can't be updated"
             )
-        step = Step(self, pass_, *running.step)
+        step = Step(self, pass_, running, running.step)
+        if self.waiting and self.waiting.run != running.run:
+            self.recall()  # Another run's, which ended before its scheduler's step.
         waiting = self.waiting if self.waiting and self.waiting.step == step.index else None
         if pass_.rows.cond is None:
             # The other branch of a pipeline that makes a call for each.
@@ -253,6 +258,7 @@ class Handover:
     """Moved latents on their way from the denoiser's call to the scheduler's."""
 
     source: Source
+    run: int
     step: int
     old: Tensor
     new: Tensor

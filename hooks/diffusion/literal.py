@@ -203,6 +203,7 @@ def edited(
     """
     sites = {site.name: site for site in choose(find_sites(denoiser), layers)}
     stock = F.scaled_dot_product_attention
+    square: set[str] = set()
 
     def literal(name: str) -> Callable[..., Tensor]:
         def kernel(
@@ -217,12 +218,13 @@ def edited(
         ) -> Tensor:
             if query.shape[-2] != key.shape[-2]:  # An IP-Adapter's, whose keys are its own.
                 return stock(query, key, value, attn_mask=attn_mask, scale=scale)
+            square.add(name)
             group = query.shape[1] // key.shape[1]
             q, k, v = query.float(), *(x.float().repeat_interleave(group, 1) for x in (key, value))
             factor = scale or query.shape[-1] ** -0.5
             logits = q @ k.transpose(-1, -2) * factor
             bias = bias_of(attn_mask, logits)
-            weights = (logits + bias).softmax(-1)
+            weights = (logits + bias).softmax(-1).nan_to_num(0)
             image = layout.image(sites[name].order, logits.shape[-1])
             sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
             grid = sides[0], sides[1], sides[2]
@@ -235,6 +237,10 @@ def edited(
 
     with kernels(denoiser, list(sites), literal):
         yield
+    if others := [name for name in sites if name not in square]:
+        raise NotImplementedError(
+            f"{others[0]} has fewer rows than columns in its maps, which isn't written out here"
+        )
 
 
 @contextmanager

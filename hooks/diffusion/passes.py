@@ -21,6 +21,11 @@ Editors = Mapping[Site, Sequence["Callable[[Call], Tensor]"]]
 """By site, what makes the head outputs of its calls, one after the other."""
 
 
+def ended(call: dict[str, Any], editors: Editors) -> Any:
+    """Refuse to run a denoiser beside a pass that has ended."""
+    raise RuntimeError("the denoiser can't run beside a pass that isn't running")
+
+
 @dataclass
 class Pass:
     """One forward pass of a denoiser.
@@ -45,7 +50,7 @@ class Pass:
     layout: Layout
     running: Running | None
     compiled: bool = False
-    forward: Callable[[dict[str, Any], Editors], Any] = field(default=lambda call, editors: None)
+    forward: Callable[[dict[str, Any], Editors], Any] = field(default=ended, repr=False)
     latents: Step | None = None
     main: Pass | None = None
 

@@ -38,7 +38,7 @@ from regaze.hooks.diffusion.fork import Fork, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
-from regaze.hooks.diffusion.passes import Editors, Pass
+from regaze.hooks.diffusion.passes import Editors, Pass, ended
 from regaze.hooks.diffusion.rows import (
     Rows,
     call_by_name,
@@ -153,8 +153,14 @@ class Seat:
 
     def thread(self) -> _Thread:
         """What this thread keeps from pass to pass."""
+        here = threading.get_ident()
         with self._lock:
-            return self._threads.setdefault(threading.get_ident(), _Thread())
+            if here not in self._threads:
+                alive = {thread.ident for thread in threading.enumerate()}
+                for ended in self._threads.keys() - alive:
+                    self._threads.pop(ended).latents.recall()
+                self._threads[here] = _Thread()
+            return self._threads[here]
 
     @property
     def attached(self) -> Any:
@@ -199,6 +205,13 @@ class _OnePass:
         pass_ = self._begin(args, kwargs)
         if not self._live:
             return run(*args, **kwargs)
+        pass_.forward = partial(self._forward, pass_)
+        try:
+            return self._run(pass_, run, args, kwargs)
+        finally:
+            pass_.forward = ended  # It knows the pass, which would hold its tensors in a circle.
+
+    def _run(self, pass_: Pass, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         for _, work in self._live:
             work.before(pass_)
         if pass_.latents is not None:
@@ -238,7 +251,6 @@ class _OnePass:
         pass_.compiled = any(is_compiled(part) for part in self._module.modules())
         pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows)
         pass_.layout = self._layout(pass_, call, pass_.rows.branches)
-        pass_.forward = lambda other, editors: self._forward(pass_, other, editors)
         if any(entry.work.needs_latents for entry in live):
             pass_.latents = seat.thread().latents.begin(pass_)
         self._live = [(entry, self._begun(entry, pass_)) for entry in live]

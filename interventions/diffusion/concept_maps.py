@@ -58,11 +58,11 @@ def literal_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
     found = []
     for tokens in columns.concepts:
         one = sum((inner[..., token] for token in tokens), torch.zeros(())) / len(tokens)
-        found.append(_literal_blur(one, sigma) if sigma else one)
+        found.append(literal_blur(one, sigma) if sigma else one)
     return torch.stack(found)
 
 
-def _literal_blur(x: Tensor, sigma: float) -> Tensor:
+def literal_blur(x: Tensor, sigma: float) -> Tensor:
     """A map "F R C" blurred 3 x 3, edges reflected."""
     line = [math.exp(-((i / (2 * sigma)) ** 2)) for i in (-1, 0, 1)]
     sides = [n if n > 1 else 0 for n in x.shape[-2:]]

@@ -276,15 +276,17 @@ class _Warped:
 
     def _split(self, call: Call) -> tuple[int, int, int]:
         """How the batch divides into branches, frames and images per prompt."""
-        batch, layout = len(call.query), call.layout
-        each = 1 if layout.frames else layout.images
-        branch = each * (layout.frames or batch // (each * layout.branches))
-        if branch != each * self.frames or batch % branch:
+        samples = call.samples()
+        # A clip's frames are prompts of one batch, or what the denoiser makes of one sample.
+        frames = samples.frames if call.layout.frames else samples.prompts
+        if frames != self.frames:
             raise ValueError(
                 f"flow_warp: the flow is that of {self.frames} frames, and the pipeline paints "
-                f"{branch // each}; give it a list with one prompt (and one image) per frame"
+                f"{frames}; give it a list with one prompt (and one image) per frame"
             )
-        return batch // branch, self.frames, each
+        if call.layout.frames:
+            return samples.branches * samples.prompts * samples.images, frames, 1
+        return samples.branches, frames, samples.images
 
     def _grid(self, call: Call) -> tuple[int, int]:
         """The token grid of a call, once it is known to fit the flow."""

@@ -7,6 +7,7 @@ others from the paper), so the first token of any text shows them.
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict, dataclass
@@ -76,11 +77,24 @@ def sink_values(hidden: Tensor, dims: Sequence[int]) -> Tensor:
 
     Returns:
         "B T", between 0 and sqrt(E).
+
+    Raises:
+        ValueError: Several residual streams run side by side.
     """
+    hidden = _one_stream(hidden)
     norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
     rms = (norm.square() / hidden.shape[-1] + 1e-6).sqrt()
     phi: Tensor = hidden[..., list(dims)].float().abs().amax(-1) / rms
     return phi
+
+
+def _one_stream(hidden: Tensor) -> Tensor:
+    if hidden.ndim != 3:
+        raise ValueError(
+            "sinks show in the residual stream, but this model's layers pass on several streams "
+            f"side by side (a tensor of {hidden.ndim} dimensions)"
+        )
+    return hidden
 
 
 def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) -> SinkProfile:
@@ -112,9 +126,12 @@ def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:
 @torch.no_grad()
 def _search(host: Host, tau: float) -> SinkProfile:
     first: list[list[Tensor]] = []
+    here = threading.get_ident()
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden = (args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
+        if threading.get_ident() != here:  # Another thread may run the model meanwhile.
+            return
+        hidden = _one_stream(args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
         first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
 
     module: Any = host.tower

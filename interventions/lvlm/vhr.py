@@ -128,12 +128,6 @@ class VHR(Intervention):
                 f"VHR scales the outputs of heads, but {host.model_type} normalises each head's "
                 "output afterwards, which takes the factor back"
             )
-        if host.recurrent:
-            raise ValueError(
-                "VHR runs the prompt without its image behind the prompt, in the same row, and "
-                f"layers of this {host.model_type} carry a state from column to column (linear "
-                "attention or convolution), so the second run would see the image"
-            )
         n = len(host.sites)
         if host.model_type.startswith("instructblip"):
             default = list(range(at_depth(14, n), n))

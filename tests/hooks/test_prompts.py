@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import pickle
+import pickle  # noqa: TID251 (nothing is read that wasn't written here)
 from typing import Any
 
 import pytest
@@ -223,3 +223,18 @@ def test_a_capture_follows_the_latest_prompt_only() -> None:
         encode(model, (SHORT, [0]))
     for one, other in zip(alone.captured, before, strict=True):
         assert torch.equal(one.weights, other)
+
+
+@torch.no_grad()
+def test_heads_stay_where_the_same_prompt_is_rolled_back_and_else_it_raises() -> None:
+    model = tiny("llava")
+    ids = ask(model, (SHORT, [0]))["input_ids"]
+    want = logits(model, ask(model, (SHORT, [0])), METHODS["vhr"].acts)[:, -1]
+    with attach(model.model, METHODS["vhr"].acts):
+        cache = encode(model, (SHORT, [0]))
+        cache.crop(-2)
+        again = model.model(input_ids=ids[:, -2:], past_key_values=cache).logits[:, -1]
+        assert_near(again, want)
+        cache.crop(-2)
+        with pytest.raises(NotImplementedError, match="whole prompt"):
+            model.model(input_ids=torch.tensor([[40, 41]]), past_key_values=cache)

@@ -97,7 +97,8 @@ def test_a_batch_that_changes_within_a_prompt_raises() -> None:
     with attach(model.model, METHODS["pai"].acts), torch.no_grad():
         two = model.model(**ask(model, (SHORT, [0]), (SHORT, [1])), use_cache=True)
         three = two.past_key_values
-        three.batch_select_indices(torch.tensor([0, 1, 0]))
+        for layer in three.layers:
+            layer.keys, layer.values = layer.keys[[0, 1, 0]], layer.values[[0, 1, 0]]
         with pytest.raises(ValueError, match="from 2 to 3 rows"):
             model.model(input_ids=torch.tensor([[7]] * 3), past_key_values=three)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, ask, logits
 from flash import use_flash
+from flex import plain_flex
 from matrix import LAYERS, MAIN, METHODS, Method, pairs
 from tiny import Tiny, tiny
 from torch import Tensor
-from torch.nn.attention import flex_attention as flex
-from transformers import masking_utils, pipeline
-from transformers.integrations import flex_attention as flex_integration
+from transformers import pipeline
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -25,6 +23,7 @@ from regaze.hooks import attach
 from regaze.interventions import VAR, Intervention
 
 ALL = [METHODS[name].acts for name in MAIN]
+__all__ = ["plain_flex"]
 ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
 
 
@@ -39,23 +38,6 @@ def check_against_sdpa(model: Tiny, family: str, spec: Intervention) -> None:
 @pairs(families=("llava", "qwen3_vl", "gemma3", "paligemma", "instructblip"))
 def test_eager_attention_gives_what_sdpa_gives(family: str, method: Method) -> None:
     check_against_sdpa(tiny(family, attn_implementation="eager"), family, method.acts)
-
-
-@pytest.fixture
-def plain_flex(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Flex attention without the compiler, which would take minutes."""
-    uncompiled = functools.wraps(flex.create_block_mask)(
-        lambda *args, _compile=True, **kwargs: flex.create_block_mask(*args, **kwargs)
-    )
-    monkeypatch.setattr(masking_utils, "create_block_mask", uncompiled)
-    monkeypatch.setattr(flex, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
-    monkeypatch.setattr(
-        flex_integration,
-        "compile_friendly_flex_attention",
-        lambda query, key, value, training=False, **options: flex.flex_attention(
-            query, key, value, **options
-        ),
-    )
 
 
 @pytest.mark.usefixtures("plain_flex")

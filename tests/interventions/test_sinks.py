@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from asking import SHORT, ask, logits
+from census_lvlm import tiny_model
 from tiny import Tiny, tiny
 from transformers import pipeline
 
 from regaze.hooks import attach
 from regaze.interventions import VAR, SinkProfile, discover_sinks
+from regaze.interventions.lvlm.sinks import sink_values
 
 PLANTED = (5, 41)
 
@@ -116,3 +118,10 @@ def test_a_profile_is_a_record() -> None:
         "strength": [7.5, 5.0],
         "source": "found",
     }
+
+
+def test_streams_side_by_side_have_no_sinks() -> None:
+    with pytest.raises(ValueError, match="several streams"):
+        sink_values(torch.zeros(2, 1, 3, 8), [0])
+    with pytest.raises(ValueError, match="several streams"):
+        discover_sinks(tiny_model("gemma3n").model)

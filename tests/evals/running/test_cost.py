@@ -39,8 +39,10 @@ def test_passes_and_columns_of_the_text_tower_are_counted() -> None:
             counted.append((meter.forwards, meter.columns))
     # One pass for the prompt, one for each new token but the last.
     assert counted[0] == (3, answer.n_prompt_tokens + 2)
-    # VHR packs the prompt's text behind it in the same pass.
-    assert counted[1] == (3, counted[0][1] + answer.n_prompt_tokens - answer.n_image_tokens)
+    # VHR packs the text behind the image behind the prompt, in the same pass.
+    system = 3
+    text = answer.n_prompt_tokens - answer.n_image_tokens - system
+    assert counted[1] == (3, counted[0][1] + text)
 
 
 def test_nothing_is_left_on_the_model() -> None:

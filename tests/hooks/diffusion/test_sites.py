@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_denoisers import TINY
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
 from regaze.hooks.diffusion import Layout, native_grid, sites
-from regaze.hooks.diffusion.sites import choose
+from regaze.hooks.diffusion.sites import TEMPORAL, TEXT, choose
 
 CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
 
@@ -165,3 +166,54 @@ def test_a_transformers_native_grid_counts_patches() -> None:
     assert {native_grid(pipe.transformer, site) for site in sites(pipe)} == {(side, side)}
     flux = tiny("flux")
     assert {native_grid(flux.transformer, site) for site in sites(flux)} == {None}
+
+
+CROSSES = "cross-attention: image tokens attend to text, so that its map isn't square; it can't be"
+
+
+@pytest.mark.parametrize("wanted", [CROSS, "mid_block.+attn2"])
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_cross_attention_layer_says_why_it_cannot_be_perturbed(family: str, wanted: str) -> None:
+    with pytest.raises(ValueError, match=CROSSES):
+        regaze.attach(tiny(family), regaze.PAG(layers=(wanted,)))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("LTXVideoTransformer3DModel", "transformer_blocks.1.attn2"),
+        ("LTX2VideoTransformer3DModel", "blocks.1.attn2"),
+        ("Kandinsky5Transformer3DModel", "cross_attention"),
+    ],
+)
+def test_cross_attention_of_any_spelling_has_no_number(name: str, layer: str) -> None:
+    net = TINY[name].build(name)
+    found = sites(net)
+    assert {s.layer for s in found if s.kind == "cross"} == {None}
+    assert [s.layer for s in found if s.layer is not None] == list(
+        range(sum(s.kind in ("self", "joint") for s in found))
+    )
+    with pytest.raises(ValueError, match=CROSSES):
+        regaze.attach(net, regaze.PAG(layers=(layer,)))
+
+
+def test_attention_over_sound_or_text_alone_cannot_be_perturbed() -> None:
+    for name, layer in (
+        ("LTX2VideoTransformer3DModel", "audio_attn1"),
+        ("Lumina2Transformer2DModel", "context_refiner.0.attn"),
+    ):
+        with pytest.raises(ValueError, match="rows aren't the image's"):
+            regaze.attach(TINY[name].build(name), regaze.PAG(layers=(layer,)))
+
+
+def test_temporal_layers_are_a_group_of_their_own() -> None:
+    found = sites(tiny("animatediff"))
+    chosen = choose(found, ["motion_modules"], TEMPORAL)
+    assert chosen == [site for site in found if site.kind == "temporal"]
+    assert choose(found, ["mid_block"], TEMPORAL) == [s for s in chosen if s.block == "mid_block"]
+    with pytest.raises(ValueError, match="self-attention.*choose temporal attention"):
+        choose(found, ["L0"], TEMPORAL)
+    with pytest.raises(ValueError, match="sees other frames.*choose cross- or joint"):
+        choose(found, ["motion_modules"], TEXT)
+    with pytest.raises(ValueError, match="matches no temporal- attention|matches no such"):
+        choose(sites(tiny("sd")), ["motion"], TEMPORAL)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from flows import random_flow
+from flows import edit_maps, random_flow
 from largest import largest
 from tiny_pipelines import FAMILIES, quiet, tiny
 from torch import Tensor
 
 import regaze
 from regaze.hooks.diffusion import Call, Host, Layout, Site
-from regaze.hooks.diffusion.literal import Map, literally
+from regaze.hooks.diffusion.literal import literally
 from regaze.interventions import FlowWarp
 from regaze.interventions.diffusion.flow import Flow
 
@@ -150,9 +150,7 @@ def test_double_precision(option: str) -> None:
     spec = FlowWarp(flow=flow, **OPTIONS[option])
     got = attend(spec, query, key, value, 2, 2)
     maps = (query @ key.mT / 6**0.5).softmax(-1)
-    split = (2, FRAMES, 2)
-    m = Map(SITE, query, key, maps, maps, maps, 1.0, slice(0, 20), (1, *GRID), split)
-    want = spec.literal_maps(m, Flow(flow)) @ value
+    want = edit_maps(maps, slice(0, 20), GRID, spec, (2, FRAMES, 2)) @ value
     assert (got - want).abs().max() < 1e-12
 
 

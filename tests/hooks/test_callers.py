@@ -1,0 +1,217 @@
+"""What a pass is, is read off whoever called the tower: parts of a prompt, drafts, ids, masks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, Row, ask, logits
+from matrix import MAIN, METHODS, Method, pairs
+from tiny import Tiny, tiny
+from torch import Tensor, nn
+
+from regaze.hooks import attach, capture
+from regaze.interventions import Intervention
+
+FEW = ("llava", "qwen2_vl")
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+
+
+class Wrapper(nn.Module):
+    """A module around a model, as adapters and trainers put it; it generates with the model."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.inner = model
+        self.config = model.config
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+    def get_decoder(self) -> Any:
+        return self.inner.get_decoder()
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner.generate(*args, **kwargs)
+
+
+TARGETS: dict[str, Callable[[Any], Any]] = {
+    "the model": lambda model: model,
+    "the inner model": lambda model: model.model,
+    "a wrapper": Wrapper,
+}
+
+
+def say(
+    model: Tiny, spec: Intervention, target: Any = None, *rows: Row, **options: Any
+) -> list[list[int]]:
+    """Generate with something attached to a target, a part of the model or a wrapper."""
+    inputs = ask(model, *(rows or [(SHORT, [0])]))
+    target = model.model if target is None else target
+    runs = target if hasattr(target, "generate") else model.model
+    options = {"do_sample": False, "max_new_tokens": 10, **options}
+    with attach(target, spec, processor=model.processor) as run:
+        ids = runs.generate(**inputs, **options)
+        assert run.report().fired
+    found: list[list[int]] = ids[:, inputs["input_ids"].shape[1] :].tolist()
+    return found
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [1, 4, 7, 1000])
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+def test_a_prompt_that_generate_reads_in_parts_is_one_prompt(
+    name: str, size: int, target: str
+) -> None:
+    model = tiny("llava", fresh=True)
+    spec = METHODS[name].acts
+    want = say(model, spec, None, *ROWS)
+    got = say(model, spec, TARGETS[target](model.model), *ROWS, prefill_chunk_size=size)
+    assert got == want
+
+
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+def test_prompts_in_parts_are_counted_as_one(name: str) -> None:
+    model = tiny("qwen2_vl")
+    with attach(model.model, METHODS[name].acts) as run:
+        model.model.generate(**ask(model, *ROWS), max_new_tokens=2, prefill_chunk_size=5)
+    assert run.report().interventions[0].prompts == 2
+
+
+@pytest.mark.parametrize("size", [1, 4, 12])
+def test_comparing_prompts_in_parts_is_refused(size: int) -> None:
+    with pytest.raises(NotImplementedError, match="prefill_chunk_size"):
+        say(tiny("llava"), METHODS["vhr"].acts, prefill_chunk_size=size)
+
+
+def test_parts_that_are_read_in_an_unknown_way_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("llava", fresh=True)
+
+    def _prefill(
+        self: Any, input_ids: Any, generation_config: Any, model_kwargs: Any, **_: Any
+    ) -> Any:
+        return self(input_ids=input_ids, **model_kwargs)
+
+    monkeypatch.setattr(type(model.model), "_prefill", _prefill)
+    with pytest.raises(RuntimeError, match="prefill_chunk_size"):
+        say(model, METHODS["pai"].acts, prefill_chunk_size=4)
+
+
+def helper(model: Tiny) -> Any:
+    """A model that drafts: a little off."""
+    drafts = copy.deepcopy(model.model)
+    with torch.no_grad():
+        for weight in drafts.get_decoder().layers[-1].parameters():
+            weight.mul_(1.05)
+    drafts.generation_config.num_assistant_tokens = 3
+    return drafts
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pairs(families=FEW)
+def test_drafts_change_no_answer(family: str, method: Method, target: str) -> None:
+    model = tiny(family, fresh=True)
+    options: dict[str, Any] = {"assistant_model": helper(model)}
+    want = say(model, method.acts, max_new_tokens=16)
+    got = say(model, method.acts, TARGETS[target](model.model), max_new_tokens=16, **options)
+    assert got == want
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pairs(families=("qwen2_vl",))  # LLaVA itself refuses image tokens among the proposed ones
+def test_drafts_from_the_prompt_change_no_answer(family: str, method: Method, target: str) -> None:
+    model = tiny(family, fresh=True)
+    options: dict[str, Any] = {"max_new_tokens": 16}
+    want = say(model, method.acts, **options)
+    options["prompt_lookup_num_tokens"] = 3
+    assert say(model, method.acts, TARGETS[target](model.model), **options) == want
+
+
+@pytest.mark.parametrize("name", MAIN)
+def test_the_drafting_model_may_be_attached_to(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    drafts = helper(model)
+    want = say(model, METHODS[name].acts)
+    with attach(drafts, METHODS[name].acts):
+        assert say(model, METHODS[name].acts, assistant_model=drafts) == want
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 12])
+@pytest.mark.parametrize("name", ["pai", "vaf", "var"])
+@torch.no_grad()
+def test_asking_for_some_logits_of_a_second_block_makes_it_no_draft(name: str, count: int) -> None:
+    """A further question whose last logits are asked for is a question like any other."""
+    model = tiny("llava")
+    question = torch.randint(10, 60, (1, 12), generator=torch.Generator().manual_seed(0))
+
+    def talk(**options: Any) -> Tensor:
+        with attach(model.model, METHODS[name].acts):
+            cache = model.model(**ask(model, (SHORT, [0])), use_cache=True).past_key_values
+            found: Tensor = model.model(
+                input_ids=question, past_key_values=cache, **options
+            ).logits[:, -1]
+        return found
+
+    torch.testing.assert_close(talk(logits_to_keep=count), talk(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MAIN)
+@torch.no_grad()
+def test_ids_and_padding_are_found_around_the_attached_module(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, *ROWS)
+    want = logits(model, inputs, METHODS[name].acts)
+    wrapped = Wrapper(model.model)
+    for target in (model.model.model, wrapped):
+        with attach(target, METHODS[name].acts):
+            assert torch.equal(model.model(**inputs).logits, want)
+            assert torch.equal(wrapped(**inputs).logits, want)
+            assert torch.equal(wrapped(inputs["input_ids"], **rest(inputs)).logits, want)
+
+
+def rest(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in inputs.items() if k != "input_ids"}
+
+
+@pytest.mark.parametrize("options", [
+    {"num_beams": 3}, {"num_beams": 2, "num_return_sequences": 2},
+    {"do_sample": True, "num_return_sequences": 3},
+], ids=str)  # fmt: skip
+@pytest.mark.parametrize("name", MAIN)
+def test_repeated_rows_are_followed(name: str, options: dict[str, Any]) -> None:
+    """Each answer is what forward passes over it alone would say."""
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    torch.manual_seed(0)
+    with attach(model.model, METHODS[name].acts), torch.no_grad():
+        made = model.model.generate(
+            **inputs, max_new_tokens=5, output_logits=True, return_dict_in_generate=True, **options
+        )
+        length = inputs["input_ids"].shape[1]
+        for number, answer in enumerate(made.sequences[:, length:]):
+            cache = model.model(**inputs, use_cache=True)
+            steps = [cache.logits[0, -1]]
+            for token in answer[:-1]:
+                out = model.model(
+                    input_ids=token[None, None], past_key_values=cache.past_key_values
+                )
+                steps.append(out.logits[0, -1])
+            if options.get("do_sample"):
+                got = torch.stack([step[number] for step in made.logits])
+                torch.testing.assert_close(got, torch.stack(steps), rtol=0, atol=1e-4)
+            else:
+                beams = made.beam_indices[number].tolist()
+                got = torch.stack([step[b] for step, b in zip(made.logits, beams, strict=False)])
+                torch.testing.assert_close(got, torch.stack(steps), rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_capture_sees_the_inputs_of_an_outer_call() -> None:
+    model = tiny("qwen2_vl", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    with capture(model.model) as seen:
+        model.model(**inputs)
+    assert seen.heat().shape == model.grid(inputs)

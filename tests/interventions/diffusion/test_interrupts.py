@@ -1,0 +1,212 @@
+"""Ctrl-C, time limits and cancelled requests: whatever ends a pass, nothing stays."""
+
+from __future__ import annotations
+
+import random
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from flows import random_flow
+from latent_methods import spec_for, traces
+from tiny_pipelines import FAMILIES, quiet
+from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+
+import regaze
+from regaze import hooks
+
+FLOW = random_flow(2)
+SPECS: dict[str, Callable[[str], Any]] = {
+    "pag": lambda family: regaze.PAG(layers=FAMILIES[family].perturb),
+    "seg": lambda family: regaze.SEG(layers=FAMILIES[family].perturb, sigma=1.0),
+    "softpag": lambda family: regaze.SoftPAG(layers=FAMILIES[family].perturb),
+    "flow_warp": lambda family: regaze.FlowWarp(flow=FLOW),
+    "a_star": lambda family: spec_for("a_star", family),
+    "attend_and_excite": lambda family: spec_for("attend_and_excite", family),
+}
+ONCE: dict[str, Any] = {"num_inference_steps": 1}
+PACKAGE = str(Path(hooks.__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
+def others_attention() -> Tensor:
+    """What a model that nothing is attached to computes."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 2, 6, 4, generator=generator) for _ in range(3))
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+class Case:
+    """A pipeline and a method, and how the pipeline was before."""
+
+    def __init__(self, family: str, method: str) -> None:
+        self.kind, self.spec = FAMILIES[family], SPECS[method](family)
+        self.pipe = quiet(self.kind.build())
+        self.denoiser = getattr(self.pipe, self.kind.denoiser)
+        self.plain, self.other = self.run(), others_attention()
+        self.before = self.state()
+
+    def run(self) -> Tensor:
+        return self.kind.run(self.pipe, **ONCE)
+
+    def state(self) -> Any:
+        classes = [(type(m), type(getattr(m, "processor", None))) for m in self.denoiser.modules()]
+        return traces(self.pipe, self.denoiser), classes, len(list(self.denoiser.parameters()))
+
+    def interrupted(self, begin: Callable[[], Any], end: Callable[[], Any]) -> None:
+        """Paint until an interrupt comes, and check that nothing stays."""
+        attached = regaze.attach(self.pipe, self.spec)
+        try:
+            begin()
+            self.run()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            end()
+        # While it is attached, others are none of its business.
+        assert not _get_current_function_mode_stack()
+        assert torch.equal(others_attention(), self.other)
+        attached.detach()
+        assert self.state() == self.before
+        assert torch.equal(self.run(), self.plain)
+
+
+def every_case(*families: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("family", "method"), [(family, method) for family in families for method in SPECS]
+    )
+
+
+@every_case("sd", "sd3")
+def test_interrupts_at_every_module_leave_nothing(family: str, method: str) -> None:
+    case = Case(family, method)
+    names = [site.name for site in regaze.hooks.diffusion.sites(case.pipe)]
+    for name in (names[0], names[len(names) // 2], names[-1], ""):
+        module = case.denoiser.get_submodule(name)
+        for register in (module.register_forward_pre_hook, module.register_forward_hook):
+            for nth in (1, 2):
+                count = [0]
+
+                def fails(*_: Any, c: list[int] = count, n: int = nth) -> None:
+                    c[0] += 1
+                    if c[0] == n:
+                        raise KeyboardInterrupt
+
+                handle = register(fails)
+                try:
+                    attached = regaze.attach(case.pipe, case.spec)
+                    with suppress(KeyboardInterrupt):
+                        case.run()
+                finally:
+                    handle.remove()
+                assert not _get_current_function_mode_stack()
+                attached.detach()
+                assert case.state() == case.before
+    assert torch.equal(case.run(), case.plain)
+
+
+@every_case("sd", "sd3")
+def test_interrupts_at_any_line_leave_nothing(family: str, method: str) -> None:
+    case = Case(family, method)
+    count, at = [0], [-1]
+
+    def line(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            count[0] += 1
+            if count[0] == at[0]:
+                raise KeyboardInterrupt
+        return line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def begin() -> None:
+        count[0] = 0
+        sys.settrace(trace)
+
+    case.interrupted(begin, lambda: sys.settrace(None))
+    lines = count[0]
+    for point in random.Random(0).sample(range(1, lines + 1), 12):
+        at[0] = point
+        case.interrupted(begin, lambda: sys.settrace(None))
+        assert count[0] >= point
+
+
+@every_case("sd")
+def test_interrupts_while_attaching_and_detaching_leave_nothing(family: str, method: str) -> None:
+    case = Case(family, method)
+    count, at = [0], [-1]
+
+    def line(frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            count[0] += 1
+            if count[0] == at[0]:
+                raise KeyboardInterrupt
+        return line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def both() -> None:
+        attached, count[0] = None, 0
+        try:
+            sys.settrace(trace)
+            attached = regaze.attach(case.pipe, case.spec)
+            attached.detach()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        if attached is not None:
+            attached.detach()
+
+    both()
+    for point in random.Random(0).sample(range(1, count[0] + 1), 60):
+        at[0] = point
+        both()
+        assert case.state() == case.before
+    assert torch.equal(case.run(), case.plain)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs timer signals")
+@every_case("sd", "sd3")
+def test_signals_at_random_moments_leave_nothing(family: str, method: str) -> None:
+    case, chance = Case(family, method), random.Random(1)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(6):
+            case.interrupted(
+                lambda: signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-3, 0.05)),
+                lambda: signal.setitimer(signal.ITIMER_REAL, 0),
+            )
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_pipeline_saves_all_of_its_weights_in_the_middle_of_a_pass() -> None:
+    pipe, kind = quiet(FAMILIES["sd"].build()), FAMILIES["sd"]
+    names, seen = set(pipe.unet.state_dict()), []
+    hook = pipe.unet.mid_block.register_forward_hook(
+        lambda *_: seen.append((set(pipe.unet.state_dict()), type(pipe.unet).__name__))
+    )
+    with regaze.attach(pipe, regaze.PAG(layers=kind.perturb)):
+        kind.run(pipe)
+    hook.remove()
+    assert seen
+    assert all(one == (names, "UNet2DConditionModel") for one in seen)

@@ -1,0 +1,142 @@
+"""Two threads on one attached pipeline get what one after the other gets."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from flows import random_flow
+from latent_methods import spec_for
+from tiny_pipelines import FAMILIES, quiet
+from torch import Tensor
+
+import regaze
+
+RUNS = 4
+
+
+@pytest.fixture(autouse=True)
+def switching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Threads that take turns as often as they can."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+def spec(method: str, family: str) -> Any:
+    if method == "flow_warp":
+        return regaze.FlowWarp(flow=random_flow(2))
+    if method in ("a_star", "attend_and_excite"):
+        return spec_for(method, family)
+    guidance: Any = {"pag": regaze.PAG, "seg": regaze.SEG}[method]
+    return guidance(layers=FAMILIES[family].perturb)
+
+
+@pytest.mark.parametrize("method", ["pag", "seg", "flow_warp", "a_star", "attend_and_excite"])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_threads_do_not_see_each_other(family: str, method: str) -> None:
+    kind = FAMILIES[family]
+    pipe = quiet(kind.build())
+    calls = [kind.call(2, True) for _ in range(RUNS)]
+    for number, call in enumerate(calls):
+        call["latents"] = call["latents"] * (1 + 0.1 * number)
+        call["num_inference_steps"] = 2 + number % 2
+
+    def paint(number: int) -> Tensor:
+        # Most schedulers hold the step of one run; DDIM holds none.
+        own = copy.copy(pipe)
+        own.scheduler = pipe.scheduler if family == "sd" else copy.deepcopy(pipe.scheduler)
+        latents: Tensor = own(**calls[number])[0]
+        return latents
+
+    if family == "sd":  # Its timesteps are the scheduler's.
+        for call in calls:
+            call["num_inference_steps"] = 2
+    with regaze.attach(pipe, spec(method, family)) as run:
+        want = [paint(number) for number in range(RUNS)]
+        got: dict[int, Tensor] = {}
+
+        def work(numbers: range) -> None:
+            got.update({number: paint(number) for number in numbers})
+
+        threads = [threading.Thread(target=work, args=(range(k, RUNS, 2),)) for k in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [torch.equal(got[number], want[number]) for number in range(RUNS)] == [True] * RUNS
+    report = run.report().interventions[0]
+    assert report.fired
+    # Every step of every run was counted, twice over.
+    assert report.steps == 2 * sum(
+        call["num_inference_steps"] * (2 if method == "flow_warp" and family == "flux" else 1)
+        for call in calls
+    )
+
+
+def test_another_thread_keeps_the_backend_that_was_set() -> None:
+    kind = FAMILIES["flux"]
+    pipe, seen = quiet(kind.build()), []
+
+    class Noted(FluxAttnProcessor):  # type: ignore[misc]
+        """Computes by torch's kernel, whatever it is told to compute by."""
+
+        def __call__(self, attn: Any, *args: Any, **kwargs: Any) -> Any:
+            seen.append(self._attention_backend)
+            own = FluxAttnProcessor()
+            return own(attn, *args, **kwargs)
+
+    attn = pipe.transformer.transformer_blocks[1].attn
+    attn.set_processor(Noted())
+    attn.processor._attention_backend = "mine"
+
+    def paint() -> None:
+        own = copy.copy(pipe)
+        own.scheduler = copy.deepcopy(pipe.scheduler)
+        kind.run(own)
+
+    with regaze.attach(pipe, regaze.PAG(layers=(1,))):
+        threads = [threading.Thread(target=paint) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    # Three steps each: both of the pipeline's own branches, and the perturbed one.
+    assert sorted(seen) == ["mine"] * 12 + ["native"] * 6
+    assert type(attn.processor) is Noted
+
+
+def test_a_thread_that_ended_in_the_middle_of_a_step_leaves_nothing() -> None:
+    pipe, kind = quiet(FAMILIES["sd"].build()), FAMILIES["sd"]
+    plain = kind.run(pipe)
+
+    def fails(*_: Any) -> None:
+        raise KeyError("gone")
+
+    hook = pipe.unet.register_forward_hook(fails)
+    run = regaze.attach(pipe, spec("a_star", "sd"))
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            kind.run(pipe)
+        except KeyError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    hook.remove()
+    assert errors
+    run.detach()
+    assert "step" not in vars(pipe.scheduler)
+    assert torch.equal(kind.run(pipe), plain)
