@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
+import vision_maps
 from asking import LONG, SHORT, ask, logits
 from census_lvlm import tiny_model
 from flash import NAME as FLASH
@@ -18,14 +18,13 @@ from threads import together
 from tiny import FAMILIES, Tiny, tiny
 from torch import Tensor
 from traces import trace
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from vision_maps import Change, Raise, Spec, literal, of_picture
 
 from regaze.hooks import Branch, Edit, attach, capture
 from regaze.hooks.dispatch import SEATS
 from regaze.hooks.families import FAMILIES as KNOWN
 from regaze.hooks.host import find_host
-from regaze.hooks.passes import Columns, Pass, Rows
+from regaze.hooks.passes import Pass, Rows
 from regaze.interventions import PAI
 
 SEEING = tuple(family for family in FAMILIES if not KNOWN[family].refuse)
@@ -33,40 +32,6 @@ CLASS = ("llava", "llava_next", "internvl", "instructblip")
 PACKED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "mistral3")
 MAPPED = tuple(family for family in SEEING if "qwen" not in family)
 """Families whose vision towers can return their maps."""
-NAME = "vision_maps"
-
-Change = Callable[[int, Tensor, int], Tensor]
-"""Layer, logits "B H Q K" and the picture's column of row 0, to other logits."""
-_CHANGES: list[tuple[dict[Any, int], list[int], Change, dict[int, list[Tensor]]]] = []
-
-
-def attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Attention as it reads, each picture of a packed sequence on its own."""
-    layers, sizes, change, maps = _CHANGES[-1]
-    layer = layers[vars(module).get("_real", module)]
-    z = query @ key.mT * kwargs["scaling"]
-    z = z if attention_mask is None else z + attention_mask
-    done = sum(one.shape[2] for one in maps[layer])
-    if query.shape[0] > 1 or not sizes:
-        z = change(layer, z, 0)
-    else:
-        start = done
-        for number, size in enumerate(sizes):
-            first = sum(sizes[:number])
-            a, b = max(first, start), min(first + size, start + z.shape[2])
-            if a < b:
-                cut = slice(a - start, b - start)
-                z = z.clone()
-                z[:, :, cut, cut] = change(layer, z[:, :, cut, cut], a - first)
-    weights = z.softmax(-1)
-    maps[layer].append(weights)
-    return (weights @ value).transpose(1, 2), None
-
-
-ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
 
 
 def eye(model: Tiny) -> Any:
@@ -82,23 +47,11 @@ def sizes(model: Tiny, inputs: dict[str, Any]) -> list[int]:
     return []
 
 
-@contextmanager
 def explicitly(
     model: Tiny, inputs: dict[str, Any], change: Change = lambda layer, z, first: z
-) -> Iterator[dict[int, list[Tensor]]]:
+) -> AbstractContextManager[dict[int, list[Tensor]]]:
     """Let the vision tower attend by explicit maps, changed."""
-    seen = eye(model)
-    modules = {seen.tower.get_submodule(path): layer for layer, path in seen.paths.items()}
-    maps: dict[int, list[Tensor]] = {layer: [] for layer in seen.paths}
-    config = seen.tower.config
-    before = config._attn_implementation_internal
-    _CHANGES.append((modules, sizes(model, inputs), change, maps))
-    config._attn_implementation_internal = NAME
-    try:
-        yield maps
-    finally:
-        config._attn_implementation_internal = before
-        _CHANGES.pop()
+    return vision_maps.explicitly(eye(model), sizes(model, inputs), change)
 
 
 @torch.no_grad()
@@ -116,26 +69,6 @@ def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     return seen, out
 
 
-def raised(layer: int, z: Tensor, first: int, before: int = 0) -> Tensor:
-    """Every third patch is preferred, in layer 1 less so."""
-    columns = torch.arange(first, first + z.shape[-1])
-    return torch.where((columns % 3 == 0) & (columns >= before), z + 2.0 - layer, z)
-
-
-class Raise(Edit):
-    """`raised`, as an edit."""
-
-    tower = "vision"
-
-    def __init__(self, rows: Rows | None, layers: Sequence[int] = (0, 1)) -> None:
-        super().__init__(layers)
-        self.rows = rows
-
-    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        new = raised(layer, logits, columns.offset)
-        return torch.where(columns.image, new, logits)
-
-
 class Scale(Edit):
     """Heads get factors of their own."""
 
@@ -147,35 +80,6 @@ class Scale(Edit):
     def scale_heads(self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass) -> Tensor:
         assert null is None
         return torch.arange(1, out.shape[2] + 1).float().expand(out.shape[0], -1) / 2 + layer
-
-
-@dataclass(frozen=True)
-class Spec:
-    """Any edit, as something to attach."""
-
-    edit: Edit
-    label: str = "a test's"
-    acts_on: str = "vision-language models"
-
-    def resolve(self, host: Any) -> Spec:
-        return self
-
-    def bind(self, host: Any) -> Edit:
-        return self.edit
-
-
-def literal(rows: Rows, class_token: bool) -> Change:
-    """The same as `Raise`, on whole maps."""
-
-    def change(layer: int, z: Tensor, first: int) -> Tensor:
-        new = raised(layer, z, first, int(class_token))
-        if rows == "all":
-            return new
-        picked = [0] if rows == "class" else [int(row) for row in rows]
-        here = torch.isin(torch.arange(first, first + z.shape[2]), torch.tensor(picked))
-        return torch.where(here[:, None], new, z)
-
-    return change
 
 
 def cases() -> list[Any]:
@@ -204,21 +108,6 @@ def test_captured_rows_are_those_of_explicit_maps(family: str, rows: Rows) -> No
         wanted = range(count) if rows == "all" else [0] if rows == "class" else rows
         assert one.rows.tolist() == list(wanted)
         torch.testing.assert_close(one.weights, want[:, one.rows], rtol=0, atol=1e-5)
-
-
-def of_picture(maps: list[Tensor], lengths: list[int], number: int) -> Tensor:
-    """A picture's whole map "H N N", from those of calls."""
-    if maps[0].shape[0] > 1 or len(lengths) == 1 < len(maps[0]):
-        return maps[0][number]
-    whole = torch.zeros(maps[0].shape[1], sum(lengths), sum(lengths))
-    start = 0
-    for one in maps:
-        end = start + one.shape[2]
-        whole[:, start:end, start:end] = one[0]
-        start = end
-    first = sum(lengths[:number])
-    cut = slice(first, first + lengths[number])
-    return whole[:, cut, cut]
 
 
 @pytest.mark.parametrize("family", MAPPED)
@@ -646,7 +535,7 @@ def test_the_text_tower_has_no_such_rows(rows: Any) -> None:
         capture(tiny("llava").model, rows)
 
 
-@pytest.mark.parametrize("family", ["gemma3n", "fast_vlm", "aria", "llama4"])
+@pytest.mark.parametrize("family", ["gemma3n", "fast_vlm", "got_ocr2", "llama4"])
 def test_an_unknown_vision_tower_raises(family: str) -> None:
     model = tiny_model(family)
     with pytest.raises(ValueError, match="vision tower of .*neither edited nor looked at"):
