@@ -19,13 +19,15 @@ from matrix import MAIN, METHODS
 from tiny import Tiny, tiny
 from torch import Tensor
 from traces import trace
+from vision_maps import Raise, Spec
 
 import regaze.hooks
 from regaze.hooks import attach, capture
 from regaze.hooks.dispatch import SEATS
 
 HOME = str(Path(regaze.hooks.__file__).parent)
-ALL = [METHODS[name].acts for name in MAIN]
+ALL: list[Any] = [*(METHODS[name].acts for name in MAIN), Spec(Raise("all"))]
+"""One of each method, and an edit of the vision tower."""
 PLACES = (
     "embed_tokens", "layers.0", "layers.1.self_attn", "layers.1.self_attn.o_proj", "layers.2.mlp",
     "norm",
@@ -162,7 +164,7 @@ def interrupted(number: int) -> Iterator[Interrupt]:
 
 def test_an_interrupt_at_any_line_of_attach_leaves_nothing(model: Tiny) -> None:
     plain, before = run(model), trace(model.model)
-    specs = [METHODS["vhr"].acts, METHODS["var"].acts]
+    specs: list[Any] = [METHODS["vhr"].acts, METHODS["var"].acts, Spec(Raise("all"))]
     number, went_through = 0, False
     while not went_through:
         number += 1
@@ -229,12 +231,13 @@ def test_an_interrupt_at_any_line_of_a_pass_leaves_nothing(model: Tiny) -> None:
     assert_untouched(model, before, plain)
 
 
-def test_an_interrupted_capture_leaves_nothing(model: Tiny) -> None:
+@pytest.mark.parametrize("options", [{}, {"rows": "class", "tower": "vision"}])
+def test_an_interrupted_capture_leaves_nothing(model: Tiny, options: Any) -> None:
     plain, before = run(model), trace(model.model)
     for number in range(1, 400, 7):
         seen = None
         with interrupted(number):
-            seen = capture(model.model)
+            seen = capture(model.model, **options)
         if seen is not None:
             seen.detach()
         assert trace(model.model) == before, number
