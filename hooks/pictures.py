@@ -231,8 +231,7 @@ def _packed(given: Mapping[str, Any], config: Any) -> tuple[Picture, ...]:
     sizes = [pixels.shape[2:]] * len(pixels) if sizes is None else sizes
     found = []
     for height, width in sizes:
-        rows = min(int(height), pixels.shape[2]) // high
-        cols = min(int(width), pixels.shape[3]) // wide
+        rows, cols = int(height) // high, int(width) // wide
         found.append(Picture(rows * cols, torch.arange(rows * cols).view(rows, cols)))
     return tuple(found)
 

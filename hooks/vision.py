@@ -137,7 +137,7 @@ class Looking:
         works = [(entry, self.works[entry]) for entry in self.by_layer.get(layer, ())]
         if not works:
             return out, weights
-        if not self._seen[layer] and (layer, False) not in self.checked:
+        if (layer, False) not in self.checked:
             self._checks.add(layer)
         outs = []
         for piece in list(self._pieces(layer, call)):

@@ -54,9 +54,8 @@ class VisionCapture:
         found = []
         for (layer, picture), parts in self._seen.items():
             rows = torch.cat([rows for rows, _ in parts])
-            order = rows.argsort()
             weights = torch.cat([weights for _, weights in parts], 1)
-            found.append(PictureRows(layer, picture, rows[order], weights[:, order]))
+            found.append(PictureRows(layer, picture, rows, weights))
         return found
 
     def mass(self, picture: int = 0) -> Tensor:

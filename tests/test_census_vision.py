@@ -36,8 +36,8 @@ def pictures(eye: Eye) -> tuple[dict[str, Any], list[int]]:
         return {"hidden_states": patches, "grid_thw": torch.tensor(grids)}, [24, 16, 16]
     pixels = torch.randn(2, 3, 24, 24, generator=generator)
     if eye.vision.layout == "packed":
-        sizes = torch.tensor([[24, 16], [16, 24]])
-        return {"pixel_values": pixels, "image_sizes": sizes}, [6, 6]
+        sizes = torch.tensor([[8, 16], [24, 24]])
+        return {"pixel_values": pixels, "image_sizes": sizes}, [2, 9]
     return {"pixel_values": pixels}, []
 
 

@@ -421,8 +421,9 @@ def test_a_copy_of_an_attached_model_is_the_plain_model() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     plain = run(model, inputs)[1]
-    with attach(model.model, Spec(Raise("all"))), torch.no_grad():
+    with attach(model.model, Spec(Raise("all"))) as attached, torch.no_grad():
         assert torch.equal(copy.deepcopy(model.model)(**inputs).logits, plain)
+    assert attached.report().interventions[0].prompts == 0
 
 
 def test_gradients_go_through_edits() -> None:
@@ -576,3 +577,91 @@ def test_padded_patches_are_none() -> None:
     with explicitly(model, inputs) as maps:
         run(model, inputs)
     torch.testing.assert_close(first.weights, maps[1][0][0][:, shown], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "mistral3"])
+def test_maps_that_the_model_returns_are_the_edited_ones(family: str) -> None:
+    model = tiny(family, attn_implementation="eager")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    kept: list[Any] = []
+    handle = eye(model).tower.register_forward_pre_hook(
+        lambda module, args, kwargs: kept.append((args, kwargs)), with_kwargs=True
+    )
+    with explicitly(model, inputs, literal("all", family in CLASS)) as maps:
+        run(model, inputs)
+    handle.remove()
+    args, kwargs = kept[0]
+    with attach(model.model, Spec(Raise("all"))), torch.no_grad():
+        out = eye(model).tower(*args, **{**kwargs, "output_attentions": True})
+    for layer, found in enumerate(out.attentions):
+        torch.testing.assert_close(found, maps[layer][0], rtol=0, atol=1e-5)
+
+
+def test_a_layer_that_attends_twice_raises() -> None:
+    model = tiny("llava", fresh=True)
+    attention: Any = eye(model).tower.encoder.layers[1].self_attn
+    once = attention.forward
+    attention.forward = lambda *args, **kwargs: once(*args, **kwargs) and once(*args, **kwargs)
+    with (
+        attach(model.model, Spec(Raise("all"))),
+        pytest.raises(RuntimeError, match=r"layer 1 of the vision tower .*can't be edited exactly"),
+    ):
+        run(model, ask(model, (SHORT, [0])))
+
+
+def test_a_layer_that_goes_round_the_interface_raises() -> None:
+    model = tiny("llava", fresh=True)
+    attention: Any = eye(model).tower.encoder.layers[1].self_attn
+    attention.forward = lambda hidden_states, **_: (hidden_states, None)
+    with (
+        attach(model.model, Spec(Raise("all"))),
+        pytest.raises(RuntimeError, match=r"layers \[1\] of the vision tower didn't call"),
+    ):
+        run(model, ask(model, (SHORT, [0])))
+
+
+def test_pictures_that_see_each_other_raise() -> None:
+    model = tiny("qwen2_vl")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    given = {"hidden_states": inputs["pixel_values"], "grid_thw": inputs["image_grid_thw"]}
+    whole = torch.tensor([0, len(inputs["pixel_values"])], dtype=torch.int32)
+    with attach(model.model, Spec(Raise("all"))), torch.no_grad():
+        eye(model).tower(**given)
+        with pytest.raises(RuntimeError, match=r"layer 0 of the vision tower .*can't be edited"):
+            eye(model).tower(**given, cu_seqlens=whole)
+
+
+def test_a_mask_that_joins_pictures_raises() -> None:
+    model = tiny("mistral3", fresh=True)
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+
+    def join(module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        kwargs["attention_mask"] = torch.zeros_like(kwargs["attention_mask"])
+        return args, kwargs
+
+    with attach(model.model, Spec(Raise("all"))):
+        run(model, inputs)
+        eye(model).tower.transformer.register_forward_pre_hook(join, with_kwargs=True)
+        with pytest.raises(RuntimeError, match=r"layer 0 of the vision tower .*can't be edited"):
+            run(model, inputs)
+
+
+def test_another_attention_implementation_raises() -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, Spec(Raise("all"))):
+        eye(model).tower.config._attn_implementation = "eager"
+        with pytest.raises(RuntimeError, match="attention implementation was changed to 'eager'"):
+            run(model, inputs)
+
+
+def test_layers_that_run_again_in_the_backward_pass_raise() -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    model.model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.model.train()
+    inputs["pixel_values"].requires_grad_()
+    with attach(model.model, Spec(Raise("all"))):
+        loss = model.model(**inputs).logits.sum()
+        with pytest.raises(RuntimeError, match="outside of a forward pass of its vision tower"):
+            loss.backward()
