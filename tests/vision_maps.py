@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ def raised(layer: int, z: Tensor, first: int, before: int = 0) -> Tensor:
 class Raise(Edit):
     """`raised`, as an edit."""
 
-    tower = "vision"
+    tower: Literal["text", "vision"] = "vision"
 
     def __init__(self, rows: Rows | None, layers: Sequence[int] = (0, 1)) -> None:
         super().__init__(layers)

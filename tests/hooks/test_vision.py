@@ -432,7 +432,7 @@ def test_gradients_go_through_edits() -> None:
     change = literal("all", True)
 
     def gradient() -> Tensor:
-        pixels = inputs["pixel_values"].clone().requires_grad_()
+        pixels: Tensor = inputs["pixel_values"].clone().requires_grad_()
         model.model(**{**inputs, "pixel_values": pixels}).logits.square().sum().backward()
         assert pixels.grad is not None
         return pixels.grad
@@ -524,10 +524,11 @@ def test_a_method_that_wants_tokens_is_told() -> None:
     ],
 )
 def test_what_cannot_be_captured_raises(options: Any, words: str) -> None:
+    look: Any = capture
     with pytest.raises(ValueError, match=words):
-        capture(tiny("llava").model, tower="vision", **options)
+        look(tiny("llava").model, tower="vision", **options)
     with pytest.raises(ValueError, match='tower must be "text" or "vision"'):
-        capture(tiny("llava").model, tower="audio", **options)
+        look(tiny("llava").model, tower="audio", **options)
 
 
 @pytest.mark.parametrize("rows", ["all", "class", [1, 2]])
