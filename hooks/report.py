@@ -6,6 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+SCORES = "next-token scores"
+"""The place of edits of scores, which are in no layer."""
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """What one intervention did at one layer.
