@@ -171,7 +171,9 @@ class Pass:
         return args, {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
     def look(self, layer: int, hidden: Tensor) -> None:
-        """Keep what enters a layer."""
+        """Keep what enters a layer; nothing where several streams do (Gemma 3n)."""
+        if hidden.ndim != 3:
+            return
         if self.start:
             hidden = torch.cat([self.hidden[layer][:, : self.start].to(hidden), hidden], 1)
         self.hidden[layer] = hidden
@@ -211,7 +213,7 @@ class Pass:
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
-            self.hidden[layer].to(seen.device),
+            self.hidden.get(layer, torch.empty(1, self.end, 0)).to(seen.device),
         )
 
 
