@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 SCORES = "next-token scores"
 """The place of edits of scores, which are in no layer."""
 
@@ -96,8 +95,8 @@ class Report:
                 f"mean effect {one.effect:.3f}" + (f" ({one.note})" if one.note else "")
             )
             lines += [
-                f"  layer {x.layer:3d}  calls {x.calls:6d}  heads {x.heads:6.1%}  "
-                f"effect {x.effect:.4f}" + (f"  {x.name}" if x.name else "")
+                f"{'  scores   ' if x.name == SCORES else f'  layer {x.layer:3d}'}  calls {x.calls:6d}  heads {x.heads:6.1%}  "
+                f"effect {x.effect:.4f}" + (f"  {x.name}" if x.name not in ("", SCORES) else "")
                 for x in one.layers
             ]
         return "\n".join(lines)
