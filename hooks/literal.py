@@ -332,7 +332,7 @@ def literally(
 
     with (
         _running(host, Pass(prompt, edits, factors)) as now,
-        scored(host, removed, scores, now, plain),
+        scored(host, inputs, removed, scores, now, plain),
     ):
         yield now
     if not now.maps:

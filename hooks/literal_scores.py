@@ -16,6 +16,8 @@ from torch import Tensor
 
 from regaze.hooks.host import Host
 
+_TYPES = ("token_type_ids", "mm_token_type_ids")
+
 
 @dataclass(frozen=True)
 class ScoreForm:
@@ -38,6 +40,7 @@ class _Run(Protocol):
 @contextmanager
 def scored(
     host: Host,
+    inputs: Mapping[str, Any],
     removed: Sequence[bool],
     forms: Sequence[ScoreForm],
     now: _Run,
@@ -47,7 +50,8 @@ def scored(
 
     Args:
         host: The model.
-        removed: Which columns of the prompt are the image's.
+        inputs: The prompt.
+        removed: Which of its columns are the image's.
         forms: The methods, in order.
         now: The run; its ``start`` is the number of columns before a block.
         plain: Makes a context in which the text tower runs a number of columns unedited.
@@ -66,8 +70,14 @@ def scored(
         ids = torch.cat([ids.to(block)[:, : now.start], block], 1)
         tail = torch.ones(ids.shape[1] - len(kept), dtype=torch.bool)
         text = ids[:, torch.cat([kept, tail]).to(ids.device)]
+        given: dict[str, Any] = {"input_ids": text, "use_cache": False}
+        for name in _TYPES:
+            if name in inputs:
+                given[name] = torch.zeros_like(text)
+                if host.model_type == "paligemma":  # Its prompts see all of themselves.
+                    given[name][:, int(kept.sum()) :] = 1
         with plain(text.shape[1]), torch.no_grad():
-            other = model.forward(input_ids=text, use_cache=False).logits[:, -1]
+            other = model.forward(**given).logits[:, -1]
         scores = output.logits[:, -1].float()
         for form in forms:
             scores = form.combine(scores, other.float())

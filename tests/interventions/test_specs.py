@@ -104,7 +104,7 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
         ("", "known: .*pag, pai"),
         ("vhr:alhpa=2", "did you mean alpha"),
         ("var:rhoo=1", "did you mean rho"),
-        ("pai:zzz=1", "known: alpha, layers"),
+        ("pai:zzz=1", "known: alpha, gamma, layers"),
         ("pai:alpha", "expected field=value"),
         ("pai:=2", "unknown field"),
         ("pai:alpha=1,alpha=2", "twice"),
