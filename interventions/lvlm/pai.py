@@ -21,13 +21,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.literal_scores import ScoreForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.scores import without_images
-from regaze.interventions.base import Intervention, check_number, register
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
 

@@ -108,6 +108,7 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
         ("pai:alpha", "expected field=value"),
         ("pai:=2", "unknown field"),
         ("pai:alpha=1,alpha=2", "twice"),
+        ("pai:alpha=1" + 400 * "0", "alpha must be a finite number"),
         ("pai:name=vhr", "twice"),
         ("vhr:heads=tpo", "did you mean top"),
         ("vhr:null_image=drp", "did you mean drop"),
