@@ -14,7 +14,7 @@ from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
-from regaze.hooks.report import InterventionReport, LayerReport, Report
+from regaze.hooks.report import SCORES, InterventionReport, LayerReport, Report
 from regaze.hooks.scores import PLACE
 from regaze.hooks.seat import Seat
 from regaze.hooks.specs import Spec
@@ -81,7 +81,7 @@ def layer_reports(entry: LayerEntry) -> list[LayerReport]:
             layer,
             calls,
             *entry.tally.measured(layer),
-            name="next-token scores" if layer == PLACE else "",
+            name=SCORES if layer == PLACE else "",
         )
         for layer, calls in sorted(entry.tally.calls.items())
     ]

@@ -8,7 +8,7 @@ with the prompt without its image, whole runs of both.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks.host import Host
+from regaze.hooks.literal_scores import ScoreForm, scored
 
 NAME = "regaze_literal_maps"
 STRUCTURE = {
@@ -85,6 +86,9 @@ class HeadForm:
     layers: Collection[int]
     factors: Callable[[Tensor, Tensor], Tensor]
     removed: Literal["drop", "mask"] = "drop"
+
+
+Form = MapForm | HeadForm | ScoreForm
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,8 @@ class Pass:
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
+        if _passes[-1] is not self:
+            return None  # A run of its own, inside of this one.
         embeds = kwargs.get("inputs_embeds")
         given: Any = embeds if embeds is not None else kwargs.get("input_ids", *args[:1])
         cache = kwargs.get("past_key_values")
@@ -172,6 +178,8 @@ class Pass:
 
     def look(self, layer: int, hidden: Tensor) -> None:
         """Keep what enters a layer."""
+        if _passes[-1] is not self:
+            return
         if self.start:
             # Columns come last but one, after the streams of a tower that has several.
             before = self.hidden[layer][..., : self.start, :].to(hidden)
@@ -213,7 +221,7 @@ class Pass:
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
-            self.hidden[layer].to(seen.device),
+            self.hidden.get(layer, torch.empty(1, self.end, 0)).to(seen.device),
         )
 
 
@@ -294,14 +302,15 @@ def _running(host: Host, now: Pass) -> Iterator[Pass]:
 
 @contextmanager
 def literally(
-    host: Host, inputs: Mapping[str, Any], forms: Sequence[MapForm | HeadForm]
+    host: Host, inputs: Mapping[str, Any], forms: Sequence[Form | Sequence[Form]]
 ) -> Iterator[Pass]:
     """Run methods literally on one unpadded prompt, and on what is generated after it.
 
     Args:
         host: The model.
         inputs: The prompt that will be run, as for the model's ``forward``.
-        forms: The methods' literal forms, in order; none runs the plain model on explicit maps.
+        forms: The methods' literal forms, in order, one or several of each; none runs the plain
+            model on explicit maps.
 
     Raises:
         NotImplementedError: The model's attention can't be written as such maps.
@@ -309,12 +318,22 @@ def literally(
             interface.
     """
     prompt = read(host, inputs)
-    edits = [form for form in forms if isinstance(form, MapForm)]
+    each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
+    edits = [form for form in each if isinstance(form, MapForm)]
+    scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
-    for form in forms:
+    for form in each:
         if isinstance(form, HeadForm) and any(prompt.image):
             factors = choose_factors(host, inputs, form, edits)
-    with _running(host, Pass(prompt, edits, factors)) as now:
+    removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
+
+    def plain(count: int) -> AbstractContextManager[Pass]:
+        return _running(host, Pass(Prompt(*[[False] * count] * 3), [], {}))
+
+    with (
+        _running(host, Pass(prompt, edits, factors)) as now,
+        scored(host, inputs, removed, scores, now, plain),
+    ):
         yield now
     if not now.maps:
         raise RuntimeError(

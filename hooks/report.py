@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+SCORES = "next-token scores"
+"""The place of edits of scores, which are in no layer."""
+
 
 @dataclass(frozen=True)
 class LayerReport:
@@ -28,6 +31,11 @@ class LayerReport:
     effect: float
     name: str = ""
     measured: bool = True
+
+    @property
+    def place(self) -> str:
+        """Where, for a table: the layer, or the name of what has no number."""
+        return f"layer {self.layer:3d}" if self.layer >= 0 else self.name
 
 
 @dataclass(frozen=True)
@@ -92,8 +100,8 @@ class Report:
                 f"mean effect {one.effect:.3f}" + (f" ({one.note})" if one.note else "")
             )
             lines += [
-                f"  layer {x.layer:3d}  calls {x.calls:6d}  heads {x.heads:6.1%}  "
-                f"effect {x.effect:.4f}" + (f"  {x.name}" if x.name else "")
+                f"  {x.place}  calls {x.calls:6d}  heads {x.heads:6.1%}  effect {x.effect:.4f}"
+                + (f"  {x.name}" if x.layer >= 0 and x.name else "")
                 for x in one.layers
             ]
         return "\n".join(lines)

@@ -20,7 +20,7 @@ from regaze.evals.benchmarks.rows import require
 from regaze.evals.benchmarks.yes_no import Verdict, exact, first, words
 from regaze.evals.scoring.statistics import Array, ratio
 from regaze.evals.task import Counts, Item, Sums, Total, add_up, mean_of
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 GENERATIVE = "generative"
 GROUPS: Mapping[str, str] = {

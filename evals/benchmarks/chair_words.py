@@ -18,7 +18,7 @@ from regaze.evals.benchmarks.chair_tokens import (
     require_nltk_data,
     tokenize,
 )
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 TABLE_URL = "https://github.com/LisaAnne/Hallucination/blob/6e4d33c/data/synonyms.txt"
 TABLE_SHA256 = "b685537b36fe21b791c87151b96a991ceb582edff19f3da204dcc7a7905502f2"

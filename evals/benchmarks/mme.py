@@ -22,7 +22,7 @@ from regaze.evals.benchmarks.rows import require
 from regaze.evals.benchmarks.yes_no import Verdict, opening, stripped_opening, words
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Total, mean_of
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 HALLUCINATION = ("existence", "count", "position", "color")
 PERCEPTION = (*HALLUCINATION, "posters", "celebrity", "scene", "landmark", "artwork", "OCR")

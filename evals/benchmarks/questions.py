@@ -17,7 +17,7 @@ from regaze.evals.benchmarks.hub import Hub, read_hub
 from regaze.evals.benchmarks.rows import arrange
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 if TYPE_CHECKING:
     from typing_extensions import Self

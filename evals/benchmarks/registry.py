@@ -35,7 +35,7 @@ from regaze.evals.benchmarks.textvqa import TextVqa
 from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.scenes import SPLITS
 from regaze.evals.task import Task
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 _log = logging.getLogger(__name__)
 

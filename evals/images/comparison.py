@@ -16,7 +16,8 @@ from regaze.evals.images.render import NOISE, Painter, Picture, Shot
 from regaze.evals.running.asking import Progress
 from regaze.evals.running.conditions import Condition
 from regaze.hooks.attach import attach
-from regaze.interventions.base import Intervention, from_dict, get, unknown
+from regaze.hooks.checks import unknown
+from regaze.interventions.base import Intervention, from_dict, get
 
 PACKAGES = ("regaze", "torch", "diffusers", "transformers", "numpy", "pillow")
 

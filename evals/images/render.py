@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 NOISE = r"torch.Generator('cpu').manual_seed(first 4 bytes of SHA-256 of '{seed}\n{prompt}')"
 """How a picture's noise is drawn; runs keep it, so that those with another rule aren't mixed."""

@@ -14,8 +14,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from regaze.evals.benchmarks.data import open_image
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.decoding import Decoding
+from regaze.hooks.checks import unknown
 from regaze.interventions import Intervention
-from regaze.interventions.base import unknown
 
 MARK = "<image>"
 """Where tasks of lmms-eval put an image inside a text, whatever the model's own token is."""

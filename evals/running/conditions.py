@@ -10,8 +10,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from regaze.hooks.checks import check_choice
 from regaze.interventions import Intervention, parse
-from regaze.interventions.base import check_choice
 
 Shown = Literal["given", "wrong", "blank"]
 _GREY = (128, 128, 128)

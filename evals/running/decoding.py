@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from regaze.interventions.base import check_number, unknown
+from regaze.hooks.checks import check_number, unknown
 
 
 @dataclass(frozen=True)

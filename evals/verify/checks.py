@@ -12,6 +12,7 @@ import torch
 from regaze.evals.verify.certificate import Line, Verdict
 from regaze.evals.verify.subject import Outputs, Subject, Which
 from regaze.hooks import Report
+from regaze.hooks.report import SCORES
 from regaze.interventions import Intervention
 
 _ROUNDS = 2
@@ -59,9 +60,12 @@ class Plain:
     def apart(self, one: Outputs, other: Outputs, part: str | None = None) -> float:
         """Largest difference of two outputs, as a share of their spread in the plain model."""
         parts = [part] if part else list(self.spread)
-        found = [
-            float((one[k].double() - other[k].double()).abs().max()) / self.spread[k] for k in parts
-        ]
+        found = []
+        for name in parts:
+            a, b = one[name].double(), other[name].double()
+            # Tokens that are ruled out in both are alike.
+            off = torch.where(a == b, 0.0, (a - b).abs())
+            found.append(float(off.max()) / self.spread[name])
         return max(found) if all(x == x for x in found) else float("nan")
 
 
@@ -178,8 +182,10 @@ def _fired(
     """What the report says, held against what changed."""
     shown = []
     for one in report.interventions:
-        acted = sum(layer.effect > 0 for layer in one.layers)
-        shown.append(f"{acted} of {subject.layers} layers, effect {one.effect:.3f}")
+        acted = [layer for layer in one.layers if layer.effect > 0]
+        scores = any(layer.name == SCORES for layer in acted)
+        where = f"{len(acted) - scores} of {subject.layers} layers"
+        shown.append(f"{where}{' and the scores' if scores else ''}, effect {one.effect:.3f}")
     detail = " + ".join(shown)
     if all(one.exempt for one in report.interventions):
         return Line(label, "fired", "skipped", "off by its own settings")
@@ -195,7 +201,8 @@ def _fired(
             label, "fired", "failed",
             f"its report says that it fired ({detail}), but the {subject.what} are the plain ones",
         )  # fmt: skip
-    return Line(label, "fired", "passed", f"{detail}; {subject.what} move by {moved:.2g}")
+    how = f"move by {moved:.2g}" if moved < float("inf") else "move, some to minus infinity"
+    return Line(label, "fired", "passed", f"{detail}; {subject.what} {how}")
 
 
 def _batch(subject: Subject, plain: Plain, label: str, alone: Sequence[Outputs]) -> Line:

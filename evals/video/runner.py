@@ -25,7 +25,8 @@ from regaze.evals.running.results import RUN, items_digest
 from regaze.evals.task import Item
 from regaze.evals.video.task import NAME, Clips, Plan, strip
 from regaze.hooks.attach import attach
-from regaze.interventions.base import Intervention, check_choice
+from regaze.hooks.checks import check_choice
+from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.flow import Flow, write
 
 ARGUMENTS: Mapping[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0}

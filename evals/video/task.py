@@ -21,7 +21,7 @@ from regaze.evals.sandbox.video.world import FRAMES, GRAIN, Clip, clip
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
 from regaze.evals.video import measures
-from regaze.interventions.base import check_choice
+from regaze.hooks.checks import check_choice
 
 NAME = "video"
 PROMPTS = ("empty", "full")

@@ -24,8 +24,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.works import Run
-from regaze.interventions.base import check_choice, check_number, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion.concept_maps import (
     Columns,
     binarised,

@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.diffusion.descent import Descent
 from regaze.hooks.diffusion.works import Run
-from regaze.interventions.base import check_number, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion.concept_maps import Columns, excite_loss
 from regaze.interventions.diffusion.concepts import ConceptObjective, ConceptUpdate
 

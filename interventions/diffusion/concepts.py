@@ -11,12 +11,13 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.descent import Descend, Descent, Objective
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
 from regaze.hooks.diffusion.works import Run
-from regaze.interventions.base import Intervention, check_choice, check_number
+from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps, literal_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
 from regaze.interventions.diffusion.where import check_where, chosen

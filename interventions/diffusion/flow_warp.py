@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_flag, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
@@ -38,13 +39,7 @@ from regaze.hooks.diffusion.literal import AttendForm, Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
-from regaze.interventions.base import (
-    Intervention,
-    check_choice,
-    check_flag,
-    check_number,
-    register,
-)
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
 from regaze.interventions.diffusion.flow_maps import on_tokens, seen, warp_matrix

@@ -8,10 +8,11 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.interventions.base import Intervention, check_number
+from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _Self = TypeVar("_Self", bound="Guided")

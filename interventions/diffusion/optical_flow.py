@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice
 from regaze.hooks.diffusion.warp import corners, warp
-from regaze.interventions.base import check_choice
 from regaze.interventions.diffusion.flow import Flow
 
 METHODS = ("dis", "farneback", "raft")

@@ -22,12 +22,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import check_choice, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion.guided import Guided
 
 

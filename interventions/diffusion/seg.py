@@ -25,12 +25,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import check_choice, check_number, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion.guided import Guided
 
 INFINITE = 9999.0

@@ -29,13 +29,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm, Map
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.sites import choose, only_heads
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import check_choice, check_number, from_dict, register
+from regaze.interventions.base import from_dict, register
 from regaze.interventions.diffusion.guided import Guided
 
 TARGETS = ("identity", "uniform", "query_mean", "temperature")

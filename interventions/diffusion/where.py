@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
-from regaze.interventions.base import check_number
 
 
 def check_where(

@@ -30,14 +30,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from regaze.hooks.checks import check_choice, check_indices, check_number
 from regaze.hooks.host import Host
-from regaze.interventions.base import (
-    Intervention,
-    check_choice,
-    check_indices,
-    check_number,
-    register,
-)
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.carve_regions import (
     LAMBDA,
     Box,

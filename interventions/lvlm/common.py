@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
-from regaze.interventions.base import Intervention, check_indices, get, names
+from regaze.interventions.base import Intervention, get, names
 
 
 def require_patches(method: str, host: Host) -> None:

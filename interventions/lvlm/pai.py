@@ -21,12 +21,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
+from regaze.hooks.literal_scores import ScoreForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.scores import without_images
-from regaze.interventions.base import Intervention, check_number, register
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
 
@@ -71,15 +73,22 @@ class PAI(Intervention):
 
     def idle(self) -> PAI:
         """Nothing is added."""
-        return replace(self, alpha=0.0)
+        return replace(self, alpha=0.0, gamma=1.0)
 
-    def literal(self) -> MapForm:
-        """``z + alpha |z|`` at the last row's image columns."""
+    def literal(self) -> tuple[MapForm | ScoreForm, ...]:
+        """``z + alpha |z|`` at the last row's image columns, and the contrast of scores."""
 
         def edit(z: Tensor, m: Map) -> Tensor:
             return torch.where(m.last & m.image, z + self.alpha * abs(z), z)
 
-        return MapForm(self.layers or (), edit)
+        def combine(scores: Tensor, text: Tensor) -> Tensor:
+            p, p_text = scores.softmax(-1), text.softmax(-1)
+            mixed = self.gamma * (p.log() - p_text.log()) + p_text.log()
+            unlikely = p < self.plausibility * p.amax(-1, keepdim=True)
+            return mixed.masked_fill(unlikely, -torch.inf)
+
+        form = MapForm(self.layers or (), edit)
+        return (form,) if self.gamma == 1 else (form, ScoreForm(combine))
 
     def resolve(self, host: Host) -> PAI:
         """Choose the layers."""

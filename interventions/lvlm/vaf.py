@@ -18,11 +18,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns
-from regaze.interventions.base import Intervention, check_number, register
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_patches
 
 

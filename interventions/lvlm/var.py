@@ -26,18 +26,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_indices, check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
-from regaze.interventions.base import (
-    Intervention,
-    check_choice,
-    check_indices,
-    check_number,
-    register,
-)
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.sinks import find_sinks, known_sinks, sink_values
 

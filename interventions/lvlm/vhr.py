@@ -24,17 +24,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import check_choice, check_flag, check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm
 from regaze.hooks.passes import Pass
-from regaze.interventions.base import (
-    Intervention,
-    check_choice,
-    check_flag,
-    check_number,
-    register,
-)
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_images
 
 

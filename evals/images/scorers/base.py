@@ -19,7 +19,7 @@ from PIL import Image
 
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
-from regaze.interventions.base import unknown
+from regaze.hooks.checks import unknown
 
 Images = Sequence[Image.Image]
 Score = Callable[[Images, Sequence[str], Images], list[Counts]]

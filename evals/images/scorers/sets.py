@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 
 from regaze.evals.images.scorers.base import Spec, register, require
-from regaze.interventions.base import check_choice
+from regaze.hooks.checks import check_choice
 
 FEW = 5_000
 """Below so many pictures FID is far from its limit: it is indicative only, KID is unbiased."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from regaze.evals.images.scorers.base import Images, Ready, Score, Scorer, register, require
 from regaze.evals.task import Counts
-from regaze.interventions.base import check_choice
+from regaze.hooks.checks import check_choice
 
 
 @register

@@ -24,7 +24,7 @@ from regaze.evals.sandbox.painting.prompts import Kind, Wanted
 from regaze.evals.sandbox.painting.scenes import SIZE, SPLITS, combinations, paint, right_picture
 from regaze.evals.sandbox.video.structure import Floats, silhouettes, structure
 from regaze.evals.video.measures import warp
-from regaze.interventions.base import check_choice
+from regaze.hooks.checks import check_choice
 
 FRAMES = 8
 """Frames of a clip."""

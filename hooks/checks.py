@@ -1,0 +1,76 @@
+"""Checks of what users give: numbers, names, indices; their messages say what would be right."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+def unknown(what: str, given: str, known: Iterable[str]) -> str:
+    """The message for a name that isn't known: nearest matches first, else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"unknown {what} {given!r}; {hint}"
+
+
+def check_number(
+    method: str,
+    field: str,
+    value: object,
+    low: float = -math.inf,
+    high: float = math.inf,
+    why: str = "",
+) -> None:
+    """Check that a field is a finite number in ``[low, high]``.
+
+    Raises:
+        ValueError: It isn't; the message says which field, the domain and the reason.
+    """
+    number = math.nan
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # Hundreds of digits.
+            number = math.inf
+    if not (math.isfinite(number) and low <= number <= high):
+        domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
+        raise ValueError(f"{method}: {field} must be {domain}, got {value!r}")
+
+
+def check_choice(method: str, field: str, value: str, choices: Iterable[str]) -> None:
+    """Check that a field is one of the named choices.
+
+    Raises:
+        ValueError: It isn't; the message names the nearest one.
+    """
+    if value not in set(choices):
+        raise ValueError(f"{method}: " + unknown(field, str(value), choices))
+
+
+def check_indices(method: str, field: str, values: object, size: int, of: str) -> None:
+    """Check that a field is a list of different indices that exist, e.g. layers of a model.
+
+    Raises:
+        ValueError: It isn't a list, or one is repeated or out of range.
+    """
+    if not isinstance(values, tuple):
+        raise ValueError(f"{method}: {field} must be a list such as [1,2,3], got {values!r}")
+    if len(set(values)) < len(values):
+        raise ValueError(f"{method}: {field} holds an index twice: {list(values)}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+            raise ValueError(
+                f"{method}: {field} holds {value!r}, but {of} has {size} (0 to {size - 1})"
+            )
+
+
+def check_flag(method: str, field: str, value: object) -> None:
+    """Check that a field is true or false.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{method}: {field} must be true or false, got {value!r}")
