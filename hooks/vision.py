@@ -6,6 +6,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -163,7 +164,7 @@ class Looking:
                 raise self._strange(layer, call)
             yield _Piece(self.pass_, call, slice(0, rows))
             return
-        ends = torch.tensor([0, *(one.length for one in self.pass_.pictures)]).cumsum(0).tolist()
+        ends = [0, *accumulate(one.length for one in self.pass_.pictures)]
         if batch != 1 or keys != rows or start + rows > ends[-1]:
             raise self._strange(layer, call)
         for first, end in self._spans(layer, call, start, ends):
