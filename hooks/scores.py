@@ -1,7 +1,7 @@
 """Next-token scores: edits of them, and second runs of the model that they are combined with.
 
-The text tower knows no scores, so this hooks the module with the output layer that holds it: the
-one whose ``forward`` gives ``logits``, which ``generate`` calls, however it is wrapped.
+The text tower knows no scores, so this hooks the model around it whose ``forward`` gives ``logits``
+and which ``generate`` calls, however it is wrapped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin
 
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.lanes import Lane
@@ -37,10 +37,9 @@ RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContext
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
-    """The outermost model with an output layer that holds the text tower."""
+    """The outermost model that generates with the text tower, if it is within reach."""
     for module in model.modules():
-        scores = isinstance(module, PreTrainedModel) and module.get_output_embeddings() is not None
-        if scores and any(part is tower for part in module.modules()):
+        if isinstance(module, GenerationMixin) and any(part is tower for part in module.modules()):
             return module
     return None
 
@@ -191,8 +190,10 @@ class Scores:
                 "a second run of the model keeps its tokens in a cache, and generate was told "
                 "use_cache=False; leave that out"
             )
-        known = inspect.signature(scorer.forward).parameters
-        given = given if asked is None else {k: v for k, v in asked.items() if k in known}
+        if asked is not None:
+            # Inputs of the model, not settings of generate.
+            known = inspect.signature(scorer.forward).parameters
+            given = {k: v for k, v in asked.items() if k in known or isinstance(v, Tensor)}
         inputs = dict(branch.inputs(given, self._of_rows(pass_, given)))
         for name in (*_POSITIONS, "labels", "logits_to_keep"):
             inputs.pop(name, None)
