@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copyreg
 import functools
-import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,11 +18,13 @@ from typing import Any
 
 import torch
 
+from regaze.hooks.locks import BriefLock
+
 Around = Callable[..., Any]
 """``around(thing, call, /, *args, **kwargs)``, which calls ``call(*args, **kwargs)`` or doesn't."""
 
 _BASE = "_called_as"
-_LOCK = threading.RLock()
+_LOCK = BriefLock()
 
 
 @dataclass

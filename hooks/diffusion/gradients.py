@@ -7,7 +7,6 @@ multiplied by a power of two, as large as its gradients can bear.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from regaze.hooks.diffusion.latents import Source
 from regaze.hooks.diffusion.passes import Editors
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text_maps import Enough, Reader
+from regaze.hooks.locks import BriefLock
 
 if TYPE_CHECKING:
     from regaze.hooks.diffusion.descent import Descent
@@ -50,7 +50,7 @@ class _Frozen:
     """Parameters without gradients, and blocks without checkpoints, while any thread wants that."""
 
     def __init__(self) -> None:
-        self._lock = threading.RLock()
+        self._lock = BriefLock()
         self._held: dict[int, tuple[Any, set[object], list[Any], list[Any]]] = {}
 
     def enter(self, denoiser: Any, owner: object) -> None:

@@ -24,6 +24,7 @@ from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import call_of_rows
 from regaze.hooks.diffusion.running import Running
 from regaze.hooks.diffusion.works import Work
+from regaze.hooks.locks import BriefLock
 
 
 @dataclass(frozen=True)
@@ -271,7 +272,7 @@ class Handover:
             self.relay.drop(self)
 
 
-_LOCK = threading.RLock()
+_LOCK = BriefLock()
 _RELAYS: MutableMapping[Any, Relay] = weakref.WeakKeyDictionary()
 
 

@@ -50,6 +50,7 @@ from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, blocks, read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
+from regaze.hooks.locks import BriefLock
 
 Live = Sequence[tuple[Entry, Work]]
 """Works that act in a pass, with what counts for them."""
@@ -78,7 +79,7 @@ class Seat:
         self._attached: weakref.ref[Any] | None = None
         self.cond_rows, self.fork = cond_rows, fork
         self.entries: tuple[Entry, ...] = ()
-        self._lock = threading.RLock()
+        self._lock = BriefLock()
         self._calls = Calls()
         self._passing: list[Calls] = []
         self._threads: dict[int, _Thread] = {}
@@ -463,7 +464,7 @@ def _with_prediction(output: Any, prediction: Any) -> Any:
 # -- one seat for each denoiser ----------------------------------------------------------------
 
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
-_LOCK = threading.RLock()
+_LOCK = BriefLock()
 
 
 def seat_of(module: nn.Module, cond_rows: slice | None, fork: bool) -> Seat:
