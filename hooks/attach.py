@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from regaze.hooks.attachment import Attachment
+from regaze.hooks.attachment import Attachment, NothingAttached
 from regaze.hooks.checking import check_edits
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
@@ -98,7 +98,8 @@ def attach(
 ) -> Attachment:
     """Attach interventions to a model or pipeline that is already loaded.
 
-    They act in the order given; a second `attach` adds to the first. Nothing is replaced in the
+    They act in the order given; none at all is the baseline of a comparison, on models too that no
+    intervention can act on. A second `attach` adds to the first. Nothing is replaced in the
     model but the name of its attention function, and `Attachment.detach` restores that exactly.
 
     Args:
@@ -152,6 +153,11 @@ def attach(
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
+    if not interventions:
+        # Parts of a prompt are of concern to what others attached.
+        found = (_SEATS.get(module) for module in model.modules())
+        busy = next((one for one in found if one is not None and one.entries), None)
+        return NothingAttached() if busy is None else ModelAttachment(busy, (), ())
     host = find_host(model, processor, unknown=unknown, spans=spans is not None)
     if not host.known:
         check_edits(host)

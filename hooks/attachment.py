@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -53,3 +53,21 @@ class Attachment(ABC):
         Raises:
             TypeError: The host reads whole prompts only.
         """
+
+
+class NothingAttached(Attachment):
+    """What `attach` gives for no interventions: the baseline of a comparison, on any model."""
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def detach(self) -> None:
+        """Do nothing."""
+
+    def report(self) -> Report:
+        """Report no interventions."""
+        return Report(())
+
+    def partial_prompt(self) -> AbstractContextManager[None]:
+        """Do nothing: nobody asks which row is a prompt's last."""
+        return nullcontext()

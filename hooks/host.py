@@ -224,6 +224,24 @@ def find_host(
     )
 
 
+def find_text(model: nn.Module) -> tuple[nn.Module, frozenset[int]]:
+    """The text decoder of any model and its image token ids, also where nothing can be attached.
+
+    Returns:
+        The decoder, and the ids; none where images enter otherwise, or it isn't known how.
+
+    Raises:
+        TypeError: No text decoder.
+    """
+    top: Any = getattr(model, "config", None)
+    known = FAMILIES.get(model_type(top))
+    family = known if known is not None and not known.refuse else guess(top)
+    ids = {_field(top, name) for name in family.image_ids}
+    refused = known is not None and known.refuse
+    found = frozenset(int(i) for i in ids if i is not None and not refused)
+    return _decoder(model, family), found
+
+
 def _field(config: Any, path: str) -> Any:
     """A field of a config, or of a part of it: ``vision_config.image_token_id``."""
     for name in path.split("."):

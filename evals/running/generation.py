@@ -25,7 +25,7 @@ from regaze.evals.running.encoding import Encoded, Encoder, Refused
 from regaze.evals.running.forcing import forced
 from regaze.evals.running.prompts import Prompter, Question, margin
 from regaze.evals.running.sharing import CannotShareError, Partial
-from regaze.hooks.host import find_host
+from regaze.hooks.host import find_text
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,11 @@ class Answerer:
         self.decoding = decoding or Decoding()
         self.config = self.decoding.config(model, max_new_tokens)
         self.prompter = Prompter(processor)
-        info = find_host(model, processor)
-        self.meter = Meter(model, info.tower)
-        context = getattr(info.tower.config, "max_position_embeddings", None)
+        tower, self._image_ids = find_text(model)
+        self.meter = Meter(model, tower)
+        context = getattr(tower.config, "max_position_embeddings", None)
         pad = cast(int | None, self.config.pad_token_id)
-        self._image_ids = info.image_ids
-        self._encoder = Encoder(self.prompter, info.image_ids, context, pad or 0)
+        self._encoder = Encoder(self.prompter, self._image_ids, context, pad or 0)
         ends = self.config.eos_token_id
         self.ends = frozenset(ends if isinstance(ends, list) else [ends])
         yes, no = self.prompter.yes_no_ids()

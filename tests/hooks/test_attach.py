@@ -305,3 +305,14 @@ def test_resolved_specs_hold_every_setting() -> None:
             VHR(layers=(1, 2)),
             VAR(sink_dims=(3,), layers=(1,), tau=0.3125),
         )
+
+
+@pytest.mark.parametrize("family", ["llava", "mllama"])
+@torch.no_grad()
+def test_nothing_can_be_attached_to_any_model(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    plain = model.model(**inputs).logits
+    with attach(model.model) as run, run.partial_prompt():
+        assert torch.equal(model.model(**inputs).logits, plain)
+    assert run.report().interventions == () and run.specs == ()
