@@ -51,6 +51,11 @@ class Kept:
     ) -> None:
         self._blocks = {name: denoiser.get_submodule(name) for name in blocks(denoiser)}
         self._chain, self._batch = family.chain, batch
+        self._next = {
+            name: after
+            for name, after in zip(self._blocks, [*self._blocks][1:], strict=False)
+            if _list(name) == _list(after)
+        }
         self._forks = list(dict.fromkeys(forks))
         self._left = Counter(rows for _, rows in forks)
         self._ran: list[str] = []
@@ -66,8 +71,10 @@ class Kept:
 
     def _record(self, name: str, run: Callable[[], Any]) -> Any:
         for fork in self._forks:
-            if name in fork[0]:
-                self._before.setdefault(fork, list(self._ran))
+            if name in fork[0] and fork not in self._before:
+                self._before[fork] = list(self._ran)
+                if self._ran and (self._ran[-1], fork[1]) not in self._outputs:
+                    self.broken = "blocks run in another order than they are listed in"
         open_forks = [fork for fork in self._forks if fork not in self._before]
         output = run()
         if name in self._ran:
@@ -77,16 +84,18 @@ class Kept:
             if not _runs_over(output, self._batch):
                 self.broken = "blocks return something that doesn't run over the batch"
                 return output
-            self._drop_last(name, rows)
-            self._outputs[name, rows] = _cut(output, slice(*rows), self._batch)
+            if self._is_read(name, open_forks):
+                self._outputs[name, rows] = _cut(output, slice(*rows), self._batch)
         return output
 
-    def _drop_last(self, name: str, rows: tuple[int, int]) -> None:
-        """Forget the output before, if only the next block reads it and no branch begins there."""
-        last = self._ran[-2] if len(self._ran) > 1 else None
-        needed = {before[-1] for before in self._before.values() if before}
-        if self._chain and last is not None and last not in needed and _list(last) == _list(name):
-            self._outputs.pop((last, rows), None)
+    def _is_read(self, name: str, forks: Sequence[Fork]) -> bool:
+        """Whether a branch may read what a block returned.
+
+        In a chain a block reads the one before it alone: of those that a branch skips only the last
+        one of a list counts, and the one before its first edited block.
+        """
+        after = self._next.get(name)
+        return not self._chain or after is None or any(after in fork[0] for fork in forks)
 
     def skips(self, fork: Fork) -> frozenset[str]:
         """The blocks that a branch doesn't run."""
