@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
 from regaze.hooks import Branch, Edit, attach
+from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.interventions import PAI
 from regaze.interventions.lvlm.pai import contrast
@@ -181,40 +182,43 @@ def test_another_picture_in_the_second_run(family: str) -> None:
     assert got == want[:, inputs["input_ids"].shape[1] :].tolist()
 
 
-def test_another_instruction_and_edits_of_its_own() -> None:
+def _longer(model: Tiny, ids: Tensor) -> Tensor:
+    words = model.processor.tokenizer("you are confused.", add_special_tokens=False).input_ids
+    return torch.cat([ids[:, :1], torch.tensor([words]), ids[:, 1:]], 1)
+
+
+def _moved(model: Tiny, ids: Tensor) -> Tensor:
+    """As long, with the image one column further to the left."""
+    return torch.cat([ids[:, :1], ids[:, 2:], ids[:, 1:2]], 1)
+
+
+@pytest.mark.parametrize("change", [_longer, _moved])
+def test_another_instruction_and_edits_of_its_own(change: Any) -> None:
     model = tiny("llava")
     inputs = ask(model, ROWS[0])
     plain = copy.deepcopy(model.model)
-    words = model.processor.tokenizer("you are confused.", add_special_tokens=False).input_ids
-    longer = torch.cat(
-        [inputs["input_ids"][:, :1], torch.tensor([words]), inputs["input_ids"][:, 1:]], 1
-    )
-    host_edit = PAI(-0.5, layers=(1, 2))
+    other = change(model, inputs["input_ids"])
+    own = PAI(-0.5, layers=(1, 2))
 
     def inputs_of(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
-        return {**given, "input_ids": longer, "attention_mask": torch.ones_like(longer)}
+        return {**given, "input_ids": other, "attention_mask": torch.ones_like(other)}
 
     def second(ids: Tensor) -> Tensor:
-        whole = torch.cat([longer, ids[:, inputs["input_ids"].shape[1] :]], 1)
-        with attach(plain, host_edit), torch.no_grad():
-            cache, step = DynamicCache(config=plain.config.get_text_config()), longer.shape[1]
-            out = plain(
-                input_ids=longer, pixel_values=inputs["pixel_values"], past_key_values=cache
-            )
-            for column in range(step, whole.shape[1]):
+        whole = torch.cat([other, ids[:, inputs["input_ids"].shape[1] :]], 1)
+        with attach(plain, own), torch.no_grad():
+            cache = DynamicCache(config=plain.config.get_text_config())
+            given = {"input_ids": other, "pixel_values": inputs["pixel_values"]}
+            out = plain(**given, past_key_values=cache)
+            for column in range(other.shape[1], whole.shape[1]):
                 out = plain(input_ids=whole[:, column : column + 1], past_key_values=cache)
         return out.logits[:, -1]  # type: ignore[no-any-return]
 
-    from regaze.hooks.host import find_host
-
     host = find_host(model.model, model.processor)
-    branch = Branch(inputs_of, twice, edits=(host_edit.resolve(host).bind(host),))
+    branch = Branch(inputs_of, twice, edits=(own.resolve(host).bind(host),))
     got = say(model, inputs, Told(Seconds(branch)))
+    settings = {"max_new_tokens": 7, "do_sample": False}
     want = model.model.generate(
-        **inputs,
-        max_new_tokens=7,
-        do_sample=False,
-        logits_processor=reference(model, second, twice),
+        **inputs, **settings, logits_processor=reference(model, second, twice)
     )
     assert got == want[:, inputs["input_ids"].shape[1] :].tolist()
 
@@ -244,6 +248,15 @@ def test_a_copy_of_a_cache_has_a_second_run_of_its_own() -> None:
         assert torch.equal(steps(cache, 40, 41), other)
         cache.crop(-2)
         assert torch.equal(steps(cache, 30, 31), one)
+        # In turns: neither may see the other's tokens.
+        cache = model.model(**inputs, use_cache=True).past_key_values
+        kept = copy.deepcopy(cache)
+        turns = [
+            steps(one_of, t) for t, one_of in ((30, cache), (40, kept), (31, cache), (41, kept))
+        ]
+        assert torch.equal(torch.cat(turns[::2]), one) and torch.equal(
+            torch.cat(turns[1::2]), other
+        )
 
 
 def test_threads_have_second_runs_of_their_own() -> None:
@@ -305,6 +318,33 @@ def test_a_pass_outside_of_generate(use_cache: bool) -> None:
     assert torch.equal(got[:, :-1], edited[:, :-1])
     want = contrast(edited[:, -1], other, GAMMA)
     torch.testing.assert_close(got[:, -1], want, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_without_an_image_keep_their_scores() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0], (SHORT, []))
+    plain = model.model(**inputs).logits[1, -1]
+    with attach(model.model, SPEC):
+        got = model.model(**inputs).logits[:, -1]
+    torch.testing.assert_close(got[1], plain, rtol=0, atol=1e-5)
+    assert not got[0].isfinite().all()
+
+
+@torch.no_grad()
+def test_what_a_model_remembers_of_positions_is_the_main_run_s() -> None:
+    model = tiny("qwen2_5_vl")
+    inputs, larger = ask(model, (SHORT, [0])), ask(model, (SHORT, [2]))
+    assert inputs["image_grid_thw"].tolist() != larger["image_grid_thw"].tolist()
+    owner: Any = model.model.model
+    model.model(**inputs)
+    deltas = owner.rope_deltas
+    branch = Branch(lambda given, _: dict(larger), twice)
+    with attach(model.model, Told(Seconds(branch))):
+        model.model(**inputs)
+    assert torch.equal(owner.rope_deltas, deltas)
+    model.model(**larger)
+    assert not torch.equal(owner.rope_deltas, deltas)
 
 
 def test_a_prompt_in_parts_raises() -> None:
