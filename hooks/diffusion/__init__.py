@@ -3,7 +3,8 @@
 from regaze.hooks.diffusion.attach import DenoiserAttachment
 from regaze.hooks.diffusion.call import Call, Samples
 from regaze.hooks.diffusion.capture import Seen, capture
-from regaze.hooks.diffusion.descent import Descend, Descent, Objective
+from regaze.hooks.diffusion.descent import Descend, Objective
+from regaze.hooks.diffusion.gradients import Descent
 from regaze.hooks.diffusion.host import Host, sites
 from regaze.hooks.diffusion.latents import LatentEdit
 from regaze.hooks.diffusion.literal import AttendForm, GuidanceForm

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Layout, Site
-
-if TYPE_CHECKING:
-    from regaze.hooks.diffusion.passes import Pass
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ only up to the last layer whose map the loss needs:
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,30 +17,19 @@ from typing import Any
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.gradients import check_gradients, descended, differentiable, measure
+from regaze.hooks.diffusion.gradients import (
+    Descent,
+    check_gradients,
+    descended,
+    differentiable,
+    measure,
+)
 from regaze.hooks.diffusion.latents import LatentEdit
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.text_maps import Reader
 from regaze.hooks.diffusion.works import Run, Work
-
-
-@dataclass(frozen=True)
-class Descent:
-    """What a step does.
-
-    Attributes:
-        size: Factor of the gradient.
-        target: Samples with a larger loss are first moved until it is at most this.
-        limit: How often at most.
-        update: Whether all are moved once more then.
-    """
-
-    size: float
-    target: float = math.inf
-    limit: int = 0
-    update: bool = True
 
 
 class Objective(ABC):

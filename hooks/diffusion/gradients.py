@@ -7,9 +7,11 @@ multiplied by a power of two, as large as its gradients can bear.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +22,25 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text_maps import Enough, Reader
 from regaze.hooks.locks import BriefLock
 
-if TYPE_CHECKING:
-    from regaze.hooks.diffusion.descent import Descent
-
 # Powers of two for a float16 model's loss, until no gradient overflows.
 _HALF_SCALES = (16, 12, 8, 4, 0)
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What a step does.
+
+    Attributes:
+        size: Factor of the gradient.
+        target: Samples with a larger loss are first moved until it is at most this.
+        limit: How often at most.
+        update: Whether all are moved once more then.
+    """
+
+    size: float
+    target: float = math.inf
+    limit: int = 0
+    update: bool = True
 
 
 def check_gradients(denoiser: Any) -> None:

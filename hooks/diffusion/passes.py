@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -13,12 +13,37 @@ from regaze.hooks.diffusion.rows import Rows
 from regaze.hooks.diffusion.running import Running, progress_of, timestep_of
 from regaze.hooks.diffusion.sites import Layout, Site
 
-if TYPE_CHECKING:
-    from regaze.hooks.diffusion.call import Call
-    from regaze.hooks.diffusion.latents import Step
-
-Editors = Mapping[Site, Sequence["Callable[[Call], Tensor]"]]
+Editors = Mapping[Site, Sequence[Callable[..., Tensor]]]
 """By site, what makes the head outputs of its calls, one after the other."""
+
+
+class StepLatents(Protocol):
+    """A pipeline's latents in one step, for works that move them.
+
+    Attributes:
+        open: Whether they may still be moved.
+        sample: What the denoiser is called with instead, once they were; None before.
+        index: The step.
+        steps: How many there are.
+    """
+
+    open: bool
+    sample: Any
+    index: int
+    steps: int
+
+    @property
+    def source(self) -> Any:
+        """Where they go into the denoiser's call: `regaze.hooks.diffusion.latents.Source`."""
+
+    def current(self) -> Tensor:
+        """The latents as they are now."""
+
+    def put(self, latents: Tensor) -> None:
+        """Put others in their place."""
+
+    def finish(self) -> None:
+        """Hand them on to the scheduler."""
 
 
 def ended(call: dict[str, Any], editors: Editors) -> Any:
@@ -51,7 +76,7 @@ class Pass:
     running: Running | None
     compiled: bool = False
     forward: Callable[[dict[str, Any], Editors], Any] = field(default=ended, repr=False)
-    latents: Step | None = None
+    latents: StepLatents | None = None
     main: Pass | None = None
 
     @property

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import check_number
-from regaze.hooks.diffusion.descent import Descent
+from regaze.hooks.diffusion.gradients import Descent
 from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import register
 from regaze.interventions.diffusion.concept_maps import Columns, excite_loss

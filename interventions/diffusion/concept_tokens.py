@@ -3,18 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from regaze.hooks.diffusion.text import Part
 from regaze.hooks.diffusion.works import Run
 from regaze.interventions.diffusion.concept_maps import Columns
 from regaze.interventions.diffusion.nouns import noun_spans
 
-if TYPE_CHECKING:
-    from regaze.interventions.diffusion.concepts import ConceptUpdate
+
+class Concepts(Protocol):
+    """The settings that say which tokens are concepts; see `ConceptUpdate`."""
+
+    @property
+    def name(self) -> str:
+        """The method's name, for messages."""
+
+    @property
+    def tokens(self) -> Any:
+        """The concepts."""
+
+    @property
+    def per_prompt(self) -> bool:
+        """Whether there is a list for each prompt."""
+
+    @property
+    def absent(self) -> str:
+        """What happens if a prompt lacks a word."""
+
+    @property
+    def encoder(self) -> str:
+        """Whose columns are read."""
+
+    @property
+    def cut(self) -> str | None:
+        """Where the tokens end."""
 
 
-def columns_of(spec: ConceptUpdate, run: Run) -> list[Columns]:
+def columns_of(spec: Concepts, run: Run) -> list[Columns]:
     """Each sample's columns.
 
     Raises:
@@ -34,7 +59,7 @@ def columns_of(spec: ConceptUpdate, run: Run) -> list[Columns]:
     return [_columns(spec, parts, sample, lists[sample // each]) for sample in range(run.samples)]
 
 
-def _columns(spec: ConceptUpdate, parts: Sequence[Part], sample: int, wanted: Any) -> Columns:
+def _columns(spec: Concepts, parts: Sequence[Part], sample: int, wanted: Any) -> Columns:
     inner = [column for part in parts for column in _inner(spec, part, sample)]
     place = {column: i for i, column in enumerate(inner)}
     concepts: list[tuple[int, ...]] = []
@@ -49,7 +74,7 @@ def _columns(spec: ConceptUpdate, parts: Sequence[Part], sample: int, wanted: An
     return Columns(tuple(inner), tuple(concepts))
 
 
-def _inner(spec: ConceptUpdate, part: Part, sample: int) -> range:
+def _inner(spec: Concepts, part: Part, sample: int) -> range:
     """The columns of a part that compete for attention."""
     clip = part.encoder == "clip"
     first = part.columns.start + clip
@@ -64,9 +89,7 @@ def _inner(spec: ConceptUpdate, part: Part, sample: int) -> range:
     return range(first, part.columns.start + part.prompts[sample].end)
 
 
-def _concepts(
-    spec: ConceptUpdate, parts: Sequence[Part], sample: int, wanted: Any
-) -> list[list[int]]:
+def _concepts(spec: Concepts, parts: Sequence[Part], sample: int, wanted: Any) -> list[list[int]]:
     """The columns of each concept of a sample."""
     if wanted == "auto":
         return _occurrences(spec, parts, sample, None)
@@ -85,7 +108,7 @@ def _concepts(
 
 
 def _occurrences(
-    spec: ConceptUpdate, parts: Sequence[Part], sample: int, words: str | None
+    spec: Concepts, parts: Sequence[Part], sample: int, words: str | None
 ) -> list[list[int]]:
     """The columns, in all parts, of every occurrence of some words; of every noun for None."""
     each = []

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import check_choice, check_number
-from regaze.hooks.diffusion.descent import Descend, Descent, Objective
+from regaze.hooks.diffusion.descent import Descend, Objective
+from regaze.hooks.diffusion.gradients import Descent
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
