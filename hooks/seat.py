@@ -19,6 +19,7 @@ from regaze.hooks.cache_rows import CacheRows
 from regaze.hooks.callers import Generating, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
+from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
@@ -162,6 +163,7 @@ class Seat(Stack):
     # -- around one forward pass ----------------------------------------------------------------
 
     @torch.compiler.disable
+    @sees_keywords
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self._model():
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
@@ -174,12 +176,14 @@ class Seat(Stack):
             self._here.outer, self._here.embedded = (None, {}), (None, None)
 
     @torch.compiler.disable
+    @sees_keywords
     def _embed(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tower: Any = self.tower()
         ids = args[0] if args else kwargs.get("input")
         if tower is not None and isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
             self._here.embedded = self.reader.callers.around(), ids
 
+    @sees_keywords
     def _ask(self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self._scores is not None:
             self._scores.enter(scorer, args, kwargs)
@@ -218,12 +222,14 @@ class Seat(Stack):
             put_prompt(running.cache, self, replace(prompt, rows=rows.rows if rows else None))
 
     @torch.compiler.disable
+    @sees_keywords
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running, layer = self._here.running, self._layers.get(module)
         if running is not None and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable
+    @sees_keywords
     def _divide(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -234,6 +240,7 @@ class Seat(Stack):
         return running.apart[layer].prompt()
 
     @torch.compiler.disable
+    @sees_keywords
     def _join(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
@@ -242,6 +249,7 @@ class Seat(Stack):
         return output if apart is None else apart.join(layer, output)
 
     @torch.compiler.disable
+    @sees_keywords
     def _begin(
         self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

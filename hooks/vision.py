@@ -16,6 +16,7 @@ from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
+from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.pictures import Eye, VisionPass, read_pictures
 from regaze.hooks.rows import RowJob, Working, overwrite
 from regaze.hooks.stack import LayerEntry, Stack
@@ -62,6 +63,7 @@ class VisionSeat(Stack):
             )
 
     @torch.compiler.disable
+    @sees_keywords
     def _begin(self, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if tower is not self.tower():
             return

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.host import Host, find_host
+from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.stack import paused
 
 DEFAULT_TAU = 20 / 4096**0.5
@@ -128,6 +129,7 @@ def _search(host: Host, tau: float) -> SinkProfile:
     first: list[list[Tensor]] = []
     here = threading.get_ident()
 
+    @sees_keywords
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != here:  # Another thread may run the model meanwhile.
             return

@@ -16,6 +16,7 @@ from threads import together
 from tiny import Tiny, tiny
 
 from regaze.hooks import attach
+from regaze.hooks.host import find_host
 from regaze.interventions import PAI, VAR
 from regaze.interventions.lvlm.sinks import discover_sinks
 
@@ -118,6 +119,44 @@ def test_looking_for_sinks_pauses_no_other_thread() -> None:
         )
     assert got[0] == want
     assert [one for one in got if isinstance(one, Exception)] == []
+
+
+@torch.no_grad()
+def test_a_pass_that_begins_while_another_thread_detaches_is_a_plain_one() -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    want = model.model(**inputs).logits
+    run = attach(model.model, PAI(0.5, layers=(0, 1, 2)))
+    tower: Any = find_host(model.model).tower
+    # torch has listed the hooks by now, and calls those that are gone without keyword arguments.
+    tower.register_forward_pre_hook(lambda *_: run.detach(), prepend=True)
+    assert torch.equal(model.model(**inputs).logits, want)
+
+
+@torch.no_grad()
+def test_a_look_for_sinks_that_ends_within_a_pass_leaves_that_pass_alone() -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    want = model.model(**inputs).logits
+    tower: Any = find_host(model.model).tower
+    looker = threading.Thread(target=discover_sinks, args=(model.model,), kwargs={"tau": 0.21})
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: Any) -> None:
+        if threading.current_thread() is looker:
+            inside.set()
+            go_on.wait()
+
+    def let_it_end(*_: Any) -> None:
+        if threading.current_thread() is not looker:
+            go_on.set()
+            looker.join()
+
+    tower.get_input_embeddings().register_forward_pre_hook(hold)
+    tower.layers[2].register_forward_pre_hook(let_it_end, prepend=True)
+    looker.start()
+    inside.wait()
+    assert torch.equal(model.model(**inputs).logits, want)
 
 
 def test_pausing_restores_what_was() -> None:
