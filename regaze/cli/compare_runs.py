@@ -12,7 +12,7 @@ from regaze.cli import common
 from regaze.cli.common import Json, Markdown
 from regaze.cli.studies import Profile, exit_if_silent, print_scores
 from regaze.evals import compare_runs as runs_apart
-from regaze.evals.study import as_json
+from regaze.evals.scoring.scored import as_json
 
 
 def compare_runs(

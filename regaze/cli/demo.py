@@ -16,8 +16,9 @@ from regaze.evals.benchmarks.registry import Source
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.records import ConfigMismatchError
-from regaze.evals.study import prepare, write_scores
+from regaze.evals.runs.store import ConfigMismatchError
+from regaze.evals.scoring.scored import write_scores
+from regaze.evals.study import prepare
 
 # VHR's layers were chosen on validation scenes, see the sandbox model's card.
 _DEMO = ("none", "var", "vhr:layers=[2,3]", "pai", "vaf")

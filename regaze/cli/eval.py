@@ -34,7 +34,8 @@ from regaze.evals.reports.report import REPORT, write_report
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.distributed import join
-from regaze.evals.study import prepare, write_scores
+from regaze.evals.scoring.scored import write_scores
+from regaze.evals.study import prepare
 
 _SEEDS = 3
 

@@ -26,16 +26,17 @@ from regaze.cli.pipelines import (
     read_seeds,
     spread,
 )
-from regaze.evals.pictures import comparison, scorers, study
-from regaze.evals.pictures.runner import run
+from regaze.evals.pictures import comparison, scorers
 from regaze.evals.pictures.scorers.sets import FEW, SetScore
+from regaze.evals.pictures.stored import PictureSource
+from regaze.evals.pictures.study import run_images
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
 from regaze.evals.runs.distributed import join
 from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.scoring.compare import to_json
-from regaze.evals.study import as_json as scores_as_json
+from regaze.evals.scoring.scored import as_json as scores_as_json
 
 
 @spread
@@ -70,36 +71,33 @@ def images(
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
-    plan = study.Plan(
+    painted = PictureSource(
         tuple(asked),
         tuple(read_seeds(seeds)),
         tuple(one.label for one in single),
         str(references.resolve()) if references else None,
     )
-    task = plan.task
-    if len({item.cluster for item in task.items}) < 2:
+    if len({item.cluster for item in painted.task.items}) < 2:
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
     loaded = source.load()
     with bars(shown=world.first) as follow:
-        result = run(
-            task,
+        done = run_images(
+            painted,
             loaded,
             conditions,
             {**loaded.arguments, **given},
             out=folder,
+            sets=[one for one in chosen if isinstance(one, scorers.SetScorer)],
+            device=source.scoring_device,
+            follow=follow,
             batch_size=call.batch_size,
-            source=plan.to_dict(),
-            progress=follow(loaded.name),
             world=world,
         )
-        if not world.first:
-            return
-        samples = study.draw_samples(result)
-        finished = study.score(folder, device=source.scoring_device, progress=follow("scores"))
-        sets = [one for one in chosen if isinstance(one, scorers.SetScorer)]
-        of_sets = study.score_sets(sets, result, device=source.scoring_device) if sets else {}
+    if done is None:
+        return
+    finished, of_sets = done.scored, done.sets
     write_report(folder / REPORT, [finished])
     if as_json:
         typer.echo(json.dumps({**scores_as_json(finished.scores), "sets": to_json(of_sets)}))
@@ -108,8 +106,8 @@ def images(
         if of_sets:
             out.print(_sets_table(of_sets))
         out.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False)
-        if samples:
-            out.print(f"Samples: {samples}", soft_wrap=True, highlight=False)
+        if done.samples:
+            out.print(f"Samples: {done.samples}", soft_wrap=True, highlight=False)
     if silent := finished.scores[0].silent:
         fail(f"never fired, so not reported: {', '.join(silent)}", 1)
 

@@ -14,37 +14,38 @@ from regaze.cli.pipelines import With
 from regaze.evals.clips.consistency import FrameConsistency
 from regaze.evals.clips.runner import FLOWS
 from regaze.evals.clips.study import run_video
-from regaze.evals.clips.task import PROMPTS, Plan
+from regaze.evals.clips.task import PROMPTS, ClipSource
 from regaze.evals.pictures import comparison
 from regaze.evals.pictures.scorers import Scorer, parse
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.runs.distributed import join
 from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.video import controlnet_path
 from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
-from regaze.evals.study import as_json as scores_as_json
+from regaze.evals.scoring.scored import as_json as scores_as_json
 
 
 def video(
     with_: With = None,
     split: Annotated[
         str, typer.Option(help="Choose settings on validation, report test.")
-    ] = Plan.split,
-    clips: Annotated[int, typer.Option(min=2, help="The first so many.")] = Plan.count,
+    ] = ClipSource.split,
+    clips: Annotated[int, typer.Option(min=2, help="The first so many.")] = ClipSource.count,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompts", help=f"{' or '.join(PROMPTS)}. Repeatable; default: both."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Of a clip.")] = Plan.frames,
+    frames: Annotated[int, typer.Option(min=2, help="Of a clip.")] = ClipSource.frames,
     grain: Annotated[
         float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
-    ] = Plan.grain,
+    ] = ClipSource.grain,
     flow: Annotated[
         str, typer.Option(help=f"{' or '.join(FLOWS)}: the clip's, or what a spec itself names.")
     ] = FLOWS[0],
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the first clip's noise.")] = Plan.seed,
+    seed: Annotated[int, typer.Option(help="Of the first clip's noise.")] = ClipSource.seed,
     controlnet: Annotated[
         Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
     ] = None,
@@ -66,20 +67,24 @@ def video(
     """Paint clips whose motion is known under several conditions, and measure them."""
     torch.set_num_threads(threads)
     conditions = list(comparison.parse(with_ or ["none"]).values())
-    plan = Plan(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
+    source = ClipSource(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
     scorers = [_scorer(text) for text in scores or ()]
-    with bars() as follow:
+    world = join()
+    with bars(shown=world.first) as follow:
         scored = run_video(
             load_pipeline(controlnet),
             conditions,
-            plan,
+            source,
             out=folder,
             identity=identity(controlnet),
             arguments={"num_inference_steps": steps, "guidance_scale": guidance},
             flow=flow,
             scorers=scorers,
             progress=follow((controlnet or controlnet_path()).name),
+            world=world,
         )
+    if scored is None:
+        return
     write_report(folder / REPORT, [scored])
     if as_json:
         typer.echo(json.dumps(scores_as_json(scored.scores)))

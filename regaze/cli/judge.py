@@ -12,7 +12,7 @@ from regaze.cli import common
 from regaze.cli.common import Json
 from regaze.evals.judging import VERDICTS, export_answers, score_verdicts
 from regaze.evals.reports import tables
-from regaze.evals.study import as_json
+from regaze.evals.scoring.scored import as_json
 
 judge = typer.Typer(
     no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."

@@ -9,7 +9,7 @@ import typer
 
 from regaze.cli.common import Json, Markdown
 from regaze.cli.studies import Profile, all_scores, exit_if_silent, print_scores
-from regaze.evals.study import reopen
+from regaze.evals.reopening import reopen
 
 
 def show(

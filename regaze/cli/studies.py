@@ -19,8 +19,9 @@ from regaze.evals.reports.markdown import markdown
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import bars
+from regaze.evals.scoring.scored import Scored, as_json
 from regaze.evals.scoring.scores import TaskScores
-from regaze.evals.study import Job, Scored, as_json, study
+from regaze.evals.study import Job, study
 
 Profile = Annotated[
     list[str] | None, typer.Option(help="Scoring rules, e.g. official or opera. Repeatable.")
