@@ -6,6 +6,7 @@ Every condition paints the same clips, all frames of a clip as one batch from th
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -111,9 +112,11 @@ class ClipPainting:
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, but for a flow of each clip."""
         refuse_images(condition)
-        given = self._given_flow(condition.specs, self.items[0])
-        with attach(self.pipeline, *given) as attached:
-            found = [cast(Intervention, spec) for spec in attached.specs]
+        # Nothing is written to the run's directory before it is locked.
+        with tempfile.TemporaryDirectory() as folder:
+            given = self._given_flow(condition.specs, self.items[0], Path(folder))
+            with attach(self.pipeline, *given) as attached:
+                found = [cast(Intervention, spec) for spec in attached.specs]
         return tuple(
             _with_flow(spec, None) if own is not before else spec
             for spec, own, before in zip(found, given, condition.specs, strict=True)
@@ -146,7 +149,8 @@ class ClipPainting:
             (item,) = batch
             truth = self.task.clip(item)
             prompt, noise_seed = self.task.prompt(item), self.task.noise_seed(item)
-            with attach(self.pipeline, *self._given_flow(plan.specs, item)) as attached:
+            given = self._given_flow(plan.specs, item, self.task.out / _FLOWS)
+            with attach(self.pipeline, *given) as attached:
                 try:
                     frames = paint_clip(
                         self.pipeline, truth.normals, prompt, noise_seed, **self.arguments
@@ -169,9 +173,11 @@ class ClipPainting:
 
         yield do
 
-    def _given_flow(self, specs: Sequence[Intervention], item: Item) -> list[Intervention]:
+    def _given_flow(
+        self, specs: Sequence[Intervention], item: Item, folder: Path
+    ) -> list[Intervention]:
         """The specs; those that take a flow and have none get the clip's, where it's exact."""
-        path = self.task.out / _FLOWS / f"{item.target}.npz"
+        path = folder / f"{item.target}.npz"
         given = []
         for spec in specs:
             if self.flow == "exact" and getattr(spec, _FIELD, "") is None:
