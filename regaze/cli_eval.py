@@ -26,17 +26,17 @@ from regaze.cli_common import (
 from regaze.cli_verify import certified
 from regaze.evals import compare_runs as runs_apart
 from regaze.evals import sandbox
+from regaze.evals.asking.decoding import Decoding
+from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.registry import BENCHMARKS, TEST_SPLITS, Source, find
-from regaze.evals.progress import bars
 from regaze.evals.reports import tables
 from regaze.evals.reports.markdown import markdown
 from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.controls import with_controls
-from regaze.evals.running.decoding import Decoding
-from regaze.evals.running.distributed import World, join
-from regaze.evals.running.models import Loaded
-from regaze.evals.running.records import ConfigMismatchError
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.controls import with_controls
+from regaze.evals.runs.distributed import World, join
+from regaze.evals.runs.progress import bars
+from regaze.evals.runs.records import ConfigMismatchError
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.study import Job, Scored, as_json, prepare, reopen, study, write_scores
 

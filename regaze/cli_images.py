@@ -24,16 +24,16 @@ from regaze.cli_pipelines import (
     read_seeds,
     spread,
 )
-from regaze.evals.images import comparison, head_hunter, prompts, scorers, study
-from regaze.evals.images.heat import save_heat
-from regaze.evals.images.prompts import Prompt
-from regaze.evals.images.render import Shot
-from regaze.evals.images.runner import run
-from regaze.evals.images.scorers.sets import FEW, SetScore
-from regaze.evals.progress import bars
+from regaze.evals.pictures import comparison, head_hunter, prompts, scorers, study
+from regaze.evals.pictures.heat import save_heat
+from regaze.evals.pictures.prompts import Prompt
+from regaze.evals.pictures.render import Shot
+from regaze.evals.pictures.runner import run
+from regaze.evals.pictures.scorers.sets import FEW, SetScore
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.running.distributed import join
+from regaze.evals.runs.distributed import join
+from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
 from regaze.evals.scoring.compare import to_json

@@ -23,9 +23,9 @@ from regaze.cli_pipelines import (
     read_seeds,
     spread,
 )
-from regaze.evals.images import comparison, grid
-from regaze.evals.images.render import Shot
-from regaze.evals.progress import bars
+from regaze.evals.pictures import comparison, grid
+from regaze.evals.pictures.render import Shot
+from regaze.evals.runs.progress import bars
 from regaze.hooks.diffusion import native_grid
 from regaze.hooks.diffusion import sites as find_sites
 from regaze.hooks.diffusion.host import find_denoisers

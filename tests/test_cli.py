@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from regaze import cli, cli_eval
 from regaze.evals import sandbox
-from regaze.evals.running import records
+from regaze.evals.runs import records
 from regaze.interventions import names
 
 

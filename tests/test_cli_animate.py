@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from regaze import cli_animate
 from regaze.cli_common import Commands
-from regaze.evals.images import grid
+from regaze.evals.pictures import grid
 from regaze.evals.sandbox.video.world import clip
 
 CLIP = clip("validation", 1, frames=3)

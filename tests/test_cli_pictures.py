@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from regaze import cli_images, cli_pictures
 from regaze.cli_common import Commands
 from regaze.cli_pipelines import spread
-from regaze.evals.images import grid
+from regaze.evals.pictures import grid
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
