@@ -1,6 +1,6 @@
 """The methods: one frozen dataclass each, in the sense of its paper."""
 
-from regaze.interventions.base import Intervention, from_dict, get, names, parse, register
+from regaze.interventions.base import Intervention, Preset, from_dict, get, names, parse, register
 from regaze.interventions.diffusion.a_star import AStar
 from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite
 from regaze.interventions.diffusion.flow_warp import FlowWarp
@@ -28,6 +28,7 @@ __all__ = [
     "Closer",
     "FlowWarp",
     "Intervention",
+    "Preset",
     "SinkProfile",
     "SoftPAG",
     "discover_sinks",

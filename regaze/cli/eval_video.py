@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 import typer
 
-from regaze.cli_common import Json, fail, out
-from regaze.cli_pipelines import With
+from regaze.cli.common import Json, fail, out
+from regaze.cli.pipelines import With
 from regaze.evals.clips.consistency import FrameConsistency
 from regaze.evals.clips.runner import FLOWS
 from regaze.evals.clips.study import run_video

@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from regaze.cli_common import Json, fail, out
-from regaze.cli_pipelines import Call, Source, With, spread
+from regaze.cli.common import Json, fail, out
+from regaze.cli.pipelines import Call, Source, With, spread
 from regaze.evals.clips import animation
 from regaze.evals.pictures import comparison, grid
 from regaze.evals.pictures.pipelines import LoadedPipeline
