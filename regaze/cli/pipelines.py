@@ -20,8 +20,11 @@ from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
+from regaze.hooks.checks import shown
 
 _PANEL = "Pipeline"
+_MOST = 1_000_000
+"""Seeds of a prompt: more is a slip of the keyboard, and a list that fills the memory."""
 
 PromptText = Annotated[
     list[str] | None, typer.Option("--prompt", "-p", help="What to paint. Repeatable.")
@@ -124,7 +127,8 @@ class Call:
             ValueError: A size or another argument has the wrong form.
         """
         width, by, height = (self.size or "").lower().partition("x")
-        if self.size and not (by and width.isdigit() and height.isdigit()):
+        sides = width.isdecimal() and height.isdecimal() and max(len(width), len(height)) < 7
+        if self.size is not None and not (by and sides):
             raise ValueError(f"--size {self.size!r}: expected WIDTHxHEIGHT in pixels, e.g. 768x512")
         found: dict[str, Any] = {
             "num_inference_steps": self.steps,
@@ -194,9 +198,11 @@ def read_seeds(text: str) -> list[int]:
     """
     try:
         numbers = [int(part) for part in text.split(",")]
+        if "," not in text and numbers[0] > _MOST:
+            raise ValueError(f"more than {_MOST}")
     except ValueError as error:
         raise ValueError(
-            f"--seeds {text!r}: give a number of seeds, or seeds such as 3,14"
+            f"--seeds {shown(text)}: give a number of seeds up to {_MOST}, or seeds such as 3,14"
         ) from error
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
