@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from regaze.hooks.capture import capture as capture
     from regaze.hooks.edits import Branch as Branch
     from regaze.hooks.edits import Edit as Edit
+    from regaze.hooks.handover import Handover as Handover
     from regaze.hooks.host import Host as Host
     from regaze.hooks.literal import HeadForm as HeadForm
     from regaze.hooks.literal import Map as Map

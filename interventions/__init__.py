@@ -6,6 +6,7 @@ from regaze.hooks.lazy import lazy
 
 if TYPE_CHECKING:
     from regaze.interventions.base import Intervention as Intervention
+    from regaze.interventions.base import Preset as Preset
     from regaze.interventions.base import from_dict as from_dict
     from regaze.interventions.base import get as get
     from regaze.interventions.base import names as names
