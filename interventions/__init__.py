@@ -11,6 +11,15 @@ from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
+from regaze.interventions.lvlm.tools import (
+    ColumnScale,
+    HeadAblate,
+    HeadScale,
+    LogitBias,
+    Patch,
+    Steer,
+    head_outputs,
+)
 from regaze.interventions.lvlm.vaf import VAF
 from regaze.interventions.lvlm.var import VAR
 from regaze.interventions.lvlm.vhr import VHR
@@ -26,13 +35,20 @@ __all__ = [
     "AStar",
     "AttendAndExcite",
     "Closer",
+    "ColumnScale",
     "FlowWarp",
+    "HeadAblate",
+    "HeadScale",
     "Intervention",
+    "LogitBias",
+    "Patch",
     "SinkProfile",
     "SoftPAG",
+    "Steer",
     "discover_sinks",
     "from_dict",
     "get",
+    "head_outputs",
     "look_closer",
     "names",
     "parse",
