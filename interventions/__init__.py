@@ -1,6 +1,6 @@
 """The methods: one frozen dataclass each, in the sense of its paper."""
 
-from regaze.interventions.base import Intervention, from_dict, get, names, parse, register
+from regaze.interventions.base import Intervention, Preset, from_dict, get, names, parse, register
 from regaze.interventions.diffusion.a_star import AStar
 from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite
 from regaze.interventions.diffusion.flow_warp import FlowWarp
@@ -42,6 +42,7 @@ __all__ = [
     "Intervention",
     "LogitBias",
     "Patch",
+    "Preset",
     "SinkProfile",
     "SoftPAG",
     "Steer",
