@@ -3,6 +3,7 @@
 from regaze.hooks.attach import Attachment, attach
 from regaze.hooks.capture import Capture, VisionCapture, capture
 from regaze.hooks.edits import Branch, Edit
+from regaze.hooks.handover import Handover
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm, Map, MapForm
 from regaze.hooks.passes import Columns, Pass, Picture
@@ -15,6 +16,7 @@ __all__ = [
     "Capture",
     "Columns",
     "Edit",
+    "Handover",
     "HeadForm",
     "Host",
     "Kind",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -159,6 +159,18 @@ class Edit:
     def idle(self) -> bool:
         """Whether it is a no-op by its settings."""
         return not self.layers and not self.scores
+
+
+def as_works(bound: Edit | Sequence[Edit], label: str) -> tuple[Edit, ...]:
+    """What a spec's ``bind`` gave: one work, or several that act together.
+
+    Raises:
+        TypeError: It gave something else, or nothing.
+    """
+    works = tuple(bound) if isinstance(bound, (tuple, list)) else (bound,)
+    if not works or not all(isinstance(work, Edit) for work in works):
+        raise TypeError(f"{label}: bind must give an Edit or a tuple of Edits, got {bound!r}")
+    return works
 
 
 def overrides(edit: Edit, method: str) -> bool:
