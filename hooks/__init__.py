@@ -5,7 +5,7 @@ from regaze.hooks.capture import Capture, VisionCapture, capture
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.handover import Handover
 from regaze.hooks.host import Host
-from regaze.hooks.literal import HeadForm, Map, MapForm
+from regaze.hooks.literal import HeadForm, Map, MapForm, OutputForm
 from regaze.hooks.passes import Columns, Pass, Picture
 from regaze.hooks.report import Report
 from regaze.hooks.tokens import Kind, TokenMap
@@ -22,6 +22,7 @@ __all__ = [
     "Kind",
     "Map",
     "MapForm",
+    "OutputForm",
     "Pass",
     "Picture",
     "Report",

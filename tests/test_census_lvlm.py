@@ -36,8 +36,6 @@ def spec_for(host: Host, method: Method) -> Intervention:
     changes: dict[str, Any] = {"layers": layers}
     if method.name == "var":
         changes["sink_dims"] = tuple(range(6))
-    if hasattr(method.acts, "heads") and isinstance(method.acts.heads, tuple):
-        changes["heads"] = "all"
     return dataclasses.replace(method.acts, **changes)
 
 

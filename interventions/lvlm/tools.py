@@ -50,12 +50,19 @@ class Tool(Intervention):
     layers: tuple[int, ...] | None = None
     rows: Literal["text", "last"] = "text"
 
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The heads that are named."""
+        return self.heads if isinstance(self.heads, tuple) else ()
+
     def check(self) -> None:
         """Check the fields' domains."""
         check_choice(self.name, "rows", self.rows, ("text", "last"))
-        pairs = self.heads if isinstance(self.heads, tuple) else ()
-        if self.heads != "all" and not isinstance(self.heads, tuple) or any(
-            not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs
+        pairs = self.pairs
+        if (
+            self.heads != "all"
+            and not isinstance(self.heads, tuple)
+            or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs)
         ):
             raise ValueError(
                 f'{self.name}: heads must be "all" or [layer, head] pairs such as [[4,0],[4,3]], '
@@ -67,7 +74,7 @@ class Tool(Intervention):
     def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, and check the heads."""
         require_patches(type(self).__name__, host)
-        pairs = self.heads if isinstance(self.heads, tuple) else ()
+        pairs = self.pairs
         named = tuple(dict.fromkeys(layer for layer, _ in pairs))
         given = named if self.layers is None and self.heads != "all" else self.layers
         check_indices(self.name, "layers", named, host.n_layers, f"this {host.model_type}")
@@ -84,8 +91,7 @@ class Tool(Intervention):
     def chosen(self, layer: int, like: Tensor) -> Tensor:
         """Which heads of a layer are meant, "H 1 1", given "B H . ." values."""
         heads = range(like.shape[1])
-        pairs = self.heads if isinstance(self.heads, tuple) else ()
-        found = [self.heads == "all" or (layer, head) in pairs for head in heads]
+        found = [self.heads == "all" or (layer, head) in self.pairs for head in heads]
         return torch.tensor(found, device=like.device)[:, None, None]
 
     @abstractmethod
@@ -335,7 +341,7 @@ class _VectorTool(Tool):
         if len(self.vectors) == 1:
             return like.new_tensor(self.vectors)
         found = like.new_zeros(like.shape[1], 1, size)
-        for (at, head), row in zip(self.heads, self.vectors, strict=True):
+        for (at, head), row in zip(self.pairs, self.vectors, strict=True):
             if at == layer:
                 found[head, 0] = like.new_tensor(row)
         return found
