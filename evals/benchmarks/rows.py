@@ -5,25 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from regaze.evals.benchmarks.data import Row
+from regaze.evals.benchmarks.kinds import looks_like
 from regaze.evals.task import Item
-
-# What tells a benchmark's rows from the others'; those that others' rows have too come last.
-_FIELDS_OF = {
-    "HallusionBench": {"set_id", "figure_id", "gt_answer"},
-    "MMVP": {"Index", "Options", "Correct Answer"},
-    "MMHal-Bench": {"image_src", "image_content", "gt_answer"},
-    "A-OKVQA": {"choices", "correct_choice_idx"},
-    "TextVQA": {"image_id", "question", "answers"},
-    "V*Bench (letters)": {"text", "label", "category", "question_id", "image"},
-    "V*Bench (likelihood)": {"target_object", "options"},
-    "OPOPE": {"image", "objects"},
-    "POPE": {"image", "text", "label"},
-    "AMBER": {"id", "image", "query"},
-    "MME": {"question_id", "category", "question", "answer"},
-    "CHAIR (COCO)": {"images", "annotations"},
-    "CHAIR (captions)": {"image_id", "caption"},
-}
-
 
 def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
     """Refuse a row of something else.
@@ -44,11 +27,6 @@ def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
             f"(it has {', '.join(map(str, row)) or 'nothing'})"
             + (f"; it looks like one of {other}" if other else "")
         )
-
-
-def looks_like(row: Row) -> str | None:
-    """The benchmark that names its fields so, if one does."""
-    return next((name for name, fields in _FIELDS_OF.items() if fields <= row.keys()), None)
 
 
 def arrange(items: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:
