@@ -13,14 +13,14 @@ from PIL import Image
 from tiny_pipelines import unet
 from typer.testing import CliRunner, Result
 
-from regaze import cli_animate
-from regaze.cli_common import Commands
+from regaze.cli.animate import animate
+from regaze.cli.common import Commands
 from regaze.evals.images import grid
 from regaze.evals.sandbox.video.world import clip
 
 CLIP = clip("validation", 1, frames=3)
 app = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
-app.command()(cli_animate.animate)
+app.command()(animate)
 app.command("other")(lambda: None)
 
 

@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from regaze import cli_common as common
-from regaze.cli_common import Attention, Device, DeviceMap, DType, Json, load_model
-from regaze.cli_pipelines import Source
+from regaze.cli import common
+from regaze.cli.common import Attention, Device, DeviceMap, DType, Json, load_model
+from regaze.cli.pipelines import Source
 from regaze.evals import sandbox
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.models import Loaded

@@ -9,8 +9,8 @@ from typing import Annotated
 import torch
 import typer
 
-from regaze.cli_common import Json, fail, out
-from regaze.cli_pipelines import With
+from regaze.cli.common import Json, fail, out
+from regaze.cli.pipelines import With
 from regaze.evals.images import comparison
 from regaze.evals.images.scorers import Scorer, parse
 from regaze.evals.progress import bars

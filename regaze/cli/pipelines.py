@@ -14,11 +14,12 @@ from typing import Annotated, Any, get_type_hints
 import torch
 import typer
 
-from regaze.cli_common import Device
+from regaze.cli.common import Device
 from regaze.evals.images import pipelines, prompts
 from regaze.evals.images.pipelines import LoadedPipeline
 from regaze.evals.images.prompts import Prompt
 from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.sandbox.painting.scenes import SUBSETS
 
 _PANEL = "Pipeline"
 
@@ -36,6 +37,13 @@ With = Annotated[
 Seeds = Annotated[
     str, typer.Option(help="How many pictures of each prompt, or their seeds: 3,14,15.")
 ]
+
+Split = Annotated[str, typer.Option(help="Of the painting world, where no prompts are given.")]
+Subsets = Annotated[
+    list[str] | None,
+    typer.Option("--subset", help=f"{', '.join(SUBSETS)}. Repeatable; default: all."),
+]
+NPrompts = Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")]
 
 
 def _option(*names: str, **about: Any) -> Any:
@@ -196,3 +204,19 @@ def read_seeds(text: str) -> list[int]:
             f"--seeds {text!r}: there must be at least one, all different, none negative"
         )
     return seeds
+
+
+def asked_for(
+    model: str,
+    texts: Sequence[str] | None,
+    file: Path | None,
+    split: str,
+    subsets: Sequence[str] | None,
+    n: int,
+) -> list[Prompt]:
+    """The prompts that are given; for an embedded painter its own world's by default."""
+    if texts or file:
+        return read_prompts(texts, file)
+    if model not in PAINTERS:
+        raise ValueError("--prompts is missing: which prompts should be painted?")
+    return prompts.painting_world(split, subsets or SUBSETS, n)

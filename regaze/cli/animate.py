@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from regaze.cli_common import Json, fail, out
-from regaze.cli_pipelines import Call, Source, With, spread
+from regaze.cli.common import Json, fail, out
+from regaze.cli.pipelines import Call, Source, With, spread
 from regaze.evals.images import comparison, grid
 from regaze.evals.images.pipelines import LoadedPipeline
 from regaze.evals.progress import bars

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from regaze import cli_common as common
-from regaze.cli_common import (
+from regaze.cli import common
+from regaze.cli.common import (
     Attention,
     Device,
     DeviceMap,
@@ -20,35 +16,27 @@ from regaze.cli_common import (
     Json,
     Markdown,
     Model,
-    fail,
     load_model,
 )
-from regaze.cli_verify import certified
-from regaze.evals import compare_runs as runs_apart
+from regaze.cli.studies import (
+    Profile,
+    all_scores,
+    ask,
+    exit_if_silent,
+    on_test_splits,
+    print_scores,
+)
+from regaze.cli.verify import certified
 from regaze.evals import sandbox
 from regaze.evals.benchmarks.registry import BENCHMARKS, TEST_SPLITS, Source, find
-from regaze.evals.progress import bars
-from regaze.evals.reports import tables
-from regaze.evals.reports.markdown import markdown
 from regaze.evals.reports.report import REPORT, write_report
 from regaze.evals.running.conditions import Condition
 from regaze.evals.running.controls import with_controls
 from regaze.evals.running.decoding import Decoding
-from regaze.evals.running.distributed import World, join
-from regaze.evals.running.models import Loaded
-from regaze.evals.running.records import ConfigMismatchError
-from regaze.evals.scoring.scores import TaskScores
-from regaze.evals.study import Job, Scored, as_json, prepare, reopen, study, write_scores
+from regaze.evals.running.distributed import join
+from regaze.evals.study import prepare, write_scores
 
-# VHR's layers were chosen on validation scenes, see the sandbox model's card.
-_DEMO = ("none", "var", "vhr:layers=[2,3]", "pai", "vaf")
-_DEMO_CONTROLS = ("none@blank", "vhr:layers=[2,3],heads=random")
-_DEMO_IMAGES = {"pope": 150, "chair": 200}
 _SEEDS = 3
-
-Profile = Annotated[
-    list[str] | None, typer.Option(help="Scoring rules, e.g. official or opera. Repeatable.")
-]
 
 
 def eval_(
@@ -148,7 +136,7 @@ def eval_(
         profiles=tuple(profile or ()),
     )
     apart = not data and split is None
-    sources = _on_test_splits(source, out) if apart else [(source, out)]
+    sources = on_test_splits(source, out) if apart else [(source, out)]
     jobs = [prepare(source, out, limit) for source, out in sources]
     world = join()
     loaded = load_model(
@@ -159,7 +147,7 @@ def eval_(
         attn_implementation=attn_implementation,
     )
     certificates = certified(loaded, conditions) if verify else None
-    finished = _study(
+    finished = ask(
         jobs,
         loaded,
         conditions,
@@ -174,76 +162,13 @@ def eval_(
     )
     if not world.first:
         return
-    scores = _scores(finished)
+    scores = all_scores(finished)
     write_scores(out, finished)
-    _print(scores, as_json_, as_markdown)
+    print_scores(scores, as_json_, as_markdown)
     write_report(out / REPORT, finished, loaded)
     if not (as_json_ or as_markdown):
         common.out.print(f"Report: {out / REPORT}", soft_wrap=True, highlight=False)
-    _exit_if_silent(scores)
-
-
-def show(
-    directory: Annotated[Path, typer.Argument(help="A run's directory, finished or not.")],
-    profile: Profile = None,
-    as_json_: Json = False,
-    as_markdown: Markdown = False,
-) -> None:
-    """Score what a run has answered so far and print the table."""
-    scores = _scores(reopen(directory, tuple(profile or ())))
-    _print(scores, as_json_, as_markdown)
-    _exit_if_silent(scores)
-
-
-def compare_runs(
-    a: Annotated[Path, typer.Argument(help="A run's directory; its first condition is compared.")],
-    b: Annotated[Path, typer.Argument(help="Another run of the same questions.")],
-    profile: Profile = None,
-    as_json_: Json = False,
-    as_markdown: Markdown = False,
-) -> None:
-    """Compare two runs that were made apart, if they were asked the same in the same way."""
-    pairs = runs_apart.compare_runs(a, b, tuple(profile or ()))
-    scores = [one for pair in pairs for one in pair.scores]
-    differences = list(dict.fromkeys(line for pair in pairs for line in pair.differences))
-    if as_json_:
-        typer.echo(json.dumps({**as_json(scores), "differences": differences}, ensure_ascii=False))
-    else:
-        _print(scores, as_json_, as_markdown)
-        for line in differences:
-            common.err.print(f"differs: {line}", soft_wrap=True, highlight=False, markup=False)
-    _exit_if_silent(scores)
-
-
-def demo(
-    out: Annotated[Path, typer.Option(help="Directory of the run.")] = Path("runs/demo"),
-) -> None:
-    """Score the embedded model on POPE and CHAIR with four methods: a few minutes, no download."""
-    jobs = [
-        prepare(*split)
-        for name, n_images in _DEMO_IMAGES.items()
-        for split in _on_test_splits(Source(benchmark=name, n_images=n_images), out / name)
-    ]
-    loaded = load_model(sandbox.MODELS[0])
-    conditions = [Condition.parse(text) for text in (*_DEMO, *_DEMO_CONTROLS)]
-    try:
-        finished = _study(jobs, loaded, conditions, batch_size=18)
-    except ConfigMismatchError:
-        kept = out.with_name(f"{out.name}-{datetime.now():%Y%m%d-%H%M%S}")
-        out.rename(kept)
-        common.err.print(f"{out} was made by another version; moved to {kept}", soft_wrap=True)
-        finished = _study(jobs, loaded, conditions, batch_size=18)
-    scores = _scores(finished)
-    write_scores(out, finished)
-    common.out.print(tables.summary(scores))
-    write_report(out / REPORT, finished, loaded)
-    common.out.print(f"Details: regaze show {out}. Report with pictures:", soft_wrap=True)
-    typer.echo((out / REPORT).resolve())
-    _exit_if_silent(scores)
-
-
-def _on_test_splits(source: Source, out: Path) -> list[tuple[Source, Path]]:
-    return [(replace(source, split=split), out / split) for split in TEST_SPLITS]
+    exit_if_silent(scores)
 
 
 def _absolute(path: str) -> str:
@@ -257,34 +182,3 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"--batch-size must be a number of items or auto, got {text!r}")
     return int(text)
-
-
-def _study(
-    jobs: Sequence[Job],
-    loaded: Loaded,
-    conditions: Sequence[Condition],
-    world: World | None = None,
-    **options: Any,
-) -> list[Scored]:
-    with bars(shown=world is None or world.first) as follow:
-        return study(jobs, loaded, conditions, progress=follow, world=world, **options)
-
-
-def _scores(finished: Sequence[Scored]) -> list[TaskScores]:
-    return [scores for run in finished for scores in run.scores]
-
-
-def _print(scores: Sequence[TaskScores], as_json_: bool, as_markdown: bool) -> None:
-    if as_json_:
-        typer.echo(json.dumps(as_json(scores), ensure_ascii=False))
-    elif as_markdown:
-        typer.echo(markdown(scores), nl=False)
-    else:
-        for one in scores:
-            common.out.print(tables.render(one))
-
-
-def _exit_if_silent(scores: Sequence[TaskScores]) -> None:
-    silent = sorted({label for one in scores for label in one.silent})
-    if silent:
-        fail(f"never fired, so not reported: {', '.join(silent)}", 1)

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from regaze import cli_common as common
-from regaze.cli_common import Json
+from regaze.cli import common
+from regaze.cli.common import Json
 from regaze.evals.judging import VERDICTS, export_answers, score_verdicts
 from regaze.evals.reports import tables
 from regaze.evals.study import as_json

@@ -1,0 +1,62 @@
+"""The command line: every command by name."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+from regaze.cli.animate import animate
+from regaze.cli.common import Commands
+from regaze.cli.compare import compare
+from regaze.cli.compare_runs import compare_runs
+from regaze.cli.demo import demo
+from regaze.cli.discover import heads, sinks
+from regaze.cli.eval import eval_
+from regaze.cli.eval_images import images
+from regaze.cli.eval_video import video
+from regaze.cli.judge import judge
+from regaze.cli.list import list_
+from regaze.cli.show import show
+from regaze.cli.sites import sites
+from regaze.cli.verify import verify
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Re-aim attention in pretrained models, without training, and measure what that does."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+app.command("list")(list_)
+app.command("eval")(eval_)
+app.command("eval images")(images)
+app.command("eval video")(video)
+app.command()(show)
+app.command()(compare_runs)
+app.command()(compare)
+app.command()(sites)
+app.command()(animate)
+app.command()(verify)
+app.add_typer(discover, name="discover")
+app.add_typer(judge, name="judge")
+app.command()(demo)
+discover.command()(sinks)
+discover.command()(heads)
+
+
+def main() -> None:
+    """Entry point of the command ``regaze``."""
+    app(prog_name="regaze")

@@ -1,0 +1,128 @@
+"""The commands that measure pictures: eval images and discover heads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+
+from regaze.cli.common import Json, fail, out
+from regaze.cli.pipelines import (
+    Call,
+    NPrompts,
+    PromptFile,
+    PromptText,
+    Seeds,
+    Source,
+    Split,
+    Subsets,
+    With,
+    asked_for,
+    read_seeds,
+    spread,
+)
+from regaze.evals.images import comparison, scorers, study
+from regaze.evals.images.runner import run
+from regaze.evals.images.scorers.sets import FEW, SetScore
+from regaze.evals.progress import bars
+from regaze.evals.reports import tables
+from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.running.distributed import join
+from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.scoring.compare import to_json
+from regaze.evals.study import as_json as scores_as_json
+
+
+@spread
+def images(
+    source: Source,
+    call: Call,
+    prompt: PromptText = None,
+    prompt_file: PromptFile = None,
+    split: Split = "test",
+    subsets: Subsets = None,
+    n_prompts: NPrompts = 50,
+    with_: With = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option("--score", "-s", help=f"{', '.join(scorers.names())}. Repeatable."),
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Pictures for ssim, psnr and lpips. Default: the unedited ones."),
+    ] = None,
+    seeds: Seeds = "4",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Directory of the run. Default: runs/images-MODEL.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Paint prompts with several seeds under several conditions, and score the pictures."""
+    conditions = list(comparison.parse(with_ or ["none"]).values())
+    given = call.arguments
+    asked = asked_for(source.model, prompt, prompt_file, split, subsets, n_prompts)
+    if not scores and source.model not in PAINTERS:
+        raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
+    chosen = [scorers.parse(text) for text in scores or ["painting"]]
+    single = [one for one in chosen if isinstance(one, scorers.Scorer)]
+    plan = study.Plan(
+        tuple(asked),
+        tuple(read_seeds(seeds)),
+        tuple(one.label for one in single),
+        str(references.resolve()) if references else None,
+    )
+    task = plan.task
+    if len({item.cluster for item in task.items}) < 2:
+        raise ValueError("intervals are over prompts, so they need at least two prompts")
+    folder = folder or Path("runs") / f"images-{source.name}"
+    world = join()
+    loaded = source.load()
+    with bars(shown=world.first) as follow:
+        result = run(
+            task,
+            loaded,
+            conditions,
+            {**loaded.arguments, **given},
+            out=folder,
+            batch_size=call.batch_size,
+            source=plan.to_dict(),
+            progress=follow(loaded.name),
+            world=world,
+        )
+        if not world.first:
+            return
+        samples = study.draw_samples(result)
+        finished = study.score(folder, device=source.scoring_device, progress=follow("scores"))
+        sets = [one for one in chosen if isinstance(one, scorers.SetScorer)]
+        of_sets = study.score_sets(sets, result, device=source.scoring_device) if sets else {}
+    write_report(folder / REPORT, [finished])
+    if as_json:
+        typer.echo(json.dumps({**scores_as_json(finished.scores), "sets": to_json(of_sets)}))
+    else:
+        out.print(*map(tables.render, finished.scores))
+        if of_sets:
+            out.print(_sets_table(of_sets))
+        out.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False)
+        if samples:
+            out.print(f"Samples: {samples}", soft_wrap=True, highlight=False)
+    if silent := finished.scores[0].silent:
+        fail(f"never fired, so not reported: {', '.join(silent)}", 1)
+
+
+def _sets_table(found: Mapping[str, Sequence[SetScore]]) -> Table:
+    table = Table(
+        "set", "metric", "value", "sd", "pictures", "references", "by", box=box.SIMPLE_HEAD
+    )
+    for label, measured in found.items():
+        for one in measured:
+            sd = "" if one.sd is None else f"{one.sd:.4g}"
+            few = " (few: indicative)" if one.metric == "fid" and one.n < FEW else ""
+            n_reference = "" if one.n_reference is None else str(one.n_reference)
+            value = f"{one.value:.4g}{few}"
+            table.add_row(label, one.metric, value, sd, str(one.n), n_reference, one.rules)
+    return table
