@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.running import records
-from regaze.evals.running.controls import roles
-from regaze.evals.running.results import RUN, load
+from regaze.evals.runs import records
+from regaze.evals.runs.controls import roles
+from regaze.evals.runs.results import RUN, load
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.study import Opened, open_run, run_files
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regaze.evals.asking.models import Loaded
+from regaze.evals.asking.runner import run
 from regaze.evals.benchmarks.registry import BENCHMARKS, Source
-from regaze.evals.running import records
-from regaze.evals.running.asking import Progress
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.distributed import World
-from regaze.evals.running.models import Loaded
-from regaze.evals.running.results import RUN, RunResult, load, take
-from regaze.evals.running.runner import run
+from regaze.evals.runs import records
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.distributed import World
+from regaze.evals.runs.progress import Progress
+from regaze.evals.runs.results import RUN, RunResult, load, take
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
@@ -91,7 +91,7 @@ def study(
         progress: Gives the callback of a task, by its title.
         seed: Of the bootstrap.
         world: The processes that share the work; default: this one alone.
-        **options: See `regaze.evals.running.runner.run`.
+        **options: See `regaze.evals.asking.runner.run`.
 
     Raises:
         ValueError: A condition doesn't fit the model, or a directory holds other answers.
@@ -144,8 +144,8 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
         OSError: Its data are gone.
     """
     # They are built on this module.
-    from regaze.evals.images import study as pictures
-    from regaze.evals.video import study as clips
+    from regaze.evals.clips import study as clips
+    from regaze.evals.pictures import study as pictures
 
     found = []
     for path in run_files(out):

@@ -8,6 +8,7 @@ from regaze.evals.benchmarks.data import Row
 from regaze.evals.benchmarks.kinds import looks_like
 from regaze.evals.task import Item
 
+
 def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
     """Refuse a row of something else.
 

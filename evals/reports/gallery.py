@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from regaze.evals.asking.generation import Answerer
 from regaze.evals.reports.plots import data_uri, heat_layers
-from regaze.evals.running.generation import Answerer
-from regaze.evals.running.records import folder_name
-from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.runs.records import folder_name
+from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from regaze.evals.running.controls import roles
-from regaze.evals.running.cost import Cost
-from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.runs.controls import roles
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.compare import Comparison, Group, Score, assess
 from regaze.evals.scoring.statistics import DRAWS, Estimate, holm
 from regaze.evals.scoring.tallies import System

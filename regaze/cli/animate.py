@@ -12,12 +12,12 @@ from PIL import Image
 
 from regaze.cli.common import Json, fail, out
 from regaze.cli.pipelines import Call, Source, With, spread
-from regaze.evals.images import comparison, grid
-from regaze.evals.images.pipelines import LoadedPipeline
-from regaze.evals.progress import bars
+from regaze.evals.clips import animation
+from regaze.evals.pictures import comparison, grid
+from regaze.evals.pictures.pipelines import LoadedPipeline
+from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.video import CONTROLNETS
 from regaze.evals.sandbox.video.world import clip
-from regaze.evals.video import animation
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion import optical_flow
 from regaze.interventions.diffusion.flow import Flow

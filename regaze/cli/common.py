@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from regaze.evals import sandbox
-from regaze.evals.running.models import Loaded, load
+from regaze.evals.asking.models import Loaded, load
 
 out, err = Console(), Console(stderr=True)
 

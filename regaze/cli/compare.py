@@ -19,9 +19,9 @@ from regaze.cli.pipelines import (
     read_seeds,
     spread,
 )
-from regaze.evals.images import comparison, grid
-from regaze.evals.images.render import Shot
-from regaze.evals.progress import bars
+from regaze.evals.pictures import comparison, grid
+from regaze.evals.pictures.render import Shot
+from regaze.evals.runs.progress import bars
 
 
 @spread

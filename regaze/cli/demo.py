@@ -15,8 +15,8 @@ from regaze.evals import sandbox
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.records import ConfigMismatchError
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.records import ConfigMismatchError
 from regaze.evals.study import prepare, write_scores
 
 # VHR's layers were chosen on validation scenes, see the sandbox model's card.

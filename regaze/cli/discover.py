@@ -26,11 +26,11 @@ from regaze.cli.pipelines import (
     spread,
 )
 from regaze.evals import sandbox
-from regaze.evals.images import head_hunter, scorers
-from regaze.evals.images.heat import save_heat
-from regaze.evals.images.render import Shot
-from regaze.evals.progress import bars
-from regaze.evals.running.distributed import join
+from regaze.evals.pictures import head_hunter, scorers
+from regaze.evals.pictures.heat import save_heat
+from regaze.evals.pictures.render import Shot
+from regaze.evals.runs.distributed import join
+from regaze.evals.runs.progress import bars
 from regaze.interventions import discover_sinks
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 

@@ -28,12 +28,12 @@ from regaze.cli.studies import (
 )
 from regaze.cli.verify import certified
 from regaze.evals import sandbox
+from regaze.evals.asking.decoding import Decoding
 from regaze.evals.benchmarks.registry import BENCHMARKS, TEST_SPLITS, Source, find
 from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.controls import with_controls
-from regaze.evals.running.decoding import Decoding
-from regaze.evals.running.distributed import join
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.controls import with_controls
+from regaze.evals.runs.distributed import join
 from regaze.evals.study import prepare, write_scores
 
 _SEEDS = 3

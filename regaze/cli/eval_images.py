@@ -26,13 +26,13 @@ from regaze.cli.pipelines import (
     read_seeds,
     spread,
 )
-from regaze.evals.images import comparison, scorers, study
-from regaze.evals.images.runner import run
-from regaze.evals.images.scorers.sets import FEW, SetScore
-from regaze.evals.progress import bars
+from regaze.evals.pictures import comparison, scorers, study
+from regaze.evals.pictures.runner import run
+from regaze.evals.pictures.scorers.sets import FEW, SetScore
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.running.distributed import join
+from regaze.evals.runs.distributed import join
+from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.study import as_json as scores_as_json

@@ -11,18 +11,18 @@ import typer
 
 from regaze.cli.common import Json, fail, out
 from regaze.cli.pipelines import With
-from regaze.evals.images import comparison
-from regaze.evals.images.scorers import Scorer, parse
-from regaze.evals.progress import bars
+from regaze.evals.clips.consistency import FrameConsistency
+from regaze.evals.clips.runner import FLOWS
+from regaze.evals.clips.study import run_video
+from regaze.evals.clips.task import PROMPTS, Plan
+from regaze.evals.pictures import comparison
+from regaze.evals.pictures.scorers import Scorer, parse
 from regaze.evals.reports import tables
 from regaze.evals.reports.report import REPORT, write_report
+from regaze.evals.runs.progress import bars
 from regaze.evals.sandbox.video import controlnet_path
 from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
 from regaze.evals.study import as_json as scores_as_json
-from regaze.evals.video.consistency import FrameConsistency
-from regaze.evals.video.runner import FLOWS
-from regaze.evals.video.study import run_video
-from regaze.evals.video.task import PROMPTS, Plan
 
 
 def video(

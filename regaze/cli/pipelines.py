@@ -15,9 +15,9 @@ import torch
 import typer
 
 from regaze.cli.common import Device
-from regaze.evals.images import pipelines, prompts
-from regaze.evals.images.pipelines import LoadedPipeline
-from regaze.evals.images.prompts import Prompt
+from regaze.evals.pictures import pipelines, prompts
+from regaze.evals.pictures.pipelines import LoadedPipeline
+from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
 

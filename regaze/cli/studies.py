@@ -12,13 +12,13 @@ import typer
 
 from regaze.cli import common
 from regaze.cli.common import fail
+from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.registry import TEST_SPLITS, Source
-from regaze.evals.progress import bars
 from regaze.evals.reports import tables
 from regaze.evals.reports.markdown import markdown
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.distributed import World
-from regaze.evals.running.models import Loaded
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.distributed import World
+from regaze.evals.runs.progress import bars
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.study import Job, Scored, as_json, study
 

@@ -15,8 +15,8 @@ from regaze.cli import common
 from regaze.cli.common import Attention, Device, DeviceMap, DType, Json, load_model
 from regaze.cli.pipelines import Source
 from regaze.evals import sandbox
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.models import Loaded
+from regaze.evals.asking.models import Loaded
+from regaze.evals.runs.conditions import Condition
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.verify import Certificate
 from regaze.evals.verify import verify as verify_model

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from regaze.cli.animate import animate
 from regaze.cli.common import Commands
-from regaze.evals.images import grid
+from regaze.evals.pictures import grid
 from regaze.evals.sandbox.video.world import clip
 
 CLIP = clip("validation", 1, frames=3)

@@ -6,7 +6,7 @@ import pytest
 from command_line import QUICK, on_tiny
 from PIL import Image
 
-from regaze.evals.images import grid
+from regaze.evals.pictures import grid
 
 
 def test_compare_writes_a_grid_that_says_how_it_was_made(tmp_path: Path) -> None:

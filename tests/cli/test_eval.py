@@ -9,7 +9,7 @@ from command_line import call, evaluate, one_line
 
 from regaze.cli import studies
 from regaze.evals import sandbox
-from regaze.evals.running import records
+from regaze.evals.runs import records
 
 
 def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) -> None:

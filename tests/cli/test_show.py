@@ -5,7 +5,7 @@ from pathlib import Path
 
 from command_line import call, evaluate
 
-from regaze.evals.running import records
+from regaze.evals.runs import records
 
 
 def test_show_scores_a_finished_run_again(model: str, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from regaze import cli
-from regaze.evals.running import records
+from regaze.evals.runs import records
 from regaze.evals.verify import Certificate
 from regaze.interventions import PAI
 
