@@ -256,9 +256,7 @@ def _finder(
     known: Annotations,
 ) -> ObjectFinder | SynonymFinder:
     """What reads captions by the table that was given, if it fits the annotations."""
-    missing = [
-        name for name in ("objects", "captions") if not getattr(known, name)
-    ]
+    missing = [name for name in ("objects", "captions") if not getattr(known, name)]
     kinds = {"objects": "instances", "captions": "captions"}
     for name in missing:
         if name == "objects" or synonyms is None:

@@ -84,9 +84,7 @@ def load_synonyms(path: Path, classes: Iterable[str]) -> dict[str, str]:
             continue
         name, *others = (" ".join(part.split()) for part in line.split(","))
         if name not in known:
-            raise ValueError(
-                f"{path}:{number}: {unknown('class of the annotations', name, known)}"
-            )
+            raise ValueError(f"{path}:{number}: {unknown('class of the annotations', name, known)}")
         for word in (name, *filter(None, others)):
             phrase = normalized(word)
             if table.get(word, name) != name or (phrase in places and places[phrase] != number):

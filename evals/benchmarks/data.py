@@ -136,8 +136,8 @@ def read_json(path: Path) -> Any:
         first, _, rest = text.strip().partition("\n")
         if rest and (row := _object(first)) is not None:
             raise ValueError(
-                f"{path} is JSON lines, the first one {described(row)}, where one JSON object or "
-                "list is expected"
+                f"{path} is JSON lines, not one JSON object or list; it begins with "
+                f"{described(row)}"
             ) from error
         raise
 
