@@ -121,7 +121,7 @@ class Opope(Questions):
         targets: dict[str, dict[str, list[str]]] = {}
         for kind in KINDS:
             # The same seed draws the same images, and with them the same present objects.
-            for image, present, absent in draw_objects(lists, kind, images=count, seed=seed):
+            for image, present, absent, _ in draw_objects(lists, kind, images=count, seed=seed):
                 target = targets.setdefault(image, {"present": [], **{k: [] for k in KINDS}})
                 if kind == KINDS[0]:
                     target["present"].append(present)
