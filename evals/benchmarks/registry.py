@@ -31,6 +31,7 @@ from regaze.evals.benchmarks.hallusionbench import HallusionBench
 from regaze.evals.benchmarks.mme import Mme
 from regaze.evals.benchmarks.mmhal import MmHal
 from regaze.evals.benchmarks.mmvp import Mmvp
+from regaze.evals.benchmarks.naturalbench import NaturalBench
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.questions import ProfiledQuestions
 from regaze.evals.benchmarks.textvqa import TextVqa
@@ -283,6 +284,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("yesno",),
         with_images(HallusionBench.from_files),
         hub=HallusionBench,
+    ),
+    "naturalbench": Benchmark(
+        "NaturalBench",
+        "two questions about two images, with opposite answers",
+        "arXiv 2410.14669",
+        ("official",),
+        with_images(NaturalBench.from_files),
+        hub=NaturalBench,
     ),
     "textvqa": Benchmark(
         "TextVQA",

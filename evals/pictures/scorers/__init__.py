@@ -13,6 +13,7 @@ from regaze.evals.pictures.scorers.base import (
 )
 from regaze.evals.pictures.scorers.clip import Aesthetic, ClipScore, PickScore
 from regaze.evals.pictures.scorers.concepts import Caption, Objects
+from regaze.evals.pictures.scorers.geneval2 import GenEval2
 from regaze.evals.pictures.scorers.hpsv2 import HPSv2
 from regaze.evals.pictures.scorers.painting import Painting
 from regaze.evals.pictures.scorers.sets import Fid, InceptionScore, Kid, SetScorer
@@ -24,6 +25,7 @@ __all__ = [
     "Caption",
     "ClipScore",
     "Fid",
+    "GenEval2",
     "HPSv2",
     "InceptionScore",
     "Kid",
