@@ -96,7 +96,7 @@ class TokenMap:
         for row in range(len(ids)):
             last, run, current, numbers = -1, 0, -1, []
             for column in image[row].nonzero().flatten().tolist():
-                gap = ids[row, last + 1 : column].tolist() if column > last + 1 else []
+                gap = ids[row, last + 1 : column].tolist()
                 starts = tokens.starts_image(gap) if gap else run == tokens.per_image
                 if last < 0 or starts:
                     current, run = current + 1, 0

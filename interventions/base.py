@@ -14,6 +14,20 @@ from regaze.hooks.checks import unknown
 _REGISTRY: dict[str, type[Intervention]] = {}
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _T = TypeVar("_T", bound="type[Intervention]")
+_I = TypeVar("_I", bound="Intervention")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings that somebody published.
+
+    Attributes:
+        fields: The fields that they set; others keep their defaults.
+        source: Where they are from: arXiv id and section or table, or a repository's file.
+    """
+
+    fields: Mapping[str, Any]
+    source: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,37 @@ class Intervention(ABC):
     stage: ClassVar[Literal["attention", "question"]] = "attention"
     """Where it acts: "attention" is attached to a model; "question" changes what is asked, and
     is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
+    presets: ClassVar[Mapping[str, Preset]] = {}
+    """Published settings by name, such as ``llava-1.5-7b``; see `preset`."""
+
+    @classmethod
+    def preset(cls: type[_I], name: str, /, **fields: Any) -> _I:
+        """The method as somebody published it, maybe with some fields set otherwise.
+
+        Args:
+            name: One of `presets`.
+            fields: What to set otherwise.
+
+        Raises:
+            ValueError: No such preset; the message names the nearest ones. Or an unknown field, or
+                a value out of its domain.
+        """
+        if not cls.presets:
+            raise ValueError(f"{cls.name} has no presets, so none named {name!r}")
+        if name not in cls.presets:
+            raise ValueError(unknown(f"preset of {cls.name}", name, cls.presets))
+        return cls._of({**cls.presets[name].fields, **fields})
+
+    @classmethod
+    def _of(cls: type[_I], fields: Mapping[str, Any]) -> _I:
+        known = [f.name for f in dataclasses.fields(cls)]
+        for field in fields:
+            if field not in known:
+                raise ValueError(unknown(f"field of {cls.name}", field, known))
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise ValueError(f"{cls.name}: a field has the wrong type: {error}") from error
 
     @property
     def shares_prefix(self) -> bool:
@@ -68,7 +113,11 @@ class Intervention(ABC):
 
     @abstractmethod
     def bind(self, host: Any) -> Any:
-        """Make the work that a seat runs; call it on a resolved spec."""
+        """Make the work that a seat runs; call it on a resolved spec.
+
+        On a vision-language model it may be a tuple of works, one that reads the picture in the
+        vision tower, say, and one that edits the text; see `regaze.hooks.Handover`.
+        """
 
     def literal(self) -> Any:
         """The resolved spec on explicit attention maps, written as its formula reads.
@@ -150,37 +199,31 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
     fields = dict(spec)
     if "name" not in fields:
         raise ValueError(f'an intervention needs a "name": one of {", ".join(names())}')
-    cls = get(str(fields.pop("name")))
-    known = [f.name for f in dataclasses.fields(cls)]
-    for field in fields:
-        if field not in known:
-            raise ValueError(unknown(f"field of {cls.name}", field, known))
-    try:
-        return cls(**fields)
-    except TypeError as error:
-        raise ValueError(f"{cls.name}: a field has the wrong type: {error}") from error
+    return get(str(fields.pop("name")))._of(fields)
 
 
 def parse(text: str) -> Intervention:
-    """Read the command line's form ``name`` or ``name:field=value,field=value``.
+    """Read the command line's form ``name``, ``name:field=value,field=value`` or ``name@preset``.
 
-    Values are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string, in lists
-    too.
+    A preset may be followed by fields to set otherwise, as in ``name@preset:field=value``. Values
+    are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string, in lists too.
 
     Raises:
-        ValueError: Unknown name or field, a missing ``=``, or a value out of its domain.
+        ValueError: Unknown name, preset or field, a missing ``=``, or a value out of its domain.
     """
-    name, _, rest = text.strip().partition(":")
-    spec: dict[str, Any] = {"name": name}
+    head, _, rest = text.strip().partition(":")
+    name, at, preset = (part.strip() for part in head.partition("@"))
+    fields: dict[str, Any] = {}
     for part in _parts(rest):
         field, equals, value = part.partition("=")
         if not equals:
             raise ValueError(f"{text!r}: expected field=value, got {part!r}")
         field, value = field.strip(), value.strip()
-        if field in spec:
+        if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
-        spec[field] = _value(value)
-    return from_dict(spec)
+        fields[field] = _value(value)
+    cls = get(name)
+    return cls.preset(preset, **fields) if at else cls._of(fields)
 
 
 def _parts(text: str) -> list[str]:

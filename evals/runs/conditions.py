@@ -36,13 +36,15 @@ class Condition:
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Read ``none``, ``var``, ``vhr:alpha=2``, ``var+pai`` or ``none@blank``.
+        """Read ``none``, ``var``, ``vhr:alpha=2``, ``var+pai``, ``vcd@preset`` or ``none@blank``.
 
         Raises:
-            ValueError: An unknown method, field or image, with the nearest names.
+            ValueError: An unknown method, preset, field or image, with the nearest names.
         """
-        methods, _, image = text.partition("@")
-        shown: Shown = image.strip() or "given"  # type: ignore[assignment]
+        methods, _, image = text.rpartition("@")
+        shown: Shown = image.strip()  # type: ignore[assignment]
+        if shown not in get_args(Shown) and methods.strip() != "none":
+            methods, shown = text, "given"
         if methods.strip() == "none":
             return cls(image=shown)
         # A plus before a digit belongs to a number such as 1e+2.

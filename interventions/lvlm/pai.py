@@ -28,7 +28,7 @@ from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.literal_scores import ScoreForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.scores import without_images
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
 
@@ -50,6 +50,9 @@ class PAI(Intervention):
     name: ClassVar[str] = "pai"
     summary: ClassVar[str] = "boost image logits at the predicting row"
     paper: ClassVar[str] = "arXiv 2407.21771"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llava-1.5-7b": Preset({"gamma": 1.1}, "LALBJ/PAI@9bbd8bd README: alpha 0.2, gamma 1.1"),
+    }
 
     alpha: float = 0.2
     layers: tuple[int, ...] | None = None

@@ -90,6 +90,8 @@ def test_specs_cannot_be_changed() -> None:
         ("var:tau=null,sink_dims=[5]", VAR(sink_dims=(5,))),
         ("vhr:outlier_filter=false,unbiased=False", VHR(outlier_filter=False, unbiased=False)),
         ("pai:alpha=-2e-1", PAI(alpha=-0.2)),
+        ("pai@llava-1.5-7b", PAI(gamma=1.1)),
+        (" pai @ llava-1.5-7b : gamma=1.2,alpha=0.3", PAI(alpha=0.3, gamma=1.2)),
     ],
 )
 def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
@@ -109,10 +111,15 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
         ("pai:=2", "unknown field"),
         ("pai:alpha=1,alpha=2", "twice"),
         ("pai:alpha=1" + 400 * "0", "alpha must be a finite number"),
-        ("pai:name=vhr", "twice"),
+        ("pai:name=vhr", "unknown field of pai 'name'"),
         ("vhr:heads=tpo", "did you mean top"),
         ("vhr:null_image=drp", "did you mean drop"),
         ("var:sense=papper", "did you mean paper"),
+        ("pai@llava-1.5", "unknown preset of pai .* did you mean llava-1.5-7b"),
+        ("pai@", "unknown preset of pai ''; known: llava-1.5-7b"),
+        ("vaf@llava-1.5-7b", "vaf has no presets"),
+        ("pai@llava-1.5-7b:gama=1", "did you mean gamma"),
+        ("pai@llava-1.5-7b:name=vhr", "unknown field of pai 'name'"),
     ],
 )
 def test_what_cannot_be_read_raises_with_a_hint(text: str, hint: str) -> None:
@@ -186,8 +193,21 @@ def test_contradicting_interventions_raise() -> None:
         attach(tiny("llava").model, mask)
 
 
+def test_published_settings_are_settings_and_say_whose_they_are() -> None:
+    for name in names():
+        cls = get(name)
+        for preset, published in cls.presets.items():
+            assert cls.preset(preset) == cls(**published.fields)
+            assert cls.preset(preset) == parse(f"{name}@{preset}")
+            assert published.source
+            assert preset not in ("given", "wrong", "blank")  # What conditions may show.
+    assert PAI.preset("llava-1.5-7b", alpha=0.5) == PAI(alpha=0.5, gamma=1.1)
+    with pytest.raises(ValueError, match="alpha"):
+        PAI.preset("llava-1.5-7b", alpha=1000)
+
+
 def test_every_registered_method_has_a_summary_and_a_paper() -> None:
     for name in names():
         assert get(name).name == name
         assert get(name).summary
-        assert get(name).paper.startswith("arXiv ")
+        assert get(name).paper.startswith(("arXiv ", "none: a tool"))

@@ -24,7 +24,7 @@ from regaze.evals.runs.results import RunResult
 from regaze.evals.task import Item
 from regaze.hooks.host import find_host
 from regaze.interventions import CARVE
-from regaze.interventions.lvlm.carve_reading import Looker
+from regaze.interventions.lvlm.carve_reading import Looker, Reading
 
 MODEL, PROCESSOR = toy_model()
 ASKED = ("is there a dog?", "where is the red square?", "what is it?")
@@ -115,6 +115,10 @@ def test_the_general_answer_goes_on_as_long_as_the_others(monkeypatch: pytest.Mo
     reads.prepare([question])
     general = reads._general["image 0"]
     assert len(general.attention) == 1
+    # It was cut, not ended, or else had nothing more to say: the next question may need more.
+    assert not general.ended and general.suffices(1) and not general.suffices(2)
+    (ended,) = reads._read([question], 1)
+    assert isinstance(ended, Reading) and ended.ended and ended.suffices(2)
     # A longer answer to another question takes the general one further.
     longer = reads.prepare(questions(model, 0)[1:])
     assert all(isinstance(one, Prepared) for one in longer)

@@ -50,6 +50,26 @@ def test_other_answers_cost_more_and_are_not_greedy() -> None:
     assert cheap < dear
 
 
+@torch.no_grad()
+def test_an_answer_is_greedy_only_if_each_of_its_tokens_is() -> None:
+    one = tiny("llava")
+    inputs = ask(one, (SHORT, [0]))
+    best = one.model.generate(**inputs, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    first, second, third = best[0, -3:].tolist()
+    ids = torch.cat([inputs["input_ids"], torch.tensor([[first + 1]])], 1)
+    other = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    after = int(one.model(**other).logits[0, -1].argmax())
+
+    def greedy(*answer: int) -> bool:
+        return forced(one.model, inputs, [answer])[0][1]
+
+    assert greedy(first) and greedy(first, second) and greedy(first, second, third)
+    assert not greedy(first, second, third + 1)
+    assert not greedy(first, second + 1)
+    # The likeliest token after a wrong one doesn't make up for it.
+    assert not greedy(first + 1, after)
+
+
 def test_an_end_token_within_an_answer_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     one = tiny("llava")
     inputs = ask(one, (SHORT, [0]))

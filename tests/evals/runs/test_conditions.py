@@ -35,3 +35,14 @@ def test_labels_say_what_is_shown() -> None:
     assert (condition.label, condition.image) == ("vhr:alpha=3+pai@blank", "blank")
     with pytest.raises(ValueError, match="did you mean blank"):
         Condition.parse("none@blnk")
+
+
+def test_presets_and_what_is_shown_both_stand_behind_an_at() -> None:
+    published = PAI.preset("llava-1.5-7b")
+    assert Condition.parse("pai@llava-1.5-7b") == Condition((published,))
+    both = Condition.parse("vhr+pai@llava-1.5-7b@blank")
+    assert both == Condition((VHR(), published), "blank")
+    assert both.label == "vhr+pai:gamma=1.1@blank"
+    assert Condition.parse("pai@llava-1.5-7b:alpha=0.5+vhr@wrong").image == "wrong"
+    with pytest.raises(ValueError, match="vhr has no presets.*blnk"):
+        Condition.parse("vhr@blnk")
