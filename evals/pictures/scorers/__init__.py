@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regaze.evals.pictures.scorers.clip import PickScore as PickScore
     from regaze.evals.pictures.scorers.concepts import Caption as Caption
     from regaze.evals.pictures.scorers.concepts import Objects as Objects
+    from regaze.evals.pictures.scorers.geneval2 import GenEval2 as GenEval2
     from regaze.evals.pictures.scorers.hpsv2 import HPSv2 as HPSv2
     from regaze.evals.pictures.scorers.painting import Painting as Painting
     from regaze.evals.pictures.scorers.sets import Fid as Fid
