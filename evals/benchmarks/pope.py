@@ -156,7 +156,9 @@ def _item(place: str, row: Row, suffix: str) -> Item:
     require(place, row, _FIELDS, "POPE")
     if row["label"] not in ("yes", "no"):
         raise ValueError(f"{place}: label must be 'yes' or 'no', not {row['label']!r}")
-    subset = str(row.get("category") or "all")
+    subset = row.get("category") or "all"
+    if not isinstance(subset, str):
+        raise ValueError(f"{place}: category must be text, not {subset!r:.60}")
     return Item(
         id=f"{subset}/{row['question_id']}",
         image=str(row["image"]),

@@ -8,6 +8,7 @@ import typer
 from transformers.utils import logging as transformers_logging
 
 from regaze.cli.animate import animate
+from regaze.cli.build import build
 from regaze.cli.common import Commands
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
@@ -51,6 +52,7 @@ app.command()(sites)
 app.command()(animate)
 app.command()(verify)
 app.add_typer(discover, name="discover")
+app.add_typer(build, name="build")
 app.add_typer(judge, name="judge")
 app.command()(demo)
 discover.command()(sinks)

@@ -59,12 +59,23 @@ def eval_(
     data: Annotated[
         list[str] | None,
         typer.Option(
+            "--data",
+            "--questions",
+            "--annotations",
             help="The benchmark's own files, their folder or a Hub id. Repeatable. Without it: "
-            "the sandbox's own scenes (POPE, CHAIR)."
+            "the sandbox's own scenes (POPE, CHAIR).",
         ),
     ] = None,
     images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None,
     words: Annotated[str | None, typer.Option(help="CHAIR's word table (synonyms.txt).")] = None,
+    synonyms: Annotated[
+        str | None,
+        typer.Option(help="CHAIR for classes of your own: a row per class and its other words."),
+    ] = None,
+    relabel: Annotated[
+        str | None,
+        typer.Option(help="POPE: score the answers with RePOPE's labels too; a file or folder."),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option(help=f"Of the sandbox. Default: {' and '.join(TEST_SPLITS)}, apart."),
@@ -130,6 +141,8 @@ def eval_(
         data=tuple(map(_absolute, data or ())),
         images=images and _absolute(images),
         words=words and _absolute(words),
+        synonyms=synonyms and _absolute(synonyms),
+        relabel=relabel and _absolute(relabel),
         split=split or "test",
         n_images=n_images,
         seed=seed,

@@ -50,7 +50,9 @@ def images(
     with_: With = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option("--score", "-s", help=f"{', '.join(scorers.names())}. Repeatable."),
+        typer.Option(
+            "--score", "--scorer", "-s", help=f"{', '.join(scorers.names())}. Repeatable."
+        ),
     ] = None,
     references: Annotated[
         Path | None,
@@ -70,6 +72,8 @@ def images(
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
+    for one in single:
+        one.check([each.text for each in asked])
     plan = study.Plan(
         tuple(asked),
         tuple(read_seeds(seeds)),

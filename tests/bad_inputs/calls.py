@@ -83,7 +83,8 @@ def cases() -> Iterator[Case]:
     for fields in ({"beams": 0}, {"beams": -1}, {"temperature": float("nan")},
                    {"temperature": 0},
                    {"top_p": 2.0}, {"top_k": -1}, {"seeds": ()}, {"seeds": (0, 0)},
-                   {"beams": "x"}, {"temperature": "x"}, {"seeds": 5}, {"seeds": (-1,)}):  # fmt: skip
+                   {"beams": "x"}, {"temperature": "x"}, {"seeds": 5},
+                   {"seeds": (-1,)}):  # fmt: skip
         yield call("api: decoding", f"Decoding({fields})", partial(Decoding, **fields))
     for texts in ([], [""], ["  "], [5], None, 5):
         yield call("api: prompts", f"prompts.of({texts})", partial(prompts.of, texts))

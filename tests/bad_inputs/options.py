@@ -43,7 +43,8 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
                   "callback_on_step_end=5", "callback_on_step_end_tensor_inputs=5"),
         "--seeds": ("", "0", "-1", "1,1", "many", "1,-2", "1.5", "1,", "9" * 30, "1" * 10),
         "--batch-size": _INTS, "--sweep": ("", "pag", "pag.scale", "pag.scale=", "=1", ".=",
-                  "x.y=1", "pag.nope=1", "pag.scale=nan", "pag.scale=1,1", "pag.scale=abc", "none.x=1"),
+                  "x.y=1", "pag.nope=1", "pag.scale=nan", "pag.scale=1,1", "pag.scale=abc",
+                  "none.x=1"),
         "--out": ("grid.jpg", "grid", "/proc/x.png", "folder.png", "file.txt/g.png", "x" * 300
                   + ".png", ""), "--gif": (),
         "--dtype": ("int8", "nope", "float8_e4m3fn", ""), "--offload": ("disk", "model", ""),

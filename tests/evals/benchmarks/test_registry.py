@@ -12,8 +12,8 @@ import pytest
 from hubs import fake_hub
 from PIL import Image
 
+from regaze.evals.benchmarks.kinds import looks_like
 from regaze.evals.benchmarks.registry import BENCHMARKS, Source, find
-from regaze.evals.benchmarks.rows import looks_like
 
 COCO = {"image": "1.jpg", "question_id": 1, "text": "Is there a dog?", "label": "yes"}
 AOKVQA = {
