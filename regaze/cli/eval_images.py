@@ -72,8 +72,6 @@ def images(
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
-    for one in single:
-        one.check([each.text for each in asked])
     plan = study.Plan(
         tuple(asked),
         tuple(read_seeds(seeds)),
@@ -85,6 +83,9 @@ def images(
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
+    if world.first:
+        scorers.try_out(chosen, [one.text for one in asked])
+        study.check_references(plan)
     loaded = source.load()
     with bars(shown=world.first) as follow:
         result = run(
