@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from regaze.hooks.literal import HeadForm as HeadForm
     from regaze.hooks.literal import Map as Map
     from regaze.hooks.literal import MapForm as MapForm
+    from regaze.hooks.literal import OutputForm as OutputForm
     from regaze.hooks.passes import Columns as Columns
     from regaze.hooks.passes import Pass as Pass
     from regaze.hooks.passes import Picture as Picture

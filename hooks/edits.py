@@ -47,10 +47,11 @@ class Edit:
             (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
-        rows: Which query rows `edit_logits` gets: "last" (last prompt row and decode rows),
-            "question" (prompt text after the image), "text" (that and decode rows), or None for
-            no row edit. In the vision tower "class" (the class token's row of each picture),
-            indices of each picture's rows, or "all", which costs a whole map: N x N a head.
+        rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
+            decode rows), "question" (prompt text after the image), "text" (that and decode rows),
+            or None for no row edit. In the vision tower "class" (the class token's row of each
+            picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
+            head.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
@@ -111,6 +112,13 @@ class Edit:
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
+
+    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
+        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+
+        Called behind all edits of the rows' logits.
+        """
+        return out
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""

@@ -17,7 +17,7 @@ from regaze.hooks.attention import (
     visible_columns,
 )
 from regaze.hooks.dispatch import Call
-from regaze.hooks.edits import Edit
+from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.passes import Columns, Pass, RowPlan
 from regaze.hooks.tally import Entry, due
 
@@ -136,10 +136,13 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            else:
+            elif overrides(edit, "edit_logits"):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
         out = mix_values(weights, call.value)
+        for entry, edit in self.edits:
+            if overrides(edit, "edit_outputs"):
+                out = self._edit_outputs(entry, edit, out, plan, columns)
         return Recomputed(out, weights if call.maps else None, plain)
 
     def _edit(
@@ -160,6 +163,24 @@ class RowJob:
         if entry in self._due:
             counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
             measure(entry, self.layer, logits, new, counted)
+        return new
+
+    def _edit_outputs(
+        self,
+        entry: Entry[Edit, int],
+        edit: Edit,
+        out: Tensor,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        acts = plan.acts[edit.rows] if edit.rows else None
+        rows = None if acts is None else acts[:, 0, :, :, None]  # "B R 1 1"
+        new = edit.edit_outputs(self.layer, out, columns)
+        new = new if rows is None else torch.where(rows, new, out)
+        if entry in self._due:
+            size = out.norm(dim=-1).clamp(min=1e-12)
+            counted = plan.valid if rows is None else plan.valid & rows[..., 0, 0]
+            entry.tally.add(self.layer, (new - out).norm(dim=-1) / size, counted[..., None])
         return new
 
 
