@@ -140,7 +140,7 @@ class Intervention(ABC):
         """Variants that should not help if the method works for the reason it gives, by name.
 
         For instance as many heads drawn at random, or the same edit with its sign flipped. Empty
-        for a method that has none, and for a spec that is a control itself.
+        for a method that has none, and for a spec that is a control itself. All are of this class.
         """
         return {}
 
