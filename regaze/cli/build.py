@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli import common
-from regaze.cli.common import Json
+from regaze.cli.options import Json
+from regaze.cli.terminal import say
 from regaze.evals.benchmarks.annotated import FORMATS, read_objects
 from regaze.evals.benchmarks.pope_build import KINDS, Kind
 from regaze.evals.benchmarks.pope_files import IMAGES, Built
@@ -70,8 +70,7 @@ def pope(
     if found.extra:
         told_lines.append(f"{found.extra} pictures of {images} are not annotated")
     told_lines.append(f"Ask: regaze eval pope --questions {file} --images {images}")
-    for line in told_lines:
-        common.out.print(line, soft_wrap=True, highlight=False, markup=False)
+    say(*told_lines)
 
 
 def _kinds(text: str) -> list[Kind]:
