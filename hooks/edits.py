@@ -120,6 +120,19 @@ class Edit:
         """
         return out
 
+    def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
+        """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.
+
+        Called instead of `edit_logits` where it is overridden, after all edits of logits.
+
+        Args:
+            layer: Layer index.
+            weights: "B H R K" float32, 0 where masked.
+            logits: "B H R K", what they are the softmax of.
+            columns: What the keys are.
+        """
+        return weights
+
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
 

@@ -210,4 +210,4 @@ def test_every_registered_method_has_a_summary_and_a_paper() -> None:
     for name in names():
         assert get(name).name == name
         assert get(name).summary
-        assert get(name).paper.startswith(("arXiv ", "none: a tool"))
+        assert get(name).paper.startswith(("arXiv ", "ICLR ", "none: a tool"))
