@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regaze.evals.asking.models import Loaded
-from regaze.evals.asking.runner import run
-from regaze.evals.benchmarks.registry import BENCHMARKS, Source
+from regaze.evals.benchmarks.registry import Source
 from regaze.evals.runs import records
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.distributed import World
@@ -18,6 +16,9 @@ from regaze.evals.runs.results import RUN, RunResult, load, take
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.models import Loaded
 
 SCORES = "scores.json"
 
@@ -97,6 +98,9 @@ def study(
         ValueError: A condition doesn't fit the model, or a directory holds other answers.
         OSError: A directory can't be written.
     """
+    # Reading a run again needs no model, and shouldn't wait for torch.
+    from regaze.evals.asking.runner import run
+
     world = world or World()
     finished = []
     for job in jobs:
@@ -146,17 +150,18 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
         ValueError: There is no run, or its data have changed.
         OSError: Its data are gone.
     """
-    # They are built on this module.
-    from regaze.evals.clips import study as clips
-    from regaze.evals.pictures import study as pictures
-
     found = []
     for path in run_files(out):
         kind = (records.read_json(path)["source"] or {}).get("benchmark")
+        # They are built on this module.
         if kind == "images":
+            from regaze.evals.pictures import study as pictures
+
             found.append(pictures.reopen(path.parent, seed))
             continue
         if kind == "video":
+            from regaze.evals.clips import study as clips
+
             found.append(clips.reopen(path.parent, seed=seed))
             continue
         one = open_run(path.parent, profiles)
@@ -183,7 +188,7 @@ def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
     fields = records.read_json(path)["source"]
     if fields is None:
         raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
-    if fields.get("benchmark") not in BENCHMARKS:
+    if fields.get("benchmark") in ("images", "video"):
         raise ValueError(f"{path} is no run of a benchmark with questions")
     source = Source.from_dict(fields)
     tasks = source.tasks()

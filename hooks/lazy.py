@@ -55,11 +55,10 @@ def lazy(
 
     class Package(ModuleType):
         def __setattr__(self, name: str, value: Any) -> None:
-            # The import system puts each loaded submodule here. Where one is named like what it
-            # exports (`attach`), the name means the latter.
-            if isinstance(value, ModuleType) and where.get(name) == value.__name__:
-                value = getattr(value, name)
-            super().__setattr__(name, value)
+            # The import system puts each loaded submodule here. What the package exports goes
+            # before a submodule of the same name, such as `attach`.
+            if not (isinstance(value, ModuleType) and name in where):
+                super().__setattr__(name, value)
 
     module = sys.modules[package]
     module.__class__ = Package

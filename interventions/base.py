@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
 from regaze.hooks.checks import unknown
+from regaze.interventions import plugins
+from regaze.interventions.shipped import outlines
 
 _REGISTRY: dict[str, type[Intervention]] = {}
 _PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
@@ -163,31 +166,60 @@ class Intervention(ABC):
 
 
 def register(cls: _T) -> _T:
-    """Make a method known by its name to `get`, `parse`, ``from_dict`` and the command line."""
-    if cls.name in _REGISTRY:
+    """Make a method known by its name to `get`, `parse`, ``from_dict`` and the command line.
+
+    Raises:
+        ValueError: Another one has that name.
+    """
+    shipped = outlines().get(cls.name)
+    if cls.name in _REGISTRY or (shipped and shipped.module != cls.__module__):
         raise ValueError(f"an intervention named {cls.name!r} is already registered")
     _REGISTRY[cls.name] = cls
     return cls
 
 
 def names(acts_on: str | None = None) -> list[str]:
-    """Names of all registered methods, sorted.
+    """Names of all methods, sorted: shipped, registered, and offered by installed packages.
 
     Args:
-        acts_on: Only those for this, as in `Intervention.acts_on`.
+        acts_on: Only those for this, as in `Intervention.acts_on`; loads them all.
+
+    Raises:
+        ImportError: With ``acts_on``, an installed package's method can't be loaded.
     """
-    return sorted(n for n, cls in _REGISTRY.items() if acts_on in (None, cls.acts_on))
+    known = sorted({*outlines(), *_REGISTRY, *plugins.offered(plugins.METHODS)})
+    return [name for name in known if acts_on is None or get(name).acts_on == acts_on]
 
 
 def get(name: str) -> type[Intervention]:
-    """Look a method up by name.
+    """Look a method up by name, and import it if it isn't yet.
 
     Raises:
         ValueError: No such method; the message names the nearest ones.
+        ImportError: An installed package offers it, but it can't be loaded.
     """
-    if name not in _REGISTRY:
-        raise ValueError(unknown("intervention", name, _REGISTRY))
+    if name in _REGISTRY:
+        return _REGISTRY[name]
+    if name in outlines():
+        importlib.import_module(outlines()[name].module)
+    elif point := plugins.offered(plugins.METHODS).get(name):
+        plugins.load(point)
+        if name not in _REGISTRY:
+            raise ImportError(f"{point.value} registers no intervention named {name!r}")
+    else:
+        raise ValueError(unknown("intervention", name, names()))
     return _REGISTRY[name]
+
+
+def describe(name: str) -> tuple[str, str]:
+    """What a method does and where it is described, without importing a shipped one.
+
+    Raises:
+        ValueError: No such method; the message names the nearest ones.
+        ImportError: An installed package offers it, but it can't be loaded.
+    """
+    known = outlines().get(name) or get(name)
+    return known.summary, known.paper
 
 
 def from_dict(spec: Mapping[str, Any]) -> Intervention:

@@ -39,6 +39,7 @@ from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.scenes import SPLITS
 from regaze.evals.task import Task
 from regaze.hooks.checks import unknown
+from regaze.interventions import plugins
 
 _log = logging.getLogger(__name__)
 
@@ -209,16 +210,54 @@ class Benchmark:
     draws: bool = False
 
 
+def names() -> list[str]:
+    """Names of all benchmarks: shipped, registered, and offered by installed packages."""
+    return list(dict.fromkeys([*BENCHMARKS, *_ADDED, *plugins.offered(plugins.BENCHMARKS)]))
+
+
 def find(name: str) -> Benchmark:
     """Look a benchmark up by name.
 
     Raises:
         ValueError: There is none; the message names the nearest.
+        ImportError: An installed package offers it, but it can't be loaded.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(unknown("benchmark", name, BENCHMARKS))
-    return BENCHMARKS[name]
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if name not in _ADDED:
+        point = plugins.offered(plugins.BENCHMARKS).get(name)
+        if point is None:
+            raise ValueError(unknown("benchmark", name, names()))
+        offered = plugins.load(point)
+        if not isinstance(offered, Benchmark):
+            raise ImportError(f"{point.value} is no Benchmark but a {type(offered).__name__}")
+        register(name, offered)
+    return _ADDED[name]
 
+
+def describe(name: str) -> tuple[str, str]:
+    """What a benchmark asks and where it is described.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+        ImportError: An installed package offers it, but it can't be loaded.
+    """
+    known = find(name)
+    return known.summary, known.paper
+
+
+def register(name: str, benchmark: Benchmark) -> None:
+    """Make a benchmark known by its name to `find` and the command line.
+
+    Raises:
+        ValueError: Another one has that name.
+    """
+    if name in BENCHMARKS or name in _ADDED:
+        raise ValueError(f"a benchmark named {name!r} is already registered")
+    _ADDED[name] = benchmark
+
+
+_ADDED: dict[str, Benchmark] = {}
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "pope": Benchmark(

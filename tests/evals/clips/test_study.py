@@ -15,7 +15,7 @@ import transformers
 from PIL import Image
 from typer.testing import CliRunner
 
-from regaze.cli import app
+from regaze.cli.commands import app
 from regaze.evals.clips import runner
 from regaze.evals.clips.consistency import FrameConsistency
 from regaze.evals.clips.study import reopen, run_video
