@@ -44,7 +44,7 @@ def outlines() -> Mapping[str, Outline]:
                 isinstance(one, ast.Name) and one.id == "register" for one in node.decorator_list
             ):
                 said = _texts(node)
-                found[said["name"]] = Outline(said["summary"], said["paper"], module)
+                found[said["name"]] = Outline(said["summary"], said.get("paper", ""), module)
     return found
 
 
