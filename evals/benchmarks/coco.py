@@ -197,7 +197,7 @@ def _entries(
     path: Path, content: Mapping[str, Any], part: str, fields: Iterable[str]
 ) -> list[dict[str, Any]]:
     """The entries of a part of a file, each with what is looked up by."""
-    entries = content.get(part) or []
+    entries = [] if content.get(part) is None else content[part]
     if not isinstance(entries, list):
         raise ValueError(f"{path} is no COCO instances or captions file: its {part} is no list")
     for number, entry in enumerate(entries):
