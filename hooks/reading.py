@@ -109,7 +109,12 @@ class Reader:
         new[:, length - block.generating.candidates :] = -1
         ids, real = _append(ids, real, new, self._padding(block, batch, length, past), past)
         tokens = self._classify(ids, real, partial)
-        fields = {"tokens": tokens, "ids": ids, "real": real, "masks": PromptMasks(tokens)}
+        fields: dict[str, Any] = {
+            "tokens": tokens,
+            "ids": ids,
+            "real": real,
+            "masks": PromptMasks(tokens),
+        }
         if before is None:
             return Prompt(**fields, index=0)
         return before.having(**fields, index=before.index + 1)
