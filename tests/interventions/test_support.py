@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
-from matrix import CANNOT, LIMITS, MAIN, METHODS, NEEDS_PROCESSOR, Method, pairs, support_table
+from matrix import (
+    CANNOT,
+    CONTRASTS,
+    LIMITS,
+    MAIN,
+    METHODS,
+    NEEDS_PROCESSOR,
+    Method,
+    pairs,
+    support_table,
+)
 from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
@@ -16,9 +26,10 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert all(method.acts.literal() is not None for method in METHODS.values())
-    assert [METHODS[name].name for name in MAIN] == sorted(NAMES)
+    every = [*METHODS.values(), *CONTRASTS.values()]
+    assert {method.name for method in every} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in every)
+    assert [METHODS[name].name for name in MAIN] == sorted({m.name for m in METHODS.values()})
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
