@@ -23,13 +23,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.checks import check_choice, check_flag, check_number, unknown
+from regaze.hooks.checks import check_choice, check_flag, check_indices, check_number, unknown
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal_scores import ScoreForm, Whole
 from regaze.hooks.passes import Pass
 from regaze.interventions.base import Intervention, Preset, register
-from regaze.interventions.lvlm.common import choose_layers, require_scores
+from regaze.interventions.lvlm.common import require_scores
+from regaze.interventions.lvlm.contrasts import cut
 
 Divergence = Literal["mixture", "jsd"]
 _FARTHEST = 20
@@ -84,8 +85,11 @@ class DoLa(Intervention):
                     f"dola: {unknown('candidates', self.candidates, ('low', 'high'))}"
                     ", or a list of layers"
                 )
-        elif not self.candidates:
-            raise ValueError("dola: candidates is empty; name a layer at least")
+        elif not isinstance(self.candidates, tuple) or not self.candidates:
+            raise ValueError(
+                'dola: candidates must be "low", "high" or a list of layers such as [0,2,4], got '
+                f"{self.candidates!r}"
+            )
         check_number("dola", "rho", self.rho, low=0, high=1)
         check_choice("dola", "divergence", self.divergence, ("mixture", "jsd"))
         check_flag("dola", "per_sample", self.per_sample)
@@ -99,13 +103,13 @@ class DoLa(Intervention):
             for c in self.candidates:
                 hidden = whole.hidden[int(c)][:, -1]
                 exits[c] = _exit(whole.host, hidden, self.norm).float()
-            p = scores.softmax(-1)
+            p, left = scores.softmax(-1), scores.isfinite()
 
             def distance(c: int | str) -> float:
                 q = exits[c].softmax(-1)
                 m = (p + q) / 2
                 pairs = ((m, p), (m, q)) if self.divergence == "mixture" else ((p, m), (q, m))
-                return sum(float((a * (a.log() - b.log())).sum()) for a, b in pairs)
+                return sum(float((a * (a.log() - b.log()))[left].sum()) for a, b in pairs)
 
             other = exits[max(self.candidates, key=distance)]
             if not self.rho:
@@ -139,7 +143,11 @@ class DoLa(Intervention):
         if self.norm and not isinstance(getattr(host.tower, "norm", None), nn.Module):
             raise ValueError(f"dola: the final norm of this {host.model_type} isn't known")
         if not isinstance(self.candidates, str):
-            return replace(self, candidates=choose_layers("dola", host, self.candidates, ()))
+            check_indices(
+                "dola", "candidates", self.candidates, host.n_layers, f"this {host.model_type}"
+            )
+            found = tuple(host.site(c).layer for c in sorted(self.candidates))
+            return replace(self, candidates=found)
         tied = head.weight is host.tower.get_input_embeddings().weight  # type: ignore[operator]
         wanted = _bucket(self.candidates, host.n_layers, tied)
         attending = [site.layer for site in host.sites]
@@ -182,7 +190,7 @@ def distances(mature: Tensor, exits: Tensor, divergence: Divergence) -> Tensor:
     """How far each candidate's probabilities are from the model's, "C ...".
 
     Args:
-        mature: The model's scores, "... V".
+        mature: The model's scores, "... V"; tokens that were cut before (-inf) don't count.
         exits: The candidates', "C ... V".
         divergence: Which way its terms run.
     """
@@ -191,7 +199,7 @@ def distances(mature: Tensor, exits: Tensor, divergence: Divergence) -> Tensor:
 
     def towards(a: Tensor, b: Tensor) -> Tensor:
         terms: Tensor = a.exp() * (a - b)
-        return terms.sum(-1)
+        return terms.masked_fill(log_p == -torch.inf, 0).sum(-1)
 
     if divergence == "mixture":
         return 0.5 * (towards(log_m, log_p) + towards(log_m, log_q))
@@ -215,19 +223,20 @@ def choose_exits(
     return found.argmax(0)
 
 
-def difference(mature: Tensor, other: Tensor, rho: float) -> tuple[Tensor, Tensor]:
-    """The contrast, "... V", and bool which tokens are likely enough."""
+def difference(mature: Tensor, other: Tensor, rho: float) -> Tensor:
+    """The contrast of scores "... V", cut."""
     if rho == 0:
-        return mature - other, torch.ones_like(mature, dtype=torch.bool)
+        return mature - other
     log_p = mature.log_softmax(-1)
-    likely = log_p >= log_p.amax(-1, keepdim=True) + math.log(rho)
-    return log_p - other.log_softmax(-1), likely
+    return cut(log_p - other.log_softmax(-1), log_p, rho)
 
 
 def score_answer(
     mature: Tensor, other: Tensor, answer: Tensor, rho: float, softmax: bool = True
 ) -> Tensor:
-    """Score of a given answer, as the code ranks choices: "B".
+    """Score of a given answer, as the code ranks choices, "B".
+
+    Unlikely tokens count -1000 each; with rho = 0 log-probabilities are contrasted all the same.
 
     Args:
         mature: The model's scores at the rows before each answer token, "B R V".
@@ -236,9 +245,10 @@ def score_answer(
         rho: See `DoLa`.
         softmax: Whether the difference is made log-probabilities first.
     """
-    mixed, likely = difference(mature, other, rho)
+    log_p = mature.log_softmax(-1)
+    mixed = log_p - other.log_softmax(-1)
     mixed = mixed.log_softmax(-1) if softmax else mixed
-    mixed = mixed.masked_fill(~likely, -1000.0)
+    mixed = mixed.masked_fill(cut(mixed, log_p, rho) == -torch.inf, -1000.0)
     return mixed.gather(-1, answer.expand(len(mixed), -1)[..., None])[..., 0].sum(-1)
 
 
@@ -270,5 +280,4 @@ class _DoLaEdit(Edit):
         exits = torch.stack([_exit(self.host, one, spec.norm).to(scores) for one in seen])
         chosen = choose_exits(scores, exits, spec.divergence, spec.per_sample)
         other = exits.gather(0, chosen[None, ..., None].expand(1, *scores.shape))[0]
-        mixed, likely = difference(scores, other, spec.rho)
-        return mixed.masked_fill(~likely, -torch.inf)
+        return difference(scores, other, spec.rho)

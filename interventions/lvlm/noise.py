@@ -84,8 +84,8 @@ def _pictures(name: str, pixels: Tensor, given: Mapping[str, Any], config: Any) 
 
 
 def _draw(pixels: Tensor, seed: int, still: bool) -> Tensor:
-    digest = zlib.crc32(pixels.detach().cpu().contiguous().numpy().tobytes())
-    generator = torch.Generator().manual_seed(seed * 2**32 + digest)
+    content = pixels.detach().cpu().contiguous().numpy().tobytes()
+    generator = torch.Generator().manual_seed(zlib.crc32(content, seed))
     shape = list(pixels.shape)
     if pixels.ndim == 5 and still:
         # A picture is there twice, as two moments of a clip: one draw, or they would average.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vectors import cases, named, vectors
+from vectors import cases, meta, named, vectors
 
 from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.tokens import Kind, TokenMap
@@ -102,14 +102,17 @@ def test_avisc_blanks_what_the_released_code_does(case: dict[str, Any]) -> None:
     assert torch.equal(found, expected[f"{case['name']}.embeds"])
 
 
-def test_avisc_blanks_each_sample_by_itself() -> None:
-    # The code gives one index list to a batch, of both samples together (case batch2).
+def test_avisc_finds_each_sample_s_own_blind_tokens() -> None:
+    # The code takes one bound for a batch, and one list of indices (case batch2).
     inputs, expected = vectors("avisc")
+    case = next(case for case in meta("avisc")["cases"] if case["name"] == "batch2")
+    gamma, lam = case["gamma"], case["lamb"]
     weights = inputs["batch2.last_row"][..., :32].mean(2)
-    alone = [avisc.find_blind(weights[:, n], 0.5, 1.0) for n in range(2)]
-    assert sum(int((~one).sum()) for one in alone) != expected["batch2.mask_idx"].shape[1] or (
-        not torch.equal(alone[0], alone[1])
-    )
+    mean = weights[avisc.choose_layers(weights.flatten(1), gamma)].mean(0)
+    pooled = mean < mean.mean() + lam * mean.std()
+    assert torch.equal(pooled.nonzero()[:, 1], expected["batch2.mask_idx"][0])
+    own = torch.stack([~avisc.find_blind(row, gamma, lam) for row in weights.unbind(1)])
+    assert not torch.equal(own, pooled)
 
 
 @pytest.mark.parametrize("case", cases("avisc", named("m3id")))
@@ -151,8 +154,7 @@ def test_dola_equals_the_released_code(case: dict[str, Any]) -> None:
     if f"{name}.layers" in expected:
         layers = torch.tensor(case["candidates"])[chosen[0]]
         assert torch.equal(layers, expected[f"{name}.layers"])
-    mixed, likely = dola.difference(mature, other, rho)
-    found = mixed.masked_fill(~likely, -torch.inf)
+    found = dola.difference(mature, other, rho)
     close(found, expected[f"{name}.scores"])
     assert torch.equal(found.argmax(-1), expected[f"{name}.tokens"])
 
