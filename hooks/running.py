@@ -174,12 +174,12 @@ class Running:
         )
 
     def show(self, layer: int, hidden: Tensor) -> None:
-        """Show a layer's input "B Q E" to the edits that want to see it, while a prompt is read."""
-        if self.pass_.decodes:
-            return
+        """Show a layer's input "B Q E" to the edits that want to see it."""
         with torch.no_grad():
             for entry in self.by_layer.get(layer, ()):
                 edit = self.works[entry]
+                if self.pass_.decodes and not edit.sees_decoding:
+                    continue
                 if overrides(edit, "see_hidden"):
                     edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
 

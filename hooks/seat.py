@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -31,6 +31,7 @@ from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
+Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
 TEXT_ROWS = (None, "last", "question", "text")
 
 
@@ -41,10 +42,12 @@ class _Second:
     Attributes:
         entries: What edits it.
         n_last: Rows whose scores are wanted.
+        enter: `Branch.enter`, while it reads its prompt.
     """
 
     entries: Sequence[LayerEntry]
     n_last: int
+    enter: Enter | None
 
 
 class _Here(Here):
@@ -194,10 +197,11 @@ class Seat(Stack):
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
+        second = _Second(self._entries_of(edits), n_last, enter)
+        here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
@@ -282,6 +286,8 @@ class Seat(Stack):
         running = self._open(
             kwargs, self._block(kwargs), None if second is None else second.entries
         )
+        if second is not None and second.enter is not None:
+            kwargs = dict(second.enter(kwargs, running.pass_))
         null = self._null_prompt(running, kwargs)
         if null is not None:
             entries = list(running.works)
