@@ -98,8 +98,8 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     }
     both = replace(ours.result, answers=answers)
     scores = [
-        score_run(both, task=task, title=ours.title, seed=seed, controls=controls)
-        for task in ours.tasks
+        score_run(both, task=task, title=title, seed=seed, controls=controls)
+        for task, title in zip(ours.tasks, ours.titles, strict=True)
     ]
     told = _MAY_DIFFER if words else (*_MAY_DIFFER, *_ANSWERED)
     return Pair(scores, list(_differing(one, other, told)))

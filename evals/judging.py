@@ -70,7 +70,7 @@ def score_verdicts(run: Path, folder: Path, seed: int = 0) -> Scored:
             "let one of them rate all answers"
         )
     task = replace(task, verdicts=known, profile=f"official, judged by {judges.pop()}")
-    scores = score_run(opened.result, task=task, title=opened.title, seed=seed)
+    scores = score_run(opened.result, task=task, title=opened.titles[0], seed=seed)
     return Scored(opened.result, [scores])
 
 

@@ -6,10 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regaze.evals.asking.models import Loaded
-from regaze.evals.asking.runner import run
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
@@ -19,6 +17,9 @@ from regaze.evals.runs.results import take
 from regaze.evals.scoring.scored import Scored, write_scores
 from regaze.evals.scoring.scores import score_run
 from regaze.evals.task import QuestionTask
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.models import Loaded
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,9 @@ def study(
         ValueError: A condition doesn't fit the model, or a directory holds other answers.
         OSError: A directory can't be written.
     """
+    # Reading a run again needs no model, and shouldn't wait for torch.
+    from regaze.evals.asking.runner import run
+
     world = world or World()
     finished = []
     for job in jobs:
@@ -98,7 +102,10 @@ def study(
             )
             if not world.first:
                 continue
-            scores = [score_run(result, task=task, title=title, seed=seed) for task in job.tasks]
+            scores = [
+                score_run(result, task=task, title=job.source.title_of(task), seed=seed)
+                for task in job.tasks
+            ]
             finished.append(Scored(result, scores))
             write_scores(job.out, finished[-1:])
     return finished

@@ -41,6 +41,7 @@ class Map:
         seen: Bool "1 1 Q K": what the model's own mask shows to each row.
         image: Bool "1 1 1 K": image patches.
         system: Bool "1 1 1 K": text before the first image.
+        structure: Bool "1 1 1 K": row ends and tile marks inside images.
         prompt: Bool "1 1 1 K": what was read, not generated.
         text: Bool "1 1 Q 1": text rows after an image, generated ones included.
         last: Bool "1 1 Q 1": the row that predicts the next token, if there is an image.
@@ -51,10 +52,15 @@ class Map:
     seen: Tensor
     image: Tensor
     system: Tensor
+    structure: Tensor
     prompt: Tensor
     text: Tensor
     last: Tensor
     hidden: Tensor
+
+
+def _same(scores: Tensor, map_: Map) -> Tensor:
+    return scores
 
 
 @dataclass(frozen=True)
@@ -65,6 +71,22 @@ class MapForm:
         layers: Where.
         edit: ``edit(scores, map)``: scaled logits "1 H Q K" (float32, before the mask) to edited
             ones; what isn't seen stays so.
+        weigh: ``weigh(weights, scores, map)``: softmax weights "1 H Q K", and the scores that they
+            were made of, to edited weights, whose rows needn't sum to 1.
+    """
+
+    layers: Collection[int]
+    edit: Callable[[Tensor, Map], Tensor] = _same
+    weigh: Callable[[Tensor, Tensor, Map], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """A method that edits what heads put out, behind all edits of their maps.
+
+    Attributes:
+        layers: Where.
+        edit: ``edit(outputs, map)``: "1 H Q D" in float32, before the output projection.
     """
 
     layers: Collection[int]
@@ -88,7 +110,7 @@ class HeadForm:
     removed: Literal["drop", "mask"] = "drop"
 
 
-Form = MapForm | HeadForm | ScoreForm
+Form = MapForm | OutputForm | HeadForm | ScoreForm
 
 
 @dataclass(frozen=True)
@@ -142,25 +164,27 @@ class Pass:
 
     Attributes:
         prompt: What the prompt's columns hold.
-        forms: Map edits, in order.
+        forms: Edits of maps and of heads' outputs, in order.
         factors: Per layer, one factor per head.
         end: Columns so far, those of the current block included.
         start: Columns before the current block.
         was_read: Of each column, whether it was read (in a block of several) or generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
+        last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
     """
 
     prompt: Prompt
-    forms: Sequence[MapForm]
+    forms: Sequence[MapForm | OutputForm]
     factors: Mapping[int, Tensor]
     end: int = 0
     start: int = 0
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
 
@@ -194,7 +218,7 @@ class Pass:
             scores: "1 H Q K".
             seen: Bool "1 1 Q K".
         """
-        forms = [form for form in self.forms if layer in form.layers]
+        forms = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
         if not forms:
             return scores
         # A sliding window's first columns are gone: they count as unseen.
@@ -204,6 +228,27 @@ class Pass:
         for form in forms:
             scores = form.edit(scores, about)
         return scores[..., gone:]
+
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
+
+    def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
+        """The edits of a layer's weights "1 H Q K"."""
+        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
+        forms = [f.weigh for f in maps if f.weigh is not None]
+        if not forms:
+            return weights
+        gone = self.end - scores.shape[-1]
+        weights, scores, seen = (pad(x, (gone, 0)) for x in (weights, scores, seen))
+        about = self._map(layer, seen)
+        for weigh in forms:
+            weights = weigh(weights, scores, about)
+        return weights[..., gone:]
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
@@ -218,6 +263,7 @@ class Pass:
             seen,
             mark([*self.prompt.image, *more][: self.end])[None, None, None],
             mark([*self.prompt.system, *more][: self.end])[None, None, None],
+            mark([*self.prompt.structure, *more][: self.end])[None, None, None],
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
@@ -258,9 +304,11 @@ def _attend(
         seen = seen & shown[..., : scores.shape[-1]]
     scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
-    out = weights @ value
+    weights = now.weigh(layer, weights, scores, seen)
+    out = now.edit_outputs(layer, weights @ value, seen)
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
+        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights
@@ -319,7 +367,7 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
-    edits = [form for form in each if isinstance(form, MapForm)]
+    edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
     for form in each:
@@ -343,7 +391,10 @@ def literally(
 
 
 def choose_factors(
-    host: Host, inputs: Mapping[str, Any], form: HeadForm, edits: Sequence[MapForm] = ()
+    host: Host,
+    inputs: Mapping[str, Any],
+    form: HeadForm,
+    edits: Sequence[MapForm | OutputForm] = (),
 ) -> dict[int, Tensor]:
     """The factors of each layer's heads, by two whole runs per layer, reinforced so far."""
     factors: dict[int, Tensor] = {}
@@ -357,7 +408,7 @@ def compare_prompts(
     host: Host,
     inputs: Mapping[str, Any],
     removed: Literal["drop", "mask"],
-    edits: Sequence[MapForm] = (),
+    edits: Sequence[MapForm | OutputForm] = (),
     factors: Mapping[int, Tensor] | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Last-row head outputs "H D" per layer: of the prompt, and of it without its image tokens."""

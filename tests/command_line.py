@@ -7,13 +7,13 @@ from pathlib import Path
 import tiny_painter
 from typer.testing import CliRunner, Result
 
-from regaze import cli
+from regaze.cli.commands import app
 
 QUICK = ("--steps", "2", "--guidance", "2")
 
 
 def call(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, args)
+    return CliRunner().invoke(app, args)
 
 
 def evaluate(model: str, out: Path, *args: str, images: int = 6) -> Result:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from regaze.evals.benchmarks.registry import BENCHMARKS, Source
+from regaze.evals.benchmarks.registry import Source
 from regaze.evals.runs import store
 from regaze.evals.runs.results import load
 from regaze.evals.scoring.scored import Opened
@@ -27,12 +27,13 @@ def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
     fields = store.read_run(folder)["source"]
     if fields is None:
         raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
-    if fields.get("benchmark") not in BENCHMARKS:
-        raise ValueError(f"{path} is no run of a benchmark with questions")
     known = {key: value for key, value in fields.items() if key != "sha256"}
     source = store.restored(folder, Source, known)
     tasks = source.tasks()
     result = load(tasks[0], folder)
     if profiles:
-        tasks = [tasks[0], *(tasks[0].under(profile) for profile in profiles)][1:]
-    return Opened(source.title, tasks, result, partial(load, result.task))
+        # The same answers may be scored with several truths.
+        truths = [task for task in tasks if task.profile == tasks[0].profile]
+        tasks = [task.under(profile) for task in truths for profile in profiles]
+    titles = [source.title_of(task) for task in tasks]
+    return Opened(tasks, titles, result, partial(load, result.task))

@@ -81,7 +81,7 @@ def open_run(folder: Path, profiles: Sequence[str] = (), scorers: Sequence[Score
 
 def _opened(task: Clips) -> Opened:
     read = partial(_read, task)
-    return Opened(task.source.title, [task], read(task.out), read)
+    return Opened([task], [task.source.title], read(task.out), read)
 
 
 def _read(task: Clips, out: Path) -> RunResult:

@@ -80,7 +80,7 @@ def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
     source = read_source(folder)
     task = source.task
     read = partial(_read_scored, source, task)
-    return Opened(source.title, [task], read(folder), read)
+    return Opened([task], [source.title], read(folder), read)
 
 
 def _read_scored(source: PictureSource, task: Pictures, out: Path) -> RunResult:

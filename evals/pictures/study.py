@@ -110,6 +110,18 @@ def run_images(
         return Finished(scored, score_sets(sets, result, device=device) if sets else {}, samples)
 
 
+def check_references(source: PictureSource) -> None:
+    """Check that there is a reference for every picture, where references are given.
+
+    Raises:
+        OSError: There isn't; the message names the files that are looked for.
+    """
+    if source.references is not None:
+        task = source.task
+        for item in task.items:
+            _reference(task, item, source.references)
+
+
 def score(
     out: Path,
     *,
@@ -233,16 +245,19 @@ def _references(
         return [_open(item, result.answers[0]) for item in batch]
     found = []
     for item in batch:
-        names = cast(Pictures, result.task).references(item)
-        paths = [Path(source.references) / name for name in names]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"no reference for {item.id}: {source.references} holds neither {names[0]} nor "
-                f"{names[1]}"
-            )
-        found.append(open_picture(path))
+        found.append(open_picture(_reference(cast(Pictures, result.task), item, source.references)))
     return found
+
+
+def _reference(task: Pictures, item: Item, folder: str) -> Path:
+    """One reference per picture, or one per prompt."""
+    names = task.references(item)
+    path = next((path for name in names if (path := Path(folder) / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no reference for {item.id}: {folder} holds neither {names[0]} nor {names[1]}"
+        )
+    return path
 
 
 def _open(item: Item, answers: Answers) -> Image.Image:

@@ -9,8 +9,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-import torch
-
 try:
     import resource
 except ImportError:  # Windows
@@ -101,6 +99,8 @@ class Cost:
 
 def now() -> float:
     """Seconds of a clock, once all GPUs have done what they were told to."""
+    import torch  # Where costs are only read, it isn't needed.
+
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         for device in range(torch.cuda.device_count()):
             torch.cuda.synchronize(device)
@@ -109,6 +109,8 @@ def now() -> float:
 
 def peak_gpu_bytes() -> int:
     """Most memory allocated on this process's GPUs since the meter started; 0 on the CPU."""
+    import torch
+
     if not (torch.cuda.is_available() and torch.cuda.is_initialized()):
         return 0
     return sum(map(torch.cuda.max_memory_allocated, range(torch.cuda.device_count())))

@@ -10,9 +10,6 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 
-import torch
-from accelerate import PartialState
-
 # What launchers call the number of processes.
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 # At the end, those that are done wait for the slowest; that is no error.
@@ -39,6 +36,8 @@ class World:
     def wait(self) -> None:
         """Go on once all processes have come this far."""
         if self.size > 1:
+            from accelerate import PartialState
+
             PartialState().wait_for_everyone()
 
 
@@ -49,5 +48,8 @@ def join() -> World:
     """
     if all(os.environ.get(name, "1") == "1" for name in _SIZES):
         return World()
+    import torch
+    from accelerate import PartialState
+
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     return World(state.process_index, state.num_processes)

@@ -29,14 +29,14 @@ class Opened:
     """A run that was read again.
 
     Attributes:
-        title: What a reader calls its task.
         tasks: The task under each profile; the first one is the one that was done.
+        titles: What a reader calls each.
         result: Its answers, as the tasks score them.
         read: Reads those of another run of the task likewise.
     """
 
-    title: str
     tasks: Sequence[Task]
+    titles: Sequence[str]
     result: RunResult
     read: Callable[[Path], RunResult]
 
@@ -47,7 +47,8 @@ class Opened:
             seed: For the bootstrap.
         """
         scores = [
-            score_run(self.result, task=task, title=self.title, seed=seed) for task in self.tasks
+            score_run(self.result, task=task, title=title, seed=seed)
+            for task, title in zip(self.tasks, self.titles, strict=True)
         ]
         return Scored(self.result, scores)
 

@@ -1,26 +1,24 @@
-"""The command that paints a clip from its normal maps: animate."""
+"""animate: a clip from its normal maps, all frames from one noise."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from PIL import Image
 
-from regaze.cli.common import Json, fail, out
-from regaze.cli.pipelines import Call, Source, With, spread
-from regaze.evals.clips import animation
-from regaze.evals.pictures import comparison, grid
-from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.runs.progress import bars
+from regaze.cli.options import Json, spread
+from regaze.cli.pipelines import Source, Steps, With
+from regaze.cli.terminal import fail, say
 from regaze.evals.sandbox.video import CONTROLNETS
-from regaze.evals.sandbox.video.world import clip
-from regaze.interventions.diffusion import flow as flows
-from regaze.interventions.diffusion import optical_flow
-from regaze.interventions.diffusion.flow import Flow
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from regaze.evals.pictures.pipelines import LoadedPipeline
+    from regaze.interventions.diffusion.flow import Flow
 
 _PAINTER = "painter-unet"
 
@@ -62,7 +60,7 @@ class Motion:
     ] = None
     estimate: Annotated[
         str | None,
-        typer.Option(help=f"Or estimate it from the maps: {', '.join(optical_flow.METHODS)}."),
+        typer.Option(help="Or estimate it from the maps: dis, farneback, raft."),
     ] = None
 
     def read(self) -> tuple[list[Image.Image], Flow | None, str | None]:
@@ -73,6 +71,12 @@ class Motion:
         """
         if self.flow and self.estimate:
             raise ValueError("give either --flow FILE or --estimate METHOD")
+        from regaze.evals.clips import animation
+        from regaze.evals.sandbox.video.world import clip
+        from regaze.interventions.diffusion import flow as flows
+        from regaze.interventions.diffusion import optical_flow
+        from regaze.interventions.diffusion.flow import Flow
+
         known, prompt = None, None
         if self.normals:
             frames = animation.read_frames(self.normals)
@@ -89,6 +93,7 @@ class Motion:
 def animate(
     source: Steered,
     motion: Motion,
+    call: Steps,
     prompt: Annotated[
         str | None,
         typer.Option("--prompt", "-p", help="What every frame shows. Default: what the clip does."),
@@ -96,24 +101,20 @@ def animate(
     with_: With = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the noise all frames start from.")] = 0,
     file: Annotated[
-        Path, typer.Option("--out", "-o", help=f"The animation: {', '.join(animation.FORMATS)}.")
+        Path, typer.Option("--out", "-o", help="The animation: .gif, .webp or .mp4.")
     ] = Path("clip.gif"),
     fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.")] = 8,
     cell: Annotated[
         int | None, typer.Option(min=16, help="Longer side of a frame in the animation, in pixels.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    guidance: Annotated[
-        float | None, typer.Option(help="Scale of classifier-free guidance; 1: without.")
-    ] = None,
-    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
-    others: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="Any other argument of the pipeline: NAME=VALUE. Repeatable."),
-    ] = None,
     as_json: Json = False,
 ) -> None:
     """Paint a clip from its normal maps under several conditions, all frames from one noise."""
+    given = call.arguments
+    from regaze.evals.clips import animation
+    from regaze.evals.pictures import comparison, grid
+    from regaze.evals.runs.progress import bars
+
     animation.check_format(file)
     conditions = comparison.parse(with_ or ())
     frames, flow, known = motion.read()
@@ -122,7 +123,6 @@ def animate(
     text = known if prompt is None else prompt
     if text is None:
         raise ValueError("give --prompt: what every frame shows")
-    given = Call(steps=steps, guidance=guidance, negative=negative, others=others).arguments
     loaded = source.load()
     arguments = {**loaded.arguments, **given}
     with bars() as follow:
@@ -148,6 +148,6 @@ def animate(
         typer.echo(json.dumps({**made, **about}))
     else:
         for what, where in made.items():
-            out.print(f"{what.capitalize()}: {where}", soft_wrap=True, highlight=False)
+            say(f"{what.capitalize()}: {where}")
     if silent := [column.title for column in painted if column.silent]:
         fail(f"never fired, so these columns are the unedited pipeline's: {', '.join(silent)}", 1)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
-from transformers.utils import logging as transformers_logging
 
 from regaze.cli.animate import animate
-from regaze.cli.common import Commands
+from regaze.cli.build import pope
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
 from regaze.cli.demo import demo
@@ -16,7 +16,8 @@ from regaze.cli.discover import heads, sinks
 from regaze.cli.eval import eval_
 from regaze.cli.eval_images import images
 from regaze.cli.eval_video import video
-from regaze.cli.judge import judge
+from regaze.cli.group import Commands
+from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.show import show
 from regaze.cli.sites import sites
@@ -28,16 +29,36 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
 discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
+judge = typer.Typer(
+    no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
+)
 
 
 @app.callback()
 def options(
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    load: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--load",
+            metavar="FILE.py",
+            help="A Python file that registers methods or benchmarks of your own. Repeatable; may "
+            "stand after the command too.",
+        ),
+    ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks and what the libraries say; also after the command."
+        ),
+    ] = False,
 ) -> None:
     """Re-aim attention in pretrained models, without training, and measure what that does."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+
+
+def group() -> None:
+    """Make a benchmark of your own annotated pictures."""
 
 
 app.command("list")(list_)
@@ -50,13 +71,13 @@ app.command()(compare)
 app.command()(sites)
 app.command()(animate)
 app.command()(verify)
+app.add_typer(build, name="build")
 app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")
 app.command()(demo)
+build.callback()(group)
+build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
-
-
-def main() -> None:
-    """Entry point of the command ``regaze``."""
-    app(prog_name="regaze")
+judge.command()(export)
+judge.command()(score)

@@ -1,4 +1,4 @@
-"""The commands that make pictures: compare and sites."""
+"""compare: the same pictures under several conditions, side by side."""
 
 from __future__ import annotations
 
@@ -7,29 +7,16 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli.common import fail, out
-from regaze.cli.pipelines import (
-    Call,
-    PromptFile,
-    PromptText,
-    Seeds,
-    Source,
-    With,
-    read_prompts,
-    read_seeds,
-    spread,
-)
-from regaze.evals.pictures import comparison, grid
-from regaze.evals.pictures.render import Shot
-from regaze.evals.runs.progress import bars
+from regaze.cli.options import spread
+from regaze.cli.pipelines import Call, Prompts, Seeds, Source, With, read_seeds
+from regaze.cli.terminal import fail, say
 
 
 @spread
 def compare(
     source: Source,
     call: Call,
-    prompt: PromptText = None,
-    prompt_file: PromptFile = None,
+    prompts: Prompts,
     with_: With = None,
     sweep: Annotated[
         list[str] | None,
@@ -51,10 +38,14 @@ def compare(
         raise ValueError(
             f"--out must name a .png, got {file}: a grid's settings are kept inside it"
         )
-    columns = comparison.parse(with_ or (), sweep or ())
-    asked = read_prompts(prompt, prompt_file)
+    asked = prompts.read()
     numbers = read_seeds(seeds)
     given = call.arguments
+    from regaze.evals.pictures import comparison, grid
+    from regaze.evals.pictures.render import Shot
+    from regaze.evals.runs.progress import bars
+
+    columns = comparison.parse(with_ or (), sweep or ())
     loaded = source.load()
     arguments = {**loaded.arguments, **given}
     shots = [Shot(one.text, seed) for one in asked for seed in numbers]
@@ -77,13 +68,13 @@ def compare(
     about = comparison.describe(loaded, painted, texts, numbers, arguments)
     drawn = grid.draw(labels, grid.blocks(texts, numbers, pictures), cell=cell)
     grid.save_png(file, drawn, about)
-    out.print(f"Grid: {file}", soft_wrap=True, highlight=False)
+    say(f"Grid: {file}")
     if gif:
         frames = [
             grid.draw(labels, grid.blocks(texts, numbers, pictures, frame), cell=cell)
             for frame in range(n_frames)
         ]
         grid.save_gif(file.with_suffix(".gif"), frames)
-        out.print(f"Animation: {file.with_suffix('.gif')}", soft_wrap=True, highlight=False)
+        say(f"Animation: {file.with_suffix('.gif')}")
     if silent := [column.title for column in painted if column.silent]:
         fail(f"never fired, so these columns are the unedited pipeline's: {', '.join(silent)}", 1)

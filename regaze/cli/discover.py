@@ -1,54 +1,38 @@
-"""discover: what a method needs to know of a model."""
+"""discover sinks and discover heads: what a method needs to know of a model."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli.common import Device, DeviceMap, DType, Json, Model, load_model, out
-from regaze.cli.pipelines import (
-    Call,
-    NPrompts,
-    PromptFile,
-    PromptText,
-    Seeds,
-    Source,
-    Split,
-    Subsets,
-    asked_for,
-    read_seeds,
-    spread,
-)
-from regaze.evals import sandbox
-from regaze.evals.pictures import head_hunter, scorers
-from regaze.evals.pictures.heat import save_heat
-from regaze.evals.pictures.render import Shot
-from regaze.evals.runs.distributed import join
-from regaze.evals.runs.progress import bars
-from regaze.interventions import discover_sinks
-from regaze.interventions.diffusion.soft_pag import SoftPAG
+from regaze.cli.options import Json, Model, spread
+from regaze.cli.pipelines import Call, Seeds, Source, WorldPrompts, read_seeds
+from regaze.cli.terminal import out, resumable, say
+
+if TYPE_CHECKING:
+    from regaze.evals.pictures.head_hunter import Found
 
 HEAT = "heads.png"
 
 
+@spread
 def sinks(
-    model: Model = sandbox.MODELS[0],
+    model: Model,
     tau: Annotated[
         float | None, typer.Option(help="Threshold, a fraction of sqrt(hidden size).")
     ] = None,
-    dtype: DType = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
     as_json: Json = False,
 ) -> None:
     """Find the hidden dimensions that mark attention sinks, as VAR needs them."""
-    loaded = load_model(model, dtype=dtype, device=device, device_map=device_map)
+    from regaze.interventions import discover_sinks
+
+    loaded = model.load()
     profile = discover_sinks(loaded.model, loaded.processor, tau=tau)
     dims = ",".join(map(str, profile.sink_dims))
     spec = f"var:sink_dims=[{dims}],tau={profile.tau:g}" if dims else None
@@ -56,27 +40,33 @@ def sinks(
         typer.echo(json.dumps({**profile.to_dict(), "spec": spec}))
         return
     if spec is None:
-        out.print(
-            f"{model} has no sink dimensions at tau {profile.tau:g}: VAR would never fire on it",
-            soft_wrap=True,
-        )
+        seen = f"{model.model} has no sink dimensions at tau {profile.tau:g}"
+        say(f"{seen}: VAR would never fire on it")
         return
     table = Table("hidden dimension", "|x| / RMS of the first token")
     for dim, strength in zip(profile.sink_dims, profile.strength, strict=True):
         table.add_row(str(dim), f"{strength:.1f}")
     out.print(table)
-    out.print(f"--with '{spec}'", soft_wrap=True, markup=False, highlight=False)
+    say(f"--with '{spec}'")
+
+
+@dataclass(frozen=True)
+class SearchPrompts(WorldPrompts):
+    """What to paint; heads are chosen on validation prompts."""
+
+    split: Annotated[
+        str, typer.Option(help="Of the painting world, where no prompts are given.")
+    ] = "validation"
+    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (
+        20
+    )
 
 
 @spread
 def heads(
     source: Source,
     call: Call,
-    prompt: PromptText = None,
-    prompt_file: PromptFile = None,
-    split: Split = "validation",
-    subsets: Subsets = None,
-    n_prompts: NPrompts = 20,
+    prompts: SearchPrompts,
     objective: Annotated[
         str, typer.Option(help="The score to maximise, e.g. pickscore or clip:model=DIR.")
     ] = "painting",
@@ -96,19 +86,27 @@ def heads(
     as_json: Json = False,
 ) -> None:
     """Find the attention heads whose perturbation serves an objective best (HeadHunter)."""
+    asked = prompts.of(source.model)
+    given = call.arguments
+    numbers = read_seeds(seeds)
+    from regaze.evals.pictures import head_hunter, scorers
+    from regaze.evals.pictures.heat import save_heat
+    from regaze.evals.pictures.render import Shot
+    from regaze.evals.runs.distributed import join
+    from regaze.evals.runs.progress import bars
+    from regaze.interventions import SoftPAG
+
     scorer = scorers.parse(objective)
     if not isinstance(scorer, scorers.Scorer) or scorer.compares:
         raise ValueError(f"{objective} doesn't score a picture by itself: it can't be an objective")
     spec = SoftPAG(scale=scale, u=u, target=target)
     search = head_hunter.Search(rounds, picks, spec, None if not layers else tuple(layers))
-    asked = asked_for(source.model, prompt, prompt_file, split, subsets, n_prompts)
-    given = call.arguments
-    shots = [Shot(one.text, seed) for one in asked for seed in read_seeds(seeds)]
+    shots = [Shot(one.text, seed) for one in asked for seed in numbers]
     folder = folder or Path("runs") / f"heads-{source.name}"
     world = join()
     loaded = source.load()
     ready = scorer.load(source.scoring_device)
-    with bars(shown=world.first) as follow:
+    with resumable(folder), bars(shown=world.first) as follow:
         found = head_hunter.hunt(
             loaded,
             shots,
@@ -137,11 +135,13 @@ def heads(
         return
     out.print(_rounds_table(found))
     for what, name in (("Heads", head_hunter.SPEC), ("Picture", HEAT)):
-        out.print(f"{what}: {folder / name}", soft_wrap=True, highlight=False)
-    out.print(f"--with '{found.spec.label}'", soft_wrap=True, markup=False, highlight=False)
+        say(f"{what}: {folder / name}")
+    say(f"--with '{found.spec.label}'")
 
 
-def _rounds_table(found: head_hunter.Found) -> Table:
+def _rounds_table(found: Found) -> Table:
+    from regaze.evals.pictures import head_hunter
+
     table = Table("round", "before", "chosen, with scores", box=box.SIMPLE_HEAD)
     for number, one in enumerate(found.rounds, 1):
         chosen = (f"{head_hunter.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)

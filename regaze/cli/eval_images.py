@@ -1,57 +1,39 @@
-"""The commands that measure pictures: eval images and discover heads."""
+"""eval images: pictures under several conditions, scored."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli.common import Json, fail, out
-from regaze.cli.pipelines import (
-    Call,
-    NPrompts,
-    PromptFile,
-    PromptText,
-    Seeds,
-    Source,
-    Split,
-    Subsets,
-    With,
-    asked_for,
-    read_seeds,
-    spread,
-)
-from regaze.evals.pictures import comparison, scorers
-from regaze.evals.pictures.scorers.sets import FEW, SetScore
-from regaze.evals.pictures.stored import PictureSource
-from regaze.evals.pictures.study import run_images
-from regaze.evals.reports import tables
-from regaze.evals.reports.report import REPORT, write_report
-from regaze.evals.runs.distributed import join
-from regaze.evals.runs.progress import bars
+from regaze.cli.options import Json, exit_if_silent, spread
+from regaze.cli.pipelines import Call, Seeds, Source, With, WorldPrompts, read_seeds
+from regaze.cli.terminal import out, resumable, say
 from regaze.evals.sandbox.painting import PAINTERS
-from regaze.evals.scoring.compare import to_json
-from regaze.evals.scoring.scored import as_json as scores_as_json
+
+if TYPE_CHECKING:
+    from regaze.evals.pictures.scorers.sets import SetScore
 
 
 @spread
 def images(
     source: Source,
     call: Call,
-    prompt: PromptText = None,
-    prompt_file: PromptFile = None,
-    split: Split = "test",
-    subsets: Subsets = None,
-    n_prompts: NPrompts = 50,
+    prompts: WorldPrompts,
     with_: With = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option("--score", "-s", help=f"{', '.join(scorers.names())}. Repeatable."),
+        typer.Option(
+            "--score",
+            "--scorer",
+            "-s",
+            help="painting, clip:model=DIR, pickscore, fid, ...; a false name is answered by all.",
+        ),
     ] = None,
     references: Annotated[
         Path | None,
@@ -64,16 +46,26 @@ def images(
     as_json: Json = False,
 ) -> None:
     """Paint prompts with several seeds under several conditions, and score the pictures."""
-    conditions = list(comparison.parse(with_ or ["none"]).values())
     given = call.arguments
-    asked = asked_for(source.model, prompt, prompt_file, split, subsets, n_prompts)
+    asked = prompts.of(source.model)
+    numbers = read_seeds(seeds)
+    from regaze.evals.pictures import comparison, scorers, study
+    from regaze.evals.pictures.stored import PictureSource
+    from regaze.evals.reports import tables
+    from regaze.evals.reports.report import REPORT, write_report
+    from regaze.evals.runs.distributed import join
+    from regaze.evals.runs.progress import bars
+    from regaze.evals.scoring.compare import to_json
+    from regaze.evals.scoring.scored import as_json as scores_as_json
+
     if not scores and source.model not in PAINTERS:
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
+    conditions = list(comparison.parse(with_ or ["none"]).values())
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
     painted = PictureSource(
         tuple(asked),
-        tuple(read_seeds(seeds)),
+        tuple(numbers),
         tuple(one.label for one in single),
         str(references.resolve()) if references else None,
     )
@@ -81,9 +73,12 @@ def images(
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
+    if world.first:
+        scorers.try_out(chosen, [one.text for one in asked])
+        study.check_references(painted)
     loaded = source.load()
-    with bars(shown=world.first) as follow:
-        done = run_images(
+    with resumable(folder), bars(shown=world.first) as follow:
+        done = study.run_images(
             painted,
             loaded,
             conditions,
@@ -105,14 +100,15 @@ def images(
         out.print(*map(tables.render, finished.scores))
         if of_sets:
             out.print(_sets_table(of_sets))
-        out.print(f"Report: {folder / REPORT}", soft_wrap=True, highlight=False)
+        say(f"Report: {folder / REPORT}")
         if done.samples:
-            out.print(f"Samples: {done.samples}", soft_wrap=True, highlight=False)
-    if silent := finished.scores[0].silent:
-        fail(f"never fired, so not reported: {', '.join(silent)}", 1)
+            say(f"Samples: {done.samples}")
+    exit_if_silent(finished.scores)
 
 
 def _sets_table(found: Mapping[str, Sequence[SetScore]]) -> Table:
+    from regaze.evals.pictures.scorers.sets import FEW
+
     table = Table(
         "set", "metric", "value", "sd", "pictures", "references", "by", box=box.SIMPLE_HEAD
     )

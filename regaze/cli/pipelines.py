@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 
-from regaze.cli.common import Device
-from regaze.evals.pictures import pipelines, prompts
-from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.prompts import Prompt
+from regaze.cli.noise import hush
+from regaze.cli.options import Device, on_one_thread
+from regaze.cli.terminal import note
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
+from regaze.hooks.checks import shown
+
+if TYPE_CHECKING:
+    from regaze.evals.pictures.pipelines import LoadedPipeline
+    from regaze.evals.pictures.prompts import Prompt
 
 _PANEL = "Pipeline"
+_MOST = 1_000_000
+"""Seeds of a prompt: more is a slip of the keyboard, and a list that fills the memory."""
 
-PromptText = Annotated[
-    list[str] | None, typer.Option("--prompt", "-p", help="What to paint. Repeatable.")
-]
-PromptFile = Annotated[
-    Path | None,
-    typer.Option("--prompts", help="A file with a prompt a line, or .jsonl with id and group."),
-]
 With = Annotated[
     list[str] | None,
     typer.Option("--with", "-w", help="none, pag, softpag:u=0.5, or pag+softpag. Repeatable."),
@@ -37,13 +31,6 @@ With = Annotated[
 Seeds = Annotated[
     str, typer.Option(help="How many pictures of each prompt, or their seeds: 3,14,15.")
 ]
-
-Split = Annotated[str, typer.Option(help="Of the painting world, where no prompts are given.")]
-Subsets = Annotated[
-    list[str] | None,
-    typer.Option("--subset", help=f"{', '.join(SUBSETS)}. Repeatable; default: all."),
-]
-NPrompts = Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")]
 
 
 def _option(*names: str, **about: Any) -> Any:
@@ -72,15 +59,13 @@ class Source:
 
     def load(self, **more: Any) -> LoadedPipeline:
         """Load it; the embedded ones on one thread, unless the environment says otherwise."""
-        from diffusers.utils import logging as diffusers_logging
+        from regaze.evals.pictures import pipelines
 
-        diffusers_logging.disable_progress_bar()
+        hush("transformers")
+        hush("diffusers")
         if self.model in PAINTERS:
-            # It warns at each prompt that the encoder which says nothing was told nothing.
-            diffusers_logging.set_verbosity_error()
-        if self.model in PAINTERS and "OMP_NUM_THREADS" not in os.environ:
-            torch.set_num_threads(1)
-        return pipelines.load(
+            on_one_thread()
+        loaded = pipelines.load(
             self.model,
             dtype=self.dtype,
             device=self.device,
@@ -88,6 +73,8 @@ class Source:
             variant=self.variant,
             **more,
         )
+        note(*loaded.notes)
+        return loaded
 
     @property
     def name(self) -> str:
@@ -97,40 +84,35 @@ class Source:
     @property
     def scoring_device(self) -> str:
         """Where to compute scores: where the pipeline is."""
+        import torch
+
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
-class Call:
-    """How to call it."""
+class Steps:
+    """How to call a pipeline, whatever it makes."""
 
     steps: Annotated[int | None, _option(min=1, help="Denoising steps.")] = None
     guidance: Annotated[
         float | None, _option(help="Scale of classifier-free guidance; 1: without.")
     ] = None
-    size: Annotated[str | None, _option(help="WIDTHxHEIGHT in pixels, e.g. 768x512.")] = None
     negative: Annotated[str | None, _option(help="Negative prompt.")] = None
     others: Annotated[
         list[str] | None,
         _option("--set", help="Any other argument of the pipeline: NAME=VALUE. Repeatable."),
     ] = None
-    batch_size: Annotated[int, _option(min=1, help="Pictures to paint at once.")] = 4
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Arguments of the pipeline's call that were given.
 
         Raises:
-            ValueError: A size or another argument has the wrong form.
+            ValueError: An argument has the wrong form.
         """
-        width, by, height = (self.size or "").lower().partition("x")
-        if self.size and not (by and width.isdigit() and height.isdigit()):
-            raise ValueError(f"--size {self.size!r}: expected WIDTHxHEIGHT in pixels, e.g. 768x512")
-        found: dict[str, Any] = {
+        found = {
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
-            "width": int(width) if self.size else None,
-            "height": int(height) if self.size else None,
             "negative_prompt": self.negative,
         }
         found = {key: value for key, value in found.items() if value is not None}
@@ -145,45 +127,88 @@ class Call:
         return found
 
 
-def spread(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command an option for each field of those of its parameters that are dataclasses.
+@dataclass(frozen=True)
+class Call(Steps):
+    """How to call a pipeline for pictures."""
 
-    Typer reads options off a signature, and knows no groups of them.
-    """
-    groups: dict[str, Any] = {}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
-        kind = parameter.annotation
-        if not is_dataclass(kind):
-            parameters.append(parameter)
-            continue
-        groups[name] = kind
-        hints = get_type_hints(kind, include_extras=True)
-        parameters += [
-            parameter.replace(name=one.name, default=one.default, annotation=hints[one.name])
-            for one in fields(kind)
-        ]
+    size: Annotated[str | None, _option(help="WIDTHxHEIGHT in pixels, e.g. 768x512.")] = None
+    batch_size: Annotated[int, _option(min=1, help="Pictures to paint at once.")] = 4
 
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        for name, kind in groups.items():
-            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
-        command(**given)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Arguments of the pipeline's call that were given.
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    return run
+        Raises:
+            ValueError: A size or another argument has the wrong form.
+        """
+        if self.size is None:
+            return super().arguments
+        width, _, height = self.size.lower().partition("x")
+        digits = width.isdecimal() and height.isdecimal() and self.size.isascii()
+        if not digits or max(len(width), len(height)) > 6:
+            raise ValueError(f"--size {self.size!r}: expected WIDTHxHEIGHT in pixels, e.g. 768x512")
+        # What --set says goes before.
+        return {"width": int(width), "height": int(height), **super().arguments}
 
 
-def read_prompts(texts: Sequence[str] | None, file: Path | None) -> list[Prompt]:
-    """What ``--prompt`` or ``--prompts`` asks for.
+@dataclass(frozen=True)
+class Prompts:
+    """What to paint."""
 
-    Raises:
-        ValueError: Neither is given, or both, or the file holds something else.
-    """
-    if bool(texts) == bool(file):
-        raise ValueError("give what to paint, either by --prompt (repeatable) or by --prompts FILE")
-    return prompts.read(file) if file else prompts.of(texts or ())
+    texts: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="What to paint. Repeatable.")
+    ] = None
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file with a prompt a line, or .jsonl with id and group."),
+    ] = None
+
+    def read(self) -> list[Prompt]:
+        """What is asked for.
+
+        Raises:
+            ValueError: Neither is given, or both, or the file holds something else.
+        """
+        from regaze.evals.pictures import prompts
+
+        if bool(self.texts) == bool(self.prompts):
+            raise ValueError(
+                "give what to paint, either by --prompt (repeatable) or by --prompts FILE"
+            )
+        return prompts.read(self.prompts) if self.prompts else prompts.of(self.texts or ())
+
+
+@dataclass(frozen=True)
+class WorldPrompts(Prompts):
+    """What to paint; for an embedded painter its own world's prompts by default."""
+
+    split: Annotated[
+        str, typer.Option(help="Of the painting world, where no prompts are given.")
+    ] = "test"
+    subsets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subset",
+            help=f"Of the painting world: {', '.join(SUBSETS)}. Repeatable; default: all.",
+        ),
+    ] = None
+    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (
+        50
+    )
+
+    def of(self, model: str) -> list[Prompt]:
+        """What is asked of a pipeline.
+
+        Raises:
+            ValueError: Nothing is, of a pipeline that has no world of its own.
+        """
+        from regaze.evals.pictures import prompts
+
+        if self.texts or self.prompts:
+            return self.read()
+        if model not in PAINTERS:
+            raise ValueError("--prompts is missing: which prompts should be painted?")
+        return prompts.painting_world(self.split, self.subsets or SUBSETS, self.n_prompts)
 
 
 def read_seeds(text: str) -> list[int]:
@@ -194,9 +219,11 @@ def read_seeds(text: str) -> list[int]:
     """
     try:
         numbers = [int(part) for part in text.split(",")]
+        if "," not in text and numbers[0] > _MOST:
+            raise ValueError(f"more than {_MOST}")
     except ValueError as error:
         raise ValueError(
-            f"--seeds {text!r}: give a number of seeds, or seeds such as 3,14"
+            f"--seeds {shown(text)}: give a number of seeds up to {_MOST}, or seeds such as 3,14"
         ) from error
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
@@ -204,19 +231,3 @@ def read_seeds(text: str) -> list[int]:
             f"--seeds {text!r}: there must be at least one, all different, none negative"
         )
     return seeds
-
-
-def asked_for(
-    model: str,
-    texts: Sequence[str] | None,
-    file: Path | None,
-    split: str,
-    subsets: Sequence[str] | None,
-    n: int,
-) -> list[Prompt]:
-    """The prompts that are given; for an embedded painter its own world's by default."""
-    if texts or file:
-        return read_prompts(texts, file)
-    if model not in PAINTERS:
-        raise ValueError("--prompts is missing: which prompts should be painted?")
-    return prompts.painting_world(split, subsets or SUBSETS, n)

@@ -7,18 +7,19 @@ from typing import Annotated
 
 import typer
 
-from regaze.cli.common import Json, Markdown
-from regaze.cli.studies import Profile, all_scores, exit_if_silent, print_scores
-from regaze.evals.reopening import reopen
+from regaze.cli.options import Printed, Profile, exit_if_silent, spread
+from regaze.cli.studies import tables_of
 
 
+@spread
 def show(
+    printed: Printed,
     directory: Annotated[Path, typer.Argument(help="A run's directory, finished or not.")],
     profile: Profile = None,
-    as_json_: Json = False,
-    as_markdown: Markdown = False,
 ) -> None:
     """Score what a run has answered so far and print the table."""
-    scores = all_scores(reopen(directory, tuple(profile or ())))
-    print_scores(scores, as_json_, as_markdown)
+    from regaze.evals.reopening import reopen
+
+    scores = tables_of(reopen(directory, tuple(profile or ())))
+    printed.show(scores)
     exit_if_silent(scores)

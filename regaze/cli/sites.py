@@ -9,11 +9,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli.common import Json, out
-from regaze.cli.pipelines import Source, spread
-from regaze.hooks.diffusion import native_grid
-from regaze.hooks.diffusion import sites as find_sites
-from regaze.hooks.diffusion.host import find_denoisers
+from regaze.cli.options import Json, spread
+from regaze.cli.pipelines import Source
+from regaze.cli.terminal import out
 
 _KINDS = {
     "self": "image",
@@ -31,6 +29,10 @@ def sites(
     as_json: Json = False,
 ) -> None:
     """List the attention layers of a pipeline, and how methods and head lists name them."""
+    from regaze.hooks.diffusion import native_grid
+    from regaze.hooks.diffusion import sites as find_sites
+    from regaze.hooks.diffusion.host import find_denoisers
+
     loaded = source.load()
     found = find_sites(loaded.pipeline)
     denoiser = next(iter((find_denoisers(loaded.pipeline) or {}).values()))

@@ -1,26 +1,28 @@
-"""The command that proves methods on a model of your own: verify."""
+"""verify: methods proved on a model of your own."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from regaze.cli import common
-from regaze.cli.common import Attention, Device, DeviceMap, DType, Json, load_model
+from regaze.cli.options import Json, Model, spread
 from regaze.cli.pipelines import Source
+from regaze.cli.terminal import err, fail, out
 from regaze.evals import sandbox
-from regaze.evals.asking.models import Loaded
-from regaze.evals.runs.conditions import Condition
 from regaze.evals.sandbox.painting import PAINTERS
-from regaze.evals.verify import Certificate
-from regaze.evals.verify import verify as verify_model
-from regaze.interventions import Intervention, get, names
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.models import Loaded
+    from regaze.evals.runs.conditions import Condition
+    from regaze.evals.verify import Certificate
+    from regaze.interventions import Intervention
 
 _MARKS = {
     "passed": ("passed", "green"),
@@ -30,13 +32,21 @@ _MARKS = {
 }
 
 
-def verify(
+@dataclass(frozen=True)
+class Target(Model):
+    """Which model or pipeline, and how to hold it."""
+
     model: Annotated[
         str,
         typer.Option(
             "--model", "-m", help=f"sandbox, {', '.join(PAINTERS)}, a folder or a Hub id."
         ),
-    ] = sandbox.MODELS[0],
+    ] = sandbox.MODELS[0]
+
+
+@spread
+def verify(
+    target: Target,
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,52 +56,46 @@ def verify(
             "every method for this kind of model.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Also write the certificate there, as JSON.")
+    file: Annotated[
+        Path | None, typer.Option("--out", help="Also write the certificate there, as JSON.")
     ] = None,
-    dtype: DType = None,
-    device: Device = None,
-    device_map: DeviceMap = None,
-    attn_implementation: Attention = None,
     as_json: Json = False,
 ) -> None:
     """Prove on your own model that each method does what its formula says, and leaves no trace.
 
     Exit code 1: a promise failed, or none could be checked.
     """
+    from regaze.evals.runs.conditions import Condition
+    from regaze.interventions import Intervention, get, names
+
     conditions = [Condition.parse(text) for text in with_ or ()]
     for condition, text in zip(conditions, with_ or (), strict=True):
         if not condition.specs or condition.image != "given":
             raise ValueError(f"--with {text}: there is no method in it to verify")
     stacks: list[tuple[Intervention, ...]] = [condition.specs for condition in conditions]
-    paints = _is_pipeline(model)
-    if paints and (device_map or attn_implementation):
+    paints = _is_pipeline(target.model)
+    if paints and (target.device_map or target.attn_implementation):
         raise ValueError("--device-map and --attn-implementation are for vision-language models")
+    model: Any
     options: dict[str, Any]
     if paints:
-        painter = Source(model=model, dtype=dtype, device=device).load()
-        target, options = (
-            painter.pipeline,
-            {"call": {**painter.arguments, "num_inference_steps": 2}},
-        )
-        identity = painter.identity
+        painter = Source(model=target.model, dtype=target.dtype, device=target.device).load()
+        model, identity = painter.pipeline, painter.identity
+        options = {"call": {**painter.arguments, "num_inference_steps": 2}}
     else:
-        loaded = load_model(
-            model, dtype=dtype, device=device, device_map=device_map,
-            attn_implementation=attn_implementation,
-        )  # fmt: skip
-        target, options = loaded.model, {"processor": loaded.processor}
-        identity = loaded.identity
+        loaded = target.load()
+        model, identity = loaded.model, loaded.identity
+        options = {"processor": loaded.processor}
     if not stacks:
         kind = "diffusers pipelines" if paints else Intervention.acts_on
         stacks = [(get(name)(),) for name in names(kind) if get(name).stage == "attention"]
-    certificate = _verified(target, stacks, identity=identity, **options)
-    if out is not None:
-        certificate.save(out)
+    certificate = _verified(model, stacks, identity=identity, **options)
+    if file is not None:
+        certificate.save(file)
     if as_json:
         typer.echo(json.dumps(certificate.to_dict(), allow_nan=False, ensure_ascii=False))
     else:
-        show(certificate, model)
+        show(certificate, target.model)
     raise typer.Exit(0 if certificate.passed else 1)
 
 
@@ -115,7 +119,7 @@ def certified(loaded: Loaded, conditions: Sequence[Condition]) -> dict[str, dict
     )
     if not certificate.passed:
         show(certificate, str(loaded.identity["name"]))
-        common.fail("a promise failed on this model, so nothing was asked of it", 1)
+        fail("a promise failed on this model, so nothing was asked of it", 1)
     return {
         label: certificate.only("+".join(spec.label for spec in stack)).to_dict()
         for label, stack in stacks.items()
@@ -123,7 +127,9 @@ def certified(loaded: Loaded, conditions: Sequence[Condition]) -> dict[str, dict
 
 
 def _verified(target: Any, stacks: Sequence[Sequence[Intervention]], **options: Any) -> Certificate:
-    with common.err.status("verifying") as status:
+    from regaze.evals.verify import verify as verify_model
+
+    with err.status("verifying") as status:
         return verify_model(
             target,
             *stacks,
@@ -135,7 +141,7 @@ def _verified(target: Any, stacks: Sequence[Sequence[Intervention]], **options: 
 def show(certificate: Certificate, name: str) -> None:
     """Print a certificate as a table, and what it comes to."""
     about = certificate.model
-    common.out.print(
+    out.print(
         Text(
             f"{name}: {about['class']}, {about['dtype']} on {about['device']}, {about['attention']}"
         ),
@@ -153,7 +159,7 @@ def show(certificate: Certificate, name: str) -> None:
         word, style = _MARKS[line.verdict]
         table.add_row(Text(f"  {line.says}"), Text(word, style), Text(line.detail))
         before = line.method
-    common.out.print(table)
+    out.print(table)
     verdicts = [line.verdict for line in certificate.lines]
     counted = [
         f"{verdicts.count(verdict)} {verdict}"
@@ -163,7 +169,7 @@ def show(certificate: Certificate, name: str) -> None:
     sums = f"{', '.join(counted)} in {certificate.seconds:.1f} s"
     but = ", but for what was skipped" if "skipped" in verdicts else ""
     word = f"Verified{but}" if certificate.passed else "NOT verified"
-    common.out.print(Text(f"{word}: {sums}.", "green" if certificate.passed else "bold red"))
+    out.print(Text(f"{word}: {sums}.", "green" if certificate.passed else "bold red"))
 
 
 def _is_pipeline(model: str) -> bool:

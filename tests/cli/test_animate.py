@@ -14,7 +14,7 @@ from tiny_pipelines import unet
 from typer.testing import CliRunner, Result
 
 from regaze.cli.animate import animate
-from regaze.cli.common import Commands
+from regaze.cli.group import Commands
 from regaze.evals.pictures import grid
 from regaze.evals.sandbox.video.world import clip
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from command_line import call, evaluate, one_line
 
-from regaze.cli import studies
 from regaze.evals import sandbox
+from regaze.evals import study as studies
 from regaze.evals.runs import records, store
 
 

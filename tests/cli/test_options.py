@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from typer.testing import CliRunner
 
-from regaze.cli.pipelines import spread
+from regaze.cli.options import spread
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from regaze import cli
+from regaze.cli.commands import app
 from regaze.evals.runs import files, store
 from regaze.evals.verify import Certificate
 from regaze.interventions import PAI
 
 
 def call(*args: str) -> Result:
-    return CliRunner().invoke(cli.app, args)
+    return CliRunner().invoke(app, args)
 
 
 @pytest.fixture()

@@ -10,7 +10,7 @@ import pytest
 from mmhals import release, reply
 from typer.testing import CliRunner
 
-from regaze.cli.judge import judge as app
+from regaze.cli.commands import judge as app
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.judging import export_answers, score_verdicts
 from regaze.evals.runs import files, records, store
