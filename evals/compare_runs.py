@@ -84,7 +84,7 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     }
     both = replace(ours.result, answers=answers)
     scores = [
-        score_run(both, task=task, title=ours.source.title, seed=seed, controls=controls)
+        score_run(both, task=task, title=ours.source.title_of(task), seed=seed, controls=controls)
         for task in ours.tasks
     ]
     return Pair(scores, list(_differing(one, other, _MAY_DIFFER)))

@@ -119,7 +119,10 @@ def study(
         )
         if not world.first:
             continue
-        scores = [score_run(result, task=task, title=title, seed=seed) for task in job.tasks]
+        scores = [
+            score_run(result, task=task, title=job.source.title_of(task), seed=seed)
+            for task in job.tasks
+        ]
         finished.append(Scored(result, scores))
         write_scores(job.out, finished[-1:])
     return finished
@@ -163,7 +166,7 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
             continue
         one = open_run(path.parent, profiles)
         scores = [
-            score_run(one.result, task=task, title=one.source.title, seed=seed)
+            score_run(one.result, task=task, title=one.source.title_of(task), seed=seed)
             for task in one.tasks
         ]
         found.append(Scored(one.result, scores))
@@ -191,7 +194,9 @@ def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
     tasks = source.tasks()
     result = load(tasks[0], folder)
     if profiles:
-        tasks = [tasks[0].under(profile) for profile in profiles]
+        # The same answers may be scored with several truths.
+        truths = [task for task in tasks if task.profile == tasks[0].profile]
+        tasks = [task.under(profile) for task in truths for profile in profiles]
     return Opened(source, tasks, result)
 
 

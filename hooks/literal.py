@@ -41,6 +41,7 @@ class Map:
         seen: Bool "1 1 Q K": what the model's own mask shows to each row.
         image: Bool "1 1 1 K": image patches.
         system: Bool "1 1 1 K": text before the first image.
+        structure: Bool "1 1 1 K": row ends and tile marks inside images.
         prompt: Bool "1 1 1 K": what was read, not generated.
         text: Bool "1 1 Q 1": text rows after an image, generated ones included.
         last: Bool "1 1 Q 1": the row that predicts the next token, if there is an image.
@@ -51,10 +52,15 @@ class Map:
     seen: Tensor
     image: Tensor
     system: Tensor
+    structure: Tensor
     prompt: Tensor
     text: Tensor
     last: Tensor
     hidden: Tensor
+
+
+def _same(scores: Tensor, map_: Map) -> Tensor:
+    return scores
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ class MapForm:
         layers: Where.
         edit: ``edit(scores, map)``: scaled logits "1 H Q K" (float32, before the mask) to edited
             ones; what isn't seen stays so.
+        weigh: ``weigh(weights, scores, map)``: softmax weights "1 H Q K", and the scores that they
+            were made of, to edited weights, whose rows needn't sum to 1.
     """
 
     layers: Collection[int]
-    edit: Callable[[Tensor, Map], Tensor]
+    edit: Callable[[Tensor, Map], Tensor] = _same
+    weigh: Callable[[Tensor, Tensor, Map], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,7 @@ class Pass:
         was_read: Of each column, whether it was read (in a block of several) or generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
+        last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
     """
@@ -174,6 +184,7 @@ class Pass:
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
 
@@ -226,6 +237,19 @@ class Pass:
                 out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
         return out
 
+    def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
+        """The edits of a layer's weights "1 H Q K"."""
+        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
+        forms = [f.weigh for f in maps if f.weigh is not None]
+        if not forms:
+            return weights
+        gone = self.end - scores.shape[-1]
+        weights, scores, seen = (pad(x, (gone, 0)) for x in (weights, scores, seen))
+        about = self._map(layer, seen)
+        for weigh in forms:
+            weights = weigh(weights, scores, about)
+        return weights[..., gone:]
+
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
         rows = range(self.start, self.end)
@@ -239,6 +263,7 @@ class Pass:
             seen,
             mark([*self.prompt.image, *more][: self.end])[None, None, None],
             mark([*self.prompt.system, *more][: self.end])[None, None, None],
+            mark([*self.prompt.structure, *more][: self.end])[None, None, None],
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
@@ -279,9 +304,11 @@ def _attend(
         seen = seen & shown[..., : scores.shape[-1]]
     scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
+    weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
+        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +27,7 @@ MEASURED_ROWS = 8
 
 Working = tuple[Entry[Edit, int], Edit]
 """An entry, and the state that its edit has in this pass."""
-Asked = Counter[tuple[Entry[Edit, int], int]]
+Asked = MutableMapping[tuple[Entry[Edit, int], int], int]
 
 
 @dataclass
@@ -83,9 +82,9 @@ class RowJob:
             self._count(self.asked)
         batch, heads = call.query.shape[:2]
         at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
+        if self.plan.rows.shape[1] <= at_once:
+            return self._part(self.plan)
         parts = [self._part(part) for part in self.plan.parts(at_once)]
-        if len(parts) == 1:
-            return parts[0]
         weights = [part.weights for part in parts if part.weights is not None]
         plain = [part.plain for part in parts if part.plain is not None]
         return Recomputed(
@@ -98,8 +97,8 @@ class RowJob:
         for entry, edit in self.edits:
             if not edit.reads_only:
                 entry.tally.count(self.layer)
-                asked[entry, self.layer] += 1
-                if due(asked[entry, self.layer]):
+                number = asked[entry, self.layer] = asked[entry, self.layer] + 1
+                if due(number):
                     self._due.add(entry)
 
     def _part(self, plan: RowPlan) -> Recomputed:
@@ -136,9 +135,12 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            elif overrides(edit, "edit_logits"):
+            elif overrides(edit, "edit_logits") and not overrides(edit, "edit_weights"):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
+        for entry, edit in self.edits:
+            if overrides(edit, "edit_weights"):
+                weights = self._edit_weights(entry, edit, weights, logits, plan, columns)
         out = mix_values(weights, call.value)
         for entry, edit in self.edits:
             if overrides(edit, "edit_outputs"):
@@ -162,7 +164,24 @@ class RowJob:
             new = torch.where(where, new, logits)
         if entry in self._due:
             counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-            measure(entry, self.layer, logits, new, counted)
+            measure(entry, self.layer, logits, new, counted, logits=True)
+        return new
+
+    def _edit_weights(
+        self,
+        entry: Entry[Edit, int],
+        edit: Edit,
+        weights: Tensor,
+        logits: Tensor,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        acts = plan.acts[edit.rows] if edit.rows else None
+        new = edit.edit_weights(self.layer, weights, logits, columns)
+        new = new if acts is None else torch.where(acts, new, weights)
+        if entry in self._due:
+            counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+            measure(entry, self.layer, weights, new, counted, logits=False)
         return new
 
     def _edit_outputs(
@@ -205,20 +224,29 @@ def refuse_unknown(call: Call) -> None:
 
 @torch.no_grad()
 def measure(
-    entry: Entry[Edit, int], layer: int, before: Tensor, after: Tensor, valid: Tensor
+    entry: Entry[Edit, int],
+    layer: int,
+    before: Tensor,
+    after: Tensor,
+    valid: Tensor,
+    *,
+    logits: bool,
 ) -> None:
     """Measure how far each row's weights moved (total variation).
 
     Args:
         entry: Whose tally counts.
         layer: Layer index.
-        before: "B H R K" logits.
+        before: "B H R K" logits or weights.
         after: The same, edited.
         valid: "B R", rows that count.
+        logits: Which of both.
     """
     rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
     rows = rows.round().long().to(valid.device)
-    old, new = before[:, :, rows].softmax(-1), after[:, :, rows].softmax(-1)
+    old, new = before[:, :, rows], after[:, :, rows]
+    if logits:
+        old, new = old.softmax(-1), new.softmax(-1)
     entry.tally.add(layer, 0.5 * (new - old).abs().sum(-1), valid[:, None, rows])
 
 

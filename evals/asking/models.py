@@ -21,11 +21,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from regaze.evals import sandbox
+from regaze.evals import devices, sandbox, weights
 from regaze.evals.runs.records import digest
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -41,11 +40,13 @@ class Loaded:
         model: In evaluation mode, on its device.
         processor: Its processor, with a chat template.
         identity: What tells this model from any other, JSON-able: name, revision, weights' hash.
+        notes: What its user should know of it, a line each: weights that are left out.
     """
 
     model: PreTrainedModel
     processor: Any
     identity: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def load(
@@ -68,35 +69,60 @@ def load(
         attn_implementation: ``sdpa``, ``eager``, ...; default: transformers' choice.
 
     Raises:
-        ValueError: No such model, no safetensors in it, an unknown dtype or device, or no chat
-            template.
+        ValueError: No such model, no safetensors in it, weights that are missing, code of its own,
+            an unknown dtype or device, or no chat template.
     """
-    if device and device_map:
+    if device is not None and device_map is not None:
         raise ValueError("--device and --device-map exclude each other: give one of them")
+    check_name(name)
     folder = _folder(name)
-    _check_weights(folder, name)
+    files = _files(folder, name)
     has_gpu = torch.cuda.is_available()
-    device = device or ("cuda" if has_gpu else "cpu")
-    on_cpu = not has_gpu if device_map else device == "cpu"
+    device = devices.device(device)
+    on_cpu = not has_gpu if device_map is not None else device == "cpu"
+    named = ("float32" if on_cpu else "auto") if dtype is None else dtype
+    chosen = named if named == "auto" else devices.dtype(named, "auto")
     try:
-        processor = AutoProcessor.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_pretrained(
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        loader: Any = AutoModelForImageTextToText
+        model, info = loader.from_pretrained(
             folder,
-            dtype=_dtype(dtype or ("float32" if on_cpu else "auto")),
+            trust_remote_code=False,
+            output_loading_info=True,
+            dtype=chosen,
             device_map=device_map,
             attn_implementation=attn_implementation,
             use_safetensors=True,
         )
+        note = weights.check_loaded(name, info)
         if device_map is None:
             nn.Module.to(model, device)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"cannot load {name}: {_first_line(error)}") from error
+    except Exception as error:  # whatever a damaged folder makes its many readers raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise ValueError(_unloadable(name, error)) from error
     if not getattr(processor, "chat_template", None):
         raise ValueError(
             f"{name} has no chat template, so there is no telling how to ask it: add the file "
             "chat_template.jinja to its folder"
         )
-    return Loaded(model.eval(), processor, _identity(name, folder))
+    return Loaded(model.eval(), processor, _identity(name, folder, files), (note,) if note else ())
+
+
+def check_name(name: object) -> None:
+    """Check that a model's name is one.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a model's name is text (a shipped one's, a folder or a Hub id), got a "
+            f"{type(name).__name__}"
+        )
+    if not name.strip():
+        raise ValueError("a model's name is missing: give a shipped one's, a folder or a Hub id")
 
 
 def identify(model: PreTrainedModel) -> dict[str, Any]:
@@ -160,41 +186,37 @@ def _folder(name: str) -> Path:
         ) from error
 
 
-def _check_weights(folder: Path, name: str) -> None:
-    if not (folder / "config.json").exists():
+def _files(folder: Path, name: str) -> list[Path]:
+    """What tells the model from others: its config, its weights, and which file holds which."""
+    config = folder / "config.json"
+    if not config.exists():
         raise ValueError(f"{name} is not a model's folder: it has no config.json")
-    if next(folder.glob("*.safetensors"), None) is None:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))
-        found = f"only {pickles[0]}, a pickle, which could run code" if pickles else "no weights"
-        raise ValueError(
-            f"{name} holds {found}; regaze reads safetensors only: convert it once with "
-            "save_pretrained in an environment you trust"
-        )
-
-
-def _identity(name: str, folder: Path) -> dict[str, Any]:
-    weights = hashlib.sha256()
+    weights.check_folder(folder, name)
+    chosen = weights.read_object(config).get("transformers_weights")
+    if chosen is not None and Path(str(chosen)).name != chosen:
+        raise ValueError(f"{config} takes weights from {chosen!r}, which is no file of that folder")
     # The config counts too: another rope scaling is another model.
-    for path in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                weights.update(block)
+    return [config, *sorted(folder.glob("*.safetensors")), *weights.indexes(folder)]
+
+
+def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     revision = folder.name if folder.parent.name == "snapshots" else None
     local = not sandbox.is_sandbox(name) and revision is None
     return {
         "name": str(Path(name).resolve()) if local else name.partition("@")[0],
         "revision": revision,
-        "weights_sha256": weights.hexdigest(),
+        "weights_sha256": weights.sha256(files),
     }
 
 
-def _dtype(name: str) -> torch.dtype | str:
-    if name == "auto":
-        return name
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {name!r}: use auto, float32, bfloat16 or float16")
-    return dtype
+def _unloadable(name: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            f"{name} brings code of its own, which regaze doesn't run: use a model of a type that "
+            "transformers knows"
+        )
+    said = _first_line(error)
+    return said if said.startswith(name) else f"cannot load {name}: {said}"
 
 
 def _first_line(error: BaseException) -> str:

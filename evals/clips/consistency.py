@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
 
 from regaze.evals.asking.models import identify
 from regaze.evals.pictures.scorers.base import Images, Ready, Scorer
+from regaze.evals.pictures.scorers.clip import load_model, load_processor
 from regaze.evals.task import Counts
 
 
@@ -37,17 +37,8 @@ class FrameConsistency(Scorer):
 
     def load(self, device: str) -> Ready:
         """Load the model's image half."""
-        try:
-            model: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(
-                self.model, dtype=torch.float32, use_safetensors=True
-            )
-            processor = transformers.CLIPImageProcessor.from_pretrained(self.model)
-        except (OSError, ValueError, RuntimeError, HFValidationError) as error:
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            raise ValueError(
-                f"frame_consistency: {self.model} can't be loaded: {reason}"
-            ) from error
-        model = model.to(device).eval()
+        model = load_model(transformers.CLIPVisionModelWithProjection, self.model, device)
+        processor = load_processor(transformers.CLIPImageProcessor, self.model)
 
         @torch.no_grad()
         def score(images: Images, prompts: Sequence[str], references: Images) -> list[Counts]:

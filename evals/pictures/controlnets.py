@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -12,6 +11,8 @@ from typing import Any
 
 import torch
 
+from regaze.evals import weights
+from regaze.evals.pictures.parts import is_a
 from regaze.evals.sandbox.video import CONTROLNETS, controlnet_path
 
 
@@ -30,24 +31,33 @@ def load(name: str, dtype: torch.dtype, folder: Path, index: Mapping[str, Any]) 
     import diffusers
 
     where = controlnet_path(name) if name in CONTROLNETS else name
-    kind = diffusers.ControlNetModel
+    kind: Any = diffusers.ControlNetModel
     try:
-        settings = kind.load_config(where)
-        kind = getattr(diffusers, settings.get("_class_name", kind.__name__))
+        weights.check_source(str(where))
+        named = kind.load_config(where).get("_class_name", kind.__name__)
+        kind = getattr(diffusers, str(named), None)
+        if not is_a(kind, diffusers.ModelMixin):
+            raise ValueError(f"its config.json names {named!r}, which is no model of diffusers")
         with warnings.catch_warnings():
             # The newer name of this argument is one that older versions ignore silently.
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
-            net = kind.from_pretrained(where, torch_dtype=dtype, use_safetensors=True)
-    except OSError as error:
+            net, info = kind.from_pretrained(
+                where, torch_dtype=dtype, use_safetensors=True, output_loading_info=True
+            )
+        weights.check_loaded(name, info)
+    except Exception as error:  # whatever a damaged folder makes its loader raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         near = get_close_matches(name, CONTROLNETS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"{CONTROLNETS[0]} is the shipped one;"
-        said = str(error).strip().splitlines()[0]
-        raise ValueError(f"cannot load the ControlNet {name}: {hint} {said}") from error
+        hint = "" if Path(name).is_dir() else f"{hint} "
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise ValueError(f"cannot load the ControlNet {name}: {hint}{said}") from error
     if ("unet" in index) != (kind is diffusers.ControlNetModel):
         raise ValueError(f"{name} is a {kind.__name__}, which a {index['_class_name']} can't use")
     if "unet" in index:
-        unet = json.loads((folder / "unet" / "config.json").read_text(encoding="utf-8"))
-        own, needed = net.config["cross_attention_dim"], unet["cross_attention_dim"]
+        unet = weights.read_object(folder / "unet" / "config.json")
+        own, needed = net.config["cross_attention_dim"], unet.get("cross_attention_dim")
         if own != needed:
             raise ValueError(
                 f"the ControlNet {name} was made for another model: it reads text of width {own}, "

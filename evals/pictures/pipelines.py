@@ -6,7 +6,6 @@ model can't execute anything.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import warnings
 from collections.abc import Mapping
@@ -18,14 +17,15 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from regaze.evals.pictures import controlnets
+from regaze.evals import devices, weights
+from regaze.evals.asking.models import check_name
+from regaze.evals.pictures import controlnets, parts
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 from regaze.hooks.diffusion.families import DENOISERS
 
 Offload = Literal["none", "model", "sequential"]
 
 _INDEX = "model_index.json"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _PAINTER = {"num_inference_steps": 25, "guidance_scale": 3.0}
 # The MM-DiT's third text encoder says nothing; once is enough.
 _ARGUMENTS = {"painter-unet": _PAINTER, "painter-mmdit": {**_PAINTER, "max_sequence_length": 16}}
@@ -39,11 +39,13 @@ class LoadedPipeline:
         pipeline: A diffusers pipeline on its device, its own progress bars off.
         identity: What tells it from any other, JSON-able: name, revision, weights' hash.
         arguments: Of its call, where its own defaults are made for larger models.
+        notes: What its user should know of it, a line each: weights that are left out.
     """
 
     pipeline: Any
     identity: Mapping[str, Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -80,12 +82,13 @@ def load(
         variant: Which of several copies of the weights to read, e.g. ``fp16``.
 
     Raises:
-        ValueError: No such pipeline, no safetensors in it, code of its own, an unknown dtype or
-            device, or offloading without a GPU.
+        ValueError: No such pipeline, no safetensors in it, weights that are missing, code of its
+            own, an unknown dtype or device, or offloading without a GPU.
     """
     if offload not in get_args(Offload):
         raise ValueError(f"unknown offload {offload!r}: use {', '.join(get_args(Offload))}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_name(name)
+    device = devices.device(device)
     if offload != "none" and device == "cpu":
         raise ValueError("offloading moves parts of a pipeline to a GPU and back; there is no GPU")
     # Loading all of diffusers takes seconds, which other commands need not spend.
@@ -93,22 +96,27 @@ def load(
 
     folder = _folder(name, variant)
     index = _index(folder, name)
-    weights = _weights(folder, index, name, variant)
+    classes = parts.classes(folder / _INDEX, index, name)
+    read = _weights(folder, classes, name, variant)
     # Components that a pipeline was saved without have to be named, some pipelines ask for them.
-    absent = {key: None for key, value in index.items() if value == [None, None]}
-    chosen = _dtype(dtype) if dtype else torch.float32 if device == "cpu" else _stored(weights)
+    given: dict[str, Any] = {key: None for key, value in index.items() if value == [None, None]}
+    if dtype is not None:
+        chosen = devices.dtype(dtype)
+    else:
+        chosen = torch.float32 if device == "cpu" else _stored(read)
     loader = DiffusionPipeline if controlnet is None else AutoPipelineForText2Image
-    identity = _identity(name, folder, weights)
+    identity = _identity(name, folder, read)
     if controlnet is not None:
         net = controlnets.load(controlnet, chosen, folder, index)
         identity["controlnet"] = {"name": controlnet, "weights_sha256": controlnets.digest(net)}
-        absent["controlnet"] = net
+        given["controlnet"] = net
     try:
+        models, notes = parts.load(folder, classes, chosen, variant)
         with warnings.catch_warnings():
             # The newer name of this argument is one that older versions ignore silently.
             warnings.filterwarnings("ignore", message=".*torch_dtype.*")
             pipeline = loader.from_pretrained(
-                folder, torch_dtype=chosen, use_safetensors=True, variant=variant, **absent
+                folder, torch_dtype=chosen, use_safetensors=True, variant=variant, **given, **models
             )
         if offload == "model":
             pipeline.enable_model_cpu_offload(device=device)
@@ -121,7 +129,7 @@ def load(
             raise
         raise ValueError(f"cannot load {name}: {_first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
-    return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}))
+    return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}), notes)
 
 
 def _folder(name: str, variant: str | None) -> Path:
@@ -153,33 +161,24 @@ def _folder(name: str, variant: str | None) -> Path:
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
     """What the pipeline is made of."""
-    try:
-        index: dict[str, Any] = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not (folder / _INDEX).exists():
         kind = ": that is a model for regaze eval" if (folder / "config.json").exists() else ""
-        raise ValueError(f"{name} is not a pipeline's folder: it has no {_INDEX}{kind}") from error
-    except ValueError as error:
-        raise ValueError(f"{folder / _INDEX} is not valid JSON: {error}") from error
-    own = next((path for part in index for path in (folder / part).glob("*.py")), None)
-    if own or not isinstance(index.get("_class_name"), str):
-        raise ValueError(
-            f"{name} brings code of its own ({own or index.get('_class_name')}), which regaze "
-            "doesn't run: use a pipeline made of diffusers' own classes"
-        )
-    return index
+        raise ValueError(f"{name} is not a pipeline's folder: it has no {_INDEX}{kind}")
+    return weights.read_object(folder / _INDEX)
 
 
-def _weights(folder: Path, index: Mapping[str, Any], name: str, variant: str | None) -> list[Path]:
-    """The files of weights that will be read."""
+def _weights(
+    folder: Path, classes: Mapping[str, type], name: str, variant: str | None
+) -> list[Path]:
+    """The files of weights that may be read."""
     found = []
-    for part in index:
+    for part in classes:
         files = sorted((folder / part).glob("*.safetensors"))
-        wanted = [path for path in files if variant and f".{variant}." in path.name]
+        chosen = parts.of_variant(files, variant)
         plain = [path for path in files if path.name.count(".") == 1]
-        found += wanted or plain or files
-        pickles = sorted(
-            p for s in ("bin", "pt", "pth", "ckpt") for p in (folder / part).glob(f"*.{s}")
-        )
+        sharded = {path for one in weights.indexes(folder / part) for path in weights.shards(one)}
+        found += sorted({*(chosen or plain or files), *sharded})
+        pickles = sorted(p for p in (folder / part).glob("*") if p.suffix in weights.PICKLES)
         if pickles and not files:
             raise ValueError(
                 f"{name} holds only {part}/{pickles[0].name}, a pickle, which could run code; "
@@ -201,29 +200,16 @@ def _stored(weights: list[Path]) -> torch.dtype:
     return names.get(max(set(kinds), key=kinds.count), torch.float32)
 
 
-def _identity(name: str, folder: Path, weights: list[Path]) -> dict[str, Any]:
-    total = hashlib.sha256()
+def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     # The settings count too: another scheduler makes other pictures.
     settings = sorted(folder.glob("*/*.json"))
-    for path in [folder / _INDEX, *settings, *weights]:
-        total.update(f"{path.relative_to(folder)}\n".encode())
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                total.update(block)
     revision = folder.name if folder.parent.name == "snapshots" else None
     local = name not in PAINTERS and revision is None
     return {
         "name": str(Path(name).resolve()) if local else name.partition("@")[0],
         "revision": revision,
-        "weights_sha256": total.hexdigest(),
+        "weights_sha256": weights.sha256([folder / _INDEX, *settings, *files], folder),
     }
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {name!r}: use float32, bfloat16 or float16")
-    return dtype
 
 
 def _first_line(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from regaze.evals.benchmarks.data import read_records, read_text
 from regaze.evals.sandbox.painting import scenes
 
 
@@ -27,36 +28,31 @@ class Prompt:
 
 
 def read(path: Path) -> list[Prompt]:
-    """Read prompts from a file.
+    """Read prompts from a file, in UTF-8 or in UTF-16 with its mark.
 
     Args:
-        path: Text with a prompt a line, empty lines left out; or JSON lines (``.jsonl``) with
-            ``prompt`` and, as they like, ``id`` and ``group`` (or GenEval's ``tag``).
+        path: Text with a prompt a line, empty lines left out; or JSON lines or a JSON list
+            (``.jsonl``, ``.json``) of objects with ``prompt`` and, as they like, ``id`` and
+            ``group`` (or GenEval's ``tag``, or GenEval 2's ``atom_count``).
 
     Raises:
         ValueError: A line doesn't fit, an id is given twice, or there are no prompts; the message
             names file and line.
         OSError: The file can't be read.
     """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if path.suffix != ".jsonl":
-        return _distinct([(number, {"prompt": line}) for number, line in numbered], path)
-    rows = []
-    for number, line in numbered:
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
-        if not isinstance(row, Mapping) or not str(row.get("prompt", "")).strip():
-            raise ValueError(f'{path}, line {number} has no "prompt": one JSON object a line')
-        rows.append((number, row))
-    return _distinct(rows, path)
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return _distinct([(place, _checked(place, row)) for place, row in read_records(path)], path)
+    # Not splitlines(): a prompt may hold U+2028, which ends no line of a file.
+    lines = enumerate(read_text(path).split("\n"), 1)
+    rows = [(f"{path}:{number}", line.strip()) for number, line in lines if line.strip()]
+    if rows and rows[0][1][0] in "{[" and _is_json(rows[0][1]):
+        raise ValueError(f"{path} holds JSON: name it .jsonl or .json, or write a prompt a line")
+    return _distinct([(place, {"prompt": line}) for place, line in rows], path)
 
 
 def of(texts: Iterable[str]) -> list[Prompt]:
     """Prompts given one by one."""
-    return _distinct([(number, {"prompt": text}) for number, text in enumerate(texts, 1)], None)
+    return _distinct([(f"prompt {n}", {"prompt": text}) for n, text in enumerate(texts, 1)], None)
 
 
 def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
@@ -78,15 +74,41 @@ def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
     return found
 
 
-def _distinct(rows: Sequence[tuple[int, Mapping[str, Any]]], path: Path | None) -> list[Prompt]:
+def _distinct(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path | None) -> list[Prompt]:
     where = f"{path} holds" if path else "there are"
     if not rows:
         raise ValueError(f"{where} no prompts: give one a line")
-    found: dict[str, tuple[int, Prompt]] = {}
-    for place, (number, row) in enumerate(rows):
-        key = str(row.get("id", f"{place:04d}"))
+    found: dict[str, tuple[str, Prompt]] = {}
+    for number, (place, row) in enumerate(rows):
+        key = str(row.get("id", f"{number:04d}"))
         if key in found:
-            raise ValueError(f"{path}, lines {found[key][0]} and {number} have the same id {key!r}")
-        group = str(row.get("group", row.get("tag", "all")))
-        found[key] = (number, Prompt(key, " ".join(str(row["prompt"]).split()), group))
+            raise ValueError(f"{found[key][0]} and {place} have the same id {key!r}")
+        found[key] = (place, Prompt(key, " ".join(row["prompt"].split()), _group(row)))
     return [prompt for _, prompt in found.values()]
+
+
+def _checked(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A row whose fields are what they are taken for."""
+    text = row.get("prompt")
+    if not isinstance(text, str) or not text.strip():
+        told = "has no prompt" if "prompt" not in row else f"has the prompt {text!r:.60}"
+        raise ValueError(f"{place} {told}: one JSON object a line, its prompt a text")
+    for name in ("id", "group", "tag", "atom_count"):
+        value = row.get(name, "")
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ValueError(f"{place}: {name} must be text or a number, not {value!r:.60}")
+    return row
+
+
+def _group(row: Mapping[str, Any]) -> str:
+    if "atom_count" in row and "group" not in row:
+        return f"{row['atom_count']} atoms"
+    return str(row.get("group", row.get("tag", "all")))
+
+
+def _is_json(line: str) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return line in ("{", "[")
+    return True

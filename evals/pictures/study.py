@@ -83,6 +83,16 @@ def read_plan(out: Path) -> Plan:
     return Plan.from_dict(fields)
 
 
+def check_references(plan: Plan) -> None:
+    """Check that there is a reference for every picture, where references are given.
+
+    Raises:
+        OSError: There isn't; the message names the files that are looked for.
+    """
+    for item in plan.task.items if plan.references is not None else ():
+        _reference(item, Path(plan.references))
+
+
 def score(
     out: Path,
     *,
@@ -235,18 +245,22 @@ def _references(batch: Sequence[Item], plan: Plan, result: RunResult) -> list[Im
         return [_open(item, result, result.answers[0]) for item in batch]
     found = []
     for item in batch:
-        # One reference per picture, or one per prompt.
-        names = [records.folder_name(item.id), records.folder_name(item.id.rpartition("/")[0])]
-        paths = [Path(plan.references) / f"{name}.png" for name in names]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"no reference for {item.id}: {plan.references} holds neither {paths[0].name} nor "
-                f"{paths[1].name}"
-            )
-        with Image.open(path) as image:
+        with Image.open(_reference(item, Path(plan.references))) as image:
             found.append(image.convert("RGB"))
     return found
+
+
+def _reference(item: Item, folder: Path) -> Path:
+    """One reference per picture, or one per prompt."""
+    names = [records.folder_name(item.id), records.folder_name(item.id.rpartition("/")[0])]
+    paths = [folder / f"{name}.png" for name in names]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no reference for {item.id}: {folder} holds neither {paths[0].name} nor "
+            f"{paths[1].name}"
+        )
+    return path
 
 
 def _open(item: Item, result: RunResult, answers: Answers) -> Image.Image:

@@ -39,12 +39,23 @@ class Questions:
     data: Annotated[
         list[str] | None,
         typer.Option(
+            "--data",
+            "--questions",
+            "--annotations",
             help="The benchmark's own files, their folder or a Hub id. Repeatable. Without it: "
-            "the sandbox's own scenes (POPE, CHAIR)."
+            "the sandbox's own scenes (POPE, CHAIR).",
         ),
     ] = None
     images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None
     words: Annotated[str | None, typer.Option(help="CHAIR's word table (synonyms.txt).")] = None
+    synonyms: Annotated[
+        str | None,
+        typer.Option(help="CHAIR for classes of your own: a row per class and its other words."),
+    ] = None
+    relabel: Annotated[
+        str | None,
+        typer.Option(help="POPE: score the answers with RePOPE's labels too; a file or folder."),
+    ] = None
     split: Annotated[
         str | None,
         typer.Option(help="Of the sandbox. Default: test and test-prior, apart."),
@@ -57,7 +68,7 @@ class Questions:
         typer.Option(min=1, help="Ask only so many items: the first of every group, evenly."),
     ] = None
     profile: Profile = None
-    seed: Annotated[int, typer.Option(help="Of drawn images and of the bootstrap.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn images and of the bootstrap.")] = 0
 
     def source(self, model: str) -> Source:
         """Where the task comes from.
@@ -68,6 +79,11 @@ class Questions:
         from regaze.evals.benchmarks.registry import Source, find
 
         find(self.benchmark)
+        for option in ("images", "words", "synonyms", "relabel"):
+            if getattr(self, option) is not None and not self.data:
+                raise ValueError(
+                    f"--{option} goes with --data: the sandbox's scenes come with all they need"
+                )
         if not self.data and not sandbox.is_sandbox(model) and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {self.benchmark.upper()}'s files? (--split test "
@@ -78,7 +94,9 @@ class Questions:
             data=tuple(map(absolute, self.data or ())),
             images=self.images and absolute(self.images),
             words=self.words and absolute(self.words),
-            split=self.split or "test",
+            synonyms=self.synonyms and absolute(self.synonyms),
+            relabel=self.relabel and absolute(self.relabel),
+            split="test" if self.split is None else self.split,
             n_images=self.n_images,
             seed=self.seed,
             profiles=tuple(self.profile or ()),

@@ -30,6 +30,7 @@ def images(
         list[str] | None,
         typer.Option(
             "--score",
+            "--scorer",
             "-s",
             help="painting, clip:model=DIR, pickscore, fid, ...; a false name is answered by all.",
         ),
@@ -73,6 +74,9 @@ def images(
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
+    if world.first:
+        scorers.try_out(chosen, [one.text for one in asked])
+        study.check_references(plan)
     loaded = source.load()
     with resumable(folder), bars(shown=world.first) as follow:
         result = run(

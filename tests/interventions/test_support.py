@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
-from matrix import CANNOT, LIMITS, METHODS, NEEDS_PROCESSOR, SHOWN, Method, pairs, support_table
+from matrix import (
+    CANNOT,
+    CONTRASTS,
+    LIMITS,
+    METHODS,
+    NEEDS_PROCESSOR,
+    SHOWN,
+    Method,
+    pairs,
+    support_table,
+    usable,
+)
 from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
@@ -16,9 +27,10 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert all(method.acts.literal() is not None for method in METHODS.values())
-    assert [METHODS[name].name for name in SHOWN] == sorted(NAMES)
+    every = [*METHODS.values(), *CONTRASTS.values()]
+    assert {method.name for method in every} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in every)
+    assert [METHODS[name].name for name in SHOWN] == sorted({m.name for m in METHODS.values()})
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
@@ -38,7 +50,7 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
 @pytest.mark.parametrize(("family", "name"), CANNOT)
 def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: str) -> None:
     with pytest.raises(ValueError, match=CANNOT[family, name]) as error:
-        attach(tiny(family).model, get(name)())
+        attach(tiny(family).model, usable(name))
     assert family in str(error.value)
     for other in NAMES:
         if (family, other) not in CANNOT:

@@ -13,10 +13,12 @@ from regaze.evals.pictures.scorers.base import (
 )
 from regaze.evals.pictures.scorers.clip import Aesthetic, ClipScore, PickScore
 from regaze.evals.pictures.scorers.concepts import Caption, Objects
+from regaze.evals.pictures.scorers.geneval2 import GenEval2
 from regaze.evals.pictures.scorers.hpsv2 import HPSv2
 from regaze.evals.pictures.scorers.painting import Painting
 from regaze.evals.pictures.scorers.sets import Fid, InceptionScore, Kid, SetScorer
 from regaze.evals.pictures.scorers.similarity import Lpips, Psnr, Ssim
+from regaze.evals.pictures.scorers.trial import try_out
 
 __all__ = [
     "IMAGES",
@@ -24,6 +26,7 @@ __all__ = [
     "Caption",
     "ClipScore",
     "Fid",
+    "GenEval2",
     "HPSv2",
     "InceptionScore",
     "Kid",
@@ -42,4 +45,5 @@ __all__ = [
     "names",
     "parse",
     "register",
+    "try_out",
 ]

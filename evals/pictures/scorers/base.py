@@ -106,6 +106,15 @@ class Scorer(Spec):
             OSError: A file can't be read.
         """
 
+    def check(self, prompts: Sequence[str]) -> None:
+        """Refuse, before anything is painted, prompts that can't be scored; here none.
+
+        Raises:
+            ValueError: One can't.
+            OSError: A file can't be read.
+        """
+        return
+
     def metrics(self, sums: Sums) -> Metrics:
         """Metrics from summed counts, elementwise; here the mean over the pictures."""
         return {name: ratio(sums[name], sums[IMAGES]) for name in self.directions}

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 import torch
 import transformers
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,6 +23,7 @@ from regaze.evals.pictures.scorers.base import (
     register,
 )
 from regaze.evals.task import Counts
+from regaze.evals.weights import check_loaded, check_source
 
 
 @register
@@ -184,11 +184,18 @@ def load_model(cls: Any, name: str, device: str) -> Any:
     """A model of transformers, float32, from a folder or the Hub.
 
     Raises:
-        ValueError: It can't be had.
+        ValueError: It can't be had, or weights are missing.
     """
     try:
-        model = cls.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError, RuntimeError, HFValidationError) as error:
+        check_source(name)
+        model, info = cls.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+        # Half of a CLIP model is loaded of the whole one's weights, so some may be left over.
+        check_loaded(name, info)
+    except Exception as error:  # whatever a damaged folder makes its loader raise
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         raise ValueError(_unloadable("model", name, error)) from error
     return model.to(device).eval()
 
@@ -200,8 +207,8 @@ def load_processor(cls: Any, name: str) -> Any:
         ValueError: It can't be had.
     """
     try:
-        return cls.from_pretrained(name)
-    except (OSError, ValueError, TypeError, HFValidationError) as error:
+        return cls.from_pretrained(name, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged folder makes its loader raise
         raise ValueError(_unloadable("processor", name, error)) from error
 
 
