@@ -89,8 +89,9 @@ def check_references(plan: Plan) -> None:
     Raises:
         OSError: There isn't; the message names the files that are looked for.
     """
-    for item in plan.task.items if plan.references is not None else ():
-        _reference(item, Path(plan.references))
+    if plan.references is not None:
+        for item in plan.task.items:
+            _reference(item, Path(plan.references))
 
 
 def score(
