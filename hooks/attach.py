@@ -150,8 +150,9 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: Vision-language models only: what to do with a model type that isn't known:
-            "raise", or "check" on the spot whether an edit is exact there.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there. Of a denoiser the first pass of each shape shows what
+            PAG, SEG and SoftPAG need to know, or raises.
 
     Returns:
         A handle, usable as a context manager.
@@ -187,13 +188,9 @@ def attach(
     if denoisers is not None:
         if processor is not None or spans is not None:
             raise ValueError("processor and spans are for vision-language models")
-        if unknown != "raise":
-            raise ValueError(
-                'unknown="check" is for vision-language models: what the rows of an unknown '
-                "denoiser are can't be found by trying; add its class to "
-                "regaze.hooks.diffusion.families.FAMILIES"
-            )
-        return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
+        return attach_denoisers(
+            target, denoisers, interventions, cond_rows=cond_rows, fork=fork, unknown=unknown
+        )
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)

@@ -171,6 +171,7 @@ class Pass:
         was_read: Of each column, whether it was read (in a block of several) or generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
+        last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
     """
@@ -183,6 +184,7 @@ class Pass:
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
 
@@ -306,6 +308,7 @@ def _attend(
     out = now.edit_outputs(layer, weights @ value, seen)
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
+        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights

@@ -34,8 +34,9 @@ PLACE = -1
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _POSITIONS = ("position_ids", "cache_position")
 
-RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContextManager[None]]
-"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted."""
+RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int, Any], AbstractContextManager[None]]
+"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted, and
+`Branch.enter` at its prompt."""
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
@@ -44,6 +45,19 @@ def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
         if isinstance(module, GenerationMixin) and any(part is tower for part in module.modules()):
             return module
     return None
+
+
+def generates_by(model: nn.Module, tower: nn.Module) -> str:
+    """The class of the part that a model generates with in its place; empty if there is none.
+
+    Such a model's ``generate`` calls another one inside of it (as Q-Former models do), and its own
+    ``forward``, whose scores could be edited, never runs.
+    """
+    scorer: Any = find_scorer(model, tower)
+    if scorer is None or type(scorer).generate is GenerationMixin.generate:
+        return ""
+    inner = (one for one in scorer.children() if find_scorer(one, tower) is not None)
+    return next((type(one).__name__ for one in inner), "")
 
 
 def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
@@ -148,9 +162,20 @@ class Scores:
         return arguments(joint, positions)
 
     def note(self, running: Running | Together) -> None:
-        """Take note of the tower's pass in this call."""
+        """Take note of the tower's pass in this call.
+
+        Raises:
+            NotImplementedError: A model generates that makes its scores elsewhere.
+        """
         if self._here.given is not None:
             self._here.running = running
+            return
+        works = running.main.works if isinstance(running, Together) else running.works
+        if any(edit.scores for edit in works.values()) and self._request() is not None:
+            raise NotImplementedError(
+                f"{type(self._scorer()).__name__}.generate() doesn't make its scores by a call of "
+                "the model itself but of a part of it, so they can't be edited"
+            )
 
     @torch.compiler.disable
     def leave(self, scorer: nn.Module, args: Any, output: Any) -> Any:
@@ -260,7 +285,7 @@ class Scores:
             inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        scores, second = self._call(inputs, branch, 1)
+        scores, second = self._call(inputs, branch, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
@@ -304,14 +329,14 @@ class Scores:
         return scores, lane
 
     def _call(
-        self, inputs: Mapping[str, Any], branch: Branch, n_last: int
+        self, inputs: Mapping[str, Any], branch: Branch, n_last: int, enter: Any = None
     ) -> tuple[Tensor, Running]:
         """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
         scorer: Any = self._scorer()
         kept = [(m, m.rope_deltas) for m in self._owners]
         self._here.given, self._here.running = inputs, None
         try:
-            with self._second(inputs, branch.edits, n_last):
+            with self._second(inputs, branch.edits, n_last, enter):
                 # Not by the module's call: what hooks it is for the main run.
                 output = scorer.forward(**inputs)
             second = self._here.running

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import Generating, runs
+from regaze.hooks.callers import Generating, call_of, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
@@ -32,6 +31,7 @@ from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
+Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
 TEXT_ROWS = (None, "last", "question", "text")
 
 
@@ -42,10 +42,12 @@ class _Second:
     Attributes:
         entries: What edits it.
         n_last: Rows whose scores are wanted.
+        enter: `Branch.enter`, while it reads its prompt.
     """
 
     entries: Sequence[LayerEntry]
     n_last: int
+    enter: Enter | None
 
 
 class _Here(Here):
@@ -167,7 +169,7 @@ class Seat(Stack):
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self._model():
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
-            self._here.outer = self.reader.callers.around(), given
+            self._here.outer = call_of(model), given
             self._here.embedded = None, None
 
     @torch.compiler.disable
@@ -195,10 +197,11 @@ class Seat(Stack):
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
+        second = _Second(self._entries_of(edits), n_last, enter)
+        here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
@@ -230,9 +233,9 @@ class Seat(Stack):
     def _keep_lanes(self, running: Running, lanes: Lanes) -> None:
         """Leave the second runs' caches with the prompt on the main run's."""
         if running.cache is not None:
-            prompt = replace(running.prompt, lanes=lanes)
             rows = prompt_on(running.cache, self)
-            put_prompt(running.cache, self, replace(prompt, rows=rows.rows if rows else None))
+            prompt = running.prompt.having(lanes=lanes, rows=rows.rows if rows else None)
+            put_prompt(running.cache, self, prompt)
 
     @torch.compiler.disable
     @sees_keywords
@@ -283,6 +286,8 @@ class Seat(Stack):
         running = self._open(
             kwargs, self._block(kwargs), None if second is None else second.entries
         )
+        if second is not None and second.enter is not None:
+            kwargs = dict(second.enter(kwargs, running.pass_))
         null = self._null_prompt(running, kwargs)
         if null is not None:
             entries = list(running.works)
@@ -291,7 +296,7 @@ class Seat(Stack):
             known = running.pass_.length - running.pass_.n_last + 1
             compared = running.prompt.ids[:, :known]
             running.null = null
-            running.prompt = replace(running.prompt, compared=compared)
+            running.prompt = running.prompt.having(compared=compared)
         positions = kwargs.get("position_ids")
         running.positions = positions if isinstance(positions, Tensor) else None
         if running.works and _checkpoints(tower):
@@ -340,7 +345,8 @@ class Seat(Stack):
                 else self.reader.callers.generating()
             )
             partial = self._here.partial and not runs
-            block = Block(given, part.given, None, generating, partial)
+            past = int(part.cache.get_seq_length())
+            block = Block(given, part.given, None, generating, partial, past)
             entries = None if part.edits is None else self._entries_of(part.edits)
             runs.append(self._open(given, block, entries))
         return runs
@@ -372,7 +378,7 @@ class Seat(Stack):
         rows = running.prompt.rows
         grown = running.pass_.tokens.generated > 0 and rows is not None
         rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
-        put_prompt(cache, self, replace(running.prompt, rows=rows))
+        put_prompt(cache, self, running.prompt.having(rows=rows))
         running.cache = cache
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
@@ -384,12 +390,14 @@ class Seat(Stack):
         else:
             generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
+        cache = kwargs.get("past_key_values")
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
             embedded=ids if runs(inside) else None,
             generating=generating,
             partial=self._here.partial,
+            past=0 if cache is None else int(cache.get_seq_length()),
         )
 
     def _with_works(
@@ -415,10 +423,7 @@ class Seat(Stack):
             # At its end: a beginning may be shared by several prompts.
             if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
-        asked = Counter() if before is None else before.asked.copy()
-        rows = None if before is None else before.rows
-        lanes = {} if before is None else before.lanes
-        return replace(prompt, works=works, asked=asked, rows=rows, lanes=lanes)
+        return prompt.having(works=works, asked=prompt.asked.copy())
 
     def _null_prompt(self, running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | None:
         """The prompt without images, where an edit compares and hasn't yet."""

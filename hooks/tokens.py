@@ -227,7 +227,7 @@ class TokenMap:
 
     def grow(self, count: int) -> TokenMap:
         """Add ``count`` generated columns."""
-        return replace(self, generated=self.generated + count)
+        return TokenMap(self.kinds, self.images, self.generated + count)
 
     def crop(self, length: int) -> TokenMap:
         """Forget the columns from ``length`` on (assisted decoding rolls back rejected tokens)."""

@@ -98,6 +98,8 @@ def _form(path: Path) -> str:
     with path.open("rb") as file:
         start = file.read(4096)
     told = no_json(start)
+    if path.suffix.lower() == ".csv" and (told or "a table").startswith("a table"):
+        return _CSV
     if told is None and start.strip():
         content: object
         try:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from regaze.evals.benchmarks.data import read_json
+from regaze.evals.benchmarks.data import ForeignFileError, read_json
 from regaze.evals.benchmarks.kinds import described
 
 Id = int | str
@@ -50,7 +50,11 @@ def read_annotations(paths: Iterable[Path | str]) -> Annotations:
     """
     merged = _Merged()
     for path in map(Path, paths):
-        merged.add(path, read_json(path))
+        try:
+            content = read_json(path)
+        except ForeignFileError as error:
+            raise ValueError(f"{error}: COCO's instances_*.json or captions_*.json") from error
+        merged.add(path, content)
     return Annotations(
         merged.images,
         {image: tuple(names) for image, names in merged.objects.items()},
@@ -193,7 +197,7 @@ def _entries(
     path: Path, content: Mapping[str, Any], part: str, fields: Iterable[str]
 ) -> list[dict[str, Any]]:
     """The entries of a part of a file, each with what is looked up by."""
-    entries = content.get(part) or []
+    entries = [] if content.get(part) is None else content[part]
     if not isinstance(entries, list):
         raise ValueError(f"{path} is no COCO instances or captions file: its {part} is no list")
     for number, entry in enumerate(entries):

@@ -161,12 +161,10 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             lines = enumerate(text.split("\n"), 1)
             entries = [(n, _parse(path, n, line)) for n, line in lines if line.strip()]
         except ValueError as error:
-            if (whole := _object(text)) is not None:
-                raise ValueError(
-                    f"{path} is {described(whole)}, where JSON lines or a JSON list of objects is "
-                    "expected"
-                ) from error
-            raise
+            # One object over several lines is told by its fields, like any other.
+            if (whole := _object(text)) is None:
+                raise error from None
+            entries = [(1, whole)]
     for number, entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {entry!r:.60}")
@@ -216,9 +214,13 @@ def _as_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+class ForeignFileError(ValueError):
+    """A file is no JSON; the message says what it is."""
+
+
 def _json_text(path: Path) -> str:
     if found := no_json(_start(path)):
-        raise ValueError(f"{path} is {found}; JSON is expected")
+        raise ForeignFileError(f"{path} is {found}; JSON is expected")
     return read_text(path)
 
 

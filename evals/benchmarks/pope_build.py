@@ -170,7 +170,7 @@ def _any_absent(
     absent = [name for name in vocabulary if name not in used]
     if not absent:
         raise ValueError(
-            f"no object is left to ask for that {image} lacks: give more images, or lower "
-            "`per_image`"
+            f"no object is left to ask for that {image} lacks: give more images, or ask fewer "
+            "questions about each"
         )
     return rng.choice(absent)

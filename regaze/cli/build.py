@@ -4,41 +4,38 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import say
-from regaze.evals.benchmarks.annotated import FORMATS, read_objects
-from regaze.evals.benchmarks.pope_build import KINDS, Kind
-from regaze.evals.benchmarks.pope_files import IMAGES, Built
-from regaze.evals.benchmarks.pope_files import build as build_pope
-from regaze.evals.runs.records import write_text
-from regaze.hooks.checks import unknown
 
-build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
+if TYPE_CHECKING:
+    from regaze.evals.benchmarks.pope_build import Kind
+    from regaze.evals.benchmarks.pope_files import Built
+
+_IMAGES = 500
 
 
-@build.callback()
-def benchmarks() -> None:
-    """Make a benchmark of your own annotated pictures."""
-
-
-@build.command()
 def pope(
     annotations: Annotated[
-        list[Path], typer.Option("--annotations", help=f"{FORMATS}. Repeatable.")
+        list[Path],
+        typer.Option(
+            "--annotations",
+            help="COCO's instances (JSON), a folder of Pascal-VOC files (XML), a table with the "
+            "columns image and object (CSV), or POPE's lines of image and objects. Repeatable.",
+        ),
     ],
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
     file: Annotated[Path, typer.Option("--out", help="The file of questions, JSON lines.")],
     strategy: Annotated[
         str, typer.Option(help="How absent objects are chosen, separated by commas.")
-    ] = ",".join(KINDS),
+    ] = "random,popular,adversarial",
     n_images: Annotated[
         int | None,
         typer.Option(
-            min=1, help=f"Pictures to draw. Default: {IMAGES}, or all where there are fewer."
+            min=1, help=f"Pictures to draw. Default: {_IMAGES}, or all where there are fewer."
         ),
     ] = None,
     questions: Annotated[int, typer.Option(help="Per picture and strategy, half of them yes.")] = 6,
@@ -49,12 +46,14 @@ def pope(
     as_json: Json = False,
 ) -> None:
     """Build POPE's yes/no questions about your own pictures, by its own rules."""
+    from regaze.evals.benchmarks.annotated import read_objects
+    from regaze.evals.benchmarks.pope_files import build
+    from regaze.evals.runs.records import write_text
+
     kinds = _kinds(strategy)
     _check_place(file)
     found = read_objects(annotations, images)
-    made = build_pope(
-        found, kinds, images=n_images, questions=questions, seed=seed, rarest=min_images
-    )
+    made = build(found, kinds, images=n_images, questions=questions, seed=seed, rarest=min_images)
     write_text(file, made.text)
     if as_json:
         told = {"out": str(file), "seed": seed, "form": found.form, **made.to_dict()}
@@ -74,6 +73,9 @@ def pope(
 
 
 def _kinds(text: str) -> list[Kind]:
+    from regaze.evals.benchmarks.pope_build import KINDS
+    from regaze.hooks.checks import unknown
+
     named = [part.strip() for part in text.split(",") if part.strip()]
     if strange := [name for name in named if name not in KINDS]:
         raise ValueError(unknown("strategy", strange[0], KINDS))
@@ -93,8 +95,8 @@ def _notes(made: Built, seed: int, asked: int | None) -> list[str]:
     notes = []
     if made.drawn:
         notes.append(f"{made.images} of {made.usable} usable pictures are drawn with seed {seed}")
-    elif asked is None and made.usable < IMAGES:
-        notes.append(f"{made.usable} pictures can be asked about, fewer than {IMAGES}: all are")
+    elif asked is None and made.usable < _IMAGES:
+        notes.append(f"{made.usable} pictures can be asked about, fewer than {_IMAGES}: all are")
     for kind, number in made.at_random.items():
         if kind != "random" and number:
             total = sum(row["category"] == kind for row in made.records) // 2

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regaze.cli.animate import animate
-from regaze.cli.build import build
+from regaze.cli.build import pope
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
 from regaze.cli.demo import demo
@@ -29,6 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
 discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
 judge = typer.Typer(
     no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
@@ -56,6 +57,10 @@ def options(
     """Re-aim attention in pretrained models, without training, and measure what that does."""
 
 
+def group() -> None:
+    """Make a benchmark of your own annotated pictures."""
+
+
 app.command("list")(list_)
 app.command("eval")(eval_)
 app.command("eval images")(images)
@@ -66,10 +71,12 @@ app.command()(compare)
 app.command()(sites)
 app.command()(animate)
 app.command()(verify)
-app.add_typer(discover, name="discover")
 app.add_typer(build, name="build")
+app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")
 app.command()(demo)
+build.callback()(group)
+build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
 judge.command()(export)

@@ -19,7 +19,7 @@ from regaze.hooks import Branch, attach
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.interventions import PAI
-from regaze.interventions.lvlm.pai import contrast
+from regaze.interventions.lvlm.contrasts import guide
 
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3", "internvl")
 ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
@@ -78,7 +78,7 @@ def reference(model: Tiny, second: Second, combine: Any) -> Any:
 def with_text(model: Tiny, inputs: Mapping[str, Any]) -> Any:
     plain = copy.deepcopy(model.model)
     second = text_only(model, plain, inputs["input_ids"].shape[1])
-    return reference(model, second, lambda a, b: contrast(a, b, GAMMA))
+    return reference(model, second, lambda a, b: guide(a, b, GAMMA))
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -284,7 +284,7 @@ def test_a_pass_outside_of_generate(use_cache: bool) -> None:
     with attach(model.model, SPEC):
         got = model.model(**inputs, use_cache=use_cache).logits
     assert torch.equal(got[:, :-1], edited[:, :-1])
-    want = contrast(edited[:, -1], other, GAMMA)
+    want = guide(edited[:, -1], other, GAMMA)
     torch.testing.assert_close(got[:, -1], want, rtol=0, atol=1e-4)
 
 
