@@ -5,13 +5,14 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from regaze.hooks.attachment import Attachment, NothingAttached
 from regaze.hooks.checking import check_edits
-from regaze.hooks.edits import Edit
+from regaze.hooks.edits import Edit, as_works
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import SCORES, InterventionReport, LayerReport, Report
@@ -28,14 +29,58 @@ __all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
 
 
+class Placed:
+    """The works of one spec, each on its tower's stack.
+
+    Args:
+        works: The works and their stacks, in the order in which they act.
+    """
+
+    def __init__(self, works: Sequence[tuple[Edit, Stack]]) -> None:
+        self._entries: list[tuple[LayerEntry, Stack]] = [(Entry(w), stack) for w, stack in works]
+
+    def put_on(self) -> None:
+        """Put them on their stacks."""
+        for entry, stack in self._entries:
+            stack.push(entry)
+
+    def take_off(self) -> None:
+        """Take them off; those that aren't on are none."""
+        for entry, stack in reversed(self._entries):
+            stack.pop(entry)
+
+    def report(self, label: str) -> InterventionReport:
+        """What they did, as one method."""
+        several = len({stack.kind for _, stack in self._entries}) > 1
+        layers = [
+            replace(one, name=one.name or f"{stack.kind} tower") if several else one
+            for entry, stack in self._entries
+            for one in layer_reports(entry)
+        ]
+        entries = [entry for entry, _ in self._entries]
+        writing = [e for e in entries if not e.work.reads_only] or entries
+        changing = [e for e in writing if not e.work.idle]
+        silent = [e for e in changing if not any(x.effect > 0 for x in layer_reports(e))]
+        # Prompts are the text tower's.
+        counted = [e for e, stack in self._entries if stack.kind == "text"] or entries
+        return InterventionReport(
+            label,
+            max((entry.tally.runs for entry in counted), default=0),
+            tuple(layers),
+            exempt=not changing,
+            note="; ".join(dict.fromkeys(s.note for _, s in self._entries if s.note)),
+            silent=tuple(type(e.work).__name__ for e in silent) if len(changing) > 1 else (),
+        )
+
+
 class ModelAttachment(Attachment):
     """Interventions on a language model, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self,
         seat: Seat,
-        specs: Sequence[Spec[Host, Edit]],
-        placed: Sequence[tuple[LayerEntry, Stack]],
+        specs: Sequence[Spec[Host, Edit | Sequence[Edit]]],
+        placed: Sequence[Placed],
     ) -> None:
         super().__init__(specs)
         self._seat = seat
@@ -46,23 +91,13 @@ class ModelAttachment(Attachment):
 
         A second call takes off nothing else; it finishes what an interrupt left undone.
         """
-        for entry, stack in reversed(self._placed):
-            stack.pop(entry)
+        for placed in reversed(self._placed):
+            placed.take_off()
 
     def report(self) -> Report:
         """What fired, where, how often and how strongly, since the interventions were attached."""
-        return Report(
-            tuple(
-                InterventionReport(
-                    spec.label,
-                    entry.tally.runs,
-                    tuple(layer_reports(entry)),
-                    exempt=entry.work.idle,
-                    note=stack.note,
-                )
-                for spec, (entry, stack) in zip(self.specs, self._placed, strict=True)
-            )
-        )
+        pairs = zip(self.specs, self._placed, strict=True)
+        return Report(tuple(placed.report(spec.label) for spec, placed in pairs))
 
     def partial_prompt(self) -> AbstractContextManager[None]:
         """Forward passes of this thread inside are parts of a prompt that goes on.
@@ -162,19 +197,19 @@ def attach(
     if not host.known:
         check_edits(host)
     specs = [one.resolve(host) for one in interventions]
-    entries: list[LayerEntry] = [Entry(spec.bind(host)) for spec in specs]
+    bound = [as_works(spec.bind(host), spec.label) for spec in specs]
     seat = seat_of(host, spans)
     seats: dict[str, Stack] = {"text": seat}
-    if any(entry.work.tower == "vision" for entry in entries):
+    if any(work.tower == "vision" for works in bound for work in works):
         seats["vision"] = vision_seat(host)
-    placed = [(entry, seats[entry.work.tower]) for entry in entries]
+    placed = [Placed([(work, seats[work.tower]) for work in works]) for works in bound]
     try:
-        for entry, stack in placed:
-            stack.push(entry)
+        for method in placed:
+            method.put_on()
         return ModelAttachment(seat, specs, placed)
     except BaseException:
-        for entry, stack in reversed(placed):
-            stack.pop(entry)
+        for method in reversed(placed):
+            method.take_off()
         raise
 
 

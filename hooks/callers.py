@@ -55,7 +55,7 @@ class Callers:
         Raises:
             RuntimeError: It reads the prompt in parts in a way that isn't known.
         """
-        for frame in _frames():
+        for frame in frames():
             if frame.f_code.co_name in _LOOPS:
                 local = frame.f_locals
                 if self.holds(local.get("self")):
@@ -64,7 +64,7 @@ class Callers:
 
     def request(self) -> Mapping[str, Any] | None:
         """What a running ``generate`` was asked: inputs as they were given."""
-        for frame in _frames():
+        for frame in frames():
             local = frame.f_locals
             if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
                 asked = dict(local.get("kwargs") or {})
@@ -76,22 +76,23 @@ class Callers:
     def arguments(self) -> Iterator[Mapping[str, Any]]:
         """Variables of the running ``forward`` calls around the tower, outermost first."""
         found: list[Mapping[str, Any]] = []
-        for frame in _frames():
+        for frame in frames():
             if frame.f_code.co_name == "forward" and self.holds(frame.f_locals.get("self")):
                 found.append(frame.f_locals)
         yield from reversed(found)
 
     def around(self) -> FrameType | None:
         """The innermost running method of a module that holds the tower."""
-        return next((f for f in _frames() if self.holds(f.f_locals.get("self"))), None)
+        return next((f for f in frames() if self.holds(f.f_locals.get("self"))), None)
 
 
 def runs(frame: FrameType | None) -> bool:
     """Whether a frame is still running in this thread."""
-    return frame is not None and any(f is frame for f in _frames())
+    return frame is not None and any(f is frame for f in frames())
 
 
-def _frames() -> Iterator[FrameType]:
+def frames() -> Iterator[FrameType]:
+    """The running frames of this thread, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,10 +47,11 @@ class Edit:
             (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
-        rows: Which query rows `edit_logits` gets: "last" (last prompt row and decode rows),
-            "question" (prompt text after the image), "text" (that and decode rows), or None for
-            no row edit. In the vision tower "class" (the class token's row of each picture),
-            indices of each picture's rows, or "all", which costs a whole map: N x N a head.
+        rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
+            decode rows), "question" (prompt text after the image), "text" (that and decode rows),
+            or None for no row edit. In the vision tower "class" (the class token's row of each
+            picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
+            head.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
@@ -125,6 +126,13 @@ class Edit:
         """
         return weights
 
+    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
+        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+
+        Called behind all edits of the rows' logits.
+        """
+        return out
+
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
 
@@ -165,6 +173,18 @@ class Edit:
     def idle(self) -> bool:
         """Whether it is a no-op by its settings."""
         return not self.layers and not self.scores
+
+
+def as_works(bound: Edit | Sequence[Edit], label: str) -> tuple[Edit, ...]:
+    """What a spec's ``bind`` gave: one work, or several that act together.
+
+    Raises:
+        TypeError: It gave something else, or nothing.
+    """
+    works = tuple(bound) if isinstance(bound, (tuple, list)) else (bound,)
+    if not works or not all(isinstance(work, Edit) for work in works):
+        raise TypeError(f"{label}: bind must give an Edit or a tuple of Edits, got {bound!r}")
+    return works
 
 
 def overrides(edit: Edit, method: str) -> bool:

@@ -81,6 +81,19 @@ class MapForm:
 
 
 @dataclass(frozen=True)
+class OutputForm:
+    """A method that edits what heads put out, behind all edits of their maps.
+
+    Attributes:
+        layers: Where.
+        edit: ``edit(outputs, map)``: "1 H Q D" in float32, before the output projection.
+    """
+
+    layers: Collection[int]
+    edit: Callable[[Tensor, Map], Tensor]
+
+
+@dataclass(frozen=True)
 class HeadForm:
     """A method that scales heads by how they react to the image, one layer after the other.
 
@@ -97,7 +110,7 @@ class HeadForm:
     removed: Literal["drop", "mask"] = "drop"
 
 
-Form = MapForm | HeadForm | ScoreForm
+Form = MapForm | OutputForm | HeadForm | ScoreForm
 
 
 @dataclass(frozen=True)
@@ -151,7 +164,7 @@ class Pass:
 
     Attributes:
         prompt: What the prompt's columns hold.
-        forms: Map edits, in order.
+        forms: Edits of maps and of heads' outputs, in order.
         factors: Per layer, one factor per head.
         end: Columns so far, those of the current block included.
         start: Columns before the current block.
@@ -163,7 +176,7 @@ class Pass:
     """
 
     prompt: Prompt
-    forms: Sequence[MapForm]
+    forms: Sequence[MapForm | OutputForm]
     factors: Mapping[int, Tensor]
     end: int = 0
     start: int = 0
@@ -203,7 +216,7 @@ class Pass:
             scores: "1 H Q K".
             seen: Bool "1 1 Q K".
         """
-        forms = [form for form in self.forms if layer in form.layers]
+        forms = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
         if not forms:
             return scores
         # A sliding window's first columns are gone: they count as unseen.
@@ -216,7 +229,8 @@ class Pass:
 
     def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
         """The edits of a layer's weights "1 H Q K"."""
-        forms = [f.weigh for f in self.forms if layer in f.layers and f.weigh is not None]
+        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        forms = [form.weigh for form in edits if form.weigh is not None]
         if not forms:
             return weights
         gone = self.end - scores.shape[-1]
@@ -225,6 +239,14 @@ class Pass:
         for weigh in forms:
             weights = weigh(weights, scores, about)
         return weights[..., gone:]
+
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
@@ -281,7 +303,7 @@ def _attend(
     scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     weights = now.weigh(layer, weights, scores, seen)
-    out = weights @ value
+    out = now.edit_outputs(layer, weights @ value, seen)
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
     if layer in now.factors:
@@ -342,7 +364,7 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
-    edits = [form for form in each if isinstance(form, MapForm)]
+    edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
     for form in each:
@@ -366,7 +388,10 @@ def literally(
 
 
 def choose_factors(
-    host: Host, inputs: Mapping[str, Any], form: HeadForm, edits: Sequence[MapForm] = ()
+    host: Host,
+    inputs: Mapping[str, Any],
+    form: HeadForm,
+    edits: Sequence[MapForm | OutputForm] = (),
 ) -> dict[int, Tensor]:
     """The factors of each layer's heads, by two whole runs per layer, reinforced so far."""
     factors: dict[int, Tensor] = {}
@@ -380,7 +405,7 @@ def compare_prompts(
     host: Host,
     inputs: Mapping[str, Any],
     removed: Literal["drop", "mask"],
-    edits: Sequence[MapForm] = (),
+    edits: Sequence[MapForm | OutputForm] = (),
     factors: Mapping[int, Tensor] | None = None,
 ) -> tuple[dict[int, Tensor], dict[int, Tensor]]:
     """Last-row head outputs "H D" per layer: of the prompt, and of it without its image tokens."""

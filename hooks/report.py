@@ -49,6 +49,7 @@ class InterventionReport:
         exempt: It is a no-op by its own settings (strength zero), so silence is no alarm.
         steps: Sampling steps in which it acted (denoisers).
         note: How it ran, if that needs saying.
+        silent: Of a method with several works that change something, those that never did.
     """
 
     label: str
@@ -57,11 +58,14 @@ class InterventionReport:
     exempt: bool = False
     steps: int | None = None
     note: str = ""
+    silent: tuple[str, ...] = ()
 
     @property
     def fired(self) -> bool:
-        """Whether it changed anything."""
-        return any(x.effect > 0 or (x.calls > 0 and not x.measured) for x in self.layers)
+        """Whether it changed anything, and each of its works did that should."""
+        return not self.silent and any(
+            x.effect > 0 or (x.calls > 0 and not x.measured) for x in self.layers
+        )
 
     @property
     def effect(self) -> float:
@@ -93,6 +97,8 @@ class Report:
         lines = []
         for one in self.interventions:
             state = "fired" if one.fired else "off by its settings" if one.exempt else "NEVER FIRED"
+            if one.silent and not one.exempt:
+                state += f" ({', '.join(one.silent)})"
             acted = [x for x in one.layers if x.effect > 0]
             over = f"{one.prompts} prompts" if one.steps is None else f"{one.steps} steps"
             lines.append(

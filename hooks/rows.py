@@ -136,13 +136,16 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            elif not overrides(edit, "edit_weights"):
+            elif overrides(edit, "edit_logits"):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
         for entry, edit in self.edits:
             if overrides(edit, "edit_weights"):
                 weights = self._edit_weights(entry, edit, weights, logits, plan, columns)
         out = mix_values(weights, call.value)
+        for entry, edit in self.edits:
+            if overrides(edit, "edit_outputs"):
+                out = self._edit_outputs(entry, edit, out, plan, columns)
         return Recomputed(out, weights if call.maps else None, plain)
 
     def _edit(
@@ -180,6 +183,24 @@ class RowJob:
         if entry in self._due:
             counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
             measure(entry, self.layer, weights, new, counted, logits=False)
+        return new
+
+    def _edit_outputs(
+        self,
+        entry: Entry[Edit, int],
+        edit: Edit,
+        out: Tensor,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        acts = plan.acts[edit.rows] if edit.rows else None
+        rows = None if acts is None else acts[:, 0, :, :, None]  # "B R 1 1"
+        new = edit.edit_outputs(self.layer, out, columns)
+        new = new if rows is None else torch.where(rows, new, out)
+        if entry in self._due:
+            size = out.norm(dim=-1).clamp(min=1e-12)
+            counted = plan.valid if rows is None else plan.valid & rows[..., 0, 0]
+            entry.tally.add(self.layer, (new - out).norm(dim=-1) / size, counted[..., None])
         return new
 
 

@@ -23,4 +23,4 @@ class Spec(Protocol[HostT, WorkT]):
         """Fill in what depends on the host; raise if it can't act there."""
 
     def bind(self, host: HostT, /) -> WorkT:
-        """Make the work that a seat runs."""
+        """Make the work that a seat runs; on a language model also a tuple of works."""

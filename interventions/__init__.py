@@ -14,6 +14,15 @@ from regaze.interventions.lvlm.devils import Devils
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.spin import SPIN
+from regaze.interventions.lvlm.tools import (
+    ColumnScale,
+    HeadAblate,
+    HeadScale,
+    LogitBias,
+    Patch,
+    Steer,
+    head_outputs,
+)
 from regaze.interventions.lvlm.vaf import VAF
 from regaze.interventions.lvlm.var import VAR
 from regaze.interventions.lvlm.vhr import VHR
@@ -31,15 +40,22 @@ __all__ = [
     "AStar",
     "AttendAndExcite",
     "Closer",
+    "ColumnScale",
     "Devils",
     "FlowWarp",
+    "HeadAblate",
+    "HeadScale",
     "Intervention",
+    "LogitBias",
+    "Patch",
     "Preset",
     "SinkProfile",
     "SoftPAG",
+    "Steer",
     "discover_sinks",
     "from_dict",
     "get",
+    "head_outputs",
     "look_closer",
     "names",
     "parse",

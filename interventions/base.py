@@ -113,7 +113,11 @@ class Intervention(ABC):
 
     @abstractmethod
     def bind(self, host: Any) -> Any:
-        """Make the work that a seat runs; call it on a resolved spec."""
+        """Make the work that a seat runs; call it on a resolved spec.
+
+        On a vision-language model it may be a tuple of works, one that reads the picture in the
+        vision tower, say, and one that edits the text; see `regaze.hooks.Handover`.
+        """
 
     def literal(self) -> Any:
         """The resolved spec on explicit attention maps, written as its formula reads.
