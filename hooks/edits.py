@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
+
+if TYPE_CHECKING:
+    from regaze.hooks.biases import ColumnBias
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,15 @@ class Edit:
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
+
+    def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
+        """Return what all rows of some heads add to their logits, or None.
+
+        Called instead of `edit_logits` where it is overridden, with ``rows`` "last" or "latest";
+        the other rows of a prompt are biased by a kernel. In rows that others edit too it acts in
+        its turn.
+        """
+        return None
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.

@@ -111,6 +111,7 @@ class Reader:
             device=block.entering.device,
             masks=masks,
             inputs=block.outer,
+            ids=ids,
         )
         return pass_, prompt
 

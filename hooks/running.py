@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.biases import add_biases
 from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
@@ -96,7 +97,8 @@ class Running:
         wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
         plan = self.pass_.plan(wanted, real.query.device) if wanted else None
         looks = plan or (self.pass_.plan([("last", False)], real.query.device) if scaled else None)
-        if looks is None:
+        biasing = [w for _, w in edits if overrides(w, "column_bias")]
+        if looks is None and not biasing:
             return run(stock)
         checks = self._checks_now(layer)
         asked = None if self.over else self.prompt.asked
@@ -104,6 +106,8 @@ class Running:
         if plan is None:
             refuse_unknown(real)
             done = run(stock)
+            if looks is None:  # A part of a prompt that goes on.
+                return self._bias(done, layer, real, biasing)
             if checks and not self.over:
                 with torch.no_grad():
                     job = RowJob(real, [], looks, layer, self.pass_, offset, None, plain=True)
@@ -117,7 +121,19 @@ class Running:
         done = run(stock)
         if checks and not self.over:
             self._check(real, layer, done[0], edited.plain, plan.rows, plan.valid)
+        if biasing:
+            done = self._bias(done, layer, real, biasing)
         return overwrite(done, edited, plan)
+
+    def _bias(self, done: Attention, layer: int, real: Call, biasing: Sequence[Edit]) -> Attention:
+        """The kernel's rows, with the biases that all of them get."""
+        offset = self.offsets.get(layer, 0)
+        columns = self.pass_.columns(offset, real.key.shape[2], real.query.device)
+        given = [edit.column_bias(layer, columns) for edit in biasing]
+        biases = [bias for bias in given if bias is not None]
+        if not biases:
+            return done
+        return add_biases(done, real, biases, self.pass_.past - offset)
 
     def _factor(
         self, layer: int, entry: Entry[Edit, int], edit: Edit, out: Tensor

@@ -31,7 +31,7 @@ from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
-TEXT_ROWS = (None, "last", "question", "text")
+TEXT_ROWS = (None, "last", "latest", "question", "text")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,13 @@ class Seat(Stack):
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
+            )
+        works = [e.work for e in [*self.entries, entry]]
+        if null and any(overrides(w, "column_bias") for w in works):
+            raise ValueError(
+                "an intervention that compares the prompt with itself without images (VHR) can't "
+                "share a pass with one that steers rows before the image too (PASTA): both prompts "
+                "have that beginning in common"
             )
         if work.scores and self._scorer() is None:
             raise ValueError(

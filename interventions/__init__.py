@@ -11,7 +11,9 @@ from regaze.interventions.lvlm.adhh import ADHH
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.devils import Devils
+from regaze.interventions.lvlm.head_search import Caption, Ranking, attribute_heads, rank_heads
 from regaze.interventions.lvlm.pai import PAI
+from regaze.interventions.lvlm.pasta import PASTA
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.spin import SPIN
 from regaze.interventions.lvlm.tools import (
@@ -32,6 +34,7 @@ __all__ = [
     "CARVE",
     "PAG",
     "PAI",
+    "PASTA",
     "SEG",
     "SPIN",
     "VAF",
@@ -39,6 +42,7 @@ __all__ = [
     "VHR",
     "AStar",
     "AttendAndExcite",
+    "Caption",
     "Closer",
     "ColumnScale",
     "Devils",
@@ -49,9 +53,11 @@ __all__ = [
     "LogitBias",
     "Patch",
     "Preset",
+    "Ranking",
     "SinkProfile",
     "SoftPAG",
     "Steer",
+    "attribute_heads",
     "discover_sinks",
     "from_dict",
     "get",
@@ -59,5 +65,6 @@ __all__ = [
     "look_closer",
     "names",
     "parse",
+    "rank_heads",
     "register",
 ]

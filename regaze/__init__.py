@@ -3,31 +3,40 @@
 from regaze.evals.verify import Certificate, verify
 from regaze.hooks import Attachment, Report, attach
 from regaze.interventions import (
+    ADHH,
     CARVE,
     PAG,
     PAI,
+    PASTA,
     SEG,
+    SPIN,
     VAF,
     VAR,
     VHR,
     AStar,
     AttendAndExcite,
+    Devils,
     FlowWarp,
     SoftPAG,
+    attribute_heads,
     discover_sinks,
     from_dict,
     look_closer,
     names,
     parse,
+    rank_heads,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADHH",
     "CARVE",
     "PAG",
     "PAI",
+    "PASTA",
     "SEG",
+    "SPIN",
     "VAF",
     "VAR",
     "VHR",
@@ -35,14 +44,17 @@ __all__ = [
     "Attachment",
     "AttendAndExcite",
     "Certificate",
+    "Devils",
     "FlowWarp",
     "Report",
     "SoftPAG",
     "attach",
+    "attribute_heads",
     "discover_sinks",
     "from_dict",
     "look_closer",
     "names",
     "parse",
+    "rank_heads",
     "verify",
 ]
