@@ -154,6 +154,7 @@ class Pass:
         masks: Shared by the steps of one prompt.
         inputs: Arguments of the call of the model that was attached to, as far as they are known.
         pictures: What a vision tower is given; empty for a text tower.
+        again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
     """
 
     tokens: TokenMap
@@ -166,6 +167,7 @@ class Pass:
     masks: PromptMasks
     inputs: Mapping[str, Any] = field(default_factory=dict)
     pictures: tuple[Picture, ...] = ()
+    again: bool = False
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -236,6 +238,16 @@ class Pass:
         if key not in self._plans:
             self._plans[key] = self._make_plan(wanted, device)
         return self._plans[key]
+
+    def last_plan(self, device: torch.device) -> RowPlan:
+        """The `n_last` last rows of all samples, for edits of any rows of a text tower."""
+        rows = self.scored(self.length)
+        every = torch.ones_like(rows, dtype=torch.bool)
+        acts: dict[Rows, Tensor | None] = {}
+        for name in ("last", "question", "text"):
+            picked = self._select(name).gather(1, rows)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
+        return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)
 
     def _make_plan(self, wanted: tuple[Wanted, ...], device: torch.device) -> RowPlan | None:
         chosen = {name: self._select(name) for name, _ in wanted}

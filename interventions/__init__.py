@@ -7,6 +7,7 @@ from regaze.interventions.diffusion.flow_warp import FlowWarp
 from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.seg import SEG
 from regaze.interventions.diffusion.soft_pag import SoftPAG
+from regaze.interventions.lvlm.adaptvis import AdaptVis, ScalingVis
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.pai import PAI
@@ -33,6 +34,7 @@ __all__ = [
     "VAR",
     "VHR",
     "AStar",
+    "AdaptVis",
     "AttendAndExcite",
     "Closer",
     "ColumnScale",
@@ -43,6 +45,7 @@ __all__ = [
     "LogitBias",
     "Patch",
     "Preset",
+    "ScalingVis",
     "SinkProfile",
     "SoftPAG",
     "Steer",
