@@ -113,6 +113,19 @@ class Edit:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
 
+    def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
+        """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.
+
+        Called instead of `edit_logits` where it is overridden, after all edits of logits.
+
+        Args:
+            layer: Layer index.
+            weights: "B H R K" float32, 0 where masked.
+            logits: "B H R K", what they are the softmax of.
+            columns: What the keys are.
+        """
+        return weights
+
     def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
         """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
 

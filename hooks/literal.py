@@ -41,6 +41,7 @@ class Map:
         seen: Bool "1 1 Q K": what the model's own mask shows to each row.
         image: Bool "1 1 1 K": image patches.
         system: Bool "1 1 1 K": text before the first image.
+        structure: Bool "1 1 1 K": row ends and tile marks inside images.
         prompt: Bool "1 1 1 K": what was read, not generated.
         text: Bool "1 1 Q 1": text rows after an image, generated ones included.
         last: Bool "1 1 Q 1": the row that predicts the next token, if there is an image.
@@ -51,10 +52,15 @@ class Map:
     seen: Tensor
     image: Tensor
     system: Tensor
+    structure: Tensor
     prompt: Tensor
     text: Tensor
     last: Tensor
     hidden: Tensor
+
+
+def _same(scores: Tensor, map_: Map) -> Tensor:
+    return scores
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,13 @@ class MapForm:
         layers: Where.
         edit: ``edit(scores, map)``: scaled logits "1 H Q K" (float32, before the mask) to edited
             ones; what isn't seen stays so.
+        weigh: ``weigh(weights, scores, map)``: softmax weights "1 H Q K", and the scores that they
+            were made of, to edited weights, whose rows needn't sum to 1.
     """
 
     layers: Collection[int]
-    edit: Callable[[Tensor, Map], Tensor]
+    edit: Callable[[Tensor, Map], Tensor] = _same
+    weigh: Callable[[Tensor, Tensor, Map], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -236,6 +245,19 @@ class Pass:
             scores = form.edit(scores, about)
         return scores[..., gone:]
 
+    def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
+        """The edits of a layer's weights "1 H Q K"."""
+        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        forms = [form.weigh for form in edits if form.weigh is not None]
+        if not forms:
+            return weights
+        gone = self.end - scores.shape[-1]
+        weights, scores, seen = (pad(x, (gone, 0)) for x in (weights, scores, seen))
+        about = self._map(layer, seen)
+        for weigh in forms:
+            weights = weigh(weights, scores, about)
+        return weights[..., gone:]
+
     def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
         """The edits on what a layer's heads put out, "1 H Q D"."""
         for form in self.forms:
@@ -257,6 +279,7 @@ class Pass:
             seen,
             mark([*self.prompt.image, *more][: self.end])[None, None, None],
             mark([*self.prompt.system, *more][: self.end])[None, None, None],
+            mark([*self.prompt.structure, *more][: self.end])[None, None, None],
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
@@ -297,6 +320,7 @@ def _attend(
         seen = seen & shown[..., : scores.shape[-1]]
     scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
+    weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
     if layer in now.looks:
         now.weights[layer] = weights

@@ -146,6 +146,9 @@ class RowJob:
             elif overrides(edit, "edit_logits"):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
+        for entry, edit in self.edits:
+            if overrides(edit, "edit_weights"):
+                weights = self._edit_weights(entry, edit, weights, logits, plan, columns)
         out = mix_values(weights, call.value)
         for entry, edit in self.edits:
             if overrides(edit, "edit_outputs"):
@@ -169,7 +172,24 @@ class RowJob:
             new = torch.where(where, new, logits)
         if entry in self._due:
             counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-            measure(entry, self.layer, logits, new, counted)
+            measure(entry, self.layer, logits, new, counted, logits=True)
+        return new
+
+    def _edit_weights(
+        self,
+        entry: Entry[Edit, int],
+        edit: Edit,
+        weights: Tensor,
+        logits: Tensor,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        acts = plan.acts[edit.rows] if edit.rows else None
+        new = edit.edit_weights(self.layer, weights, logits, columns)
+        new = new if acts is None else torch.where(acts, new, weights)
+        if entry in self._due:
+            counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+            measure(entry, self.layer, weights, new, counted, logits=False)
         return new
 
     def _edit_outputs(
@@ -212,20 +232,29 @@ def refuse_unknown(call: Call) -> None:
 
 @torch.no_grad()
 def measure(
-    entry: Entry[Edit, int], layer: int, before: Tensor, after: Tensor, valid: Tensor
+    entry: Entry[Edit, int],
+    layer: int,
+    before: Tensor,
+    after: Tensor,
+    valid: Tensor,
+    *,
+    logits: bool,
 ) -> None:
     """Measure how far each row's weights moved (total variation).
 
     Args:
         entry: Whose tally counts.
         layer: Layer index.
-        before: "B H R K" logits.
+        before: "B H R K" logits or weights.
         after: The same, edited.
         valid: "B R", rows that count.
+        logits: Which of both.
     """
     rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
     rows = rows.round().long().to(valid.device)
-    old, new = before[:, :, rows].softmax(-1), after[:, :, rows].softmax(-1)
+    old, new = before[:, :, rows], after[:, :, rows]
+    if logits:
+        old, new = old.softmax(-1), new.softmax(-1)
     entry.tally.add(layer, 0.5 * (new - old).abs().sum(-1), valid[:, None, rows])
 
 

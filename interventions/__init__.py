@@ -8,10 +8,13 @@ from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.seg import SEG
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 from regaze.interventions.lvlm.adaptvis import AdaptVis, ScalingVis
+from regaze.interventions.lvlm.adhh import ADHH
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
+from regaze.interventions.lvlm.devils import Devils
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
+from regaze.interventions.lvlm.spin import SPIN
 from regaze.interventions.lvlm.tools import (
     ColumnScale,
     HeadAblate,
@@ -26,10 +29,12 @@ from regaze.interventions.lvlm.var import VAR
 from regaze.interventions.lvlm.vhr import VHR
 
 __all__ = [
+    "ADHH",
     "CARVE",
     "PAG",
     "PAI",
     "SEG",
+    "SPIN",
     "VAF",
     "VAR",
     "VHR",
@@ -38,6 +43,7 @@ __all__ = [
     "AttendAndExcite",
     "Closer",
     "ColumnScale",
+    "Devils",
     "FlowWarp",
     "HeadAblate",
     "HeadScale",

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
+
+from regaze.hooks.attention import row_logits
 
 Tensors = dict[str, Tensor]
 
@@ -43,3 +46,27 @@ def cases(
 def named(prefix: str) -> Callable[[Mapping[str, Any]], bool]:
     """Whether a case's name begins so."""
     return lambda case: str(case["name"]).startswith(prefix)
+
+
+def attention_inputs(inputs: Tensors, name: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of a case; a decode step appends to its prefill's."""
+    if not name.endswith(".decode"):
+        return inputs[f"{name}.q"], inputs[f"{name}.k"], inputs[f"{name}.v"]
+    prefill = name.removesuffix(".decode") + ".prefill"
+    key = torch.cat([inputs[f"{prefill}.k"], inputs[f"{name}.k_new"]], 2)
+    value = torch.cat([inputs[f"{prefill}.v"], inputs[f"{name}.v_new"]], 2)
+    return inputs[f"{name}.q"], key, value
+
+
+def causal_logits(query: Tensor, key: Tensor, edit: Any) -> Tensor:
+    """Logits of all rows; ``edit(unmasked logits)`` comes before the causal mask."""
+    rows, columns = query.shape[2], key.shape[2]
+    logits: Tensor = edit(row_logits(query, key, query.shape[-1] ** -0.5))
+    visible = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
+    return logits.masked_fill(~visible, -torch.inf)
+
+
+def span(length: int, start: int, end: int) -> Tensor:
+    """Which of so many columns are ``start ... end``."""
+    columns = torch.arange(length)
+    return (columns >= start) & (columns < end)

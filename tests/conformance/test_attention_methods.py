@@ -11,37 +11,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vectors import Tensors, cases, vectors
+from vectors import attention_inputs, cases, causal_logits, span, vectors
 
-from regaze.hooks.attention import mix_values, row_logits
+from regaze.hooks.attention import mix_values
 from regaze.interventions import VAR
 from regaze.interventions.lvlm.pai import boost_image, contrast
 from regaze.interventions.lvlm.sinks import sink_values
 from regaze.interventions.lvlm.vaf import scale_logits
 from regaze.interventions.lvlm.var import redistribution, sums_and_bounds
-
-
-def attention_inputs(inputs: Tensors, name: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries, keys and values of a case; a decode step appends to its prefill's."""
-    if not name.endswith(".decode"):
-        return inputs[f"{name}.q"], inputs[f"{name}.k"], inputs[f"{name}.v"]
-    prefill = name.removesuffix(".decode") + ".prefill"
-    key = torch.cat([inputs[f"{prefill}.k"], inputs[f"{name}.k_new"]], 2)
-    value = torch.cat([inputs[f"{prefill}.v"], inputs[f"{name}.v_new"]], 2)
-    return inputs[f"{name}.q"], key, value
-
-
-def causal_logits(query: Tensor, key: Tensor, edit: Any) -> Tensor:
-    """Logits of all rows; ``edit(unmasked logits)`` comes before the causal mask."""
-    rows, columns = query.shape[2], key.shape[2]
-    logits: Tensor = edit(row_logits(query, key, query.shape[-1] ** -0.5))
-    visible = torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-    return logits.masked_fill(~visible, -torch.inf)
-
-
-def span(length: int, start: int, end: int) -> Tensor:
-    columns = torch.arange(length)
-    return (columns >= start) & (columns < end)
 
 
 @pytest.mark.parametrize("case", cases("var"))

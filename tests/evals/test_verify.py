@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from matrix import LAYERS, METHODS
+from matrix import LAYERS, METHODS, usable
 from tiny import tiny
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
@@ -38,7 +38,7 @@ def sandbox() -> Loaded:
 
 
 def every(kind: str) -> list[Intervention]:
-    return [get(name)() for name in names(kind) if get(name).stage == "attention"]
+    return [usable(name) for name in names(kind) if get(name).stage == "attention"]
 
 
 def verdicts(certificate: Certificate, method: str | None = None) -> dict[str, str]:

@@ -23,13 +23,13 @@ def weight_of(model: Any, row: Row, spec: AdaptVis) -> float:
     return float(choose_weights(last, spec.threshold, spec.unsure, spec.sure))
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_it_gives_what_scaling_by_the_chosen_weight_gives_in_a_mixed_batch(family: str) -> None:
     model = tiny(family)
     sure = [float(logits(model, ask(model, r))[0, -1].softmax(-1).max()) for r in ROWS[:3]]
-    spec = AdaptVis(unsure=0.3, sure=2.0, threshold=sorted(sure)[1], layers=LAYERS)
+    spec = AdaptVis(unsure=0.25, sure=2.0, threshold=round(max(sure), 2), layers=LAYERS)
     weights = [weight_of(model, row, spec) for row in ROWS[:3]]
-    assert set(weights) == {0.3, 2.0}
+    assert set(weights) == {0.25, 2.0}
     batch = answer(model, ask(model, *ROWS), spec)
     for row, weight, got in zip(ROWS[:3], weights, batch, strict=False):
         scaled = ScalingVis(weight=weight, layers=LAYERS)

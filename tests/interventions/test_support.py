@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
-from matrix import CANNOT, LIMITS, METHODS, NEEDS_PROCESSOR, SHOWN, Method, pairs, support_table
+from matrix import (
+    CANNOT,
+    LIMITS,
+    METHODS,
+    NEEDS_PROCESSOR,
+    SHOWN,
+    Method,
+    pairs,
+    support_table,
+    usable,
+)
 from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
@@ -38,7 +48,7 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
 @pytest.mark.parametrize(("family", "name"), CANNOT)
 def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: str) -> None:
     with pytest.raises(ValueError, match=CANNOT[family, name]) as error:
-        attach(tiny(family).model, get(name)())
+        attach(tiny(family).model, usable(name))
     assert family in str(error.value)
     if "these methods work on it" in str(error.value):
         for other in NAMES:
