@@ -166,6 +166,22 @@ class Edit:
         """
         return None
 
+    def look_back(self, scores: Tensor, pass_: Pass) -> Tensor | None:
+        """Say for which samples a prompt's last row is to be run again, edited otherwise.
+
+        Called once, at the end of a prompt, with what its last row predicts so far; decide here
+        what to do. Then the row is run again, with ``pass_.again``, and `edit_logits` gets it
+        (and rows of drafts behind it). See `regaze.hooks.again`.
+
+        Args:
+            scores: "B V" float32 logits.
+            pass_: The block.
+
+        Returns:
+            Bool "B", or None for none.
+        """
+        return None
+
     def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
         """Return edited next-token scores, after those of `branches` were combined with them.
 
@@ -180,6 +196,11 @@ class Edit:
     def scores(self) -> bool:
         """Whether next-token scores are changed."""
         return bool(self.branches) or overrides(self, "edit_scores")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a prompt's last row may be run again."""
+        return bool(self.layers) and overrides(self, "look_back")
 
     @property
     def idle(self) -> bool:

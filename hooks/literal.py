@@ -110,7 +110,21 @@ class HeadForm:
     removed: Literal["drop", "mask"] = "drop"
 
 
-Form = MapForm | OutputForm | HeadForm | ScoreForm
+@dataclass(frozen=True)
+class ProbeForm:
+    """A method that runs the whole prompt unedited before it says what it does to it.
+
+    Attributes:
+        act: ``act(scores, weights)``: the scores "1 V" of the last row, and of each of ``layers``
+            the weights "1 H Q K", to what it then does in a second run of the prompt.
+        layers: Whose maps it looks at.
+    """
+
+    act: Callable[[Tensor, Mapping[int, Tensor]], MapForm]
+    layers: Collection[int] = ()
+
+
+Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm
 
 
 @dataclass(frozen=True)
@@ -173,6 +187,8 @@ class Pass:
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
+        looks: Layers whose maps are kept.
+        weights: Those maps.
     """
 
     prompt: Prompt
@@ -185,6 +201,8 @@ class Pass:
     heads: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
+    looks: Collection[int] = ()
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -304,6 +322,8 @@ def _attend(
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
+    if layer in now.looks:
+        now.weights[layer] = weights
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
     if layer in now.factors:
@@ -364,6 +384,7 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
+    each = [_acting(host, inputs, prompt, one) for one in each]
     edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
@@ -385,6 +406,16 @@ def literally(
             f"{host.model_type} computed no attention by transformers' interface, so there are no "
             "maps to edit: its attention can't be switched to another implementation"
         )
+
+
+def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
+    """What a form does, after the run that it may want to see first."""
+    if not isinstance(form, ProbeForm) or not any(prompt.image):
+        return form
+    model: Any = host.model
+    with torch.no_grad(), _running(host, Pass(prompt, [], {}, looks=form.layers)) as seen:
+        scores = model(**inputs).logits[:, -1].float()
+    return form.act(scores, seen.weights)
 
 
 def choose_factors(

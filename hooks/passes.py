@@ -155,6 +155,7 @@ class Pass:
         inputs: Arguments of the call of the model that was attached to, as far as they are known.
         ids: "B P" token ids that were read, -1 for generated text; on the CPU.
         pictures: What a vision tower is given; empty for a text tower.
+        again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
     """
 
     tokens: TokenMap
@@ -168,6 +169,7 @@ class Pass:
     inputs: Mapping[str, Any] = field(default_factory=dict)
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     pictures: tuple[Picture, ...] = ()
+    again: bool = False
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -238,6 +240,16 @@ class Pass:
         if key not in self._plans:
             self._plans[key] = self._make_plan(wanted, device)
         return self._plans[key]
+
+    def last_plan(self, device: torch.device) -> RowPlan:
+        """The `n_last` last rows of all samples, for edits of any rows of a text tower."""
+        rows = self.scored(self.length)
+        every = torch.ones_like(rows, dtype=torch.bool)
+        acts: dict[Rows, Tensor | None] = {}
+        for name in ("last", "question", "text"):
+            picked = self._select(name).gather(1, rows)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
+        return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)
 
     def _make_plan(self, wanted: tuple[Wanted, ...], device: torch.device) -> RowPlan | None:
         chosen = {name: self._select(name) for name, _ in wanted}

@@ -59,6 +59,7 @@ class RowJob:
         offset: Prompt column of key 0.
         asked: Counts the calls of each edit at each layer; None: nothing is counted.
         plain: Whether the rows are wanted without edits too.
+        query: "B H R D", the queries of all rows of the plan, where the call hasn't got them.
     """
 
     call: Call
@@ -69,6 +70,7 @@ class RowJob:
     offset: int
     asked: Asked | None
     plain: bool = False
+    query: Tensor | None = None
     _due: set[Entry[Edit, int]] = field(default_factory=set)
 
     def run(self) -> Recomputed:
@@ -82,6 +84,8 @@ class RowJob:
         if self.asked is not None:
             self._count(self.asked)
         batch, heads = call.query.shape[:2]
+        if self.query is not None:
+            return self._part(self.plan)
         at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
         parts = [self._part(part) for part in self.plan.parts(at_once)]
         if len(parts) == 1:
@@ -105,7 +109,10 @@ class RowJob:
     def _part(self, plan: RowPlan) -> Recomputed:
         call, n_keys = self.call, self.call.key.shape[2]
         one = self.pass_.length == 1
-        query = call.query if one else gather_rows(call.query, plan.rows)
+        if self.query is not None:
+            query = self.query
+        else:
+            query = call.query if one else gather_rows(call.query, plan.rows)
         logits = row_logits(query, call.key, call.scaling, call.kwargs.get("softcap"))
         visible: Tensor | None = None
         # A lone row without mask sees everything.

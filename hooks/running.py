@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,8 @@ class Running:
             shared by all passes.
         positions: Position ids that the tower was given, "... B Q".
         over: The pass has returned.
+        keeps: Whether its attention calls are kept.
+        kept: Per layer, the attention call of a prompt whose last row may be run again.
         apart: Layers under way that run twice, on the prompt and on the one without images.
     """
 
@@ -55,6 +57,8 @@ class Running:
     checked: set[tuple[int, bool]]
     positions: Tensor | None = None
     over: bool = False
+    keeps: bool = False
+    kept: dict[int, Call] = field(default_factory=dict)
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
     _calls: Counter[int] = field(default_factory=Counter)
     _checks: set[int] = field(default_factory=set)
@@ -69,6 +73,9 @@ class Running:
         """
         here = [(entry, self.works[entry]) for entry in self.by_layer.get(layer, ())]
         null = self.null
+        if self.keeps:
+            whole = call if null is None else null.real(call)
+            self.kept[layer] = replace(whole, query=whole.query[:, :, :0])
         run = call.run if null is None else functools.partial(null.run, call)
         if not here:
             return run(stock)
@@ -77,7 +84,9 @@ class Running:
         real = call if null is None else null.real(call)
         rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
         scaling = [(e, w) for e, w in here if overrides(w, "scale_heads")]
-        out, weights = self._rows(layer, stock, run, real, rows, bool(scaling))
+        # Of layers that are edited when the row is run again, it is seen here that it is exact.
+        looks = bool(scaling) or any(w.looks_back for _, w in here)
+        out, weights = self._rows(layer, stock, run, real, rows, looks)
         for entry, edit in scaling:
             factor = self._factor(layer, entry, edit, out)
             if factor is not None:
@@ -92,11 +101,13 @@ class Running:
         run: Callable[[Stock], Attention],
         real: Call,
         edits: Sequence[Working],
-        scaled: bool,
+        looked_at: bool,
     ) -> Attention:
         wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
         plan = self.pass_.plan(wanted, real.query.device) if wanted else None
-        looks = plan or (self.pass_.plan([("last", False)], real.query.device) if scaled else None)
+        looks = plan or (
+            self.pass_.plan([("last", False)], real.query.device) if looked_at else None
+        )
         biasing = [w for _, w in edits if overrides(w, "column_bias")]
         if looks is None and not biasing:
             return run(stock)
@@ -151,6 +162,10 @@ class Running:
                     entry.tally.add(layer, (factor.float() - 1).abs())
         self._factors[key] = factor
         return factor
+
+    def factor(self, layer: int, entry: Entry[Edit, int]) -> Tensor | None:
+        """What an edit scaled a layer's heads by, "B H"."""
+        return self._factors.get((layer, entry))
 
     # -- proof ----------------------------------------------------------------------------------
 

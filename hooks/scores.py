@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 
+from regaze.hooks.again import Again
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.lanes import Lane
 from regaze.hooks.passes import Pass, PromptMasks
@@ -34,6 +35,10 @@ _POSITIONS = ("position_ids", "cache_position")
 
 RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContextManager[None]]
 """Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted."""
+
+RunAgain = Callable[[Running, Tensor], AbstractContextManager[Again]]
+"""Lets the pass inside be a second run of a prompt's last rows, given the samples that take what
+comes out."""
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
@@ -84,6 +89,7 @@ class Scores:
         second: See `RunSecond`.
         request: What a running ``generate`` was asked; None if none runs.
         keep: Leaves the lanes of a pass with its prompt.
+        again: Runs the last rows of a prompt again; see `regaze.hooks.again`.
     """
 
     def __init__(
@@ -92,9 +98,11 @@ class Scores:
         second: RunSecond,
         request: Callable[[], Mapping[str, Any] | None],
         keep: Callable[[Running, Lanes], None],
+        again: RunAgain,
     ) -> None:
         self._scorer = weakref.ref(scorer)
         self._second, self._request, self._keep = second, request, keep
+        self._again = again
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
@@ -126,7 +134,7 @@ class Scores:
         if output is None or given is None or running is None:
             return None
         works = [(entry, edit) for entry, edit in running.works.items() if edit.scores]
-        if not works:
+        if not works and not running.keeps:
             return None
         pass_ = running.pass_
         if not pass_.prompt_end:
@@ -144,6 +152,8 @@ class Scores:
             )
         rows = _rows(pass_, logits)
         scores = logits.gather(1, rows).float()
+        if running.keeps:
+            scores = self._look_back(scores, given, running, output)
         lanes: dict[tuple[Entry[Edit, int], int], Lane] = {}
         for entry, edit in works:
             before = scores
@@ -158,6 +168,33 @@ class Scores:
             self._keep(running, lanes)
         output.logits = logits.scatter(1, rows, scores.to(logits.dtype))
         return output
+
+    def _look_back(
+        self, scores: Tensor, given: Mapping[str, Any], running: Running, output: Any
+    ) -> Tensor:
+        """The scores after the last rows were run again, where an edit wants that."""
+        pass_ = running.pass_
+        scorer: Any = self._scorer()
+        config = scorer.config.get_text_config(decoder=True)
+        samples = torch.zeros(pass_.batch, dtype=torch.bool, device=scores.device)
+        first = scores[:, scores.shape[1] - pass_.n_last]
+        with torch.no_grad():
+            for edit in running.works.values():
+                if edit.looks_back:
+                    wanted = edit.look_back(first, pass_)
+                    samples |= False if wanted is None else wanted.to(scores.device)
+        samples &= pass_.tokens.has_image.to(scores.device)
+        if not bool(samples.any()):
+            return scores
+        kept = [(m, m.rope_deltas) for m in self._owners]
+        try:
+            with self._again(running, samples) as again:
+                new = scorer.forward(**again.inputs(given, config))
+        finally:
+            self._here.given = self._here.running = None
+            for module, deltas in kept:
+                module.rope_deltas = deltas
+        return again.answer(output, scores, new)
 
     def _run(
         self, branch: Branch, given: Mapping[str, Any], running: Running, lane: Lane | None

@@ -7,6 +7,7 @@ from regaze.interventions.diffusion.flow_warp import FlowWarp
 from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.seg import SEG
 from regaze.interventions.diffusion.soft_pag import SoftPAG
+from regaze.interventions.lvlm.adaptvis import AdaptVis, ScalingVis
 from regaze.interventions.lvlm.adhh import ADHH
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
@@ -41,6 +42,7 @@ __all__ = [
     "VAR",
     "VHR",
     "AStar",
+    "AdaptVis",
     "AttendAndExcite",
     "Caption",
     "Closer",
@@ -54,6 +56,7 @@ __all__ = [
     "Patch",
     "Preset",
     "Ranking",
+    "ScalingVis",
     "SinkProfile",
     "SoftPAG",
     "Steer",

