@@ -13,6 +13,7 @@ from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
 
 if TYPE_CHECKING:
     from regaze.hooks.biases import ColumnBias
+    from regaze.hooks.dispatch import Attention, Call, Stock
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,13 @@ class Edit:
         Called behind all edits of the rows' logits.
         """
         return out
+
+    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
+        """Return the result of a decode step's attention call in place of the stock one's, or None.
+
+        Asked for in decode steps alone; nothing else may edit the layer then.
+        """
+        return None
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""

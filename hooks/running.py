@@ -81,6 +81,9 @@ class Running:
             return run(stock)
         if not self.over:
             self._count(layer, call)
+        takers = [one for one in here if overrides(one[1], "take_over")]
+        if takers and self.pass_.decodes:
+            return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
         real = call if null is None else null.real(call)
         rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
         scaling = [(e, w) for e, w in here if overrides(w, "scale_heads")]
@@ -93,6 +96,39 @@ class Running:
                 # The prompt without image gets the same factors.
                 out = out * factor[:, None, :, None].to(out.dtype)
         return out, weights
+
+    def _taken_over(
+        self, layer: int, stock: Stock, call: Call, taker: Working, crowded: bool
+    ) -> Attention:
+        """A decode step whose attention a method computes itself."""
+        if crowded:
+            raise NotImplementedError(
+                f"layer {layer} is edited by an intervention that computes its attention itself "
+                "while decoding (TidalDecode) and by others: give them different layers"
+            )
+        refuse_unknown(call)
+        entry, edit = taker
+        if self._checks_now(layer) and not self.over:
+            looks = self.pass_.plan([("latest", False)], call.query.device)
+            if looks is not None:
+                offset = self.offsets.get(layer, 0)
+                with torch.no_grad():
+                    job = RowJob(call, [], looks, layer, self.pass_, offset, None, plain=True)
+                    self._check(
+                        call, layer, call.run(stock)[0], job.run().plain, looks.rows, looks.valid
+                    )
+        done = edit.take_over(layer, call, stock)
+        if done is None:
+            return call.run(stock)
+        if not self.over:
+            entry.tally.count(layer)
+            self.prompt.asked[entry, layer] += 1
+            if due(self.prompt.asked[entry, layer]):
+                with torch.no_grad():
+                    full = call.run(stock)[0].float()
+                    moved = (done[0].float() - full).norm(dim=-1)
+                    entry.tally.add(layer, moved / full.norm(dim=-1).clamp(min=1e-12))
+        return done
 
     def _rows(
         self,

@@ -17,6 +17,7 @@ from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.pasta import PASTA
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.spin import SPIN
+from regaze.interventions.lvlm.tidal import TidalDecode
 from regaze.interventions.lvlm.tools import (
     ColumnScale,
     HeadAblate,
@@ -60,6 +61,7 @@ __all__ = [
     "SinkProfile",
     "SoftPAG",
     "Steer",
+    "TidalDecode",
     "attribute_heads",
     "discover_sinks",
     "from_dict",
