@@ -12,6 +12,7 @@ from regaze.interventions.lvlm.adhh import ADHH
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.devils import Devils
+from regaze.interventions.lvlm.gift import GIFT
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.spin import SPIN
@@ -31,6 +32,7 @@ from regaze.interventions.lvlm.vhr import VHR
 __all__ = [
     "ADHH",
     "CARVE",
+    "GIFT",
     "PAG",
     "PAI",
     "SEG",
