@@ -111,16 +111,36 @@ class HeadForm:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What a run of the plain prompt shows.
+
+    Attributes:
+        scores: "1 V", of the last row.
+        weights: Of each layer asked for, "1 H Q K".
+        ids: The prompt's token ids.
+        image: Which of its columns are image patches.
+        structure: Which are row ends and tile marks inside images.
+        processor: The model's processor, if it is known.
+    """
+
+    scores: Tensor
+    weights: Mapping[int, Tensor]
+    ids: Sequence[int]
+    image: Sequence[bool]
+    structure: Sequence[bool]
+    processor: Any
+
+
+@dataclass(frozen=True)
 class ProbeForm:
     """A method that runs the whole prompt unedited before it says what it does to it.
 
     Attributes:
-        act: ``act(scores, weights)``: the scores "1 V" of the last row, and of each of ``layers``
-            the weights "1 H Q K", to what it then does in a second run of the prompt.
+        act: ``act(probe)``: what it then does in a second run of the prompt.
         layers: Whose maps it looks at.
     """
 
-    act: Callable[[Tensor, Mapping[int, Tensor]], MapForm]
+    act: Callable[[Probe], MapForm]
     layers: Collection[int] = ()
 
 
@@ -415,7 +435,10 @@ def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -
     model: Any = host.model
     with torch.no_grad(), _running(host, Pass(prompt, [], {}, looks=form.layers)) as seen:
         scores = model(**inputs).logits[:, -1].float()
-    return form.act(scores, seen.weights)
+    ids = inputs["input_ids"][0].tolist()
+    return form.act(
+        Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor)
+    )
 
 
 def choose_factors(

@@ -268,7 +268,7 @@ class Seat(Stack):
     def _divide(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        running = kwargs.get(KWARG) or self._here.running
+        running: Any = kwargs.get(KWARG) or self._here.running
         if running is None or running.null is None or not running.null.size:
             return None
         running.apart[layer] = Apart.of(running.null, args, kwargs)

@@ -12,6 +12,7 @@ from regaze.interventions.lvlm.adhh import ADHH
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.devils import Devils
+from regaze.interventions.lvlm.gift import GIFT
 from regaze.interventions.lvlm.head_search import Caption, Ranking, attribute_heads, rank_heads
 from regaze.interventions.lvlm.pai import PAI
 from regaze.interventions.lvlm.pasta import PASTA
@@ -34,6 +35,7 @@ from regaze.interventions.lvlm.vhr import VHR
 __all__ = [
     "ADHH",
     "CARVE",
+    "GIFT",
     "PAG",
     "PAI",
     "PASTA",

@@ -27,7 +27,7 @@ from torch import Tensor
 from regaze.hooks.checks import check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.literal import Map, MapForm, ProbeForm
+from regaze.hooks.literal import Map, MapForm, Probe, ProbeForm
 from regaze.hooks.passes import Columns, Pass
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_again, require_patches
@@ -127,8 +127,8 @@ class AdaptVis(Intervention):
     def literal(self) -> ProbeForm:
         """The prompt as it is, then ``w z`` at the image columns of its last row."""
 
-        def act(scores: Tensor, _: Mapping[int, Tensor]) -> MapForm:
-            likeliest = round(float(scores.softmax(-1).max()), 2)
+        def act(seen: Probe) -> MapForm:
+            likeliest = round(float(seen.scores.softmax(-1).max()), 2)
             weight = self.unsure if likeliest < self.threshold else self.sure
             return _literal(self.layers or (), weight)
 

@@ -47,7 +47,7 @@ TARGETS: dict[str, Callable[[Any], Any]] = {
 
 def refuses(method: Method, target: str) -> bool:
     """Whether a method needs scores that a part of the model doesn't make; it then says so."""
-    if method.decides and target == "the inner model":
+    if method.decides == "prediction" and target == "the inner model":
         with pytest.raises(ValueError, match="no output layer"):
             attach(TARGETS[target](tiny("llava").model), method.acts)
         return True
@@ -179,7 +179,7 @@ def test_ids_and_padding_are_found_around_the_attached_module(name: str) -> None
     want = logits(model, inputs, METHODS[name].acts)
     wrapped = Wrapper(model.model)
     for target in (model.model.model, wrapped):
-        if METHODS[name].decides and target is not wrapped:
+        if METHODS[name].decides == "prediction" and target is not wrapped:
             continue
         with attach(target, METHODS[name].acts):
             assert torch.equal(model.model(**inputs).logits, want)

@@ -41,7 +41,7 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
         edited = model.model(**inputs).logits
     report = run.report()
     assert report.fired
-    assert [layer.layer for layer in report.interventions[0].layers] == [0, 1, 2]
+    assert [layer.layer for layer in report.interventions[0].layers] == list(run.specs[0].layers)
     assert (edited - logits(model, inputs)).abs().max() > 0.02
 
 
@@ -60,9 +60,10 @@ def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: 
 def test_limits_raise_and_say_what_to_do(family: str, method: str) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    with pytest.raises(NotImplementedError, match=LIMITS[family, method]):
+    with pytest.raises((NotImplementedError, ValueError), match=LIMITS[family, method]):
         logits(model, inputs, METHODS[method].acts)
-    assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
+    if method == "vhr":
+        assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NEEDS_PROCESSOR])
