@@ -182,7 +182,7 @@ class _PASTAEdit(Edit):
         if not pass_.decodes:
             spec = self.spec
             inside = find_spans("pasta", self.host, spec.spans, pass_)
-            prompt = ~pass_.tokens.is_kind(Kind.PAD, Kind.GENERATED)[:, : inside.shape[-1]]
+            prompt = ~pass_.tokens.is_kind(Kind.GENERATED)[:, : inside.shape[-1]]
             bias = span_bias(inside, prompt, spec.alpha, spec.mode, spec.sense)
             self.bias = GrowingMask(bias.to(pass_.device)) if bool(bias.any()) else None
 
@@ -208,7 +208,7 @@ def span_bias(
 
     Args:
         inside: "B S P" bool: the spans.
-        prompt: "B P" bool: columns of the prompt, without padding.
+        prompt: "B P" bool: columns of the prompt, padding (which nothing sees) included.
         alpha: Factor of the weights.
         mode: Whose weights it multiplies.
         sense: How several spans add up: "union" or "code".

@@ -88,11 +88,22 @@ def test_it_takes_its_turn_with_others(attention: str, order: int) -> None:
     torch.testing.assert_close(edited, literal, rtol=0, atol=1e-5 * float(literal.std()))
 
 
-def test_it_does_not_share_a_pass_with_a_comparison() -> None:
-    model, spec = tiny("llava"), PASTA(spans=((1, 4),), layers=(0,))
-    for specs in ((spec, VHR()), (VHR(), spec)):
-        with pytest.raises(ValueError, match="VHR.*PASTA"):
-            attach(model.model, *specs)
+def test_a_comparison_shares_only_the_beginning_that_nothing_points_into() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    image = int(model.expected_image_columns(inputs)[0].nonzero().min())
+    for specs in (
+        [PASTA(spans=("<image>",), **WHERE), VHR(layers=LAYERS)],
+        [VHR(layers=LAYERS), PASTA(spans=((image + 2, image + 5),), **WHERE)],
+    ):
+        with attach(model.model, *specs) as run, torch.no_grad():
+            edited = model.model(**inputs).logits
+        with literally(model, inputs, run.specs), torch.no_grad():
+            literal = model.model(**inputs).logits
+        torch.testing.assert_close(edited, literal, rtol=0, atol=1e-5 * float(literal.std()))
+    before = PASTA(spans=((1, image),), **WHERE)
+    with pytest.raises(NotImplementedError, match="VHR.*PASTA"):
+        logits(model, inputs, before, VHR())
 
 
 def test_two_of_them_add_up() -> None:

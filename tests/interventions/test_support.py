@@ -7,6 +7,7 @@ from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
     CANNOT,
+    CONTRASTS,
     LIMITS,
     METHODS,
     NEEDS_PROCESSOR,
@@ -26,9 +27,10 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert all(method.acts.literal() is not None for method in METHODS.values())
-    assert [METHODS[name].name for name in SHOWN] == sorted(NAMES)
+    every = [*METHODS.values(), *CONTRASTS.values()]
+    assert {method.name for method in every} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in every)
+    assert [METHODS[name].name for name in SHOWN] == sorted({m.name for m in METHODS.values()})
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
@@ -82,7 +84,7 @@ def test_the_table_names_every_family_and_every_method() -> None:
     table, *refused = support_table().split("\nRefused when attaching")
     lines = table.splitlines()
     named = lines[0].removeprefix("| models | ").removesuffix(" |").replace(" | ", ", ").split(", ")
-    assert sorted(named) == sorted(name.upper() for name in NAMES)
+    assert sorted(named) == sorted(METHODS[method].name.upper() for method in SHOWN)
     assert lines[2].startswith("| Aria, ") and set(lines[2].split(" | ")[1:]) <= {"yes", "yes |"}
     for family in EVERY:
         where = "".join(refused) if KNOWN[family].refuse else table
