@@ -14,6 +14,7 @@ from regaze.interventions.lvlm.carve_reading import Closer, look_closer
 from regaze.interventions.lvlm.devils import Devils
 from regaze.interventions.lvlm.gift import GIFT
 from regaze.interventions.lvlm.pai import PAI
+from regaze.interventions.lvlm.paint import PAINT
 from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
 from regaze.interventions.lvlm.spin import SPIN
 from regaze.interventions.lvlm.tools import (
@@ -35,6 +36,7 @@ __all__ = [
     "GIFT",
     "PAG",
     "PAI",
+    "PAINT",
     "SEG",
     "SPIN",
     "VAF",
