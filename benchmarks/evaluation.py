@@ -29,9 +29,9 @@ from transformers import CLIPImageProcessor, LlavaProcessor
 from benchmarks import _llava
 from benchmarks._llava import PATCH, SHAPES, SIDE, Shape
 from benchmarks._timing import describe, in_turn, make_parser, make_table, parse, seconds
-from regaze.evals.running.generation import Answerer, Generated
-from regaze.evals.running.prompts import Question
-from regaze.evals.running.records import write_text
+from regaze.evals.asking.generation import Answerer, Generated
+from regaze.evals.asking.prompts import Question
+from regaze.evals.runs.records import write_text
 from regaze.evals.sandbox.build import build_tokenizer
 from regaze.evals.sandbox.drawing import COLOURS
 from regaze.evals.sandbox.scenes import SHAPES as NAMES

@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.running import records
-from regaze.evals.running.controls import roles
-from regaze.evals.running.results import RUN, load
+from regaze.evals.runs import records
+from regaze.evals.runs.controls import roles
+from regaze.evals.runs.results import RUN, load
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.study import Opened, open_run, run_files
 
@@ -84,7 +84,7 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     }
     both = replace(ours.result, answers=answers)
     scores = [
-        score_run(both, task=task, title=ours.source.title, seed=seed, controls=controls)
+        score_run(both, task=task, title=ours.source.title_of(task), seed=seed, controls=controls)
         for task in ours.tasks
     ]
     return Pair(scores, list(_differing(one, other, _MAY_DIFFER)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from regaze.evals.benchmarks import mmhal
 from regaze.evals.benchmarks.mmhal import MmHal, Verdict, read_verdicts
-from regaze.evals.running.records import folder_name
+from regaze.evals.runs.records import folder_name
 from regaze.evals.scoring.scores import score_run
 from regaze.evals.study import Opened, Scored, open_run, run_files
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from regaze.evals.benchmarks.registry import BENCHMARKS, Source
-from regaze.evals.running import records
-from regaze.evals.running.asking import Progress
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.distributed import World
-from regaze.evals.running.models import Loaded
-from regaze.evals.running.results import RUN, RunResult, load, take
-from regaze.evals.running.runner import run
+from regaze.evals.benchmarks.registry import Source
+from regaze.evals.runs import records
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.distributed import World
+from regaze.evals.runs.progress import Progress
+from regaze.evals.runs.results import RUN, RunResult, load, take
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.models import Loaded
 
 SCORES = "scores.json"
 
@@ -91,12 +92,15 @@ def study(
         progress: Gives the callback of a task, by its title.
         seed: Of the bootstrap.
         world: The processes that share the work; default: this one alone.
-        **options: See `regaze.evals.running.runner.run`.
+        **options: See `regaze.evals.asking.runner.run`.
 
     Raises:
         ValueError: A condition doesn't fit the model, or a directory holds other answers.
         OSError: A directory can't be written.
     """
+    # Reading a run again needs no model, and shouldn't wait for torch.
+    from regaze.evals.asking.runner import run
+
     world = world or World()
     finished = []
     for job in jobs:
@@ -115,7 +119,10 @@ def study(
         )
         if not world.first:
             continue
-        scores = [score_run(result, task=task, title=title, seed=seed) for task in job.tasks]
+        scores = [
+            score_run(result, task=task, title=job.source.title_of(task), seed=seed)
+            for task in job.tasks
+        ]
         finished.append(Scored(result, scores))
         write_scores(job.out, finished[-1:])
     return finished
@@ -143,22 +150,23 @@ def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Score
         ValueError: There is no run, or its data have changed.
         OSError: Its data are gone.
     """
-    # They are built on this module.
-    from regaze.evals.images import study as pictures
-    from regaze.evals.video import study as clips
-
     found = []
     for path in run_files(out):
         kind = (records.read_json(path)["source"] or {}).get("benchmark")
+        # They are built on this module.
         if kind == "images":
+            from regaze.evals.pictures import study as pictures
+
             found.append(pictures.reopen(path.parent, seed))
             continue
         if kind == "video":
+            from regaze.evals.clips import study as clips
+
             found.append(clips.reopen(path.parent, seed=seed))
             continue
         one = open_run(path.parent, profiles)
         scores = [
-            score_run(one.result, task=task, title=one.source.title, seed=seed)
+            score_run(one.result, task=task, title=one.source.title_of(task), seed=seed)
             for task in one.tasks
         ]
         found.append(Scored(one.result, scores))
@@ -180,13 +188,15 @@ def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
     fields = records.read_json(path)["source"]
     if fields is None:
         raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
-    if fields.get("benchmark") not in BENCHMARKS:
+    if fields.get("benchmark") in ("images", "video"):
         raise ValueError(f"{path} is no run of a benchmark with questions")
     source = Source.from_dict(fields)
     tasks = source.tasks()
     result = load(tasks[0], folder)
     if profiles:
-        tasks = [tasks[0].under(profile) for profile in profiles]
+        # The same answers may be scored with several truths.
+        truths = [task for task in tasks if task.profile == tasks[0].profile]
+        tasks = [task.under(profile) for task in truths for profile in profiles]
     return Opened(source, tasks, result)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 import regaze
-from regaze.evals.running.models import load
+from regaze.evals.asking.models import load
 from regaze.evals.sandbox import is_sandbox
 from regaze.evals.sandbox.scenes import scene
 

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 import regaze
-from regaze.evals.images import grid, pipelines
-from regaze.evals.images.render import Painter, Shot
+from regaze.evals.pictures import grid, pipelines
+from regaze.evals.pictures.render import Painter, Shot
 
 
 def main() -> None:

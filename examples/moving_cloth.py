@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from regaze.evals.images import comparison, grid, pipelines
+from regaze.evals.clips import animation, measures
+from regaze.evals.pictures import comparison, grid, pipelines
 from regaze.evals.sandbox.video import structure
-from regaze.evals.video import animation, measures
 from regaze.interventions.diffusion.flow import Flow
 
 FRAMES, SIZE = 8, 32

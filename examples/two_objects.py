@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 import regaze
-from regaze.evals.images import grid, pipelines
+from regaze.evals.pictures import grid, pipelines
 from regaze.hooks.diffusion import capture
 
 

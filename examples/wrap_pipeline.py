@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 import regaze
-from regaze.evals.images import pipelines
+from regaze.evals.pictures import pipelines
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import regaze
-from regaze.evals.running.models import load
+from regaze.evals.asking.models import load
 from regaze.evals.sandbox.scenes import scene
 from regaze.hooks import Columns, Edit, Host, Map, MapForm
 from regaze.interventions import Intervention, register

@@ -12,6 +12,7 @@ from torch import nn
 
 from regaze.hooks.attachment import Attachment, NothingAttached
 from regaze.hooks.checking import check_edits
+from regaze.hooks.checks import shown
 from regaze.hooks.edits import Edit, as_works
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
 from regaze.hooks.reading import Reader
@@ -21,7 +22,7 @@ from regaze.hooks.seat import Seat
 from regaze.hooks.specs import Spec
 from regaze.hooks.stack import LayerEntry, Stack
 from regaze.hooks.tally import Entry
-from regaze.hooks.tokens import Spans
+from regaze.hooks.tokens import Spans, check_spans
 from regaze.hooks.vision import vision_seat
 
 __all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
@@ -149,14 +150,15 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: Vision-language models only: what to do with a model type that isn't known:
-            "raise", or "check" on the spot whether an edit is exact there.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there. Of a denoiser the first pass of each shape shows what
+            PAG, SEG and SoftPAG need to know, or raises.
 
     Returns:
         A handle, usable as a context manager.
 
     Raises:
-        TypeError: The target isn't a model that can be attached to.
+        TypeError: The target isn't a model that can be attached to, or an intervention is no spec.
         ValueError: An intervention can't act on this model (the message says why and what can),
             or contradicts what is attached already.
     """
@@ -170,21 +172,25 @@ def attach(
     if denoisers is None:
         split_target(target, processor)
     for one in interventions:
+        if not callable(getattr(one, "resolve", None)) or isinstance(one, type):
+            raise TypeError(
+                f"attach takes specs such as VHR(alpha=2) or parse('vhr:alpha=2'), got {shown(one)}"
+            )
         if one.acts_on != wanted:
             raise ValueError(
                 f"{one.label} acts on {one.acts_on}, and this is one of the {wanted} "
                 f"({type(target).__name__}); `regaze list` names the methods for it"
             )
+    if cond_rows is not None and not isinstance(cond_rows, slice):
+        raise TypeError(f"cond_rows must be a slice such as slice(2, 4), got {shown(cond_rows)}")
+    if spans is not None:
+        check_spans(spans)
     if denoisers is not None:
         if processor is not None or spans is not None:
             raise ValueError("processor and spans are for vision-language models")
-        if unknown != "raise":
-            raise ValueError(
-                'unknown="check" is for vision-language models: what the rows of an unknown '
-                "denoiser are can't be found by trying; add its class to "
-                "regaze.hooks.diffusion.families.FAMILIES"
-            )
-        return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
+        return attach_denoisers(
+            target, denoisers, interventions, cond_rows=cond_rows, fork=fork, unknown=unknown
+        )
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)

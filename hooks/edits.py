@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -26,11 +25,14 @@ class Branch:
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
         edits: What edits the branch; the main run's edits don't.
+        enter: Changes the arguments of its text tower at the prompt, after pictures were put among
+            the text: ``enter(arguments, pass)``, where "inputs_embeds" are "B Q E".
     """
 
     inputs: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
     combine: Callable[[Tensor, Tensor, Pass], Tensor]
     edits: tuple[Edit, ...] = ()
+    enter: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]] | None = None
 
 
 class Edit:
@@ -52,6 +54,7 @@ class Edit:
             or None for no row edit. In the vision tower "class" (the class token's row of each
             picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
             head.
+        sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
@@ -62,6 +65,7 @@ class Edit:
     tower: Literal["text", "vision"] = "text"
     rows: Rows | None = None
     reads_only: bool = False
+    sees_decoding: bool = False
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
     branches: tuple[Branch, ...] = ()
@@ -71,10 +75,12 @@ class Edit:
 
     def fork(self) -> Edit:
         """A copy with state of its own."""
-        twin = copy.copy(self)
-        for name, value in vars(self).items():
+        twin: Edit = object.__new__(type(self))  # What copy.copy does by way of pickling.
+        held = vars(twin)
+        held.update(vars(self))
+        for name, value in held.items():
             if isinstance(value, (dict, list, set)):
-                setattr(twin, name, value.copy())
+                held[name] = value.copy()
         return twin
 
     def select(self, rows: Tensor) -> Edit:
@@ -100,8 +106,9 @@ class Edit:
         """Prepare for a forward pass; drop the state of another prompt."""
 
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
-        """Read the residual stream "B Q E" entering a layer, before its norm; not in decode steps.
+        """Read the residual stream "B Q E" entering a layer, before its norm.
 
+        In decode steps only with ``sees_decoding``.
         Gradients don't flow through what is read.
         """
 
@@ -112,6 +119,13 @@ class Edit:
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
+
+    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
+        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+
+        Called behind all edits of the rows' logits.
+        """
+        return out
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.
@@ -125,13 +139,6 @@ class Edit:
             columns: What the keys are.
         """
         return weights
-
-    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
-        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
-
-        Called behind all edits of the rows' logits.
-        """
-        return out
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""

@@ -218,6 +218,7 @@ class Pass:
         was_read: Of each column, whether it was read (in a block of several) or generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
+        last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
@@ -232,6 +233,7 @@ class Pass:
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
     looks: Collection[int] = ()
@@ -278,10 +280,18 @@ class Pass:
             scores = form.edit(scores, about)
         return scores[..., gone:]
 
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
+
     def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
         """The edits of a layer's weights "1 H Q K"."""
-        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
-        forms = [form.weigh for form in edits if form.weigh is not None]
+        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
+        forms = [f.weigh for f in maps if f.weigh is not None]
         if not forms:
             return weights
         gone = self.end - scores.shape[-1]
@@ -290,14 +300,6 @@ class Pass:
         for weigh in forms:
             weights = weigh(weights, scores, about)
         return weights[..., gone:]
-
-    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
-        """The edits on what a layer's heads put out, "1 H Q D"."""
-        for form in self.forms:
-            if isinstance(form, OutputForm) and layer in form.layers:
-                gone = self.end - seen.shape[-1]
-                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
-        return out
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
@@ -359,6 +361,7 @@ def _attend(
         now.weights[layer] = weights
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
+        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights

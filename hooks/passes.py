@@ -122,9 +122,6 @@ class RowPlan:
 
     def parts(self, count: int) -> Iterator[RowPlan]:
         """The plan in pieces of at most ``count`` rows."""
-        if self.rows.shape[1] <= count:
-            yield self
-            return
         for start in range(0, self.rows.shape[1], count):
             cut = slice(start, start + count)
             yield RowPlan(
@@ -233,10 +230,9 @@ class Pass:
 
     def plan(self, asked: Iterable[Wanted], device: torch.device) -> RowPlan | None:
         """Rows to recompute for the edits that ask for these; None if there are none."""
-        wanted = tuple(sorted(set(asked), key=repr))
-        key = (wanted, self.prompt_end, device)
+        key = (tuple(asked), self.prompt_end, device)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(wanted, device)
+            self._plans[key] = self._make_plan(tuple(dict.fromkeys(key[0])), device)
         return self._plans[key]
 
     def last_plan(self, device: torch.device) -> RowPlan:

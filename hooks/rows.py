@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +27,7 @@ MEASURED_ROWS = 8
 
 Working = tuple[Entry[Edit, int], Edit]
 """An entry, and the state that its edit has in this pass."""
-Asked = Counter[tuple[Entry[Edit, int], int]]
+Asked = MutableMapping[tuple[Entry[Edit, int], int], int]
 
 
 @dataclass
@@ -87,9 +86,9 @@ class RowJob:
         if self.query is not None:
             return self._part(self.plan)
         at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
+        if self.plan.rows.shape[1] <= at_once:
+            return self._part(self.plan)
         parts = [self._part(part) for part in self.plan.parts(at_once)]
-        if len(parts) == 1:
-            return parts[0]
         weights = [part.weights for part in parts if part.weights is not None]
         plain = [part.plain for part in parts if part.plain is not None]
         return Recomputed(
@@ -102,8 +101,8 @@ class RowJob:
         for entry, edit in self.edits:
             if not edit.reads_only:
                 entry.tally.count(self.layer)
-                asked[entry, self.layer] += 1
-                if due(asked[entry, self.layer]):
+                number = asked[entry, self.layer] = asked[entry, self.layer] + 1
+                if due(number):
                     self._due.add(entry)
 
     def _part(self, plan: RowPlan) -> Recomputed:
@@ -143,7 +142,7 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            elif overrides(edit, "edit_logits"):
+            elif overrides(edit, "edit_logits") and not overrides(edit, "edit_weights"):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
         for entry, edit in self.edits:

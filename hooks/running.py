@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -59,7 +59,7 @@ class Running:
     keeps: bool = False
     kept: dict[int, Call] = field(default_factory=dict)
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
-    _calls: Counter[int] = field(default_factory=Counter)
+    _calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _checks: set[int] = field(default_factory=set)
     _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)
 
@@ -70,14 +70,15 @@ class Running:
             RuntimeError: The layer runs otherwise than is known here, so its edit wouldn't be
                 exact.
         """
-        here = [(entry, self.works[entry]) for entry in self.by_layer.get(layer, ())]
         null = self.null
         if self.keeps:
             whole = call if null is None else null.real(call)
             self.kept[layer] = replace(whole, query=whole.query[:, :, :0])
         run = call.run if null is None else functools.partial(null.run, call)
-        if not here:
+        entries = self.by_layer.get(layer)
+        if entries is None:
             return run(stock)
+        here = [(entry, self.works[entry]) for entry in entries]
         if not self.over:
             self._count(layer, call)
         real = call if null is None else null.real(call)
@@ -102,11 +103,10 @@ class Running:
         edits: Sequence[Working],
         looked_at: bool,
     ) -> Attention:
+        device = real.query.device
         wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
-        plan = self.pass_.plan(wanted, real.query.device) if wanted else None
-        looks = plan or (
-            self.pass_.plan([("last", False)], real.query.device) if looked_at else None
-        )
+        plan = self.pass_.plan(wanted, device) if wanted else None
+        looks = plan or (self.pass_.plan([("last", False)], device) if looked_at else None)
         if looks is None:
             return run(stock)
         checks = self._checks_now(layer)
@@ -168,30 +168,31 @@ class Running:
 
     def _count(self, layer: int, call: Call) -> None:
         """Count an attention call, and see that it is the layer's only one and has all its rows."""
-        self._calls[layer] += 1
+        calls = self._calls[layer] = self._calls[layer] + 1
+        size = self.pass_.length + (0 if self.null is None else self.null.size)
+        batch, _, rows, _ = call.query.shape
+        if calls == 1 and (batch, rows) == (self.pass_.batch, size):
+            return
         module = type(call.module).__name__
-        if self._calls[layer] > 1:
+        if calls > 1:
             raise RuntimeError(
                 f"layer {layer} ({module}) calls its attention function more than once in one "
                 "forward pass (per chunk or sample), so regaze can't tell which rows it is given; "
                 "it can't be edited exactly"
             )
-        size = self.pass_.length + (0 if self.null is None else self.null.size)
-        batch, rows = call.query.shape[0], call.query.shape[2]
-        if (batch, rows) != (self.pass_.batch, size):
-            raise RuntimeError(
-                f"layer {layer} ({module}) gives its attention function {batch} x {rows} query "
-                f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
-                "edited exactly"
-            )
+        raise RuntimeError(
+            f"layer {layer} ({module}) gives its attention function {batch} x {rows} query "
+            f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
+            "edited exactly"
+        )
 
     def show(self, layer: int, hidden: Tensor) -> None:
-        """Show a layer's input "B Q E" to the edits that want to see it, while a prompt is read."""
-        if self.pass_.decodes:
-            return
+        """Show a layer's input "B Q E" to the edits that want to see it."""
         with torch.no_grad():
             for entry in self.by_layer.get(layer, ()):
                 edit = self.works[entry]
+                if self.pass_.decodes and not edit.sees_decoding:
+                    continue
                 if overrides(edit, "see_hidden"):
                     edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
 

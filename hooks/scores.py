@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from transformers import DynamicCache, GenerationMixin
 
 from regaze.hooks.again import Again
 from regaze.hooks.edits import Branch, Edit
+from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
 from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.prompts import Lanes
@@ -33,8 +35,9 @@ PLACE = -1
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _POSITIONS = ("position_ids", "cache_position")
 
-RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContextManager[None]]
-"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted."""
+RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int, Any], AbstractContextManager[None]]
+"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted, and
+`Branch.enter` at its prompt."""
 
 RunAgain = Callable[[Running, Tensor], AbstractContextManager[Again]]
 """Lets the pass inside be a second run of a prompt's last rows, given the samples that take what
@@ -47,6 +50,19 @@ def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
         if isinstance(module, GenerationMixin) and any(part is tower for part in module.modules()):
             return module
     return None
+
+
+def generates_by(model: nn.Module, tower: nn.Module) -> str:
+    """The class of the part that a model generates with in its place; empty if there is none.
+
+    Such a model's ``generate`` calls another one inside of it (as Q-Former models do), and its own
+    ``forward``, whose scores could be edited, never runs.
+    """
+    scorer: Any = find_scorer(model, tower)
+    if scorer is None or type(scorer).generate is GenerationMixin.generate:
+        return ""
+    inner = (one for one in scorer.children() if find_scorer(one, tower) is not None)
+    return next((type(one).__name__ for one in inner), "")
 
 
 def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
@@ -78,7 +94,8 @@ class _Here(threading.local):
     """The call of the scorer that runs in one thread, and the pass of its tower."""
 
     given: Mapping[str, Any] | None = None
-    running: Running | None = None
+    running: Running | Together | None = None
+    joint: Lanes = MappingProxyType({})
 
 
 class Scores:
@@ -88,6 +105,7 @@ class Scores:
         scorer: See `find_scorer`.
         second: See `RunSecond`.
         request: What a running ``generate`` was asked; None if none runs.
+        lanes: The second runs of the prompt on a cache, as far as they are of edits that act now.
         keep: Leaves the lanes of a pass with its prompt.
         again: Runs the last rows of a prompt again; see `regaze.hooks.again`.
     """
@@ -97,27 +115,74 @@ class Scores:
         scorer: nn.Module,
         second: RunSecond,
         request: Callable[[], Mapping[str, Any] | None],
+        lanes: Callable[[Any], Lanes],
         keep: Callable[[Running, Lanes], None],
         again: RunAgain,
     ) -> None:
         self._scorer = weakref.ref(scorer)
-        self._second, self._request, self._keep = second, request, keep
-        self._again = again
+        self._second, self._request = second, request
+        self._lanes, self._keep, self._again = lanes, keep, again
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
 
     @torch.compiler.disable
-    def enter(self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Take note of a call's arguments."""
-        if scorer is self._scorer():
-            self._here.given = dict(zip(("input_ids",), args, strict=False)) | kwargs
-            self._here.running = None
+    def enter(
+        self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> dict[str, Any] | None:
+        """Take note of a call's arguments; return others where second runs join it."""
+        if scorer is not self._scorer():
+            return None
+        given = dict(zip(("input_ids",), args, strict=False)) | kwargs
+        self._here.given, self._here.running, self._here.joint = given, None, {}
+        return self._join(scorer, given)
 
-    def note(self, running: Running) -> None:
-        """Take note of the tower's pass in this call."""
+    def _join(self, scorer: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The arguments of a step of the main run and of those second runs that can join it."""
+        cache: Any = given.get("past_key_values")
+        if not (lanes := self._lanes(cache)) or not joinable(scorer, given):
+            return None
+        ids, mask, past = given["input_ids"], given.get("attention_mask"), cache.get_seq_length()
+        real = None if mask is None else mask[:, -ids.shape[1] :]
+        parts, joined, positions = [Part(given)], {}, [given.get("position_ids")]
+        before = next(iter(lanes.values())).joint
+        for key, lane in lanes.items():
+            branch = key[0].work.branches[key[1]]
+            lane, alone = lane.next(ids, real, past)
+            if not plain(lane.cache, len(ids)):
+                continue
+            parts.append(Part(alone, branch.edits))
+            positions.append(lane.positions(alone))
+            joined[key] = lane
+        columns = [int(part.cache.get_seq_length()) for part in parts]
+        if positions[0] is None:
+            # What the model counts by itself it counts alike for all rows.
+            if self._owners or any(lane.last is not None for lane in joined.values()):
+                return None
+            if len(set(columns)) > 1:
+                return None
+            positions = [None] * len(parts)
+        if not joined or len({len(part.cache) for part in parts}) > 1:
+            return None
+        joint = JointCache(parts, columns, before)
+        self._here.joint = {key: replace(lane, joint=joint) for key, lane in joined.items()}
+        return arguments(joint, positions)
+
+    def note(self, running: Running | Together) -> None:
+        """Take note of the tower's pass in this call.
+
+        Raises:
+            NotImplementedError: A model generates that makes its scores elsewhere.
+        """
         if self._here.given is not None:
             self._here.running = running
+            return
+        works = running.main.works if isinstance(running, Together) else running.works
+        if any(edit.scores for edit in works.values()) and self._request() is not None:
+            raise NotImplementedError(
+                f"{type(self._scorer()).__name__}.generate() doesn't make its scores by a call of "
+                "the model itself but of a part of it, so they can't be edited"
+            )
 
     @torch.compiler.disable
     def leave(self, scorer: nn.Module, args: Any, output: Any) -> Any:
@@ -129,10 +194,15 @@ class Scores:
         """
         if scorer is not self._scorer():
             return None
-        given, running = self._here.given, self._here.running
-        self._here.given = self._here.running = None
-        if output is None or given is None or running is None:
+        given, found, joined = self._here.given, self._here.running, self._here.joint
+        self._here.given, self._here.running, self._here.joint = None, None, {}
+        if output is None or given is None or found is None:
             return None
+        seconds: list[Running] = []
+        if isinstance(found, Together):
+            running, *seconds = found.runs
+        else:
+            running = found
         works = [(entry, edit) for entry, edit in running.works.items() if edit.scores]
         if not works and not running.keeps:
             return None
@@ -150,6 +220,12 @@ class Scores:
                 f"{type(scorer).__name__} returned no .logits, so its scores can't be edited; "
                 "call it with return_dict=True"
             )
+        others: dict[tuple[Entry[Edit, int], int], Tensor] = {}
+        if isinstance(found, Together):
+            logits, *rest = found.joint.split(logits)
+            found.joint.restore(output)
+            for key, second, one in zip(joined, seconds, rest, strict=True):
+                others[key] = one.gather(1, _rows(second.pass_, one))
         rows = _rows(pass_, logits)
         scores = logits.gather(1, rows).float()
         if running.keeps:
@@ -159,7 +235,10 @@ class Scores:
             before = scores
             for number, branch in enumerate(edit.branches):
                 key = entry, number
-                other, lane = self._run(branch, given, running, running.prompt.lanes.get(key))
+                if key in others:
+                    other, lane = others[key], joined[key]
+                else:
+                    other, lane = self._run(branch, given, running, running.prompt.lanes.get(key))
                 scores = branch.combine(scores, other.to(scores), pass_)
                 lanes[key] = lane
             scores = edit.edit_scores(scores, pass_)
@@ -236,9 +315,13 @@ class Scores:
             inputs.pop(name, None)
         if (positions := _positions(inputs, running.positions)) is not None:
             inputs["position_ids"] = positions
+        mask = inputs.get("attention_mask")
+        ends = mask is None or (isinstance(mask, Tensor) and bool(mask[:, -1].all()))
+        if ends and "logits_to_keep" in inspect.signature(scorer.forward).parameters:
+            inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        scores, second = self._call(inputs, branch, 1)
+        scores, second = self._call(inputs, branch, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
@@ -247,10 +330,11 @@ class Scores:
         columns, positions = second.pass_.length, second.positions
         lane = Lane(
             cache=cache,
-            mask=(~second.pass_.tokens.is_kind(Kind.PAD)).long().to(scores.device),
+            mask=(real := ~second.pass_.tokens.is_kind(Kind.PAD)).long().to(scores.device),
             ahead=columns - (pass_.length - pass_.n_last + 1),
             columns=columns,
             last=None if positions is None else positions[..., -1],
+            padded=not bool(real.all()),
         )
         times = pass_.batch // len(scores)
         if times > 1:
@@ -281,22 +365,22 @@ class Scores:
         return scores, lane
 
     def _call(
-        self, inputs: Mapping[str, Any], branch: Branch, n_last: int
+        self, inputs: Mapping[str, Any], branch: Branch, n_last: int, enter: Any = None
     ) -> tuple[Tensor, Running]:
         """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
         scorer: Any = self._scorer()
         kept = [(m, m.rope_deltas) for m in self._owners]
         self._here.given, self._here.running = inputs, None
         try:
-            with self._second(inputs, branch.edits, n_last):
+            with self._second(inputs, branch.edits, n_last, enter):
                 # Not by the module's call: what hooks it is for the main run.
                 output = scorer.forward(**inputs)
-            second: Running | None = self._here.running
+            second = self._here.running
         finally:
             self._here.given = self._here.running = None
             for module, deltas in kept:
                 module.rope_deltas = deltas
-        if second is None:
+        if not isinstance(second, Running):
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
         return output.logits.gather(1, _rows(second.pass_, output.logits)), second
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 
 from regaze.hooks.again import Again, keeps_calls
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import Generating, runs
+from regaze.hooks.callers import Generating, call_of, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
+from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
 from regaze.hooks.passes import Pass
@@ -32,6 +32,7 @@ from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
+Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
 TEXT_ROWS = (None, "last", "question", "text")
 
 
@@ -42,16 +43,18 @@ class _Second:
     Attributes:
         entries: What edits it.
         n_last: Rows whose scores are wanted.
+        enter: `Branch.enter`, while it reads its prompt.
     """
 
     entries: Sequence[LayerEntry]
     n_last: int
+    enter: Enter | None
 
 
 class _Here(Here):
     """What a seat knows of the calls of one thread."""
 
-    running: Any = None
+    running: Running | Together | Again | None = None
     again: Again | None = None
     second: _Second | None = None
     partial: bool = False
@@ -146,12 +149,9 @@ class Seat(Stack):
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
+        request = self.reader.callers.request
         self._scores = Scores(
-            scorer,
-            self._run_second,
-            self.reader.callers.request,
-            self._keep_lanes,
-            self._run_again,
+            scorer, self._run_second, request, self._lanes_on, self._keep_lanes, self._run_again
         )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
@@ -176,7 +176,7 @@ class Seat(Stack):
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self._model():
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
-            self._here.outer = self.reader.callers.around(), given
+            self._here.outer = call_of(model), given
             self._here.embedded = None, None
 
     @torch.compiler.disable
@@ -193,19 +193,22 @@ class Seat(Stack):
             self._here.embedded = self.reader.callers.around(), ids
 
     @sees_keywords
-    def _ask(self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._scores is not None:
-            self._scores.enter(scorer, args, kwargs)
+    def _ask(
+        self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        joint = None if self._scores is None else self._scores.enter(scorer, args, kwargs)
+        return None if joint is None else ((), joint)
 
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
         return None if self._scores is None else self._scores.leave(scorer, args, output)
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
+        second = _Second(self._entries_of(edits), n_last, enter)
+        here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
@@ -233,7 +236,7 @@ class Seat(Stack):
             first.kept.clear()
         if cache is not None and marked is not None:
             rows = CacheRows.of(cache, first.pass_.tokens)
-            put_prompt(cache, self, replace(marked, rows=rows))
+            put_prompt(cache, self, marked.having(rows=rows))
 
     def _entries_of(self, edits: tuple[Edit, ...]) -> list[LayerEntry]:
         """Entries for a branch's edits, the same ones in every pass."""
@@ -242,12 +245,23 @@ class Seat(Stack):
                 self._inner[edit] = Entry(edit)
         return [self._inner[edit] for edit in edits]
 
+    def _lanes_on(self, cache: Any) -> Lanes:
+        """The second runs of the prompt on a cache that go on in this pass."""
+        prompt = prompt_on(cache, self)
+        if prompt is None or self._here.paused or self._flexes():
+            return {}
+        return {key: lane for key, lane in prompt.lanes.items() if key[0] in self.entries}
+
+    def _flexes(self) -> bool:
+        """Whether masks of attention are functions of a row's number, as flex attention's are."""
+        return any(base == "flex_attention" for _, base in self._configs)
+
     def _keep_lanes(self, running: Running, lanes: Lanes) -> None:
         """Leave the second runs' caches with the prompt on the main run's."""
         if running.cache is not None:
-            prompt = replace(running.prompt, lanes=lanes)
             rows = prompt_on(running.cache, self)
-            put_prompt(running.cache, self, replace(prompt, rows=rows.rows if rows else None))
+            prompt = running.prompt.having(lanes=lanes, rows=rows.rows if rows else None)
+            put_prompt(running.cache, self, prompt)
 
     @torch.compiler.disable
     @sees_keywords
@@ -261,8 +275,8 @@ class Seat(Stack):
     def _divide(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        running: Any = kwargs.get(KWARG) or self._here.running
-        if running is None or running.null is None or not running.null.size:
+        running = kwargs.get(KWARG) or self._here.running
+        if not isinstance(running, Running) or running.null is None or not running.null.size:
             return None
         running.apart[layer] = Apart.of(running.null, args, kwargs)
         return running.apart[layer].prompt()
@@ -273,7 +287,7 @@ class Seat(Stack):
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Any:
         running = kwargs.get(KWARG) or self._here.running
-        apart = None if running is None else running.apart.pop(layer, None)
+        apart = running.apart.pop(layer, None) if isinstance(running, Running) else None
         return output if apart is None else apart.join(layer, output)
 
     @torch.compiler.disable
@@ -290,26 +304,55 @@ class Seat(Stack):
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         for name in self._drops:
             kwargs.pop(name, None)
+        joint = kwargs.get("past_key_values")
+        if isinstance(joint, JointCache):
+            self._here.running = Together(joint, self._open_all(joint, kwargs))
+            return (), kwargs
+        second = self._here.second
+        running = self._open(
+            kwargs, self._block(kwargs), None if second is None else second.entries
+        )
+        if second is not None and second.enter is not None:
+            kwargs = dict(second.enter(kwargs, running.pass_))
+        null = self._null_prompt(running, kwargs)
+        if null is not None:
+            entries = list(running.works)
+            drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
+            kwargs = null.pack(kwargs, drop_or_mask, self._alive().config, self._inputs)
+            known = running.pass_.length - running.pass_.n_last + 1
+            compared = running.prompt.ids[:, :known]
+            running.null = null
+            running.prompt = running.prompt.having(compared=compared)
+        positions = kwargs.get("position_ids")
+        running.positions = positions if isinstance(positions, Tensor) else None
+        if running.works and _checkpoints(tower):
+            self._hand_on(tower, kwargs, running)
+        self._here.running = running
+        return (), kwargs
+
+    def _open(
+        self, kwargs: Mapping[str, Any], block: Block, entries: Sequence[LayerEntry] | None
+    ) -> Running:
+        """Begin the pass of one run.
+
+        Args:
+            kwargs: The tower's arguments.
+            block: What is known of the call.
+            entries: What edits it; None for the main run.
+        """
         cache = kwargs.get("past_key_values")
         before = prompt_on(cache, self)
         # Put back when the pass has gone well; a cache that one broke off is no prompt's.
         put_prompt(cache, self, None)
-        block = self._block(kwargs)
         pass_, prompt = self.reader.read(block, before)
         before = before if block.past else None
         if before is not None and before.rows is not None:
             before.rows.check(cache, pass_.past)
-        second = self._here.second
-        entries = self.entries if second is None else second.entries
-        by_layer = self._by_layer if second is None else at_layers(entries)
-        prompt = self._with_works(entries, prompt, before, pass_)
-        null = self._null_prompt(entries, prompt, pass_, kwargs)
-        if null is not None:
-            drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
-            kwargs = null.pack(kwargs, drop_or_mask, self._alive().config, self._inputs)
-            known = pass_.length - pass_.n_last + 1
-            prompt = replace(prompt, compared=prompt.ids[:, :known])
-        keeps = second is None and keeps_calls(list(prompt.works.values()), pass_)
+        by_layer = self._by_layer if entries is None else at_layers(entries)
+        prompt = self._with_works(
+            self.entries if entries is None else entries, prompt, before, pass_
+        )
+        keeps = entries is None and keeps_calls(prompt.works.values(), pass_)
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
@@ -317,15 +360,28 @@ class Seat(Stack):
                 for i in (self._kv_layers if keeps else by_layer)
             }
         running = Running(
-            pass_, prompt, prompt.works, cache, by_layer, null, offsets, self._checked
+            pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked
         )
         running.keeps = keeps
-        positions = kwargs.get("position_ids")
-        running.positions = positions if isinstance(positions, Tensor) else None
-        if entries and _checkpoints(tower):
-            self._hand_on(tower, kwargs, running)
-        self._here.running = running
-        return (), kwargs
+        return running
+
+    def _open_all(self, joint: JointCache, kwargs: Mapping[str, Any]) -> list[Running]:
+        """Begin the pass of several runs in one."""
+        runs: list[Running] = []
+        for number, part in enumerate(joint.parts):
+            given = joint.tower(number, kwargs)
+            # Behind the main run's drafts the others' are as many.
+            generating = (
+                Generating(candidates=runs[0].pass_.n_last - 1)
+                if runs
+                else self.reader.callers.generating()
+            )
+            partial = self._here.partial and not runs
+            past = int(part.cache.get_seq_length())
+            block = Block(given, part.given, None, generating, partial, past)
+            entries = None if part.edits is None else self._entries_of(part.edits)
+            runs.append(self._open(given, block, entries))
+        return runs
 
     @torch.compiler.disable
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
@@ -338,19 +394,24 @@ class Seat(Stack):
         running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
         if running.null is not None:
             output = running.null.cut(output)
-        # A model that is given no cache makes one.
-        cache = _cache_in(output) if running.cache is None else running.cache
-        if cache is not None:
-            rows = running.prompt.rows
-            grown = running.pass_.tokens.generated > 0 and rows is not None
-            rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
-            put_prompt(cache, self, replace(running.prompt, rows=rows))
-            running.cache = cache
+        for one in running.runs if isinstance(running, Together) else (running,):
+            # A model that is given no cache makes one.
+            self._leave_prompt(one, _cache_in(output) if one.cache is None else one.cache)
         if self._scores is not None:
             self._scores.note(running)
-        if _checkpoints(tower):
+        if isinstance(running, Running) and _checkpoints(tower):
             self._guard(output, running)
         return output
+
+    def _leave_prompt(self, running: Running, cache: Any) -> None:
+        """Leave what is known of a prompt on its cache, if there is one."""
+        if cache is None:
+            return
+        rows = running.prompt.rows
+        grown = running.pass_.tokens.generated > 0 and rows is not None
+        rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
+        put_prompt(cache, self, running.prompt.having(rows=rows))
+        running.cache = cache
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
         """What is known of the call. What an interrupted one left in this thread isn't."""
@@ -361,12 +422,14 @@ class Seat(Stack):
         else:
             generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
+        cache = kwargs.get("past_key_values")
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
             embedded=ids if runs(inside) else None,
             generating=generating,
             partial=self._here.partial,
+            past=0 if cache is None else int(cache.get_seq_length()),
         )
 
     def _with_works(
@@ -392,19 +455,11 @@ class Seat(Stack):
             # At its end: a beginning may be shared by several prompts.
             if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
-        asked = Counter() if before is None else before.asked.copy()
-        rows = None if before is None else before.rows
-        lanes = {} if before is None else before.lanes
-        return replace(prompt, works=works, asked=asked, rows=rows, lanes=lanes)
+        return prompt.having(works=works, asked=prompt.asked.copy())
 
-    def _null_prompt(
-        self,
-        entries: Sequence[LayerEntry],
-        prompt: Prompt,
-        pass_: Pass,
-        kwargs: Mapping[str, Any],
-    ) -> NullPrompt | None:
+    def _null_prompt(self, running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | None:
         """The prompt without images, where an edit compares and hasn't yet."""
+        pass_, prompt, entries = running.pass_, running.prompt, list(running.works)
         wants = any(e.work.null_prompt and e.work.layers for e in entries)
         if not wants or not bool(pass_.tokens.has_image.any()):
             return None

@@ -1,70 +1,50 @@
 """The methods: one frozen dataclass each, in the sense of its paper."""
 
-from regaze.interventions.base import Intervention, Preset, from_dict, get, names, parse, register
-from regaze.interventions.diffusion.a_star import AStar
-from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite
-from regaze.interventions.diffusion.flow_warp import FlowWarp
-from regaze.interventions.diffusion.pag import PAG
-from regaze.interventions.diffusion.seg import SEG
-from regaze.interventions.diffusion.soft_pag import SoftPAG
-from regaze.interventions.lvlm.adaptvis import AdaptVis, ScalingVis
-from regaze.interventions.lvlm.adhh import ADHH
-from regaze.interventions.lvlm.carve import CARVE
-from regaze.interventions.lvlm.carve_reading import Closer, look_closer
-from regaze.interventions.lvlm.devils import Devils
-from regaze.interventions.lvlm.gift import GIFT
-from regaze.interventions.lvlm.pai import PAI
-from regaze.interventions.lvlm.paint import PAINT
-from regaze.interventions.lvlm.sinks import SinkProfile, discover_sinks
-from regaze.interventions.lvlm.spin import SPIN
-from regaze.interventions.lvlm.tools import (
-    ColumnScale,
-    HeadAblate,
-    HeadScale,
-    LogitBias,
-    Patch,
-    Steer,
-    head_outputs,
-)
-from regaze.interventions.lvlm.vaf import VAF
-from regaze.interventions.lvlm.var import VAR
-from regaze.interventions.lvlm.vhr import VHR
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ADHH",
-    "CARVE",
-    "GIFT",
-    "PAG",
-    "PAI",
-    "PAINT",
-    "SEG",
-    "SPIN",
-    "VAF",
-    "VAR",
-    "VHR",
-    "AStar",
-    "AdaptVis",
-    "AttendAndExcite",
-    "Closer",
-    "ColumnScale",
-    "Devils",
-    "FlowWarp",
-    "HeadAblate",
-    "HeadScale",
-    "Intervention",
-    "LogitBias",
-    "Patch",
-    "Preset",
-    "ScalingVis",
-    "SinkProfile",
-    "SoftPAG",
-    "Steer",
-    "discover_sinks",
-    "from_dict",
-    "get",
-    "head_outputs",
-    "look_closer",
-    "names",
-    "parse",
-    "register",
-]
+from regaze.hooks.lazy import lazy
+
+if TYPE_CHECKING:
+    from regaze.interventions.base import Intervention as Intervention
+    from regaze.interventions.base import Preset as Preset
+    from regaze.interventions.base import from_dict as from_dict
+    from regaze.interventions.base import get as get
+    from regaze.interventions.base import names as names
+    from regaze.interventions.base import parse as parse
+    from regaze.interventions.base import register as register
+    from regaze.interventions.diffusion.a_star import AStar as AStar
+    from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
+    from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
+    from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.seg import SEG as SEG
+    from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
+    from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
+    from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
+    from regaze.interventions.lvlm.adhh import ADHH as ADHH
+    from regaze.interventions.lvlm.avisc import AvisC as AvisC
+    from regaze.interventions.lvlm.carve import CARVE as CARVE
+    from regaze.interventions.lvlm.carve_reading import Closer as Closer
+    from regaze.interventions.lvlm.carve_reading import look_closer as look_closer
+    from regaze.interventions.lvlm.devils import Devils as Devils
+    from regaze.interventions.lvlm.dola import DoLa as DoLa
+    from regaze.interventions.lvlm.gift import GIFT as GIFT
+    from regaze.interventions.lvlm.icd import ICD as ICD
+    from regaze.interventions.lvlm.m3id import M3ID as M3ID
+    from regaze.interventions.lvlm.pai import PAI as PAI
+    from regaze.interventions.lvlm.paint import PAINT as PAINT
+    from regaze.interventions.lvlm.sinks import SinkProfile as SinkProfile
+    from regaze.interventions.lvlm.sinks import discover_sinks as discover_sinks
+    from regaze.interventions.lvlm.spin import SPIN as SPIN
+    from regaze.interventions.lvlm.tools import ColumnScale as ColumnScale
+    from regaze.interventions.lvlm.tools import HeadAblate as HeadAblate
+    from regaze.interventions.lvlm.tools import HeadScale as HeadScale
+    from regaze.interventions.lvlm.tools import LogitBias as LogitBias
+    from regaze.interventions.lvlm.tools import Patch as Patch
+    from regaze.interventions.lvlm.tools import Steer as Steer
+    from regaze.interventions.lvlm.tools import head_outputs as head_outputs
+    from regaze.interventions.lvlm.vaf import VAF as VAF
+    from regaze.interventions.lvlm.var import VAR as VAR
+    from regaze.interventions.lvlm.vcd import VCD as VCD
+    from regaze.interventions.lvlm.vhr import VHR as VHR
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -1,48 +1,17 @@
 """Re-aim attention in pretrained vision-language and diffusion models, without training."""
 
-from regaze.evals.verify import Certificate, verify
-from regaze.hooks import Attachment, Report, attach
-from regaze.interventions import (
-    CARVE,
-    PAG,
-    PAI,
-    SEG,
-    VAF,
-    VAR,
-    VHR,
-    AStar,
-    AttendAndExcite,
-    FlowWarp,
-    SoftPAG,
-    discover_sinks,
-    from_dict,
-    look_closer,
-    names,
-    parse,
-)
+from typing import TYPE_CHECKING
+
+from regaze.hooks.lazy import lazy
+
+if TYPE_CHECKING:
+    from regaze.evals.verify import Certificate as Certificate
+    from regaze.evals.verify import verify as verify
+    from regaze.hooks import Attachment as Attachment
+    from regaze.hooks import Report as Report
+    from regaze.hooks import attach as attach
+    from regaze.interventions import *  # noqa: F403
+else:
+    __getattr__, __dir__, __all__ = lazy(__name__, __file__)
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "CARVE",
-    "PAG",
-    "PAI",
-    "SEG",
-    "VAF",
-    "VAR",
-    "VHR",
-    "AStar",
-    "Attachment",
-    "AttendAndExcite",
-    "Certificate",
-    "FlowWarp",
-    "Report",
-    "SoftPAG",
-    "attach",
-    "discover_sinks",
-    "from_dict",
-    "look_closer",
-    "names",
-    "parse",
-    "verify",
-]

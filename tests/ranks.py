@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from regaze.evals.running.distributed import World
+from regaze.evals.runs.distributed import World
 
 M = TypeVar("M")
 T = TypeVar("T")

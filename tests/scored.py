@@ -11,9 +11,9 @@ from PIL import Image
 from popes import pope
 from toy import ToyTask
 
-from regaze.evals.running.cost import Cost
-from regaze.evals.running.records import Record
-from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import Task
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from regaze import cli
+from regaze.cli.commands import app
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ["benchmarks", "docs", "evals", "examples"]
@@ -80,7 +80,7 @@ def test_every_command_shown_exists_with_its_options(page: Path) -> None:
 
 def unknown(words: list[str]) -> list[str]:
     """The subcommand or options among a ``regaze`` command's words that do not exist."""
-    command = typer.main.get_command(cli.app)
+    command = typer.main.get_command(app)
     while subcommands := getattr(command, "commands", {}):
         if not words or words[0].startswith("-"):
             break

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from regaze.evals.images import pipelines
-from regaze.evals.images.pipelines import LoadedPipeline
+from regaze.evals.pictures import pipelines
+from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.sandbox.painting import build
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 2.0}
@@ -19,7 +19,7 @@ CALL = {"num_inference_steps": 2, "guidance_scale": 2.0}
 
 
 def save(folder: Path) -> None:
-    """Build it and store it as `regaze.evals.images.pipelines.load` reads it."""
+    """Build it and store it as `regaze.evals.pictures.pipelines.load` reads it."""
     torch.manual_seed(0)
     tokenizer = build.build_tokenizer()
     encoders = build.build_text_encoders("unet", len(tokenizer))

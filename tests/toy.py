@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from regaze.evals.running import runner
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.results import RunResult
+from regaze.evals.asking import runner
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.results import RunResult
 from regaze.evals.sandbox.build import build_model, build_processor
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task

@@ -32,7 +32,7 @@ from regaze.evals.benchmarks.amber_words import (
 )
 from regaze.evals.benchmarks.data import Loader, Row, images_in
 from regaze.evals.benchmarks.questions import Questions, length, shares
-from regaze.evals.benchmarks.rows import arrange, require
+from regaze.evals.benchmarks.rows import arrange, require, texts
 from regaze.evals.task import Counts, Item, Sums
 
 
@@ -162,8 +162,5 @@ class AmberGenerative(Questions):
 
 def _item(place: str, row: Row) -> Item:
     require(place, row, ("id", "image", "query", "truth", "hallu"), "generative AMBER")
-    for name in ("truth", "hallu"):
-        if not isinstance(row[name], list):
-            raise ValueError(f"{place}: {name} must be a list of objects, not {row[name]!r:.40}")
-    target = {"truth": list(row["truth"]), "hallu": list(row["hallu"])}
+    target = {name: texts(place, row, name, "list of objects") for name in ("truth", "hallu")}
     return Item(str(row["id"]), str(row["image"]), str(row["query"]), target=target)

@@ -19,7 +19,7 @@ from regaze.evals.benchmarks.data import Row, images_in, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.letters import vlmevalkit_letter
 from regaze.evals.benchmarks.questions import EarningQuestions
-from regaze.evals.benchmarks.rows import require
+from regaze.evals.benchmarks.rows import require, texts
 from regaze.evals.task import Item
 
 HUB = Hub("HuggingFaceM4/A-OKVQA", ("validation",))
@@ -172,8 +172,8 @@ def _coco_name(row: Row) -> str | None:
 
 def _item(place: str, row: Row, asked: Profile) -> Item:
     require(place, row, (*_FIELDS, "image"), "A-OKVQA")
-    choices, right = list(map(str, row["choices"])), row["correct_choice_idx"]
-    if len(choices) != len(_LETTERS) or right not in range(len(choices)):
+    choices, right = texts(place, row, "choices"), row["correct_choice_idx"]
+    if len(choices) != len(_LETTERS) or right not in range(len(choices)) or right is True:
         raise ValueError(
             f"{place}: four choices and a correct_choice_idx from 0 to 3 are needed, not "
             f"{choices!r:.80} and {right!r}"

@@ -63,11 +63,12 @@ def chair(source: Source, profile: str) -> Task:
             prompt=CAPTION_PROMPT,
         )
     return Chair.from_coco(
-        [p for p in _files(source, "*.json") if p.name.startswith(("instances", "captions"))],
+        [*_files(source, "instances*.json"), *_captions(source)],
         _images(source),
         words=source.words,
+        synonyms=source.synonyms,
         profile=profile,
-        count=source.n_images or 500,
+        count=source.n_images,
         seed=source.seed,
     )
 
@@ -115,6 +116,12 @@ def _files(source: Source, pattern: str) -> list[Path]:
             raise ValueError(f"--data: {path} holds no {pattern} file")
         files += found
     return files
+
+
+def _captions(source: Source) -> list[Path]:
+    """Those of the folders named; files are all among the others."""
+    folders = (path for path in map(Path, source.data) if path.is_dir())
+    return [file for path in folders for file in sorted(path.glob("captions*.json"))]
 
 
 def _one(source: Source) -> Path:

@@ -7,6 +7,7 @@ lower both, so recall and length stand beside them.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -17,14 +18,27 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from regaze.evals.benchmarks.chair_synonyms import SynonymFinder, load_synonyms
 from regaze.evals.benchmarks.chair_words import Caption, Mention, ObjectFinder, load_table
-from regaze.evals.benchmarks.coco import draw_images, image_id, read_annotations
+from regaze.evals.benchmarks.coco import (
+    Annotations,
+    Id,
+    coco_id,
+    draw,
+    find_pictures,
+    pictures_in,
+    read_annotations,
+)
 from regaze.evals.benchmarks.data import Loader, images_in
 from regaze.evals.benchmarks.questions import Questions
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
 
+_log = logging.getLogger(__name__)
+
 PROMPT = "Please describe this image in detail."
+COUNT = 500
+"""Images that published figures are over."""
 
 
 @dataclass
@@ -39,7 +53,8 @@ class Chair(Questions):
         open: Gives the image of a key, as RGB.
         find: Reads a caption.
         profile: Name of the rules of ``find``, as reports show it; ``official/rule`` is
-            ``official`` with the sentence rule that stands in for missing NLTK data.
+            ``official`` with the sentence rule that stands in for missing NLTK data, ``own`` a
+            table of one's own, see `chair_synonyms`.
         max_new_tokens: Longest caption to generate.
     """
 
@@ -55,21 +70,26 @@ class Chair(Questions):
         images: Path | str,
         *,
         words: Path | str | Mapping[str, str] | None = None,
-        profile: str = "official",
-        count: int | None = 500,
+        synonyms: Path | str | None = None,
+        profile: str | None = None,
+        count: int | None = None,
         seed: int = 0,
         prompt: str = PROMPT,
         max_new_tokens: int = 512,
     ) -> Chair:
-        """Describe images of a folder, scored against COCO's annotations.
+        """Describe images of a folder, scored against annotations in COCO's format.
 
         Args:
-            annotations: COCO 2014's instances and captions files of the images' split, or of both.
-            images: Folder of the images; the id is the number at the end of a file's name.
+            annotations: COCO's instances and captions files of the images' split, or of several;
+                of 2014 or 2017. Or such files of one's own: with ``synonyms`` their classes may
+                have any name, and captions may be missing.
+            images: Folder of the images, all of them annotated, see `coco.find_pictures`.
             words: CHAIR's word table, see `chair_words.load_table`; or a mapping from
                 word to class.
-            profile: ``official`` or ``opera`` (what LVLM papers mostly report).
-            count: Images to draw; ``None`` takes all.
+            synonyms: A word table of one's own in its place, see `chair_synonyms`.
+            profile: ``official`` (the default) or ``opera`` (what LVLM papers mostly report); with
+                ``synonyms`` it is ``own``.
+            count: Images to draw; default: 500, or all where there are fewer, which is logged.
             seed: Seed of the draw.
             prompt: What to ask.
             max_new_tokens: Longest caption to generate.
@@ -79,21 +99,20 @@ class Chair(Questions):
                 the table don't know, too few images, unknown profile.
             OSError: A file is missing or can't be read, or the profile's NLTK data is missing.
         """
-        table = words if isinstance(words, Mapping) else load_table(words)
-        find = ObjectFinder(table, profile)
-        folder = Path(images)
-        names = draw_images(folder, count, seed)
-        known = read_annotations(annotations)
+        folder, known = Path(images), read_annotations(annotations)
+        find = _finder(words, synonyms, profile, known)
+        shown = _shown(folder, known)
         items = []
-        for name in names:
-            image = image_id(name)
-            if image not in known.images:
-                raise ValueError(f"image {name} (id {image}) is not in the annotation files")
+        for name in _drawn(list(shown), count, seed, folder):
+            image = shown[name]
             objects = known.objects.get(image, ())
-            if strange := [entry for entry in objects if entry not in table]:
-                raise ValueError(f"image {name}: class {strange[0]!r} is not in CHAIR's word table")
+            if strange := [entry for entry in objects if entry not in find.classes]:
+                raise ValueError(
+                    f"image {name}: class {strange[0]!r} is not in CHAIR's word table; for classes "
+                    "of your own give a table of your own: --synonyms FILE"
+                )
             target = {
-                "objects": sorted({table[entry] for entry in objects}),
+                "objects": sorted({find.classes[entry] for entry in objects}),
                 "captions": list(known.captions.get(image, ())),
             }
             items.append(Item(str(image), name, prompt, target=target))
@@ -141,6 +160,8 @@ class Chair(Questions):
             ValueError: Unknown profile, or the task has rules of its own.
             FileNotFoundError: The profile's NLTK data is missing.
         """
+        if isinstance(self.find, SynonymFinder) and profile == SynonymFinder.profile:
+            return self
         if not isinstance(self.find, ObjectFinder):
             raise ValueError(f"this CHAIR task has only the profile {self.profile!r}")
         find = replace(self.find, profile=profile)
@@ -228,5 +249,68 @@ def phrase_extractor(firsts: Iterable[str], seconds: Iterable[str]) -> Callable[
     return extract
 
 
-def _label(find: ObjectFinder) -> str:
+def _finder(
+    words: Path | str | Mapping[str, str] | None,
+    synonyms: Path | str | None,
+    profile: str | None,
+    known: Annotations,
+) -> ObjectFinder | SynonymFinder:
+    """What reads captions by the table that was given, if it fits the annotations."""
+    missing = [name for name in ("objects", "captions") if not getattr(known, name)]
+    kinds = {"objects": "instances", "captions": "captions"}
+    for name in missing:
+        if name == "objects" or synonyms is None:
+            raise ValueError(
+                f"the annotation files hold no {kinds[name]}: CHAIR needs {kinds[name]}_*.json too"
+            )
+    if synonyms is None:
+        table = words if isinstance(words, Mapping) else load_table(words)
+        unseen = sorted(set(table.values()) - set(known.classes))
+        if unseen:
+            _log.warning(
+                "nobody looked for %d of CHAIR's %d classes (%s, ...), so every mention of them "
+                "counts as hallucinated: the annotation files' categories lack them",
+                *(len(unseen), len(set(table.values())), unseen[0]),
+            )
+        return ObjectFinder(table, profile or "official")
+    if words is not None or profile not in (None, SynonymFinder.profile):
+        raise ValueError(
+            "a table of synonyms of your own stands in place of CHAIR's words and has one profile, "
+            f"{SynonymFinder.profile!r}"
+        )
+    if missing:
+        _log.warning(
+            "no reference captions, so only annotated objects are true; CHAIR's own truth also "
+            "holds what people mention"
+        )
+    return SynonymFinder(load_synonyms(Path(synonyms), known.classes))
+
+
+def _shown(folder: Path, known: Annotations) -> dict[str, Id]:
+    """The id of each image of a folder; all must be annotated."""
+    paths = pictures_in(folder)
+    shown = find_pictures(folder, known.images) if paths else {}
+    if strange := [path for path in paths if path not in shown]:
+        number = coco_id(strange[0])
+        told = (
+            f"image {strange[0]} (id {number}) is not in the annotation files"
+            if number is not None
+            else f"the name {strange[0]!r} doesn't end with a COCO image id, and no annotation "
+            "names it"
+        )
+        raise ValueError(
+            f"{told}: {len(strange)} of {len(paths)} images of {folder} can't be scored; give "
+            "their annotations too, or a folder without them"
+        )
+    return shown
+
+
+def _drawn(names: list[str], count: int | None, seed: int, folder: Path) -> list[str]:
+    if count is None and 0 < len(names) < COUNT:
+        _log.warning("%s holds %d images, fewer than %d: all are taken", folder, len(names), COUNT)
+        return names
+    return draw(names, COUNT if count is None else count, seed, folder)
+
+
+def _label(find: ObjectFinder | SynonymFinder) -> str:
     return find.profile if find.sentences == "punkt" else f"{find.profile}/{find.sentences}"

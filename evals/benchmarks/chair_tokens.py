@@ -5,17 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Literal
-
-from nltk.stem import WordNetLemmatizer
-from nltk.tag import PerceptronTagger
-from nltk.tokenize import NLTKWordTokenizer, PunktTokenizer
+from typing import TYPE_CHECKING, Literal
 
 from regaze.evals.benchmarks.singularize import singularize
 
+if TYPE_CHECKING:
+    from nltk.tag import PerceptronTagger
+    from nltk.tokenize import NLTKWordTokenizer, PunktTokenizer
+
 Sentences = Literal["punkt", "rule"]
 
-_TREEBANK = NLTKWordTokenizer()
 _WORDNET_CLASSES = {"J": "a", "V": "v", "N": "n", "R": "r"}
 
 
@@ -33,7 +32,7 @@ def tokenize(text: str, sentences: Sentences) -> list[str]:
     """
     text = text.lower()
     parts = _punkt().tokenize(text) if sentences == "punkt" else re.split(r"(?<=[.!?])\s+", text)
-    return [token for part in parts for token in _TREEBANK.tokenize(part)]
+    return [token for part in parts for token in _treebank().tokenize(part)]
 
 
 def best_sentences() -> Sentences:
@@ -56,6 +55,8 @@ def lemmas(tokens: Sequence[str]) -> list[str]:
     shikiw/OPERA@61426ef ``chair.py``. The outcome depends on the whole sentence and on the tagger's
     model: plurals taken for verbs ("vases") are lost, and "men" stays "men".
     """
+    from nltk.stem import WordNetLemmatizer
+
     lemmatizer = WordNetLemmatizer()
     return [
         lemmatizer.lemmatize(token, _WORDNET_CLASSES.get(tag[:1], "n"))
@@ -86,11 +87,25 @@ def require_nltk_data() -> None:
         ) from None
 
 
+# Importing NLTK takes as long as everything that a command which only lists or shows does.
+
+
+@lru_cache(maxsize=1)
+def _treebank() -> NLTKWordTokenizer:
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
+
+
 @lru_cache(maxsize=1)
 def _punkt() -> PunktTokenizer:
+    from nltk.tokenize import PunktTokenizer
+
     return PunktTokenizer("english")
 
 
 @lru_cache(maxsize=1)
 def _tagger() -> PerceptronTagger:
+    from nltk.tag import PerceptronTagger
+
     return PerceptronTagger()

@@ -98,6 +98,11 @@ class ObjectFinder:
         if self.profile == "opera":
             require_nltk_data()
 
+    @property
+    def classes(self) -> Mapping[str, str]:
+        """What counts as the same class, by the class's name in annotations."""
+        return self.table
+
     def __call__(self, text: str) -> Caption:
         """The caption's tokens and mentions."""
         tokens = join_pairs(NORMALIZERS[self.profile](tokenize(text, self.sentences)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from regaze.evals.benchmarks.kinds import described, no_json
 from regaze.evals.task import Item
 
 Row = Mapping[str, Any]
@@ -124,10 +125,21 @@ def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ValueError: Not JSON, or an object has a key twice; the message names file and line.
+        ValueError: Not JSON, or an object has a key twice; the message names file and line, or
+            what the file is instead.
         OSError: The file can't be read.
     """
-    return _parse(path, 1, read_text(path))
+    text = _json_text(path)
+    try:
+        return _parse(path, 1, text)
+    except ValueError as error:
+        first, _, rest = text.strip().partition("\n")
+        if rest and (row := _object(first)) is not None:
+            raise ValueError(
+                f"{path} is JSON lines, not one JSON object or list; it begins with "
+                f"{described(row)}"
+            ) from error
+        raise
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -137,16 +149,22 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
     Raises:
         ValueError: Not JSON, not made of objects, or an object has a key twice; the message names
-            file and line.
+            file and line, or what the file is instead.
         OSError: The file can't be read.
     """
-    text = read_text(path)
+    text = _json_text(path)
     if text.lstrip().startswith("["):
         entries = list(enumerate(_parse(path, 1, text), 1))
     else:
-        # Not splitlines(): JSON strings may hold U+2028, which ends no line here.
-        lines = enumerate(text.split("\n"), 1)
-        entries = [(number, _parse(path, number, line)) for number, line in lines if line.strip()]
+        try:
+            # Not splitlines(): JSON strings may hold U+2028, which ends no line here.
+            lines = enumerate(text.split("\n"), 1)
+            entries = [(n, _parse(path, n, line)) for n, line in lines if line.strip()]
+        except ValueError as error:
+            # One object over several lines is told by its fields, like any other.
+            if (whole := _object(text)) is None:
+                raise error from None
+            entries = [(1, whole)]
     for number, entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {entry!r:.60}")
@@ -194,6 +212,30 @@ def _as_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
+
+
+class ForeignFileError(ValueError):
+    """A file is no JSON; the message says what it is."""
+
+
+def _json_text(path: Path) -> str:
+    if found := no_json(_start(path)):
+        raise ForeignFileError(f"{path} is {found}; JSON is expected")
+    return read_text(path)
+
+
+def _start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
+
+
+def _object(text: str) -> dict[str, Any] | None:
+    """The JSON object that a text is, if it is one."""
+    try:
+        found = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _parse(path: Path, line: int, text: str) -> Any:

@@ -24,6 +24,7 @@ class Hub:
         key: Key of a row's image, by which rows share one; where it isn't given or gives None, a
             hash of the image's file.
         renamed: What the benchmark's own files call some of the fields.
+        images: Columns that hold images, if a split has them.
     """
 
     id: str
@@ -31,13 +32,14 @@ class Hub:
     config: str | None = None
     key: Callable[[Row], str | None] | None = None
     renamed: Mapping[str, str] = field(default_factory=dict)
+    images: Sequence[str] = ("image",)
 
 
 def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
     """The rows of a data set, without its images, and what opens an image by its key.
 
     Images stay on the disk until they are asked for, and are read as those of files are, see
-    `data.read_image`. A row's ``image`` is its image's key, or None where it has none.
+    `data.read_image`. In a row stands an image's key in its place, or None where it has none.
 
     Raises:
         ImportError: The package ``datasets`` isn't installed.
@@ -51,7 +53,7 @@ def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
             "package datasets: pip install 'regaze[hub]'"
         ) from error
     rows: list[dict[str, Any]] = []
-    places: dict[str, tuple[Any, int]] = {}
+    places: dict[str, tuple[Any, int, str]] = {}
     for split in hub.splits:
         try:
             table = datasets.load_dataset(hub.id, name=hub.config, split=split)
@@ -60,20 +62,28 @@ def read_hub(hub: Hub) -> tuple[list[Row], Loader]:
                 f"cannot read {split} of {hub.id} from the Hub, and there is no such file or "
                 f"folder here: {' '.join(str(error).split())}"
             ) from error
-        if "image" not in table.column_names:
+        columns = [name for name in hub.images if name in table.column_names]
+        if not columns:
             rows += table
             continue
-        # Undecoded, so that all images go through one reader.
-        files = table.cast_column("image", datasets.Image(decode=False))
-        for number, row in enumerate(table.remove_columns("image")):
-            key = (hub.key and hub.key(row)) or _digest(files[number]["image"])
-            rows.append({**row, "image": key})
-            if key is not None:
-                places.setdefault(key, (files, number))
+        files = table
+        for column in columns:
+            # Undecoded, so that all images go through one reader.
+            files = files.cast_column(column, datasets.Image(decode=False))
+            table = table.remove_columns(column)
+        for number, row in enumerate(table):
+            shown = files[number]
+            keys = {
+                column: (hub.key and hub.key(row)) or _digest(shown[column]) for column in columns
+            }
+            rows.append({**row, **keys})
+            for column, key in keys.items():
+                if key is not None:
+                    places.setdefault(key, (files, number, column))
 
     def load(key: str) -> Image.Image:
-        files, number = places[key]
-        return read_image(_content(files[number]["image"]), f"{key} of {hub.id}")
+        files, number, column = places[key]
+        return read_image(_content(files[number][column]), f"{key} of {hub.id}")
 
     return [{hub.renamed.get(name, name): row[name] for name in row} for row in rows], load
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
 from regaze.evals.benchmarks.questions import Questions, length, shares
 from regaze.evals.benchmarks.rows import arrange, require
-from regaze.evals.running import records
+from regaze.evals.runs import records
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Total
 

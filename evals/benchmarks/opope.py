@@ -18,7 +18,7 @@ from regaze.evals.benchmarks.coco import draw_images
 from regaze.evals.benchmarks.data import Loader, images_in, read_records
 from regaze.evals.benchmarks.pope_build import KINDS, draw_objects
 from regaze.evals.benchmarks.questions import Questions, length, shares
-from regaze.evals.benchmarks.rows import require
+from regaze.evals.benchmarks.rows import require, texts
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
 
@@ -76,7 +76,7 @@ class Opope(Questions):
             image = str(row["image"])
             if image in known:
                 raise ValueError(f"{place}: the image {image} is in the file twice")
-            known[image] = list(dict.fromkeys(map(str, row["objects"])))
+            known[image] = list(dict.fromkeys(texts(place, row, "objects")))
         usable = {
             name: known[name]
             for name in draw_images(folder, None, seed)
@@ -121,7 +121,7 @@ class Opope(Questions):
         targets: dict[str, dict[str, list[str]]] = {}
         for kind in KINDS:
             # The same seed draws the same images, and with them the same present objects.
-            for image, present, absent in draw_objects(lists, kind, images=count, seed=seed):
+            for image, present, absent, _ in draw_objects(lists, kind, images=count, seed=seed):
                 target = targets.setdefault(image, {"present": [], **{k: [] for k in KINDS}})
                 if kind == KINDS[0]:
                     target["present"].append(present)

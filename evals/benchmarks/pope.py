@@ -6,14 +6,14 @@ the same images with the same positives, so they are scored apart and averaged, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from regaze.evals.benchmarks.data import Loader, Row, images_in, read_records
+from regaze.evals.benchmarks.data import ForeignFileError, Loader, Row, images_in, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.pope_profiles import PROFILES
 from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
@@ -81,7 +81,7 @@ class Pope(ProfiledQuestions):
         rows = (
             (place, {**row, "category": row.get("category") or _subset(path)})
             for path in map(Path, questions)
-            for place, row in read_records(path)
+            for place, row in _records(path)
         )
         return cls._build(rows, images_in(images), profile, max_new_tokens)
 
@@ -145,6 +145,16 @@ class Pope(ProfiledQuestions):
         return {**scores, "yes_ratio": 0, "words": 0, "empty": -1}
 
 
+def _records(path: Path) -> Iterator[tuple[str, Row]]:
+    try:
+        yield from read_records(path)
+    except ForeignFileError as error:
+        raise ValueError(
+            f"{error}: POPE's questions are JSON lines. From annotations of pictures they can be "
+            "built: regaze build pope --annotations FILE --images DIR --out QUESTIONS.json"
+        ) from error
+
+
 def _subset(path: Path) -> str:
     """``adversarial`` for COCO's file, ``aokvqa/adversarial`` for A-OKVQA's."""
     subset = next((name for name in SUBSETS if name in path.stem), path.stem)
@@ -156,7 +166,9 @@ def _item(place: str, row: Row, suffix: str) -> Item:
     require(place, row, _FIELDS, "POPE")
     if row["label"] not in ("yes", "no"):
         raise ValueError(f"{place}: label must be 'yes' or 'no', not {row['label']!r}")
-    subset = str(row.get("category") or "all")
+    subset = row.get("category") or "all"
+    if not isinstance(subset, str):
+        raise ValueError(f"{place}: category must be text, not {subset!r:.60}")
     return Item(
         id=f"{subset}/{row['question_id']}",
         image=str(row["image"]),

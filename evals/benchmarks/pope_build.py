@@ -10,13 +10,29 @@ from __future__ import annotations
 import random
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 Kind = Literal["random", "popular", "adversarial"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Record = dict[str, str | int]
 
 TEMPLATE = "Is there {} in the image?"
+
+
+class Pair(NamedTuple):
+    """Two objects to ask for about an image.
+
+    Attributes:
+        image: The image.
+        present: One that is in it.
+        absent: One that is not.
+        ranked: Whether the kind's ranking gave the absent one; otherwise it was drawn uniformly.
+    """
+
+    image: str
+    present: str
+    absent: str
+    ranked: bool
 
 
 def build_questions(
@@ -56,11 +72,11 @@ def build_questions(
             find absent ones for each image.
     """
     asked = (
-        (image, name, label)
-        for image, present, absent in draw_objects(
+        (pair.image, name, label)
+        for pair in draw_objects(
             annotations, kind, images=images, per_image=per_image, seed=seed, counted=counted
         )
-        for name, label in ((present, "yes"), (absent, "no"))
+        for name, label in ((pair.present, "yes"), (pair.absent, "no"))
     )
     return [
         {
@@ -82,11 +98,11 @@ def draw_objects(
     per_image: int = 3,
     seed: int = 0,
     counted: Iterable[Sequence[str]] | None = None,
-) -> list[tuple[str, str, str]]:
+) -> list[Pair]:
     """The objects that `build_questions` asks for, by the same rules.
 
     Returns:
-        Image, an object that is in it and one that is not; ``per_image`` for each image.
+        ``per_image`` pairs for each image.
 
     Raises:
         ValueError: As there.
@@ -108,10 +124,10 @@ def draw_objects(
                 ranking = popular
             elif kind == "adversarial":
                 ranking = partners.get(positive, ())
-            negative = next((name for name in ranking if name not in used), None)
-            negative = negative or _any_absent(popular, used, rng, image)
+            ranked = next((name for name in ranking if name not in used), None)
+            negative = ranked or _any_absent(popular, used, rng, image)
             used.add(negative)
-            found.append((image, positive, negative))
+            found.append(Pair(image, positive, negative, ranked is not None))
     return found
 
 
@@ -154,7 +170,7 @@ def _any_absent(
     absent = [name for name in vocabulary if name not in used]
     if not absent:
         raise ValueError(
-            f"no object is left to ask for that {image} lacks: give more images, or lower "
-            "`per_image`"
+            f"no object is left to ask for that {image} lacks: give more images, or ask fewer "
+            "questions about each"
         )
     return rng.choice(absent)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from regaze.evals.benchmarks import pope_labels
 from regaze.evals.benchmarks.amber import Amber
 from regaze.evals.benchmarks.amber_generative import AmberGenerative
 from regaze.evals.benchmarks.aokvqa import AOkvqa
@@ -25,10 +26,12 @@ from regaze.evals.benchmarks.building import (
     with_images,
     with_images_under,
 )
+from regaze.evals.benchmarks.chair_synonyms import SynonymFinder
 from regaze.evals.benchmarks.hallusionbench import HallusionBench
 from regaze.evals.benchmarks.mme import Mme
 from regaze.evals.benchmarks.mmhal import MmHal
 from regaze.evals.benchmarks.mmvp import Mmvp
+from regaze.evals.benchmarks.naturalbench import NaturalBench
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.questions import ProfiledQuestions
 from regaze.evals.benchmarks.textvqa import TextVqa
@@ -36,6 +39,7 @@ from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.scenes import SPLITS
 from regaze.evals.task import Task
 from regaze.hooks.checks import unknown
+from regaze.interventions import plugins
 
 _log = logging.getLogger(__name__)
 
@@ -55,6 +59,8 @@ class Source:
         data: Question or annotation files, a folder of them or a Hub id; empty for the sandbox.
         images: Folder of the images.
         words: CHAIR's word table.
+        synonyms: A table of one's own in its place, for classes of one's own.
+        relabel: Corrected labels for POPE: a file or a folder of files.
         split: Of the sandbox.
         n_images: Images to ask about, where they are drawn.
         seed: Of that draw.
@@ -65,6 +71,8 @@ class Source:
     data: tuple[str, ...] = ()
     images: str | None = None
     words: str | None = None
+    synonyms: str | None = None
+    relabel: str | None = None
     split: str = "test"
     n_images: int | None = None
     seed: int = 0
@@ -88,7 +96,7 @@ class Source:
         Raises:
             OSError: A file can't be read.
         """
-        named = (Path(name) for name in self.data)
+        named = map(Path, (*self.data, *filter(None, (self.synonyms, self.relabel))))
         files = [
             file
             for path in named
@@ -109,6 +117,10 @@ class Source:
         if self.data:
             return self.name
         return f"{self.name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
+
+    def title_of(self, task: Task) -> str:
+        """What a reader calls one of its tasks."""
+        return pope_labels.TITLE if task.name == pope_labels.NAME else self.title
 
     def tasks(self) -> list[Task]:
         """The task under each profile; the first one is for asking, all are for scoring.
@@ -132,8 +144,9 @@ class Source:
                 f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "
                 f"{self.name} take --limit"
             )
+        self._check_extras()
         usual = benchmark.profiles if self.data else benchmark.sandbox
-        first, *others = self.profiles or usual
+        first, *others = self.profiles or ((SynonymFinder.profile,) if self.synonyms else usual)
         tasks = [self._build(benchmark, first)]
         for profile in others:
             try:
@@ -142,7 +155,23 @@ class Source:
                 if self.profiles:
                     raise
                 _log.warning("%s/%s is left out: %s", self.benchmark, profile, error)
+        if self.relabel:
+            labels = pope_labels.read_labels(Path(self.relabel))
+            tasks += [
+                pope_labels.relabelled(task, labels) for task in tasks if isinstance(task, Pope)
+            ]
         return tasks
+
+    def _check_extras(self) -> None:
+        """Refuse files that nothing would be read from."""
+        for name, of in (("words", "chair"), ("synonyms", "chair"), ("relabel", "pope")):
+            given = getattr(self, name)
+            if given and (self.benchmark != of or not self.data):
+                raise ValueError(
+                    f"--{name} {given} belongs to {find(of).title} with files of its own (--data)"
+                )
+        if self.words and self.synonyms:
+            raise ValueError("--synonyms stands in place of --words: give one of them")
 
     def _build(self, benchmark: Benchmark, profile: str) -> Task:
         if self.images is None and len(self.data) == 1 and is_hub_id(self.data[0]):
@@ -181,16 +210,54 @@ class Benchmark:
     draws: bool = False
 
 
+def names() -> list[str]:
+    """Names of all benchmarks: shipped, registered, and offered by installed packages."""
+    return list(dict.fromkeys([*BENCHMARKS, *_ADDED, *plugins.offered(plugins.BENCHMARKS)]))
+
+
 def find(name: str) -> Benchmark:
     """Look a benchmark up by name.
 
     Raises:
         ValueError: There is none; the message names the nearest.
+        ImportError: An installed package offers it, but it can't be loaded.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(unknown("benchmark", name, BENCHMARKS))
-    return BENCHMARKS[name]
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    if name not in _ADDED:
+        point = plugins.offered(plugins.BENCHMARKS).get(name)
+        if point is None:
+            raise ValueError(unknown("benchmark", name, names()))
+        offered = plugins.load(point)
+        if not isinstance(offered, Benchmark):
+            raise ImportError(f"{point.value} is no Benchmark but a {type(offered).__name__}")
+        register(name, offered)
+    return _ADDED[name]
 
+
+def describe(name: str) -> tuple[str, str]:
+    """What a benchmark asks and where it is described.
+
+    Raises:
+        ValueError: There is none; the message names the nearest.
+        ImportError: An installed package offers it, but it can't be loaded.
+    """
+    known = find(name)
+    return known.summary, known.paper
+
+
+def register(name: str, benchmark: Benchmark) -> None:
+    """Make a benchmark known by its name to `find` and the command line.
+
+    Raises:
+        ValueError: Another one has that name.
+    """
+    if name in BENCHMARKS or name in _ADDED:
+        raise ValueError(f"a benchmark named {name!r} is already registered")
+    _ADDED[name] = benchmark
+
+
+_ADDED: dict[str, Benchmark] = {}
 
 BENCHMARKS: Mapping[str, Benchmark] = {
     "pope": Benchmark(
@@ -256,6 +323,14 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         ("yesno",),
         with_images(HallusionBench.from_files),
         hub=HallusionBench,
+    ),
+    "naturalbench": Benchmark(
+        "NaturalBench",
+        "two questions about two images, with opposite answers",
+        "arXiv 2410.14669",
+        ("official",),
+        with_images(NaturalBench.from_files),
+        hub=NaturalBench,
     ),
     "textvqa": Benchmark(
         "TextVQA",

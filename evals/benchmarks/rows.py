@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from regaze.evals.benchmarks.data import Row
+from regaze.evals.benchmarks.kinds import looks_like
 from regaze.evals.task import Item
 
-# What tells a benchmark's rows from the others'; those that others' rows have too come last.
-_FIELDS_OF = {
-    "HallusionBench": {"set_id", "figure_id", "gt_answer"},
-    "MMVP": {"Index", "Options", "Correct Answer"},
-    "MMHal-Bench": {"image_src", "image_content", "gt_answer"},
-    "A-OKVQA": {"choices", "correct_choice_idx"},
-    "TextVQA": {"image_id", "question", "answers"},
-    "V*Bench (letters)": {"text", "label", "category", "question_id", "image"},
-    "V*Bench (likelihood)": {"target_object", "options"},
-    "OPOPE": {"image", "objects"},
-    "POPE": {"image", "text", "label"},
-    "AMBER": {"id", "image", "query"},
-    "MME": {"question_id", "category", "question", "answer"},
-    "CHAIR (COCO)": {"images", "annotations"},
-    "CHAIR (captions)": {"image_id", "caption"},
-}
+_TEXTS = frozenset({"text", "question", "Question", "query", "image", "caption", "image_src"})
+"""Fields that are text wherever they occur."""
+_NAMES = frozenset(
+    {"id", "question_id", "image_id", "Index", "category", "subcategory", "set_id", "figure_id"}
+)
+"""Fields that name something: text or a whole number."""
 
 
 def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
@@ -31,24 +23,54 @@ def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
     Args:
         place: File and line, for the message.
         row: What was read.
-        fields: Names that must have a value.
+        fields: Names that must have a value; what is asked must be text, and what names something
+            text or a whole number.
         what: The benchmark, for the message.
 
     Raises:
-        ValueError: A field is missing or empty; the message names what there is instead.
+        ValueError: A field is missing or empty, and the message names what there is instead; or
+            it is of the wrong kind.
     """
-    if missing := [name for name in fields if row.get(name) is None]:
+    wanted = tuple(fields)
+    if missing := [name for name in wanted if row.get(name) is None]:
         other = looks_like(row)
         raise ValueError(
             f"{place}: no {what} question, it lacks {', '.join(missing)} "
             f"(it has {', '.join(map(str, row)) or 'nothing'})"
             + (f"; it looks like one of {other}" if other else "")
+            + _ADVICE.get((what, other), "")
         )
+    for name in wanted:
+        value: Any = row[name]
+        if name in _TEXTS and not (isinstance(value, str) and value.strip()):
+            raise ValueError(f"{place}: {name} must be text, not {value!r:.60}")
+        number = isinstance(value, int) and not isinstance(value, bool)
+        if name in _NAMES and not (number or (isinstance(value, str) and value.strip())):
+            raise ValueError(f"{place}: {name} must be text or a whole number, not {value!r:.60}")
 
 
-def looks_like(row: Row) -> str | None:
-    """The benchmark that names its fields so, if one does."""
-    return next((name for name, fields in _FIELDS_OF.items() if fields <= row.keys()), None)
+_ADVICE = {
+    ("POPE", "CHAIR (COCO)"): ", of which questions can be built: regaze build pope --annotations "
+    "FILE --images DIR --out QUESTIONS.json",
+    ("POPE", "OPOPE"): ", of which questions can be built: regaze build pope --annotations FILE "
+    "--images DIR --out QUESTIONS.json",
+}
+
+
+def texts(place: str, row: Row, field: str, what: str = "list of texts") -> list[str]:
+    """A field that must be a list of texts; numbers in it count as text.
+
+    Raises:
+        ValueError: It isn't; the message names the place.
+    """
+    value = row[field]
+    if not isinstance(value, (list, tuple)) or not all(map(_is_text, value)):
+        raise ValueError(f"{place}: {field} must be a {what}, not {value!r:.60}")
+    return [str(entry) for entry in value]
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, (str, int, float)) and not isinstance(value, bool)
 
 
 def arrange(items: Iterable[tuple[str, Item]]) -> tuple[Item, ...]:

@@ -14,7 +14,7 @@ from regaze.evals.benchmarks import vqa_text
 from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.questions import EarningQuestions
-from regaze.evals.benchmarks.rows import require
+from regaze.evals.benchmarks.rows import require, texts
 from regaze.evals.task import Item
 
 ENDING = "\nAnswer the question using a single word or phrase."
@@ -112,13 +112,11 @@ class TextVqa(EarningQuestions):
 
 def _item(place: str, row: Row, ask: Callable[[str], str]) -> Item:
     require(place, row, _FIELDS, "TextVQA")
-    answers = row["answers"]
-    if isinstance(answers, str) or not answers:
+    answers = texts(place, row, "answers", "list of ten")
+    if not answers:
         raise ValueError(f"{place}: answers must be a list of ten, not {answers!r:.60}")
     prompt = row.get(_HINTED) or ask(str(row["question"])) + ENDING
-    return Item(
-        str(row["question_id"]), str(row["image_id"]), prompt, target=list(map(str, answers))
-    )
+    return Item(str(row["question_id"]), str(row["image_id"]), prompt, target=answers)
 
 
 def _read(path: Path) -> Iterator[tuple[str, Row]]:

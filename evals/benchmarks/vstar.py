@@ -19,7 +19,7 @@ from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
 from regaze.evals.benchmarks.hub import Hub
 from regaze.evals.benchmarks.letters import vlmevalkit_letter
 from regaze.evals.benchmarks.questions import ProfiledQuestions, length, shares
-from regaze.evals.benchmarks.rows import require
+from regaze.evals.benchmarks.rows import require, texts
 from regaze.evals.task import Counts, Item, Sums, Total
 
 HUB = Hub("lmms-lab-encoder/vstar-bench", ("test",))
@@ -182,7 +182,7 @@ class VStar(ProfiledQuestions):
 def _likely(place: str, row: Row, prompt: str) -> Item:
     fields = ("question_id", "category", "image", "question", "options")
     require(place, row, fields, "V*Bench")
-    options = list(map(str, row["options"]))
+    options = texts(place, row, "options")
     if len(options) < 2:
         raise ValueError(f"{place}: at least two options are needed, not {options!r:.80}")
     return _item(row, prompt.format(question=row["question"]), options, 0, tuple(options))

@@ -22,6 +22,8 @@ from loguru import logger
 from tqdm import tqdm
 from transformers import BatchFeature, GenerationConfig
 
+from regaze.evals.asking.forcing import forced
+from regaze.evals.asking.models import load
 from regaze.evals.lmms_eval.requests import (
     Prompt,
     cut,
@@ -30,8 +32,6 @@ from regaze.evals.lmms_eval.requests import (
     generation,
     interventions,
 )
-from regaze.evals.running.forcing import forced
-from regaze.evals.running.models import load
 from regaze.hooks.attach import attach
 
 
@@ -39,12 +39,12 @@ class RegazeHf(lmms):  # type: ignore[misc]
     """Answers requests in lmms-eval's simple form: a text and a list of images.
 
     Args:
-        pretrained: As for `regaze.evals.running.models.load`: a folder, a Hub id, or ``sandbox``.
+        pretrained: As for `regaze.evals.asking.models.load`: a folder, a Hub id, or ``sandbox``.
         intervention: As for ``regaze eval --with``: ``none``, ``var:p=0.6``, ``var+pai``; in quotes
             where it holds a comma.
         batch_size: Prompts per batch. Only requests with equal generation settings share one.
         device: Default: the process's own GPU, else the CPU.
-        dtype: See `regaze.evals.running.models.load`, as the next two.
+        dtype: See `regaze.evals.asking.models.load`, as the next two.
         device_map: Spread the model over devices; excludes ``device``.
         attn_implementation: The attention kernel to load the model with.
 

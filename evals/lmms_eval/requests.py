@@ -11,9 +11,9 @@ from typing import Any
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel
 
+from regaze.evals.asking.decoding import Decoding
 from regaze.evals.benchmarks.data import open_image
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.decoding import Decoding
+from regaze.evals.runs.conditions import Condition
 from regaze.hooks.checks import unknown
 from regaze.interventions import Intervention
 

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
+from regaze.evals.asking.generation import Answerer
 from regaze.evals.reports.plots import data_uri, heat_layers
-from regaze.evals.running.generation import Answerer
-from regaze.evals.running.records import folder_name
-from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.runs.records import folder_name
+from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach
 from regaze.hooks.capture import capture
 from regaze.interventions import Intervention, from_dict
+from regaze.interventions.lvlm.carve_regions import middle
 
 PER_DIRECTION = 6
 _SIDE = 336
@@ -97,7 +98,7 @@ def flips(
             # What is chosen by likelihood has no tokens whose rows could be looked at.
             drawn = answerer if not item.choices else None
             heats = _heats(drawn, item, image, specs) if drawn and image else {}
-            seen = _as_seen(image, answerer.processor if answerer else None) if image else None
+            seen = as_seen(image, answerer.processor if answerer else None) if image else None
             before, after = (
                 _side(result, answers, item, seen, heats.get(name))
                 for name, answers in (("before", result.answers[0]), ("after", edited))
@@ -147,15 +148,15 @@ def _heat(
         return seen.heat()
 
 
-def _as_seen(image: Image.Image, processor: Any) -> Image.Image:
-    """A thumbnail of what is left of the image after the processor's crop."""
-    settings: Any = getattr(processor, "image_processor", None)
-    tiles = getattr(settings, "image_grid_pinpoints", None)
-    if getattr(settings, "do_center_crop", False) and tiles is None:
-        crop = settings.crop_size
-        side = min(image.size)
-        image = ImageOps.fit(image, (side, round(side * crop["height"] / crop["width"])))
-    return _thumbnail(image)
+def as_seen(image: Image.Image, processor: Any) -> Image.Image:
+    """A thumbnail of what the model sees of an image, by the rule that CARVE crops by.
+
+    Args:
+        image: The whole image.
+        processor: The model's; None: all of it is seen.
+    """
+    box = middle(getattr(processor, "image_processor", None), image.size)
+    return _thumbnail(image.crop(box) if box else image)
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -10,12 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from regaze.evals.asking.generation import Answerer
+from regaze.evals.asking.models import Loaded
 from regaze.evals.reports import wording
 from regaze.evals.reports.gallery import PER_DIRECTION, flips
 from regaze.evals.reports.plots import Bar, Whisker, bars, forest
-from regaze.evals.running.generation import Answerer
-from regaze.evals.running.models import Loaded
-from regaze.evals.running.records import write_text
+from regaze.evals.runs.records import write_text
 from regaze.evals.scoring.scores import ConditionScores, Row, TaskScores
 from regaze.evals.scoring.statistics import DRAWS
 from regaze.evals.scoring.thresholds import AUC, BEST

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from regaze.evals.running.controls import roles
-from regaze.evals.running.cost import Cost
-from regaze.evals.running.results import Answers, RunResult
+from regaze.evals.runs.controls import roles
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.compare import Comparison, Group, Score, assess
 from regaze.evals.scoring.statistics import DRAWS, Estimate, holm
 from regaze.evals.scoring.tallies import System
@@ -166,7 +166,8 @@ def score_run(
 
     Args:
         result: The run.
-        task: The same task under another profile; default: the run's own.
+        task: The same questions or some of them under another profile or with another truth;
+            default: the run's own task.
         title: Default: the task's name.
         controls: Which conditions are controls, and what each is; default: what their labels say.
         draws: Bootstrap replicates.
@@ -177,7 +178,10 @@ def score_run(
     """
     task = task or result.task
     live = [a for a in result.answers if _status(a) == "scored"]
-    items = [item for item in result.items if all(_answered(a, item) for a in live)]
+    # A task of the same questions may leave some out, or know another truth.
+    known = {item.id: item for item in task.items}
+    asked = [known[item.id] for item in result.items if item.id in known]
+    items = [item for item in asked if all(_answered(a, item) for a in live)]
     failures = {
         record.id: record.error
         for answers in result.answers
@@ -210,7 +214,7 @@ def score_run(
         absolute=tuple(task.absolute),
         yes_no=task.yes_no,
         seeds=len(live[0].by_seed),
-        asked=len(result.items),
+        asked=len(asked),
         scored=len(items),
         clusters=len({item.cluster for item in items}),
         units=task.units,

@@ -162,7 +162,7 @@ class Language(Subject):
         Raises:
             ValueError: The processor can't take them.
         """
-        from regaze.evals.running.prompts import Prompter
+        from regaze.evals.asking.prompts import Prompter
 
         prompter = Prompter(self.processor)
         pictures = [scene("test", 5).image, scene("test", 7).image]

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regaze.hooks.checks import check_choice, check_flag, check_number
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
@@ -103,7 +103,6 @@ class FlowWarp(Intervention):
         check_where("flow_warp", self.layers, self.start, self.stop)
         check_choice("flow_warp", "static", self.static, ("previous", "own"))
         check_choice("flow_warp", "axis", self.axis, ("query", "both"))
-        check_flag("flow_warp", "recursive", self.recursive)
         if self.threshold is not None:
             check_number("flow_warp", "threshold", self.threshold, low=0)
         if self.layers == ():

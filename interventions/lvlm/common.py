@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
+from regaze.hooks.scores import generates_by
 from regaze.interventions.base import Intervention, get, names
 
 
@@ -16,14 +17,30 @@ def require_patches(method: str, host: Host) -> None:
         ValueError: They aren't; the message says which methods work on such a model.
     """
     require_images(method, host)
-    if host.image_columns:
-        return
+    if not host.image_columns:
+        raise ValueError(
+            f"{method} edits attention on image patches, but {host.model_type} has none as columns "
+            f"of its text tower (its image goes through a resampler); {_able()}"
+        )
+
+
+def require_scores(method: str, host: Host) -> None:
+    """Check that ``generate`` takes its scores from the model that was attached to.
+
+    Raises:
+        ValueError: It doesn't; the message says which methods work on such a model.
+    """
+    part = generates_by(host.model, host.tower)
+    if part:
+        raise ValueError(
+            f"{method} edits next-token scores, but {host.model_type} generates with a part of "
+            f"itself ({part}), not with the model that was attached to; {_able()}"
+        )
+
+
+def _able() -> str:
     able = [n for n in names(Intervention.acts_on) if not get(n).needs_image_columns]
-    raise ValueError(
-        f"{method} edits attention on image patches, but {host.model_type} has none as columns of "
-        "its text tower (its image goes through a resampler); "
-        + f"these methods work on it: {', '.join(able)}"
-    )
+    return f"these methods work on it: {', '.join(able)}"
 
 
 def require_images(method: str, host: Host) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.compare_runs import compare_runs
-from regaze.evals.running import records
-from regaze.evals.running.records import Record
-from regaze.evals.running.results import items_digest, take
+from regaze.evals.runs import records
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.results import items_digest, take
 from regaze.evals.scoring.scores import ConditionScores
 
 SOURCE = Source(benchmark="pope", n_images=4)

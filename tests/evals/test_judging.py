@@ -10,12 +10,12 @@ import pytest
 from mmhals import release, reply
 from typer.testing import CliRunner
 
-from regaze.cli_judge import judge as app
+from regaze.cli.commands import judge as app
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.judging import export_answers, score_verdicts
-from regaze.evals.running import records
-from regaze.evals.running.records import Record
-from regaze.evals.running.results import items_digest
+from regaze.evals.runs import records
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.results import items_digest
 from regaze.evals.task import POOLED
 
 LABELS = ("none", "var")

@@ -20,8 +20,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import regaze
-from regaze.evals.images import pipelines
-from regaze.evals.running.models import Loaded, load
+from regaze.evals.asking.models import Loaded, load
+from regaze.evals.pictures import pipelines
 from regaze.evals.verify import Certificate, Line
 from regaze.evals.verify.certificate import PROMISES
 from regaze.hooks import Columns, Edit, Host, Map, MapForm, dispatch

@@ -154,6 +154,25 @@ def test_each_of_several_images_has_its_own_heat() -> None:
     np.testing.assert_allclose(both, seen.mass(0)[columns].numpy())
 
 
+@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl", "mistral3"])
+def test_the_grid_of_each_image_is_that_which_it_has_alone(family: str) -> None:
+    model = tiny(family)
+    rows = (SHORT, [0, 2, 1]), (LONG, [3, 0])
+    seen = look(model, ask(model, *rows), rows="last")
+    sizes = set()
+    for sample, (_, pictures) in enumerate(rows):
+        images = [seen.grid(sample, image) for image in range(len(pictures))]
+        columns = torch.cat([grid.flatten() for grid in images]).tolist()
+        assert columns == sorted(set(columns))  # one image after the other, no column in two
+        for number, (grid, picture) in enumerate(zip(images, pictures, strict=True)):
+            alone = look(model, ask(model, (SHORT, [picture])), rows="last")
+            own, run = alone.grid(), alone.tokens.image_columns(0, 0)
+            place = seen.tokens.image_columns(sample, number)
+            assert torch.equal(grid - place[0], own - run[0])
+            sizes.add(tuple(grid.shape))
+    assert len(sizes) > 1
+
+
 def test_a_new_prompt_replaces_the_one_before() -> None:
     model = tiny("llava")
     with capture(model.model) as seen, torch.no_grad():

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask
+from seconds import Seconds, Told, twice
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from regaze.hooks import Branch, Edit, attach
+from regaze.hooks import Branch, attach
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.interventions import PAI
-from regaze.interventions.lvlm.pai import contrast
+from regaze.interventions.lvlm.contrasts import guide
 
 FAMILIES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "gemma3", "mistral3", "internvl")
 ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
@@ -77,7 +78,7 @@ def reference(model: Tiny, second: Second, combine: Any) -> Any:
 def with_text(model: Tiny, inputs: Mapping[str, Any]) -> Any:
     plain = copy.deepcopy(model.model)
     second = text_only(model, plain, inputs["input_ids"].shape[1])
-    return reference(model, second, lambda a, b: contrast(a, b, GAMMA))
+    return reference(model, second, lambda a, b: guide(a, b, GAMMA))
 
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -119,39 +120,6 @@ def test_assisted_decoding_gives_greedy_s_tokens() -> None:
     inputs = ask(model, ROWS[0])
     want = say(model, inputs, SPEC, max_new_tokens=16)
     assert say(model, inputs, SPEC, max_new_tokens=16, assistant_model=helper) == want
-
-
-class Seconds(Edit):
-    """Edits scores as it is told."""
-
-    def __init__(self, *branches: Branch, ban: int | None = None) -> None:
-        super().__init__(())
-        self.branches, self.ban = branches, ban
-
-    def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
-        if self.ban is None:
-            return scores
-        banned = torch.arange(scores.shape[-1]) == self.ban
-        return scores.masked_fill(banned, -torch.inf)
-
-
-class Told:
-    """A method made of an edit."""
-
-    label, acts_on = "told", "vision-language models"
-
-    def __init__(self, edit: Edit) -> None:
-        self.edit = edit
-
-    def resolve(self, host: Any) -> Told:
-        return self
-
-    def bind(self, host: Any) -> Edit:
-        return self.edit
-
-
-def twice(scores: Tensor, other: Tensor, pass_: Pass | None = None) -> Tensor:
-    return 2 * scores - other
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
@@ -316,7 +284,7 @@ def test_a_pass_outside_of_generate(use_cache: bool) -> None:
     with attach(model.model, SPEC):
         got = model.model(**inputs, use_cache=use_cache).logits
     assert torch.equal(got[:, :-1], edited[:, :-1])
-    want = contrast(edited[:, -1], other, GAMMA)
+    want = guide(edited[:, -1], other, GAMMA)
     torch.testing.assert_close(got[:, -1], want, rtol=0, atol=1e-4)
 
 

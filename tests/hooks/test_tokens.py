@@ -73,6 +73,11 @@ def test_images_side_by_side_are_told_apart_by_their_size() -> None:
     assert number(of(IMG, IMG, IMG, IMG)) == "0000"
     assert number(of(IMG, IMG, IMG, IMG, per_image=2)) == "0011"
     assert number(of(IMG, IMG, TEXT, IMG, IMG, IMG, IMG, per_image=2)) == "00.1122"
+    # An image ends with its last column: what stands between two of its size is of neither.
+    tokens = of(IMG, IMG, ROW_END, IMG, IMG, NEWLINE, IMG, IMG, IMG, IMG, per_image=2)
+    assert kinds(tokens) == "II|IIqIIII"
+    assert number(tokens) == "00.00.1122"
+    assert [tokens.image_columns(0, i).tolist() for i in range(3)] == [[0, 1, 3, 4], [6, 7], [8, 9]]
 
 
 def test_row_ends_inside_an_image_are_separators_and_after_it_text() -> None:

@@ -11,7 +11,9 @@ from PIL import Image
 from tiny import Tiny, tiny
 
 from regaze.hooks import attach, capture
+from regaze.hooks.capture import Capture, Rowset, _Seen
 from regaze.hooks.grids import grid_size, patch_grid
+from regaze.hooks.tokens import TokenMap
 from regaze.interventions import CARVE, VHR, look_closer
 from regaze.interventions.lvlm.carve_reading import Looker, Reading, patch_attention
 
@@ -125,6 +127,40 @@ def test_the_vision_tower_reads_a_picture_once_for_both_readings() -> None:
         closer.before
         == look_closer(model.model, model.processor, model.picture(0), QUESTION, SPEC).before
     )
+
+
+def test_a_reading_knows_whether_its_answer_ended_by_itself() -> None:
+    model = tiny("llava", fresh=True)
+    image = model.picture(0)
+    reads = looker(model)
+    cut = reads.read(image, QUESTION, TOKENS)
+    assert not cut.ended and cut.suffices(TOKENS) and not cut.suffices(TOKENS + 1)
+    inputs = reads.inputs(QUESTION, (image,))
+    made = model.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    for ends in (int(made[0, -1]), [int(made[0, -1]), 1]):
+        model.model.generation_config.eos_token_id = ends
+        ended = reads.read(image, QUESTION, TOKENS)
+        assert ended.ended and len(ended.attention) < TOKENS and ended.suffices(TOKENS + 1)
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_patches_are_found_where_a_window_has_moved_on(offset: int) -> None:
+    # Columns: 3 of text, 4 patches, 1 of text; the first two have left the window, or none has.
+    kinds = torch.tensor([[1, 1, 1, 2, 2, 2, 2, 4]], dtype=torch.int8)
+    images = torch.where(kinds == 2, 0, -1).to(torch.int16)
+    seen = Capture(tiny("llava").model.config, "last", "mean")
+    whole = torch.arange(8.0)
+    rowset = Rowset(
+        layer=0,
+        rows=torch.tensor([[7]]),
+        valid=torch.tensor([[True]]),
+        weights=whole[None, None, None, offset:],
+        offset=offset,
+    )
+    seen.begin(_Seen({}, 1, TokenMap(kinds, images), [rowset]))
+    found = patch_attention(seen, 1, 0, {"input_ids": kinds})
+    assert found.tolist() == [[[[3.0, 4.0], [5.0, 6.0]]]]
+    np.testing.assert_array_equal(seen.heat(), found[0, 0])
 
 
 def test_reading_leaves_no_trace_and_sees_what_is_attached() -> None:

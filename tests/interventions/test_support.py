@@ -7,6 +7,7 @@ from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
     CANNOT,
+    CONTRASTS,
     LIMITS,
     METHODS,
     NEEDS_PROCESSOR,
@@ -26,9 +27,10 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert all(method.acts.literal() is not None for method in METHODS.values())
-    assert [METHODS[name].name for name in SHOWN] == sorted(NAMES)
+    every = [*METHODS.values(), *CONTRASTS.values()]
+    assert {method.name for method in every} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in every)
+    assert [METHODS[name].name for name in SHOWN] == sorted({m.name for m in METHODS.values()})
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 

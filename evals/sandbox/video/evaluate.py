@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from PIL import Image
 
+from regaze.evals.clips.runner import paint_clip
+from regaze.evals.clips.task import measure
 from regaze.evals.sandbox.painting.checker import check, total
 from regaze.evals.sandbox.painting.scenes import SPLITS
 from regaze.evals.sandbox.painting.stages import pixels
 from regaze.evals.sandbox.video import controlnet_path
 from regaze.evals.sandbox.video.pipeline import load_pipeline
 from regaze.evals.sandbox.video.world import Clip, clips
-from regaze.evals.video.runner import paint_clip
-from regaze.evals.video.task import measure
 
 STEPS = 20
 """Denoising steps; more change little."""

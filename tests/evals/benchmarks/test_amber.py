@@ -90,6 +90,26 @@ def test_the_official_f1_of_existence_is_a_little_lower() -> None:
         assert sections(task, said)[section]["f1"] == pytest.approx(f1)
 
 
+def test_the_official_f1_adds_a_little_to_its_denominator() -> None:
+    rows = [record(id=i, type=TYPES[1], truth="no") for i in range(3)]
+    found = sections(
+        Amber.from_records(rows, blank, profile="strict"), {"0": "No", "1": "No", "2": "Yes"}
+    )
+    # Without the 0.0001 it would be 80.0.
+    assert round(100 * found["state"]["f1"], 9) == 79.9
+
+
+def test_the_larger_one_is_for_existence_alone() -> None:
+    rows = [record(id=i, type=TYPES[i % 2], truth="no") for i in range(80)]
+    said = {str(i): "Yes" if i // 2 % 2 else "No" for i in range(80)}
+    found = sections(Amber.from_records(rows, blank, profile="strict"), said)
+    assert {name: round(found[name]["f1"], 9) for name in ("existence", "state", POOLED)} == {
+        "existence": 0.666,
+        "state": 0.667,
+        POOLED: 0.667,
+    }
+
+
 def test_three_official_counters_start_higher_than_one() -> None:
     rows = [record(id=i, type=kind, truth="yes") for i, kind in enumerate(TYPES[1:4])]
     found = sections(Amber.from_records(rows, blank, profile="strict"), dict.fromkeys("012", "Yes"))

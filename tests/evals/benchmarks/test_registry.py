@@ -12,8 +12,8 @@ import pytest
 from hubs import fake_hub
 from PIL import Image
 
+from regaze.evals.benchmarks.kinds import looks_like
 from regaze.evals.benchmarks.registry import BENCHMARKS, Source, find
-from regaze.evals.benchmarks.rows import looks_like
 
 COCO = {"image": "1.jpg", "question_id": 1, "text": "Is there a dog?", "label": "yes"}
 AOKVQA = {
@@ -35,12 +35,18 @@ HALLUSION = {
     **{"question_id": "0", "visual_input": "1", "question": "Is it?", "gt_answer": "1"},
 }
 MMVP = {"Index": 1, "Question": "?", "Options": "(a) x (b) y", "Correct Answer": "(a)"}
+NATURAL = {
+    **{"Question_0": "Is it?", "Question_1": "Is it not?", "Image_0": "1.jpg", "Image_1": "2.jpg"},
+    **{"Image_0_Question_0": "Yes", "Image_1_Question_0": "No", "Image_0_Question_1": "No"},
+    **{"Image_1_Question_1": "Yes", "Question_Type": "yes_no"},
+}
 OPOPE = {"image": "1.jpg", "objects": ["dog", "cat", "cup"]}
 ROWS: dict[str, dict[str, Any]] = {
     **{"POPE": COCO, "A-OKVQA": AOKVQA, "TextVQA": TEXTVQA, "V*Bench (letters)": VSTAR},
     **{"V*Bench (likelihood)": VSTAR_LIKELY, "MMHal-Bench": MMHAL, "HallusionBench": HALLUSION},
     **{"MMVP": MMVP, "OPOPE": OPOPE, "AMBER": {"id": 1, "image": "1.jpg", "query": "?"}},
     "MME": {"question_id": "1", "category": "count", "question": "?", "answer": "Yes"},
+    "NaturalBench": NATURAL,
     "CHAIR (COCO)": {"images": [], "annotations": []},
 }
 
@@ -87,6 +93,7 @@ def files(name: str, folder: Path) -> Source:
     content = {
         "pope": [COCO],
         "hallusionbench": [HALLUSION],
+        "naturalbench": [NATURAL],
         "textvqa": {"data": [TEXTVQA]},
         "aokvqa": [AOKVQA],
         "mmhal": [MMHAL],

@@ -127,7 +127,7 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"{path} is no TextVQA file"):
         TextVqa.from_files(path, tmp_path)
     path.write_text('{"image": "a.jpg"}\n{"image": "b.jpg"}\n')
-    with pytest.raises(ValueError, match=rf"{path}:2: malformed JSON.*\(TextVQA_0.5.1_val.json is"):
+    with pytest.raises(ValueError, match=rf"{path} is JSON lines.*\(TextVQA_0.5.1_val.json is"):
         TextVqa.from_files(path, tmp_path)
     path.write_text('{"data": []}')
     with pytest.raises(ValueError, match="textvqa has no questions"):

@@ -19,12 +19,12 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 from lmms_eval.utils import simple_parse_args_string
 
+from regaze.evals.asking.forcing import forced
+from regaze.evals.asking.generation import Answerer
+from regaze.evals.asking.models import Loaded, load
 from regaze.evals.lmms_eval.model import RegazeHf, RegazeHfChat
 from regaze.evals.lmms_eval.requests import interventions
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.forcing import forced
-from regaze.evals.running.generation import Answerer
-from regaze.evals.running.models import Loaded, load
+from regaze.evals.runs.conditions import Condition
 from regaze.evals.sandbox.tasks import load_image, pope_records
 from regaze.hooks.attach import attach
 

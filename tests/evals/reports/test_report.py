@@ -12,13 +12,13 @@ from PIL import Image
 from scored import pope_run
 from toy import ToyTask, toy_model
 
+from regaze.evals.asking import runner
+from regaze.evals.asking.models import Loaded
 from regaze.evals.reports import plots
 from regaze.evals.reports.gallery import Flip, Side
 from regaze.evals.reports.plots import Whisker
 from regaze.evals.reports.report import _title, write_report
-from regaze.evals.running import runner
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.models import Loaded
+from regaze.evals.runs.conditions import Condition
 from regaze.evals.scoring.scores import score_run
 from regaze.evals.study import Scored
 from regaze.evals.task import Item

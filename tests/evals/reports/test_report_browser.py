@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from toy import toy_model
 
+from regaze.evals.asking import runner
+from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.reports.report import write_report
-from regaze.evals.running import runner
-from regaze.evals.running.conditions import Condition
-from regaze.evals.running.models import Loaded
+from regaze.evals.runs.conditions import Condition
 from regaze.evals.scoring.scores import score_run
 from regaze.evals.study import Scored
 

@@ -8,8 +8,8 @@ import pytest
 from scored import fired, pope_run, pope_scores, run
 from toy import ToyTask
 
-from regaze.evals.running.records import Record
-from regaze.evals.running.results import Answers
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.results import Answers
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.scoring.statistics import holm
 from regaze.evals.scoring.thresholds import AUC

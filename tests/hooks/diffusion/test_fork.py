@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from tiny_pipelines import FAMILIES, quiet
 
 import regaze
 from regaze.hooks.diffusion import sites
+from regaze.hooks.diffusion.families import family_of
+from regaze.hooks.diffusion.fork import why_not
 from regaze.hooks.diffusion.sites import blocks
 
-KINDS = ("sd", "sd3", "flux", "pixart", "qwen")
+KINDS = ("sd", "sd3", "flux", "pixart", "qwen", "controlnet")
 
 
 def count(family: str, **options: Any) -> tuple[int, int]:
@@ -37,6 +40,23 @@ def count(family: str, **options: Any) -> tuple[int, int]:
         assert run.report().fired
         assert ("whole extra" in run.report().interventions[0].note) == ("fork" in options)
     return seen[names[0]], seen[names[1]]
+
+
+def test_a_controlnets_residuals_may_stand_beside_a_fork_and_an_adapters_not() -> None:
+    denoiser = quiet(FAMILIES["controlnet"].build()).unet
+    family = family_of(denoiser)
+    down, middle = "down_block_additional_residuals", "mid_block_additional_residual"
+    residual = torch.zeros(1)
+    assert why_not(denoiser, {}, family) is None
+    assert why_not(denoiser, {down: (residual,), middle: residual}, family) is None
+    assert why_not(denoiser, {down: None, middle: residual}, family) is None
+    for call in (
+        {down: (residual,)},  # as adapters' residuals were called once
+        {down: (residual,), middle: None},
+        {"down_intrablock_additional_residuals": (residual,)},
+        {"down_intrablock_additional_residuals": (residual,), down: (residual,), middle: residual},
+    ):
+        assert "T2I adapter" in str(why_not(denoiser, call, family))
 
 
 @pytest.mark.parametrize("family", KINDS)

@@ -162,6 +162,10 @@ def test_the_users_latents_are_not_written_to() -> None:
         (lambda: regaze.AStar(tokens=[1.5]), "tokens holds 1.5"),
         (lambda: regaze.AStar(tokens={"a": 1}), "tokens must be a list"),
         (lambda: regaze.AStar(tokens=[1], threshold=2), "threshold must be"),
+        (lambda: regaze.AStar(tokens=[1], threshold=-1e-9), "threshold must be"),
+        (lambda: regaze.AStar(tokens=[1], segregation=-1e-9), "segregation must be"),
+        (lambda: regaze.AStar(tokens=[1], retention=-1e-9), "retention must be"),
+        (lambda: regaze.AStar(tokens=[1], step_size=-1e-9), "step_size must be"),
         (lambda: regaze.AStar(tokens=[1], masks="behind"), "before"),
         (lambda: regaze.AStar(tokens=[1], layout=[[1, 0]]), "a mask per concept"),
         (lambda: regaze.AStar(tokens=[1], start=0.5, stop=0.5), "never act"),
@@ -174,6 +178,12 @@ def test_the_users_latents_are_not_written_to() -> None:
 def test_wrong_fields_raise(make: Any, hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
         make()
+
+
+def test_the_ends_of_a_fields_domain_belong_to_it() -> None:
+    spec = regaze.AStar(tokens=[1], segregation=0, retention=0, threshold=0)
+    assert (spec.segregation, spec.retention, spec.threshold) == (0, 0, 0)
+    assert regaze.AStar(tokens=[1], threshold=1).threshold == 1
 
 
 def test_specs_survive_json_and_their_own_labels() -> None:

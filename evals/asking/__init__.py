@@ -1,0 +1,1 @@
+"""Asks vision-language models the questions of a task."""

@@ -1,0 +1,77 @@
+"""Counts a model's passes, and the time before and after the first token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from regaze.evals.runs.cost import now
+
+
+class Meter:
+    """Counts the passes of a text tower, and the time before and after the first token.
+
+    Attributes:
+        forwards: Passes since `start`.
+        columns: Rows times columns in them.
+        prefill_s: Seconds until first tokens were predicted, since `start`.
+        decode_s: Seconds after that.
+        logits: "B V", at the last row of the pass that predicted the first token.
+    """
+
+    def __init__(self, model: nn.Module, tower: nn.Module) -> None:
+        self.model, self.tower = model, tower
+        self.logits: Tensor | None = None
+        self._watching = False
+        self._first = 0.0
+        self.start()
+
+    @contextmanager
+    def running(self) -> Iterator[Meter]:
+        """Count inside. Enter it after interventions are attached, so that what they add counts."""
+        handles = [
+            self.tower.register_forward_pre_hook(self._count, with_kwargs=True),
+            self.model.register_forward_hook(self._end),
+        ]
+        try:
+            yield self
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def start(self) -> None:
+        """A batch begins."""
+        self.forwards = self.columns = 0
+        self.prefill_s = self.decode_s = 0.0
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            for device in range(torch.cuda.device_count()):
+                torch.cuda.reset_peak_memory_stats(device)
+
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        """Prompts are read and answered inside; `watch` tells which pass predicts first."""
+        self.logits = None
+        began = self._first = now()
+        yield
+        self.prefill_s += self._first - began
+        self.decode_s += now() - self._first
+
+    def watch(self) -> None:
+        """The next pass of the model is the one that predicts the first token."""
+        self._watching = True
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
+        entering = next(x for x in given if isinstance(x, Tensor))
+        self.forwards += 1
+        self.columns += entering.shape[0] * entering.shape[1]
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._watching:
+            self._watching = False
+            self.logits = output.logits[:, -1]
+            self._first = now()

@@ -1,0 +1,193 @@
+"""Read an image once for all questions about it.
+
+Prompts about one image begin alike: system text, image, the first words of the question. By
+causality, keys and values of that beginning don't depend on what follows, so they are computed once
+per image, for several images at a time, repeated for each question, and the rests of the questions
+are read and answered as one batch. That is what separate runs compute, only not as often.
+
+A row of the batch is ``padding, beginning, padding, rest``: the first padding levels the images'
+beginnings, the second the rests. Masked columns don't count as positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from regaze.evals.asking.decoding import Decoding
+from regaze.evals.asking.prompts import Prompter, common
+
+Partial = Callable[[], AbstractContextManager[None]]
+
+
+class CannotShareError(Exception):
+    """Why these prompts can't share their beginning."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Prompts about G images, k about each.
+
+    Attributes:
+        prefix: Inputs "G P" of the beginnings, with the images.
+        ids: "G*k P+S" whole prompts.
+        mask: "G*k P+S", 1 where ``ids`` is no padding.
+        repeats: k.
+    """
+
+    prefix: Mapping[str, Tensor]
+    ids: Tensor
+    mask: Tensor
+    repeats: int
+
+
+def splice(
+    prompter: Prompter, texts: Sequence[str], first: Sequence[int], image_ids: Collection[int]
+) -> list[list[int]]:
+    """Token ids of several prompts about one image, from those of the first.
+
+    Args:
+        prompter: Of the model.
+        texts: The prompts in the chat template.
+        first: What the processor made of the first one and the image.
+        image_ids: Token ids that stand for image columns.
+
+    Raises:
+        CannotShareError: The processor does more than put the image where its placeholder is, or a
+            question's own words hold a placeholder.
+    """
+    rows = [list(first)]
+    for text in texts[1:]:
+        old, new = prompter.tail(texts[0], text)
+        if list(first[len(first) - len(old) :]) != old:
+            raise CannotShareError("its processor changes the text after the image")
+        if not set(image_ids).isdisjoint(new):
+            raise CannotShareError("a question's own words hold the placeholder of an image")
+        rows.append([*first[: len(first) - len(old)], *new])
+    return rows
+
+
+def arrange(
+    firsts: Mapping[str, Tensor], groups: Sequence[Sequence[list[int]]], pad: int
+) -> Shared:
+    """Lay out prompts so that the beginning of each group is read once.
+
+    Args:
+        firsts: Left-padded inputs "G T" of each group's first prompt, with the images.
+        groups: Token ids of each group's prompts, equally many in each, the first one first.
+        pad: Token id to pad with.
+    """
+    # At least one token stays, as the row that predicts the answer.
+    begin = [min(common(rows), *(len(row) - 1 for row in rows)) for rows in groups]
+    most = max(begin)
+    total = firsts["input_ids"].shape[1]
+    prefix = {}
+    for name, tensor in firsts.items():
+        if tensor.shape[:2] == (len(groups), total):  # one value per token
+            cut = [
+                tensor[g, total - len(rows[0]) : total - len(rows[0]) + b]
+                for g, (rows, b) in enumerate(zip(groups, begin, strict=True))
+            ]
+            fill = pad if name == "input_ids" else 0
+            tensor = torch.stack([_pad_left(row, most, fill) for row in cut])
+        prefix[name] = tensor
+    rests = [row[b:] for rows, b in zip(groups, begin, strict=True) for row in rows]
+    longest = max(map(len, rests))
+    rest = torch.stack([_pad_left(torch.tensor(row), longest, pad) for row in rests])
+    seen = torch.stack(
+        [_pad_left(torch.ones(len(row), dtype=torch.long), longest, 0) for row in rests]
+    )
+    k = len(groups[0])
+    ids = torch.cat([prefix["input_ids"].repeat_interleave(k, 0), rest], 1)
+    mask = torch.cat([prefix["attention_mask"].repeat_interleave(k, 0), seen], 1)
+    return Shared(prefix, ids, mask, k)
+
+
+def begin(
+    model: Any, prefix: Mapping[str, Any], shared: Shared, beams: int, partial: Partial
+) -> dict[str, Any]:
+    """Read the beginnings; what to give ``generate`` then to read the rests and answer.
+
+    Args:
+        model: An image-text-to-text model.
+        prefix: That of ``shared``, on the model's device.
+        shared: Prompts.
+        beams: Rows that ``generate`` will make of each prompt.
+        partial: `regaze.hooks.Attachment.partial_prompt`, where interventions are attached.
+
+    Raises:
+        CannotShareError: The model's cache isn't one that can be continued by columns.
+    """
+    with partial():
+        cache = read(model, prefix)
+    check_cache(cache)
+    cache.batch_repeat_interleave(shared.repeats * beams)
+    ids, mask = shared.ids.to(model.device), shared.mask.to(model.device)
+    positions = mask.cumsum(1) - 1
+    # Where an image takes fewer positions than columns (M-RoPE), the model keeps the difference.
+    deltas = [m.rope_deltas for m in model.modules() if getattr(m, "rope_deltas", None) is not None]
+    if deltas:
+        positions = positions + deltas[0].to(positions).repeat_interleave(shared.repeats, 0)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions.masked_fill(mask == 0, 0),
+        "past_key_values": cache,
+    }
+
+
+def read(model: Any, inputs: Mapping[str, Tensor]) -> Any:
+    """Read prompts; the cache of their keys and values."""
+    # One new token is one forward pass, with positions as the family numbers them.
+    config = Decoding().config(model, 1)
+    config.return_dict_in_generate = True
+    return model.generate(**inputs, generation_config=config).past_key_values
+
+
+def check_cache(cache: Any) -> None:
+    """Check that a cache holds one key and value per column, so that it can be continued.
+
+    Raises:
+        CannotShareError: It doesn't; padding between prompts would count as columns of a window.
+    """
+    kinds = {type(layer).__name__ for layer in getattr(cache, "layers", ())} - {
+        DynamicLayer.__name__
+    }
+    if kinds or not hasattr(cache, "layers"):
+        what = ", ".join(sorted(kinds)) or type(cache).__name__
+        raise CannotShareError(f"its cache has layers that don't keep every column ({what})")
+
+
+def check_causal(model: Any, inputs: Mapping[str, Tensor]) -> None:
+    """Check that a prompt's beginning doesn't depend on its end, bit for bit.
+
+    Args:
+        model: An image-text-to-text model without interventions.
+        inputs: One prompt.
+
+    Raises:
+        CannotShareError: It does, as in models that read the whole prompt in both directions.
+    """
+    ids = inputs["input_ids"]
+    text = ids[0].tolist()
+    # Another last token: all shapes stay the same, so that equal means equal bits.
+    other = ids.clone()
+    other[:, -1] = next(token for token in reversed(text) if token != text[-1])
+    caches = [read(model, {**inputs, "input_ids": changed}) for changed in (ids, other)]
+    check_cache(caches[0])
+    for one, two in zip(caches[0].layers, caches[1].layers, strict=True):
+        if not torch.equal(one.keys[:, :, :-1], two.keys[:, :, :-1]):
+            raise CannotShareError(
+                "it reads prompts in both directions, so what it makes of the image depends on "
+                "the question"
+            )
+
+
+def _pad_left(row: Tensor, length: int, value: int) -> Tensor:
+    return torch.nn.functional.pad(row, (length - len(row), 0), value=value)

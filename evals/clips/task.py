@@ -1,0 +1,208 @@
+"""Clips as a task: answers are strips of painted frames, measured against the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from regaze.evals.clips import measures
+from regaze.evals.pictures.scorers import Scorer
+from regaze.evals.runs import records
+from regaze.evals.sandbox.painting.checker import check, total
+from regaze.evals.sandbox.painting.scenes import SIZE
+from regaze.evals.sandbox.video.structure import estimate
+from regaze.evals.sandbox.video.world import FRAMES, GRAIN, Clip, clip
+from regaze.evals.scoring.statistics import ratio
+from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.hooks.checks import check_choice
+
+NAME = "video"
+PROMPTS = ("empty", "full")
+"""What a clip is painted from beside its normal maps: nothing, or its prompt."""
+
+_DIRECTIONS = {
+    "warping_error": -1,
+    "flicker": -1,
+    "colour_drift": -1,
+    "structure_rmse": -1,
+    "structure_psnr": 1,
+    "found": 1,
+}
+_LEVELS = 255
+"""Errors are shown in grey levels: as shares of the range they would be all zeros."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study paints; kept in its directory.
+
+    Attributes:
+        split: Whose clips; choose settings on ``"validation"``, report ``"test"``.
+        count: The first so many.
+        prompts: Some of ``PROMPTS``.
+        frames: Of a clip.
+        grain: Speeds are multiples of it, in pixels per frame.
+        seed: Of the first clip's noise.
+    """
+
+    split: str = "validation"
+    count: int = 30
+    prompts: tuple[str, ...] = PROMPTS
+    frames: int = FRAMES
+    grain: float = GRAIN
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts", tuple(self.prompts))
+        for prompt in self.prompts:
+            check_choice("study of clips", "prompts", prompt, PROMPTS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; give it back as keyword arguments."""
+        return {"benchmark": NAME, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`."""
+        return cls(**{key: value for key, value in fields.items() if key != "benchmark"})
+
+
+class Clips(Task):
+    """One item per clip and kind of prompt; clips are what statistics resample.
+
+    Args:
+        plan: Which clips.
+        out: The study's directory, with the strips.
+        scorers: Of pictures. They see all frames but the first, compare each with the one before,
+            and are averaged over the clip.
+
+    Raises:
+        ImportError: A scorer's library is missing.
+        ValueError: A scorer's weights are missing.
+    """
+
+    name = NAME
+    profile = "truth"
+    max_new_tokens = 1
+    units = "clips"
+
+    def __init__(self, plan: Plan, out: Path, scorers: Sequence[Scorer] = ()) -> None:
+        self.plan, self.out, self.scorers = plan, out, tuple(scorers)
+        self.headline = tuple(self.directions)
+        shown_as_they_are = [name for scorer in scorers for name in scorer.absolute]
+        self.absolute = (*(n for n in _DIRECTIONS if n != "found"), *shown_as_they_are)
+        self.items = [
+            Item(f"{prompt}/{number}", None, prompt, f"{prompt} prompt", number, (), str(number))
+            for prompt in plan.prompts
+            for number in range(plan.count)
+        ]
+        self._clip = cache(self._draw)
+        self._scores = [scorer.load("cpu").score for scorer in scorers]
+
+    def clip(self, item: Item) -> Clip:
+        """An item's clip."""
+        return self._clip(item.target)
+
+    def prompt(self, item: Item) -> str:
+        """What an item is painted from."""
+        return self.clip(item).prompt if item.prompt == "full" else ""
+
+    def noise_seed(self, item: Item) -> int:
+        """Of the noise that all frames of an item start from; the same for both prompts."""
+        return self.plan.seed + int(item.target)
+
+    def _draw(self, number: int) -> Clip:
+        plan = self.plan
+        return clip(plan.split, number, frames=plan.frames, grain=plan.grain)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the objects of all frames."""
+        found = {item.target: self.clip(item) for item in self.items}
+        return records.digest([asdict(one) for one in found.values()])
+
+    def load_image(self, item: Item) -> Image.Image:
+        """Never asked for: items have no image to ask about."""
+        raise OSError(f"{item.id} is a clip, it has no image")
+
+    def counts(self, item: Item, text: str) -> Counts:
+        """What the strip in a file holds, measured; ``correct`` is all objects in all frames.
+
+        Raises:
+            OSError: The strip is gone or damaged.
+        """
+        frames, truth = open_strip(self.out / text), self.clip(item)
+        counts = {"items": 1.0, "correct": 0.0, "found": 0.0, "wanted": 0.0}
+        counts |= measure(frames, truth)
+        if item.prompt == "full":
+            asked = total(check(frames, [truth.wanted] * len(frames)))
+            counts |= {key: float(asked[key]) for key in ("found", "wanted")}
+            counts["correct"] = float(asked["right"] == len(frames))
+        for score in self._scores:
+            each = score(frames[1:], [self.prompt(item)] * (len(frames) - 1), frames[:-1])
+            counts |= {name: float(np.mean([one[name] for one in each])) for name in each[0]}
+        return counts
+
+    def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
+        """Means over the clips, and ``found``, a share of all prompted objects in all frames."""
+        means = {name: ratio(sums[name], sums["items"]) for name in self.directions}
+        return {**means, "found": ratio(sums["found"], sums["wanted"])}
+
+    @property
+    def directions(self) -> Mapping[str, int]:
+        """Of the measures, and of what the scorers give."""
+        further = (scorer.directions for scorer in self.scorers)
+        return {name: way for each in (_DIRECTIONS, *further) for name, way in each.items()}
+
+
+def measure(frames: Sequence[Image.Image], truth: Clip) -> dict[str, float]:
+    """A painted clip against the truth.
+
+    Args:
+        frames: One per frame of the clip: RGB, 32 x 32.
+        truth: The clip.
+
+    Returns:
+        ``warping_error``, ``flicker`` and ``colour_drift`` of the pictures and ``structure_rmse``
+        of the normal maps estimated from them, in grey levels of 255, and ``structure_psnr``, in
+        dB; see `regaze.evals.clips.measures`. NaN where undefined.
+    """
+    pictures, shown = as_array(frames), as_array([estimate(frame) for frame in frames])
+    given = as_array(truth.normals)
+    errors = {
+        "warping_error": measures.warping_error(pictures, truth.flow, truth.visible),
+        "flicker": measures.flicker(pictures, truth.still),
+        "colour_drift": measures.colour_drift(pictures, truth.silhouettes),
+        "structure_rmse": measures.rmse(given, shown),
+    }
+    levels = {name: _LEVELS * error for name, error in errors.items()}
+    return {**levels, "structure_psnr": measures.psnr(given, shown)}
+
+
+def as_array(frames: Sequence[Image.Image]) -> NDArray[np.float64]:
+    """Frames as "F H W C", 0 to 1."""
+    return np.stack([np.asarray(frame.convert("RGB"), np.float64) / 255 for frame in frames])
+
+
+def strip(frames: Sequence[Image.Image]) -> Image.Image:
+    """Frames side by side in one picture."""
+    joined = np.concatenate([np.asarray(frame.convert("RGB")) for frame in frames], 1)
+    return Image.fromarray(joined)
+
+
+def open_strip(path: Path) -> list[Image.Image]:
+    """The frames of a strip.
+
+    Raises:
+        OSError: It is gone or damaged.
+    """
+    with Image.open(path) as image:
+        whole = image.convert("RGB")
+    return [whole.crop((left, 0, left + SIZE, SIZE)) for left in range(0, whole.width, SIZE)]

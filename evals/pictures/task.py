@@ -1,0 +1,115 @@
+"""Prompts and seeds as a task: its answers are the stored scores of the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from regaze.evals.pictures.prompts import Prompt
+from regaze.evals.pictures.render import Shot
+from regaze.evals.pictures.scorers import IMAGES, Scorer
+from regaze.evals.runs import records
+from regaze.evals.task import Counts, Item, Sums, Task
+
+NAME = "images"
+FOLDER = "images"
+
+
+class Pictures(Task):
+    """One item per prompt and seed; prompts are what statistics resample.
+
+    Where a run stores an answer, a picture stores the name of its file. Scores are computed apart
+    and put in its place as JSON, see `regaze.evals.pictures.study`; so this class never sees a
+    pixel, and all statistics are those of every other task.
+
+    Args:
+        prompts: What to paint.
+        seeds: Of the noise; every prompt is painted with each.
+        scorers: Whose scores to read.
+
+    Raises:
+        ValueError: Two scorers give a metric of the same name.
+    """
+
+    name = NAME
+    max_new_tokens = 1
+    units = "prompts"
+
+    def __init__(
+        self, prompts: Sequence[Prompt], seeds: Sequence[int], scorers: Sequence[Scorer] = ()
+    ) -> None:
+        self.scorers = tuple(scorers)
+        self.profile = "+".join(scorer.label for scorer in scorers) or "unscored"
+        self.items = [
+            # The same prompt under two ids is one cluster.
+            Item(f"{one.id}/{seed}", None, one.text, one.group, None, (), one.text)
+            for one in prompts
+            for seed in seeds
+        ]
+        self.seeds = tuple(seeds)
+        metrics = [metric for scorer in scorers for metric in scorer.directions]
+        if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
+            raise ValueError(f"two scorers give {', '.join(twice)}: score with one at a time")
+        self.headline = tuple(m for scorer in scorers for m in scorer.headline or scorer.directions)
+        self.absolute = tuple(metric for scorer in scorers for metric in scorer.absolute)
+
+    def shot(self, item: Item) -> Shot:
+        """What to paint for an item."""
+        return Shot(item.prompt, int(item.id.rpartition("/")[2]))
+
+    def file(self, item: Item) -> str:
+        """A picture's file in the folder of its condition."""
+        return f"{FOLDER}/{records.folder_name(item.id)}.png"
+
+    def picture(self, item: Item, folder: Path) -> Image.Image:
+        """The picture that a condition painted.
+
+        Raises:
+            OSError: It is gone or damaged.
+        """
+        return open_picture(folder / self.file(item))
+
+    def told(self, item: Item, text: str) -> str:
+        """What every scorer says of a picture, in words."""
+        counts = self.counts(item, text)
+        return "; ".join(scorer.told(counts) for scorer in self.scorers)
+
+    @property
+    def data_hash(self) -> str:
+        """SHA-256 of the prompts and seeds."""
+        return records.digest([(item.id, item.prompt, item.group) for item in self.items])
+
+    def load_image(self, item: Item) -> Image.Image:
+        """Never asked for: items have no image to ask about."""
+        raise OSError(f"{item.id} is a prompt, it has no image")
+
+    def counts(self, item: Item, text: str) -> Counts:
+        """The stored counts of a picture; where a scorer knows right and wrong, also that."""
+        counts: dict[str, float] = {
+            key: float("nan") if value is None else value for key, value in json.loads(text).items()
+        }
+        return {IMAGES: 1.0, "correct": counts.get("right", 0.0), **counts}
+
+    def metrics(self, sums: Sums) -> dict[str, NDArray[np.float64]]:
+        """Every scorer's metrics."""
+        return {name: v for scorer in self.scorers for name, v in scorer.metrics(sums).items()}
+
+    @property
+    def directions(self) -> Mapping[str, int]:
+        """Every scorer's directions."""
+        return {name: way for scorer in self.scorers for name, way in scorer.directions.items()}
+
+
+def open_picture(path: Path) -> Image.Image:
+    """A picture as RGB.
+
+    Raises:
+        OSError: It is gone or damaged.
+    """
+    with Image.open(path) as image:
+        return image.convert("RGB")

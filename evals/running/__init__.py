@@ -1,1 +1,0 @@
-"""Asking a model a benchmark's questions, once each, and keeping its answers."""

@@ -1,0 +1,42 @@
+"""Progress bars of runs, on standard error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich import progress
+from rich.console import Console
+
+Progress = Callable[[str, int, int], None]
+"""Called with a condition's label, items done and items in all."""
+
+
+@contextmanager
+def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
+    """Show a bar for every task and condition; gives a task's callback by the task's title.
+
+    Args:
+        shown: Of several processes, one shows its bars.
+    """
+    columns = (
+        # Specs hold lists in brackets, which would be read as markup.
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with progress.Progress(*columns, console=console, disable=not shown) as display:
+
+        def follow(title: str) -> Progress:
+            rows: dict[str, progress.TaskID] = {}
+
+            def step(label: str, done: int, total: int) -> None:
+                if label not in rows:
+                    rows[label] = display.add_task(f"{title}: {label}", total=total)
+                display.update(rows[label], completed=done)
+
+            return step
+
+        yield follow

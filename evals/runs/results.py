@@ -1,0 +1,141 @@
+"""What a run directory holds, finished or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, zip_longest
+from pathlib import Path
+from typing import Any
+
+from regaze.evals.runs import records
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.records import Record
+from regaze.evals.task import Item, Task
+
+RUN = "run.json"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one condition has answered so far, and its manifest.
+
+    Attributes:
+        label: The condition's label.
+        records: Answers and errors by item id; where answers are sampled, those of the first seed.
+        manifest: As on the disk.
+        by_seed: Answers and errors of every seed.
+    """
+
+    label: str
+    records: Mapping[str, Record]
+    manifest: Mapping[str, Any]
+    by_seed: Mapping[int, Mapping[str, Record]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.by_seed:
+            object.__setattr__(self, "by_seed", {0: self.records})
+
+    @property
+    def cost(self) -> Cost | None:
+        """What answering cost, in all sessions and processes; None if it wasn't measured."""
+        costs = [Cost.from_dict(c) for s in self.manifest["sessions"] if (c := s.get("cost"))]
+        return Cost.total(costs) if costs else None
+
+    @property
+    def firing(self) -> Mapping[str, Any] | None:
+        """What the interventions did in the last session that asked anything."""
+        reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
+        return reports[-1] if reports else None
+
+    @property
+    def silent(self) -> bool:
+        """Whether an intervention never acted, so that the answers say nothing about it."""
+        reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
+        return bool(reports) and not any(report["fired"] for report in reports)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """All answers of one run directory.
+
+    Attributes:
+        task: The task, which scores them.
+        items: The items that were asked, in order.
+        answers: One entry per condition, the unedited model first.
+        out: The directory.
+    """
+
+    task: Task
+    items: Sequence[Item]
+    answers: Sequence[Answers]
+    out: Path
+
+
+def load(task: Task, out: Path) -> RunResult:
+    """Read a run directory, finished or not.
+
+    Raises:
+        ValueError: It isn't one, its questions aren't the task's, or a file in it is damaged.
+    """
+    if not (out / RUN).exists():
+        raise ValueError(f"{out} is not a run directory: it has no {RUN}")
+    plan = records.read_json(out / RUN)
+    items = take(task.items, plan["limit"])
+    answers = []
+    for condition in plan["conditions"]:
+        folder = out / condition["folder"]
+        manifest: dict[str, Any] = {"config": {}, "sessions": []}
+        if (folder / records.MANIFEST).exists():
+            manifest = records.read_json(folder / records.MANIFEST)
+            if manifest["config"]["items_sha256"] != items_digest(items):
+                raise ValueError(f"{folder} answers other questions than the {task.name} given")
+            known = manifest["sessions"]
+            manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
+        seeds = manifest["config"].get("seeds", [0])
+        found = records.read(*records.all_predictions(folder))
+        by_seed = {
+            seed: {i.id: found[i.id, seed] for i in items if (i.id, seed) in found}
+            for seed in seeds
+        }
+        answers.append(Answers(condition["label"], by_seed[seeds[0]], manifest, by_seed))
+    return RunResult(task, items, answers, out)
+
+
+def session_files(folder: Path) -> list[Path]:
+    """Where processes note what they do, until all have finished."""
+    return sorted(folder.glob("session.rank*.json"))
+
+
+def read_sessions(folder: Path) -> list[dict[str, Any]]:
+    """Sessions that aren't in the manifest yet."""
+    return [records.read_json(path) for path in session_files(folder)]
+
+
+def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """The first items of every group, as many from each as ``limit`` allows, in their order.
+
+    So 20 of POPE's three groups are the first 7, 7 and 6 questions: the same images in every group.
+
+    Raises:
+        ValueError: The limit isn't positive, two items share an id, or there are no items.
+    """
+    if not items:
+        raise ValueError("there is nothing to ask: the data holds no items")
+    if len({item.id for item in items}) < len(items):
+        raise ValueError("two items have the same id, so their answers couldn't be told apart")
+    if limit is None:
+        return items
+    if limit < 1:
+        raise ValueError(f"the limit must be at least 1, got {limit}")
+    groups: dict[str, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.group, []).append(item)
+    in_turn = (item for turn in zip_longest(*groups.values()) for item in turn if item)
+    chosen = {item.id for item in islice(in_turn, limit)}
+    return [item for item in items if item.id in chosen]
+
+
+def items_digest(items: Sequence[Item]) -> str:
+    """SHA-256 of what is asked: ids, images and prompts in order."""
+    return records.digest([(item.id, item.image, item.prompt, item.choices) for item in items])

@@ -1,0 +1,12 @@
+"""The command line: a file for each command."""
+
+
+def main() -> None:
+    """Entry point of the command ``regaze``."""
+    try:
+        # Here, so that an interrupt is answered while the commands load, too.
+        from regaze.cli.commands import app
+
+        app(prog_name="regaze")
+    except KeyboardInterrupt:
+        raise SystemExit("error: stopped") from None

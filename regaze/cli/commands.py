@@ -1,0 +1,83 @@
+"""The command line: every command by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regaze.cli.animate import animate
+from regaze.cli.build import pope
+from regaze.cli.compare import compare
+from regaze.cli.compare_runs import compare_runs
+from regaze.cli.demo import demo
+from regaze.cli.discover import heads, sinks
+from regaze.cli.eval import eval_
+from regaze.cli.eval_images import images
+from regaze.cli.eval_video import video
+from regaze.cli.group import Commands
+from regaze.cli.judge import export, score
+from regaze.cli.list import list_
+from regaze.cli.show import show
+from regaze.cli.sites import sites
+from regaze.cli.verify import verify
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
+discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
+judge = typer.Typer(
+    no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
+)
+
+
+@app.callback()
+def options(
+    load: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--load",
+            metavar="FILE.py",
+            help="A Python file that registers methods or benchmarks of your own. Repeatable; may "
+            "stand after the command too.",
+        ),
+    ] = None,
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show tracebacks and what the libraries say; also after the command."
+        ),
+    ] = False,
+) -> None:
+    """Re-aim attention in pretrained models, without training, and measure what that does."""
+
+
+def group() -> None:
+    """Make a benchmark of your own annotated pictures."""
+
+
+app.command("list")(list_)
+app.command("eval")(eval_)
+app.command("eval images")(images)
+app.command("eval video")(video)
+app.command()(show)
+app.command()(compare_runs)
+app.command()(compare)
+app.command()(sites)
+app.command()(animate)
+app.command()(verify)
+app.add_typer(build, name="build")
+app.add_typer(discover, name="discover")
+app.add_typer(judge, name="judge")
+app.command()(demo)
+build.callback()(group)
+build.command()(pope)
+discover.command()(sinks)
+discover.command()(heads)
+judge.command()(export)
+judge.command()(score)

@@ -1,0 +1,80 @@
+"""compare: the same pictures under several conditions, side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from regaze.cli.options import spread
+from regaze.cli.pipelines import Call, Prompts, Seeds, Source, With, read_seeds
+from regaze.cli.terminal import fail, say
+
+
+@spread
+def compare(
+    source: Source,
+    call: Call,
+    prompts: Prompts,
+    with_: With = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(help="A column per value: softpag.u=0,0.25,0.5,1. Repeatable."),
+    ] = None,
+    seeds: Seeds = "4",
+    file: Annotated[Path, typer.Option("--out", "-o", help="The picture, a PNG.")] = Path(
+        "grid.png"
+    ),
+    gif: Annotated[
+        bool, typer.Option("--gif", help="Also an animation, for pipelines that make videos.")
+    ] = False,
+    cell: Annotated[
+        int | None, typer.Option(min=16, help="Longer side of a picture in the grid, in pixels.")
+    ] = None,
+) -> None:
+    """Paint the same prompts from the same noise under several conditions, side by side."""
+    if file.suffix.lower() != ".png":
+        raise ValueError(
+            f"--out must name a .png, got {file}: a grid's settings are kept inside it"
+        )
+    asked = prompts.read()
+    numbers = read_seeds(seeds)
+    given = call.arguments
+    from regaze.evals.pictures import comparison, grid
+    from regaze.evals.pictures.render import Shot
+    from regaze.evals.runs.progress import bars
+
+    columns = comparison.parse(with_ or (), sweep or ())
+    loaded = source.load()
+    arguments = {**loaded.arguments, **given}
+    shots = [Shot(one.text, seed) for one in asked for seed in numbers]
+    with bars() as follow:
+        painted = comparison.compare(
+            loaded,
+            columns,
+            shots,
+            arguments,
+            batch_size=call.batch_size,
+            progress=follow(loaded.name),
+        )
+    texts, labels = [one.text for one in asked], [column.title for column in painted]
+    pictures = [column.pictures for column in painted]
+    n_frames = len(pictures[0][0].frames)
+    if gif and n_frames == 1:
+        raise ValueError(
+            f"{source.model} makes single pictures: --gif is for pipelines that make videos"
+        )
+    about = comparison.describe(loaded, painted, texts, numbers, arguments)
+    drawn = grid.draw(labels, grid.blocks(texts, numbers, pictures), cell=cell)
+    grid.save_png(file, drawn, about)
+    say(f"Grid: {file}")
+    if gif:
+        frames = [
+            grid.draw(labels, grid.blocks(texts, numbers, pictures, frame), cell=cell)
+            for frame in range(n_frames)
+        ]
+        grid.save_gif(file.with_suffix(".gif"), frames)
+        say(f"Animation: {file.with_suffix('.gif')}")
+    if silent := [column.title for column in painted if column.silent]:
+        fail(f"never fired, so these columns are the unedited pipeline's: {', '.join(silent)}", 1)

@@ -1,0 +1,211 @@
+"""eval: a model on a benchmark, as it is and with interventions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regaze.cli.options import (
+    Compared,
+    Model,
+    Printed,
+    Profile,
+    absolute,
+    batch_size,
+    exit_if_silent,
+    spread,
+)
+from regaze.cli.studies import ask, on_test_splits, tables_of
+from regaze.cli.terminal import say
+from regaze.evals import sandbox
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.decoding import Decoding
+    from regaze.evals.benchmarks.registry import Source
+
+_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What is asked."""
+
+    benchmark: Annotated[
+        str, typer.Argument(help="Which benchmark, e.g. pope or chair; `regaze list` names all.")
+    ]
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--data",
+            "--questions",
+            "--annotations",
+            help="The benchmark's own files, their folder or a Hub id. Repeatable. Without it: "
+            "the sandbox's own scenes (POPE, CHAIR).",
+        ),
+    ] = None
+    images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None
+    words: Annotated[str | None, typer.Option(help="CHAIR's word table (synonyms.txt).")] = None
+    synonyms: Annotated[
+        str | None,
+        typer.Option(help="CHAIR for classes of your own: a row per class and its other words."),
+    ] = None
+    relabel: Annotated[
+        str | None,
+        typer.Option(help="POPE: score the answers with RePOPE's labels too; a file or folder."),
+    ] = None
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of the sandbox. Default: test and test-prior, apart."),
+    ] = None
+    n_images: Annotated[
+        int | None, typer.Option(min=1, help="Images to draw (sandbox, CHAIR).")
+    ] = None
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Ask only so many items: the first of every group, evenly."),
+    ] = None
+    profile: Profile = None
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn images and of the bootstrap.")] = 0
+
+    def source(self, model: str) -> Source:
+        """Where the task comes from.
+
+        Raises:
+            ValueError: An unknown benchmark, or no data for a model that isn't the sandbox's.
+        """
+        from regaze.evals.benchmarks.registry import Source, find
+
+        find(self.benchmark)
+        for option in ("images", "words", "synonyms", "relabel"):
+            if getattr(self, option) is not None and not self.data:
+                raise ValueError(
+                    f"--{option} goes with --data: the sandbox's scenes come with all they need"
+                )
+        if not self.data and not sandbox.is_sandbox(model) and self.split is None:
+            raise ValueError(
+                f"--data is missing: where are {self.benchmark.upper()}'s files? (--split test "
+                "asks about the sandbox's scenes instead)"
+            )
+        return Source(
+            benchmark=self.benchmark,
+            data=tuple(map(absolute, self.data or ())),
+            images=self.images and absolute(self.images),
+            words=self.words and absolute(self.words),
+            synonyms=self.synonyms and absolute(self.synonyms),
+            relabel=self.relabel and absolute(self.relabel),
+            split="test" if self.split is None else self.split,
+            n_images=self.n_images,
+            seed=self.seed,
+            profiles=tuple(self.profile or ()),
+        )
+
+    @property
+    def on_both_splits(self) -> bool:
+        """Whether the sandbox's two test splits are asked about, apart."""
+        return not self.data and self.split is None
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How answers are written."""
+
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer. Default: the benchmark's.")
+    ] = None
+    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1
+    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature.")] = None
+    top_p: Annotated[float | None, typer.Option(help="Sample from that much probability.")] = None
+    top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens.")] = None
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=1, max=10_000, help=f"Samples per item. Default: {_SEEDS}."),
+    ] = None
+
+    @property
+    def decoding(self) -> Decoding:
+        """The same as the asker wants it.
+
+        Raises:
+            ValueError: Settings exclude each other.
+        """
+        from regaze.evals.asking.decoding import Decoding
+
+        sampled = any(value is not None for value in (self.temperature, self.top_p, self.top_k))
+        n_seeds = self.seeds or (_SEEDS if sampled else 1)
+        return Decoding(
+            self.num_beams, self.temperature, self.top_p, self.top_k, tuple(range(n_seeds))
+        )
+
+
+@dataclass(frozen=True)
+class Work:
+    """How the work is done."""
+
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run. Default: runs/BENCHMARK-MODEL.")
+    ] = None
+    batch_size: Annotated[
+        str, typer.Option(metavar="N|auto", help="Items per batch; auto: as many as fit.")
+    ] = "8"
+    share_prefix: Annotated[
+        bool, typer.Option(help="Encode an image once for all questions about it.")
+    ] = True
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify", help="First verify the methods on this model; go on only if they pass."
+        ),
+    ] = False
+
+
+@spread
+def eval_(
+    questions: Questions,
+    model: Model,
+    compared: Compared,
+    answers: Answers,
+    work: Work,
+    printed: Printed,
+) -> None:
+    """Score a model on a benchmark, as it is and with interventions, side by side."""
+    size = batch_size(work.batch_size)
+    source = questions.source(model.model)
+    conditions = compared.conditions
+    decoding = answers.decoding
+    from regaze.cli.verify import certified
+    from regaze.evals.reports.report import REPORT, write_report
+    from regaze.evals.runs.distributed import join
+    from regaze.evals.study import prepare, write_scores
+
+    out = work.out or Path("runs") / f"{source.benchmark}-{Path(model.model).name}"
+    sources = on_test_splits(source, out) if questions.on_both_splits else [(source, out)]
+    jobs = [prepare(source, out, questions.limit) for source, out in sources]
+    world = join()
+    loaded = model.load()
+    certificates = certified(loaded, conditions) if work.verify else None
+    finished = ask(
+        jobs,
+        loaded,
+        conditions,
+        out=out,
+        certificates=certificates,
+        seed=questions.seed,
+        batch_size=size,
+        limit=questions.limit,
+        max_new_tokens=answers.max_new_tokens,
+        decoding=decoding,
+        share=work.share_prefix,
+        world=world,
+    )
+    if not world.first:
+        return
+    scores = tables_of(finished)
+    write_scores(out, finished)
+    write_report(out / REPORT, finished, loaded)
+    printed.show(scores)
+    if printed.plain:
+        say(f"Report: {out / REPORT}")
+    exit_if_silent(scores)

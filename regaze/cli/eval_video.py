@@ -1,0 +1,108 @@
+"""eval video: clips of the painting world, whose motion is known exactly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from regaze.cli.noise import hush
+from regaze.cli.options import Json, exit_if_silent
+from regaze.cli.pipelines import With
+from regaze.cli.terminal import out, resumable, say
+
+if TYPE_CHECKING:
+    from regaze.evals.pictures.scorers import Scorer
+
+
+def video(
+    with_: With = None,
+    split: Annotated[
+        str, typer.Option(help="Choose settings on validation, report test.")
+    ] = "validation",
+    clips: Annotated[int, typer.Option(min=2, help="The first so many.")] = 30,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompts", help="empty or full. Repeatable; default: both."),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=2, help="Of a clip.")] = 8,
+    grain: Annotated[
+        float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
+    ] = 1.0,
+    flow: Annotated[
+        str, typer.Option(help="exact or own: the clip's, or what a spec itself names.")
+    ] = "exact",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the first clip's noise.")] = 0,
+    controlnet: Annotated[
+        Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--score",
+            "-s",
+            help="Beside the measures: ssim, lpips or frame_consistency:model=DIR between "
+            "neighbouring frames, clip:model=DIR. Repeatable.",
+        ),
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
+        "runs/video"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Paint clips whose motion is known under several conditions, and measure them."""
+    import torch
+
+    from regaze.evals.clips.study import run_video
+    from regaze.evals.clips.task import PROMPTS, Plan
+    from regaze.evals.pictures import comparison
+    from regaze.evals.reports import tables
+    from regaze.evals.reports.report import REPORT, write_report
+    from regaze.evals.runs.progress import bars
+    from regaze.evals.sandbox.video import controlnet_path
+    from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
+    from regaze.evals.study import as_json as scores_as_json
+
+    hush("transformers")
+    hush("diffusers")
+    torch.set_num_threads(threads)
+    conditions = list(comparison.parse(with_ or ["none"]).values())
+    plan = Plan(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
+    scorers = [_scorer(text) for text in scores or ()]
+    with resumable(folder), bars() as follow:
+        scored = run_video(
+            load_pipeline(controlnet),
+            conditions,
+            plan,
+            out=folder,
+            identity=identity(controlnet),
+            arguments={"num_inference_steps": steps, "guidance_scale": guidance},
+            flow=flow,
+            scorers=scorers,
+            progress=follow((controlnet or controlnet_path()).name),
+        )
+    write_report(folder / REPORT, [scored])
+    if as_json:
+        typer.echo(json.dumps(scores_as_json(scored.scores)))
+    else:
+        out.print(*map(tables.render, scored.scores))
+        say(f"Report: {folder / REPORT}")
+    exit_if_silent(scored.scores)
+
+
+def _scorer(text: str) -> Scorer:
+    from regaze.evals.clips.consistency import FrameConsistency
+    from regaze.evals.pictures.scorers import Scorer, parse
+
+    name, _, model = text.partition(":model=")
+    if name == FrameConsistency.name:
+        return FrameConsistency(model) if model else FrameConsistency()
+    found = parse(text)
+    if not isinstance(found, Scorer):
+        raise ValueError(f"{text} scores sets of pictures, not single ones")
+    return found

@@ -1,0 +1,208 @@
+"""The options that commands share, in groups, and how a command takes a group."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+import typer
+
+from regaze.cli.noise import hush
+from regaze.cli.terminal import fail, note, out
+from regaze.evals import sandbox
+
+if TYPE_CHECKING:
+    from regaze.evals.asking.models import Loaded
+    from regaze.evals.runs.conditions import Condition
+    from regaze.evals.scoring.scores import TaskScores
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Device = Annotated[str | None, typer.Option(help="Default: the first GPU, else cpu.")]
+Profile = Annotated[
+    list[str] | None, typer.Option(help="Scoring rules, e.g. official or opera. Repeatable.")
+]
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command an option for each field of those of its parameters that are dataclasses.
+
+    Typer reads options off a signature, and knows no groups of them.
+    """
+    groups: dict[str, Any] = {}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command, eval_str=True).parameters.items():
+        kind = parameter.annotation
+        if not is_dataclass(kind):
+            parameters.append(parameter)
+            continue
+        groups[name] = kind
+        hints = get_type_hints(kind, include_extras=True)
+        for one in fields(kind):
+            default = parameter.empty if one.default is MISSING else one.default
+            parameters.append(
+                parameter.replace(name=one.name, default=default, annotation=hints[one.name])
+            )
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            given[name] = kind(**{one.name: given.pop(one.name) for one in fields(kind)})
+        command(**given)
+
+    # By keyword alone, what has a default may come before what has none.
+    parameters = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in parameters]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which vision-language model, and how to hold it."""
+
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="sandbox, sandbox-plain, a folder or a Hub id.")
+    ] = sandbox.MODELS[0]
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help="auto, float32, bfloat16, float16. Default: float32 on the CPU, else auto."
+        ),
+    ] = None
+    device: Device = None
+    device_map: Annotated[
+        str | None, typer.Option(help="Spread the model over devices, e.g. auto.")
+    ] = None
+    attn_implementation: Annotated[
+        str | None, typer.Option(help="sdpa, eager, flash_attention_2, ...")
+    ] = None
+
+    def load(self) -> Loaded:
+        """Load it; the embedded ones run on one thread unless the environment says otherwise."""
+        from regaze.evals.asking.models import load
+
+        hush("transformers")
+        if sandbox.is_sandbox(self.model):
+            on_one_thread()
+        loaded = load(
+            self.model,
+            dtype=self.dtype,
+            device=self.device,
+            device_map=self.device_map,
+            attn_implementation=self.attn_implementation,
+        )
+        note(*loaded.notes)
+        return loaded
+
+
+def on_one_thread() -> None:
+    """Let torch compute on one thread, unless the environment says on how many.
+
+    So small a model only loses by threads that wait for each other, most of all on a busy machine;
+    one thread also fixes the order of sums.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a model is run with, beside as it is."""
+
+    with_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            "-w",
+            help="A condition: none, var, vhr:alpha=2, or var+pai. Repeatable; none always runs.",
+        ),
+    ] = None
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls", help="Also what chance would give: wrong and blank image, random heads."
+        ),
+    ] = False
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """The conditions, and the controls of each if they are asked for.
+
+        Raises:
+            ValueError: An unknown method or field; the message names the nearest.
+        """
+        from regaze.evals.runs.conditions import Condition
+        from regaze.evals.runs.controls import with_controls
+
+        conditions = [Condition.parse(text) for text in self.with_ or ()]
+        return with_controls(conditions) if self.controls else conditions
+
+
+@dataclass(frozen=True)
+class Printed:
+    """How scores are printed."""
+
+    as_json: Json = False
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print a Markdown table instead.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if self.as_json and self.as_markdown:
+            raise ValueError("give --json or --markdown, not both")
+
+    @property
+    def plain(self) -> bool:
+        """Whether people read it."""
+        return not (self.as_json or self.as_markdown)
+
+    def show(self, scores: Sequence[TaskScores], **more: Any) -> None:
+        """Print scores.
+
+        Args:
+            scores: A table each.
+            more: Further keys of the JSON.
+        """
+        from regaze.evals.reports import tables
+        from regaze.evals.reports.markdown import markdown
+        from regaze.evals.study import as_json
+
+        if self.as_json:
+            typer.echo(json.dumps({**as_json(scores), **more}, ensure_ascii=False))
+        elif self.as_markdown:
+            typer.echo(markdown(scores), nl=False)
+        else:
+            out.print(*map(tables.render, scores))
+
+
+def exit_if_silent(scores: Sequence[TaskScores]) -> None:
+    """End with code 1 if a method never fired."""
+    silent = sorted({label for one in scores for label in one.silent})
+    if silent:
+        fail(f"never fired, so not reported: {', '.join(silent)}", 1)
+
+
+def batch_size(text: str) -> int | Literal["auto"]:
+    """What ``--batch-size`` asks for.
+
+    Raises:
+        ValueError: It is neither a number of items nor ``auto``.
+    """
+    if text == "auto":
+        return "auto"
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
+        raise ValueError(f"--batch-size must be a number of items or auto, got {text!r}")
+    return int(text)
+
+
+def absolute(path: str) -> str:
+    """A path as it is found from elsewhere too, if it exists; Hub ids stay."""
+    return str(Path(path).resolve()) if Path(path).exists() else path

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from command_line import QUICK, call, on_tiny
+
+from regaze.interventions.diffusion.soft_pag import SoftPAG
+
+
+def test_sinks_are_discovered_and_given_as_a_spec(model: str) -> None:
+    none = call("discover", "sinks", "--model", model)
+    assert none.exit_code == 0
+    assert "no sink dimensions" in none.stdout
+    found = json.loads(call("discover", "sinks", "-m", model, "--tau", "0.05", "--json").stdout)
+    assert found["sink_dims"]
+    assert re.fullmatch(r"var:sink_dims=\[[\d,]+\],tau=0\.05", found["spec"])
+
+
+def test_heads_leaves_a_spec_and_a_picture(tmp_path: Path) -> None:
+    given = ("--prompt", "a red circle", "--layer", "1", "--picks", "1", *QUICK)
+    result = on_tiny("discover heads", *given, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    spec = SoftPAG.from_file(tmp_path / "softpag.json")
+    assert spec.label in result.stdout
+    assert (tmp_path / "heads.png").exists()
+    bad = on_tiny("discover heads", "--prompt", "a red circle", "--objective", "psnr")
+    assert "can't be an objective" in bad.stderr.replace("\n", " ")

@@ -1,0 +1,63 @@
+"""What users get wrong: one clear line each, exit code 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import call, one_line
+
+from regaze.evals import sandbox
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["eval", "pop"], "unknown benchmark 'pop'; did you mean pope"),
+        (["eval", "pope", "--with", "vrh"], "unknown intervention 'vrh'; did you mean vhr"),
+        (["eval", "pope", "--with", "vhr:alfa=2"], "did you mean alpha?"),
+        (["eval", "pope", "--with", "vhr:alpha=-1"], "alpha must be"),
+        (["eval", "pope", "--model", "x/y"], "--data is missing"),
+        (["eval", "pope", "--data", "no.json"], "no file or folder no.json"),
+        (["eval", "pope", "--data", "lmms-lab/POPE"], "pip install 'regaze[hub]'"),
+        (["eval", "pope", "--split", "tset"], "did you mean test"),
+        (["eval", "pope", "--profile", "offical"], "did you mean official?"),
+        (["eval", "chair", "--profile", "opera"], "only the profile 'exact'"),
+        (["eval", "pope", "--limit", "1"], "a single image"),
+        (["eval", "pope", "--batch-size", "many"], "a number of items or auto, got 'many'"),
+        (["eval", "pope", "--seeds", "3"], "only differ if a temperature is given"),
+        (["eval", "pope", "--num-beams", "2", "--temperature", "1"], "exclude each other"),
+        (["compare-runs", ".", "."], "holds no run"),
+        (["show", "."], "holds no run"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    args: list[str],
+    message: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "model_path", lambda name: Path(model))
+    monkeypatch.chdir(tmp_path)
+    result = call(*args)
+    assert result.exit_code == 2
+    assert message in one_line(result)
+    assert one_line(result).startswith("error: ")
+    assert "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(["evall"], "eval"), (["eval", "pope", "--modle", "x"], "--model"), (["discover", "x"], "x")],
+)
+def test_unknown_commands_and_options_suggest_the_nearest(args: list[str], message: str) -> None:
+    result = call(*args)
+    assert result.exit_code == 2
+    assert message in one_line(result)
+
+
+def test_debug_shows_where_it_came_from() -> None:
+    result = call("--debug", "eval", "pop")
+    assert isinstance(result.exception, ValueError)
