@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regaze.evals.benchmarks.annotated import Annotated
-from regaze.evals.benchmarks.pope_build import Kind, Record, build_questions, draw_objects
+from regaze.evals.polling import Kind, Record, build_questions, draw_objects
 
 IMAGES = 500
 """Images that POPE's own files ask about."""
