@@ -32,7 +32,7 @@ class Built:
     """Questions and what is to be said of them.
 
     Attributes:
-        records: As `pope_build.build_questions` gives them, kind after kind.
+        records: As `regaze.evals.polling.build_questions` gives them, kind after kind.
         images: How many they are about.
         usable: Pictures with enough classes to ask for.
         drawn: Whether there were more than were asked for, so that the seed decided.
