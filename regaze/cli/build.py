@@ -12,8 +12,8 @@ from regaze.cli.options import Json
 from regaze.cli.terminal import say
 
 if TYPE_CHECKING:
-    from regaze.evals.benchmarks.pope_build import Kind
     from regaze.evals.benchmarks.pope_files import Built
+    from regaze.evals.polling import Kind
 
 _IMAGES = 500
 
@@ -73,7 +73,7 @@ def pope(
 
 
 def _kinds(text: str) -> list[Kind]:
-    from regaze.evals.benchmarks.pope_build import KINDS
+    from regaze.evals.polling import KINDS
     from regaze.hooks.checks import unknown
 
     named = [part.strip() for part in text.split(",") if part.strip()]
