@@ -20,7 +20,8 @@ from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
-from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
+from regaze.hooks.null_prompt import NullPrompt, shares_beginning
+from regaze.hooks.packing import Inputs
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader

@@ -18,7 +18,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -153,15 +153,11 @@ def write(path: Path, flow: Flow) -> None:
     Raises:
         OSError: It can't be written.
     """
-    arrays: dict[str, NDArray[Any]] = {"flow": flow.backward}
-    if flow.visible is not None:
-        arrays["visible"] = flow.visible
-    # A name that a run which goes on takes away, should this process be killed.
     unfinished = path.with_name(f".{secrets.token_hex(6)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished.open("wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
+            save(file, flow)
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -170,6 +166,14 @@ def write(path: Path, flow: Flow) -> None:
     finally:
         with suppress(OSError):
             unfinished.unlink(missing_ok=True)
+
+
+def save(file: IO[bytes], flow: Flow) -> None:
+    """Write a flow as .npz into an open file."""
+    arrays: dict[str, NDArray[Any]] = {"flow": flow.backward}
+    if flow.visible is not None:
+        arrays["visible"] = flow.visible
+    np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def keep(flow: Flow) -> Path:
