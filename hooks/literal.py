@@ -110,7 +110,41 @@ class HeadForm:
     removed: Literal["drop", "mask"] = "drop"
 
 
-Form = MapForm | OutputForm | HeadForm | ScoreForm
+@dataclass(frozen=True)
+class Probe:
+    """What a run of the plain prompt shows.
+
+    Attributes:
+        scores: "1 V", of the last row.
+        weights: Of each layer asked for, "1 H Q K".
+        ids: The prompt's token ids.
+        image: Which of its columns are image patches.
+        structure: Which are row ends and tile marks inside images.
+        processor: The model's processor, if it is known.
+    """
+
+    scores: Tensor
+    weights: Mapping[int, Tensor]
+    ids: Sequence[int]
+    image: Sequence[bool]
+    structure: Sequence[bool]
+    processor: Any
+
+
+@dataclass(frozen=True)
+class ProbeForm:
+    """A method that runs the whole prompt unedited before it says what it does to it.
+
+    Attributes:
+        act: ``act(probe)``: what it then does in a second run of the prompt.
+        layers: Whose maps it looks at.
+    """
+
+    act: Callable[[Probe], MapForm]
+    layers: Collection[int] = ()
+
+
+Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm
 
 
 @dataclass(frozen=True)
@@ -174,6 +208,8 @@ class Pass:
         last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
+        looks: Layers whose maps are kept.
+        weights: Those maps.
     """
 
     prompt: Prompt
@@ -187,6 +223,8 @@ class Pass:
     last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
+    looks: Collection[int] = ()
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -229,18 +267,10 @@ class Pass:
             scores = form.edit(scores, about)
         return scores[..., gone:]
 
-    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
-        """The edits on what a layer's heads put out, "1 H Q D"."""
-        for form in self.forms:
-            if isinstance(form, OutputForm) and layer in form.layers:
-                gone = self.end - seen.shape[-1]
-                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
-        return out
-
     def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
         """The edits of a layer's weights "1 H Q K"."""
-        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
-        forms = [f.weigh for f in maps if f.weigh is not None]
+        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        forms = [form.weigh for form in edits if form.weigh is not None]
         if not forms:
             return weights
         gone = self.end - scores.shape[-1]
@@ -249,6 +279,14 @@ class Pass:
         for weigh in forms:
             weights = weigh(weights, scores, about)
         return weights[..., gone:]
+
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
@@ -306,6 +344,8 @@ def _attend(
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
+    if layer in now.looks:
+        now.weights[layer] = weights
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
         now.last[layer] = weights[0, :, -1]
@@ -367,6 +407,7 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
+    each = [_acting(host, inputs, prompt, one) for one in each]
     edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
@@ -388,6 +429,19 @@ def literally(
             f"{host.model_type} computed no attention by transformers' interface, so there are no "
             "maps to edit: its attention can't be switched to another implementation"
         )
+
+
+def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
+    """What a form does, after the run that it may want to see first."""
+    if not isinstance(form, ProbeForm) or not any(prompt.image):
+        return form
+    model: Any = host.model
+    with torch.no_grad(), _running(host, Pass(prompt, [], {}, looks=form.layers)) as seen:
+        scores = model(**inputs).logits[:, -1].float()
+    ids = inputs["input_ids"][0].tolist()
+    return form.act(
+        Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor)
+    )
 
 
 def choose_factors(
