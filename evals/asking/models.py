@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from regaze.evals import devices, sandbox, weights
-from regaze.evals.runs.records import digest
+from regaze.evals.runs.files import digest
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 # Second copies of the weights in other layouts.

@@ -21,7 +21,7 @@ from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.render import Shot
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress
-from regaze.evals.runs.records import folder_name
+from regaze.evals.runs.store import folder_name
 from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow

@@ -10,7 +10,7 @@ from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
 from regaze.evals.pictures.head_hunter import Found
-from regaze.evals.runs.records import writing
+from regaze.evals.runs.files import writing
 
 _CELL = 0.24
 _LEAST = 1.5

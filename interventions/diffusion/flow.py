@@ -16,7 +16,7 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -151,13 +151,19 @@ def write(path: Path, flow: Flow) -> None:
     Raises:
         OSError: It can't be written.
     """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
+    with unfinished.open("wb") as file:
+        save(file, flow)
+    unfinished.replace(path)
+
+
+def save(file: IO[bytes], flow: Flow) -> None:
+    """Write a flow as .npz into an open file."""
     arrays: dict[str, NDArray[Any]] = {"flow": flow.backward}
     if flow.visible is not None:
         arrays["visible"] = flow.visible
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(unfinished, allow_pickle=False, **arrays)
-    unfinished.replace(path)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def keep(flow: Flow) -> Path:

@@ -48,7 +48,7 @@ def pope(
     """Build POPE's yes/no questions about your own pictures, by its own rules."""
     from regaze.evals.benchmarks.annotated import read_objects
     from regaze.evals.benchmarks.pope_files import build
-    from regaze.evals.runs.records import write_text
+    from regaze.evals.runs.files import write_text
 
     kinds = _kinds(strategy)
     _check_place(file)

@@ -178,7 +178,8 @@ def eval_(
     from regaze.cli.verify import certified
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
-    from regaze.evals.study import prepare, write_scores
+    from regaze.evals.scoring.scored import write_scores
+    from regaze.evals.study import prepare
 
     out = work.out or Path("runs") / f"{source.benchmark}-{Path(model.model).name}"
     sources = on_test_splits(source, out) if questions.on_both_splits else [(source, out)]

@@ -173,7 +173,7 @@ class Printed:
         """
         from regaze.evals.reports import tables
         from regaze.evals.reports.markdown import markdown
-        from regaze.evals.study import as_json
+        from regaze.evals.scoring.scored import as_json
 
         if self.as_json:
             typer.echo(json.dumps({**as_json(scores), **more}, ensure_ascii=False))

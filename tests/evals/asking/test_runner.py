@@ -12,7 +12,7 @@ from regaze.evals.asking.batching import plan
 from regaze.evals.asking.decoding import Decoding
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import identify
-from regaze.evals.runs import records
+from regaze.evals.runs import files
 from regaze.evals.task import Item
 
 MODEL, PROCESSOR = shared_toy_model()
@@ -105,7 +105,7 @@ def test_the_manifest_says_how_the_answers_were_made(tmp_path: Path) -> None:
     assert config["decoding"]["do_sample"] is False
     assert config["decoding"]["max_new_tokens"] == 5
     assert config["processor"]["chat_template"] == PROCESSOR.chat_template
-    assert manifest["config_sha256"] == records.digest(config)
+    assert manifest["config_sha256"] == files.digest(config)
     assert manifest["counts"]["answered"] == 8
     (session,) = manifest["sessions"]
     assert session["firing"]["fired"] is True
