@@ -280,18 +280,10 @@ class Pass:
             scores = form.edit(scores, about)
         return scores[..., gone:]
 
-    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
-        """The edits on what a layer's heads put out, "1 H Q D"."""
-        for form in self.forms:
-            if isinstance(form, OutputForm) and layer in form.layers:
-                gone = self.end - seen.shape[-1]
-                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
-        return out
-
     def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
         """The edits of a layer's weights "1 H Q K"."""
-        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
-        forms = [f.weigh for f in maps if f.weigh is not None]
+        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        forms = [form.weigh for form in edits if form.weigh is not None]
         if not forms:
             return weights
         gone = self.end - scores.shape[-1]
@@ -300,6 +292,14 @@ class Pass:
         for weigh in forms:
             weights = weigh(weights, scores, about)
         return weights[..., gone:]
+
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))

@@ -142,7 +142,9 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            elif overrides(edit, "edit_logits") and not overrides(edit, "edit_weights"):
+            elif overrides(edit, "column_bias") or (
+                overrides(edit, "edit_logits") and not overrides(edit, "edit_weights")
+            ):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
         for entry, edit in self.edits:
@@ -164,7 +166,11 @@ class RowJob:
         columns: Columns,
     ) -> Tensor:
         acts = plan.acts[edit.rows] if edit.rows else None
-        new = edit.edit_logits(self.layer, logits, columns)
+        if overrides(edit, "column_bias"):
+            bias = edit.column_bias(self.layer, columns)
+            new = logits if bias is None else bias.add(logits)
+        else:
+            new = edit.edit_logits(self.layer, logits, columns)
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
         where = acts if visible is None else visible if acts is None else visible & acts
         if where is not None:

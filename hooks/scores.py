@@ -121,7 +121,8 @@ class Scores:
     ) -> None:
         self._scorer = weakref.ref(scorer)
         self._second, self._request = second, request
-        self._lanes, self._keep, self._again = lanes, keep, again
+        self._lanes, self._keep = lanes, keep
+        self._again = again
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]

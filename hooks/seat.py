@@ -34,7 +34,7 @@ from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
 Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
-TEXT_ROWS = (None, "last", "question", "text")
+TEXT_ROWS = (None, "last", "latest", "question", "text")
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,13 @@ class Seat(Stack):
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
-        request = self.reader.callers.request
         self._scores = Scores(
-            scorer, self._run_second, request, self._lanes_on, self._keep_lanes, self._run_again
+            scorer,
+            self._run_second,
+            self.reader.callers.request,
+            self._lanes_on,
+            self._keep_lanes,
+            self._run_again,
         )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
@@ -353,7 +357,7 @@ class Seat(Stack):
         prompt = self._with_works(
             self.entries if entries is None else entries, prompt, before, pass_
         )
-        keeps = entries is None and keeps_calls(prompt.works.values(), pass_)
+        keeps = entries is None and keeps_calls(list(prompt.works.values()), pass_)
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {

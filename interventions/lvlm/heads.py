@@ -103,6 +103,6 @@ def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int,
     drawn = {}
     for layer, heads in sorted(found.items()):
         order: list[int] = torch.randperm(n_heads, generator=generator).tolist()
-        order.sort(key=frozenset(heads).__contains__)
+        order = [h for h in order if h not in heads] + [h for h in order if h in heads]
         drawn[layer] = sorted(order[: len(heads)])
     return drawn

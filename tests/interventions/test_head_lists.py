@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -114,8 +115,8 @@ def test_both_readings_of_spin_rank_heads_otherwise() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     code, weights, rows = (
-        logits(model, inputs, SPIN(keep=0.5, layers=(0, 1), **fields))
-        for fields in ({}, {"score": "weights"}, {"rows": "text"})
+        logits(model, inputs, replace(SPIN(keep=0.5, layers=(0, 1)), **fields))
+        for fields in (dict[str, Any](), {"score": "weights"}, {"rows": "text"})
     )
     assert not torch.equal(code[:, -1], weights[:, -1])
     assert torch.equal(code[:, :-1], weights[:, :-1])
