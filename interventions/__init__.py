@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.icd import ICD as ICD
     from regaze.interventions.lvlm.m3id import M3ID as M3ID
     from regaze.interventions.lvlm.pai import PAI as PAI
+    from regaze.interventions.lvlm.paint import PAINT as PAINT
     from regaze.interventions.lvlm.pasta import PASTA as PASTA
     from regaze.interventions.lvlm.sinks import SinkProfile as SinkProfile
     from regaze.interventions.lvlm.sinks import discover_sinks as discover_sinks

@@ -59,13 +59,13 @@ def _models() -> Iterator[tuple[str, Change]]:
     for key, value in (
         ("model_type", "nope"), ("model_type", 5), ("text_config", None), ("text_config", []),
         ("vision_config", None), ("image_token_index", 10**9), ("image_token_index", -5),
-        ("image_token_id", 10**9), ("architectures", 5), ("vision_feature_layer", 99),
+        ("image_token_id", 10**9), ("vision_feature_layer", 99),
         ("transformers_weights", "../x.safetensors"),
     ):  # fmt: skip
         yield f"config.json {key}={value}", _edit("config.json", **{key: value})
     for key, value in (
         ("num_hidden_layers", 99), ("num_attention_heads", 0), ("num_attention_heads", 3),
-        ("hidden_size", 7), ("vocab_size", 3), ("num_hidden_layers", 0), ("hidden_act", "nope"),
+        ("hidden_size", 7), ("vocab_size", 3), ("hidden_act", "nope"),
     ):  # fmt: skip
         yield f"text_config {key}={value}", _inner("config.json", "text_config", key, value)
     for template in ("{{", "{{ 1/0 }}", "{{ raise_exception('no') }}", "{% for %}", "",

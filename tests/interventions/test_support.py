@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
@@ -43,7 +45,8 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
         edited = model.model(**inputs).logits
     report = run.report()
     assert report.fired
-    assert [layer.layer for layer in report.interventions[0].layers] == list(run.specs[0].layers)
+    resolved: Any = run.specs[0]
+    assert [layer.layer for layer in report.interventions[0].layers] == list(resolved.layers)
     assert (edited - logits(model, inputs)).abs().max() > 0.02
 
 
