@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.head_search import Ranking as Ranking
     from regaze.interventions.lvlm.head_search import attribute_heads as attribute_heads
     from regaze.interventions.lvlm.head_search import rank_heads as rank_heads
+    from regaze.interventions.lvlm.highlight import PromptHighlighter as PromptHighlighter
     from regaze.interventions.lvlm.icd import ICD as ICD
     from regaze.interventions.lvlm.m3id import M3ID as M3ID
     from regaze.interventions.lvlm.pai import PAI as PAI
