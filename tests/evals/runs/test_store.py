@@ -41,7 +41,7 @@ def test_a_folder_that_is_another_conditions_is_not_taken(tmp_path: Path) -> Non
         assert store.folders(tmp_path, order) == {label: both[label] for label in order}
 
 
-DAMAGE = [
+DAMAGE: list[tuple[str, str, object, str]] = [
     ("run.json", "conditions", None, "conditions: Field required"),
     ("run.json", "conditions", [{"label": "none"}], "conditions.0.folder: Field required"),
     ("run.json", "limit", "all", "limit: "),
