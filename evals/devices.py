@@ -17,8 +17,8 @@ def dtype(name: str, *more: str) -> torch.dtype:
     Raises:
         ValueError: No such dtype.
     """
-    found = getattr(torch, name, None)
-    if found not in _DTYPES:
+    found = next((one for one in _DTYPES if str(one) == f"torch.{name}"), None)
+    if found is None:
         *others, last = (*more, *(str(one).removeprefix("torch.") for one in _DTYPES))
         raise ValueError(f"unknown dtype {name!r}: use {', '.join(others)} or {last}")
     return found

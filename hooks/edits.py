@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
+
+if TYPE_CHECKING:
+    from regaze.hooks.biases import ColumnBias
+    from regaze.hooks.dispatch import Attention, Call, Stock
 
 
 @dataclass(frozen=True)
@@ -120,12 +124,14 @@ class Edit:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
 
-    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
-        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+    def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
+        """Return what all rows of some heads add to their logits, or None.
 
-        Called behind all edits of the rows' logits.
+        Called instead of `edit_logits` where it is overridden, with ``rows`` "last" or "latest";
+        the other rows of a prompt are biased by a kernel. In rows that others edit too it acts in
+        its turn.
         """
-        return out
+        return None
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.
@@ -139,6 +145,20 @@ class Edit:
             columns: What the keys are.
         """
         return weights
+
+    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
+        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+
+        Called behind all edits of the rows' logits.
+        """
+        return out
+
+    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
+        """Return the result of a decode step's attention call in place of the stock one's, or None.
+
+        Asked for in decode steps alone; nothing else may edit the layer then.
+        """
+        return None
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
@@ -161,6 +181,22 @@ class Edit:
         """
         return None
 
+    def look_back(self, scores: Tensor, pass_: Pass) -> Tensor | None:
+        """Say for which samples a prompt's last row is to be run again, edited otherwise.
+
+        Called once, at the end of a prompt, with what its last row predicts so far; decide here
+        what to do. Then the row is run again, with ``pass_.again``, and `edit_logits` gets it
+        (and rows of drafts behind it). See `regaze.hooks.again`.
+
+        Args:
+            scores: "B V" float32 logits.
+            pass_: The block.
+
+        Returns:
+            Bool "B", or None for none.
+        """
+        return None
+
     def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
         """Return edited next-token scores, after those of `branches` were combined with them.
 
@@ -175,6 +211,11 @@ class Edit:
     def scores(self) -> bool:
         """Whether next-token scores are changed."""
         return bool(self.branches) or overrides(self, "edit_scores")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a prompt's last row may be run again."""
+        return bool(self.layers) and overrides(self, "look_back")
 
     @property
     def idle(self) -> bool:

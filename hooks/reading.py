@@ -90,6 +90,7 @@ class Reader:
             device=block.entering.device,
             masks=prompt.masks,
             inputs=block.outer,
+            ids=prompt.ids,
         )
         return pass_, prompt
 

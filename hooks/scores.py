@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 
+from regaze.hooks.again import Again
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
@@ -37,6 +38,10 @@ _POSITIONS = ("position_ids", "cache_position")
 RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int, Any], AbstractContextManager[None]]
 """Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted, and
 `Branch.enter` at its prompt."""
+
+RunAgain = Callable[[Running, Tensor], AbstractContextManager[Again]]
+"""Lets the pass inside be a second run of a prompt's last rows, given the samples that take what
+comes out."""
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
@@ -102,6 +107,7 @@ class Scores:
         request: What a running ``generate`` was asked; None if none runs.
         lanes: The second runs of the prompt on a cache, as far as they are of edits that act now.
         keep: Leaves the lanes of a pass with its prompt.
+        again: Runs the last rows of a prompt again; see `regaze.hooks.again`.
     """
 
     def __init__(
@@ -111,10 +117,12 @@ class Scores:
         request: Callable[[], Mapping[str, Any] | None],
         lanes: Callable[[Any], Lanes],
         keep: Callable[[Running, Lanes], None],
+        again: RunAgain,
     ) -> None:
         self._scorer = weakref.ref(scorer)
         self._second, self._request = second, request
         self._lanes, self._keep = lanes, keep
+        self._again = again
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
@@ -197,7 +205,7 @@ class Scores:
         else:
             running = found
         works = [(entry, edit) for entry, edit in running.works.items() if edit.scores]
-        if not works:
+        if not works and not running.keeps:
             return None
         pass_ = running.pass_
         if not pass_.prompt_end:
@@ -221,6 +229,8 @@ class Scores:
                 others[key] = one.gather(1, _rows(second.pass_, one))
         rows = _rows(pass_, logits)
         scores = logits.gather(1, rows).float()
+        if running.keeps:
+            scores = self._look_back(scores, given, running, output)
         lanes: dict[tuple[Entry[Edit, int], int], Lane] = {}
         for entry, edit in works:
             before = scores
@@ -238,6 +248,33 @@ class Scores:
             self._keep(running, lanes)
         output.logits = logits.scatter(1, rows, scores.to(logits.dtype))
         return output
+
+    def _look_back(
+        self, scores: Tensor, given: Mapping[str, Any], running: Running, output: Any
+    ) -> Tensor:
+        """The scores after the last rows were run again, where an edit wants that."""
+        pass_ = running.pass_
+        scorer: Any = self._scorer()
+        config = scorer.config.get_text_config(decoder=True)
+        samples = torch.zeros(pass_.batch, dtype=torch.bool, device=scores.device)
+        first = scores[:, scores.shape[1] - pass_.n_last]
+        with torch.no_grad():
+            for edit in running.works.values():
+                if edit.looks_back:
+                    wanted = edit.look_back(first, pass_)
+                    samples |= False if wanted is None else wanted.to(scores.device)
+        samples &= pass_.tokens.has_image.to(scores.device)
+        if not bool(samples.any()):
+            return scores
+        kept = [(m, m.rope_deltas) for m in self._owners]
+        try:
+            with self._again(running, samples) as again:
+                new = scorer.forward(**again.inputs(given, config))
+        finally:
+            self._here.given = self._here.running = None
+            for module, deltas in kept:
+                module.rope_deltas = deltas
+        return again.answer(output, scores, new)
 
     def _run(
         self, branch: Branch, given: Mapping[str, Any], running: Running, lane: Lane | None

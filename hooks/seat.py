@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.again import Again, keeps_calls
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import Generating, call_of, runs
+from regaze.hooks.callers import Generating, call_of, frames, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
-from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
+from regaze.hooks.null_prompt import NullPrompt, shares_beginning
+from regaze.hooks.packing import Inputs
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
@@ -32,7 +34,7 @@ from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
 Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
-TEXT_ROWS = (None, "last", "question", "text")
+TEXT_ROWS = (None, "last", "latest", "question", "text")
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class _Second:
 class _Here(Here):
     """What a seat knows of the calls of one thread."""
 
-    running: Running | Together | None = None
+    running: Running | Together | Again | None = None
+    again: Again | None = None
     second: _Second | None = None
     partial: bool = False
+    asked: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
     embedded: tuple[FrameType | None, Tensor | None] = (None, None)
 
@@ -100,15 +104,17 @@ class Seat(Stack):
             )
         if any(edit.tower != "text" for branch in work.branches for edit in branch.edits):
             raise ValueError("edits of a second run (Branch.edits) act in the text tower only")
+        if any(edit.looks_back for branch in work.branches for edit in branch.edits):
+            raise ValueError("edits of a second run (Branch.edits) can't look back")
         null = {e.work.null_positions for e in [*self.entries, entry] if e.work.null_prompt}
         if len(null) > 1:
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
-        if work.scores and self._scorer() is None:
+        if (work.scores or work.looks_back) and self._scorer() is None:
             raise ValueError(
-                "this intervention edits next-token scores, and "
+                "this intervention works on next-token scores, and "
                 f"{type(self._model() or self._alive()).__name__} has no output layer that makes "
                 "them: attach to the whole model (...ForConditionalGeneration)"
             )
@@ -117,7 +123,8 @@ class Seat(Stack):
         return find_scorer(self._model() or self._alive(), self._alive())
 
     def _prepare(self, entry: LayerEntry) -> None:
-        scorer = self._scorer() if entry.work.scores else None
+        needs = entry.work.scores or entry.work.looks_back
+        scorer = self._scorer() if needs else None
         if scorer is not None and self._scores is None:
             self._watch_scores(scorer)
 
@@ -144,11 +151,17 @@ class Seat(Stack):
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
-        request = self.reader.callers.request
-        self._scores = Scores(scorer, self._run_second, request, self._lanes_on, self._keep_lanes)
+        self._scores = Scores(
+            scorer,
+            self._run_second,
+            self.reader.callers.request,
+            self._lanes_on,
+            self._keep_lanes,
+            self._run_again,
+        )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
-        scorer.register_forward_hook(self._answer)
+        scorer.register_forward_hook(self._answer, always_call=True)
 
     def _watch(self) -> None:
         """Hook the layers whose input an edit wants to see."""
@@ -189,10 +202,29 @@ class Seat(Stack):
     def _ask(
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._here.asked = True
         joint = None if self._scores is None else self._scores.enter(scorer, args, kwargs)
         return None if joint is None else ((), joint)
 
+    def _see_asked(self, running: Running) -> None:
+        """See that the scores of a pass will be edited, where a method does that.
+
+        Raises:
+            RuntimeError: They won't, as the model's ``forward`` was called around its hooks.
+        """
+        wanted = any(work.scores for work in running.works.values())
+        if self._here.asked or self._here.second or not wanted:
+            return
+        scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
+        if any(frame.f_locals.get("self") is scorer for frame in around):
+            raise RuntimeError(
+                f"{type(scorer).__name__}.forward was called directly, around what is attached "
+                "(some wrappers, PEFT's forward among them, do that), so next-token scores would "
+                "stay as they are: call the model itself, or its generate"
+            )
+
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
+        self._here.asked = False
         return None if self._scores is None else self._scores.leave(scorer, args, output)
 
     @contextmanager
@@ -211,6 +243,25 @@ class Seat(Stack):
         finally:
             self._here.second = here
             self._here.outer, self._here.embedded = before
+
+    @contextmanager
+    def _run_again(self, first: Running, samples: Tensor) -> Iterator[Again]:
+        """Let the pass of this thread inside be a second run of a prompt's last rows."""
+        again = Again.of(first, samples)
+        cache = first.cache
+        marked = None if cache is None else prompt_on(cache, self)
+        put_prompt(cache, self, None)
+        self._here.again = again
+        try:
+            with self.others_paused():
+                yield again
+                again.store()
+        finally:
+            self._here.again = None
+            first.kept.clear()
+        if cache is not None and marked is not None:
+            rows = CacheRows.of(cache, first.pass_.tokens)
+            put_prompt(cache, self, marked.having(rows=rows))
 
     def _entries_of(self, edits: tuple[Edit, ...]) -> list[LayerEntry]:
         """Entries for a branch's edits, the same ones in every pass."""
@@ -241,7 +292,7 @@ class Seat(Stack):
     @sees_keywords
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running, layer = self._here.running, self._layers.get(module)
-        if running is not None and layer is not None:
+        if isinstance(running, Running) and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable
@@ -271,8 +322,8 @@ class Seat(Stack):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if tower is not self.tower():
             return None
-        self._here.running = None
-        if self._here.paused:
+        self._here.running = self._here.again
+        if self._here.paused or self._here.again is not None:
             return None
         self._check_names()
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
@@ -326,12 +377,18 @@ class Seat(Stack):
         prompt = self._with_works(
             self.entries if entries is None else entries, prompt, before, pass_
         )
+        keeps = entries is None and keeps_calls(list(prompt.works.values()), pass_)
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
-                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in by_layer
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1]
+                for i in (self._kv_layers if keeps else by_layer)
             }
-        return Running(pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked)
+        running = Running(
+            pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked
+        )
+        running.keeps = keeps
+        return running
 
     def _open_all(self, joint: JointCache, kwargs: Mapping[str, Any]) -> list[Running]:
         """Begin the pass of several runs in one."""
@@ -356,7 +413,7 @@ class Seat(Stack):
         if tower is not self.tower():
             return None
         running, self._here.running = self._here.running, None
-        if output is None or running is None:
+        if output is None or running is None or isinstance(running, Again):
             return None
         config: Any = self._alive().config
         running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
@@ -366,6 +423,8 @@ class Seat(Stack):
             # A model that is given no cache makes one.
             self._leave_prompt(one, _cache_in(output) if one.cache is None else one.cache)
         if self._scores is not None:
+            if isinstance(running, Running):
+                self._see_asked(running)
             self._scores.note(running)
         if isinstance(running, Running) and _checkpoints(tower):
             self._guard(output, running)

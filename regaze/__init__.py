@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from regaze import requirements
 from regaze.hooks.lazy import lazy
 
 if TYPE_CHECKING:
@@ -15,3 +16,5 @@ else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)
 
 __version__ = "0.1.0"
+
+requirements.check()

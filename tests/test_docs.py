@@ -89,7 +89,8 @@ def unknown(words: list[str]) -> list[str]:
         if words[0] not in subcommands:
             return words[:1]
         command, words = subcommands[words[0]], words[1:]
-    options = {"-h", "--help"}.union(*(one.opts + one.secondary_opts for one in command.params))
+    taken = [*command.params, *typer.main.get_command(app).params]  # The program's, anywhere.
+    options = {"-h", "--help"}.union(*(one.opts + one.secondary_opts for one in taken))
     given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
     return [option for option in given if option not in options]
 

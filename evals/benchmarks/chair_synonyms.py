@@ -2,8 +2,8 @@
 
 CHAIR's word table, its pairs of words and its singulars are about COCO's 80 classes. For other
 classes this is the same idea with the same singulars (`singularize`), made regular: names and words
-of the table are normalised as captions are, so that a bus counts, and may have several words, of
-which the longest that fits is taken. Its figures are comparable with each other, not with CHAIR's.
+of the table are normalised as captions are, so that a bus counts, and may have several words; the
+longest that fits is taken. Its figures are comparable with each other, not with CHAIR's.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SynonymFinder:
     @cached_property
     def phrases(self) -> Mapping[Words, str]:
         """Class of each phrase as a caption shows it."""
-        return {normalized(phrase): name for phrase, name in self.table.items()}
+        return {form: name for word, name in self.table.items() for form in forms(word)}
 
     def __call__(self, text: str) -> Caption:
         """The caption's tokens, phrases joined, and mentions; the longest phrase counts."""
@@ -86,12 +86,12 @@ def load_synonyms(path: Path, classes: Iterable[str]) -> dict[str, str]:
         if name not in known:
             raise ValueError(f"{path}:{number}: {unknown('class of the annotations', name, known)}")
         for word in (name, *filter(None, others)):
-            phrase = normalized(word)
-            if table.get(word, name) != name or (phrase in places and places[phrase] != number):
-                raise ValueError(
-                    f"{path}:{number}: {word!r} already stands for another row, {places[phrase]}"
-                )
-            table[word], places[phrase] = name, number
+            for form in forms(word):
+                if places.setdefault(form, number) != number:
+                    raise ValueError(
+                        f"{path}:{number}: {word!r} already stands for another row, {places[form]}"
+                    )
+            table[word] = name
     if missing := [name for name in known if name not in table.values()]:
         raise ValueError(
             f"{path} has no row for {len(missing)} of the annotations' {len(known)} classes: "
@@ -101,6 +101,10 @@ def load_synonyms(path: Path, classes: Iterable[str]) -> dict[str, str]:
     return table
 
 
-def normalized(phrase: str) -> Words:
-    """A phrase as the tokens of a caption."""
-    return tuple(singulars(tokenize(phrase, "rule")))
+def forms(phrase: str) -> set[Words]:
+    """How a caption's tokens may show a phrase: as one, or in the plural, as it stands here.
+
+    Singulars aren't final: of "buses" they make "bus", and of "bus" itself "bu".
+    """
+    words = tokenize(phrase, "rule")
+    return {tuple(singulars(words)), (*singulars(words[:-1]), *words[-1:])}

@@ -225,7 +225,7 @@ def find(name: str) -> Benchmark:
         offered = plugins.load(point)
         if not isinstance(offered, Benchmark):
             raise ImportError(f"{point.value} is no Benchmark but a {type(offered).__name__}")
-        register(name, offered)
+        _ADDED.setdefault(name, offered)  # Its module may have registered it.
     return _ADDED[name]
 
 

@@ -38,7 +38,7 @@ def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
             f"{place}: no {what} question, it lacks {', '.join(missing)} "
             f"(it has {', '.join(map(str, row)) or 'nothing'})"
             + (f"; it looks like one of {other}" if other else "")
-            + _ADVICE.get((what, other), "")
+            + _ADVICE.get((what, other or ""), "")
         )
     for name in wanted:
         value: Any = row[name]

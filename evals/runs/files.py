@@ -34,18 +34,24 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: The disk is full or the folder read-only; the message says so in one line.
     """
+    with writing(path), aside(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """`replacing` whose errors are the system's own."""
     # Of its own name: processes on several machines may share the folder.
     temporary = path.with_name(f".{secrets.token_hex(6)}{_PART}")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            yield temporary
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-            temporary.replace(path)
-            sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

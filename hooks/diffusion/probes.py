@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from regaze.hooks.calls import Calls
-from regaze.hooks.diffusion.literal import bias_of
+from regaze.hooks.diffusion.literal_maps import bias_of
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.rows import copy_containers
 

@@ -56,6 +56,24 @@ def require_images(method: str, host: Host) -> None:
         )
 
 
+def require_again(method: str, host: Host) -> None:
+    """Check that the last row of a prompt can be run again alone (`regaze.hooks.again`).
+
+    Raises:
+        ValueError: It can't; the message says why.
+    """
+    why = ""
+    if host.recurrent:
+        why = "some of its layers carry a state from token to token, which can't go back"
+    elif host.model_type == "paligemma":
+        why = "its prompts see all of themselves, so that every row would change"
+    if why:
+        raise ValueError(
+            f"{method} runs the last token of a prompt again when it has seen what the prompt "
+            f"predicts, which can't be done exactly on {host.model_type}: {why}"
+        )
+
+
 def choose_layers(
     method: str, host: Host, given: Sequence[int] | None, default: Sequence[int]
 ) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import typer
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import say
+from regaze.evals.outputs import check_place
 
 if TYPE_CHECKING:
     from regaze.evals.benchmarks.pope_files import Built
@@ -51,7 +52,7 @@ def pope(
     from regaze.evals.runs.files import write_text
 
     kinds = _kinds(strategy)
-    _check_place(file)
+    check_place(file)
     found = read_objects(annotations, images)
     made = build(found, kinds, images=n_images, questions=questions, seed=seed, rarest=min_images)
     write_text(file, made.text)
@@ -82,13 +83,6 @@ def _kinds(text: str) -> list[Kind]:
     if not named:
         raise ValueError(f"--strategy is one or more of {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in named]
-
-
-def _check_place(file: Path) -> None:
-    if file.is_dir():
-        raise ValueError(f"--out {file} is a folder: name the file of questions")
-    if not file.parent.is_dir():
-        raise ValueError(f"--out {file}: there is no folder {file.parent}")
 
 
 def _notes(made: Built, seed: int, asked: int | None) -> list[str]:

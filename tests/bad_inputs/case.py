@@ -13,7 +13,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 import regaze
-from regaze import cli
+from regaze.cli.commands import app
 
 _PACKAGE = Path(regaze.__file__).parent.parent
 _VAGUE = 18
@@ -56,7 +56,7 @@ def answered(*arguments: str) -> str:
     """What is wrong with a command's answer; "" if it is one clear line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        result = CliRunner().invoke(cli.app, list(arguments))
+        result = CliRunner().invoke(app, list(arguments))
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         last = traceback.extract_tb(result.exception.__traceback__)[-1]
         where = f"{Path(last.filename).name}:{last.lineno}"

@@ -39,7 +39,6 @@ _CONTENTS: dict[str, bytes] = {
 _PROMPTS: dict[str, bytes] = {
     "p.txt": b"",
     "blank.txt": b" \n\n",
-    "utf16.txt": "a red circle\n".encode("utf-16"),
     "bytes.txt": bytes(range(128, 256)),
     "null.jsonl": b'{"prompt": null}\n',
     "number.jsonl": b'{"prompt": 5}\n',
@@ -54,10 +53,8 @@ _PROMPTS: dict[str, bytes] = {
     "key twice.jsonl": b'{"prompt": "a", "prompt": "b"}\n',
     "id.jsonl": b'{"prompt": "a", "id": ["x"]}\n',
     "group.jsonl": b'{"prompt": "a", "group": {"x": 1}}\n',
-    "surrogate.jsonl": b'{"prompt": "a", "id": "\\ud800"}\n',
     "prompts.json": b'{"a": 1}',
     "half.json": b'[{"prompt": "a"}',
-    "prompts.csv": b"id,text\n1,2\n",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,13 @@ def _models() -> Iterator[tuple[str, Change]]:
     for key, value in (
         ("model_type", "nope"), ("model_type", 5), ("text_config", None), ("text_config", []),
         ("vision_config", None), ("image_token_index", 10**9), ("image_token_index", -5),
-        ("image_token_id", 10**9), ("architectures", 5), ("vision_feature_layer", 99),
+        ("image_token_id", 10**9), ("vision_feature_layer", 99),
         ("transformers_weights", "../x.safetensors"),
     ):  # fmt: skip
         yield f"config.json {key}={value}", _edit("config.json", **{key: value})
     for key, value in (
         ("num_hidden_layers", 99), ("num_attention_heads", 0), ("num_attention_heads", 3),
-        ("hidden_size", 7), ("vocab_size", 3), ("num_hidden_layers", 0), ("hidden_act", "nope"),
+        ("hidden_size", 7), ("vocab_size", 3), ("hidden_act", "nope"),
     ):  # fmt: skip
         yield f"text_config {key}={value}", _inner("config.json", "text_config", key, value)
     for template in ("{{", "{{ 1/0 }}", "{{ raise_exception('no') }}", "{% for %}", "",
@@ -83,6 +84,7 @@ def _models() -> Iterator[tuple[str, Change]]:
 
 
 def _pipelines() -> Iterator[tuple[str, Change]]:
+    value: Any
     files = ("model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json",
              "scheduler/scheduler_config.json")  # fmt: skip
     for file in files:
@@ -91,13 +93,11 @@ def _pipelines() -> Iterator[tuple[str, Change]]:
                 yield f"{file} {what}", _write(file, text)
         yield f"no {file}", _remove(file)
     for part in ("unet", "vae", "text_encoder"):
-        yield f"no {part}", lambda folder, part=part: shutil.rmtree(folder / part)
+        yield f"no {part}", partial(_without, part)
         for what, damage in (("cut", _cut), ("missing", _drop), ("empty", _empty)):
             yield (
                 f"{part} {what}",
-                lambda folder, part=part, damage=damage: damage(
-                    next((folder / part).glob("*.safetensors"))
-                ),
+                partial(_damaged, part, damage),
             )
     for value in (["../evil", "E"], ["os", "system"], ["diffusers", "Nope"], [], [5, 5], "x", None,
                   ["transformers", "AutoModel"], ["diffusers", "DDIMScheduler"]):  # fmt: skip
@@ -108,6 +108,7 @@ def _pipelines() -> Iterator[tuple[str, Change]]:
 
 
 def _runs() -> Iterator[tuple[str, Change]]:
+    value: Any
     condition = "none"
     for file in ("run.json", f"{condition}/manifest.json", f"{condition}/predictions.jsonl"):
         for what, text in _TEXTS.items():
@@ -124,6 +125,14 @@ def _runs() -> Iterator[tuple[str, Change]]:
         for value in (5, "x", [5]):
             yield f"manifest {key}={value}", _edit(f"{condition}/manifest.json", **{key: value})
     yield "no manifest", _remove(f"{condition}/manifest.json")
+
+
+def _without(part: str, folder: Path) -> None:
+    shutil.rmtree(folder / part)
+
+
+def _damaged(part: str, damage: Callable[[Path], None], folder: Path) -> None:
+    damage(next((folder / part).glob("*.safetensors")))
 
 
 def _write(file: str, text: str) -> Change:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from bad_inputs.case import Case, command
-from regaze.interventions.base import _REGISTRY
+from regaze.interventions.base import get, names
 
 _NUMBERS = ("nan", "-inf", "1e999", "9" * 401, "abc", "{}", "[[1]]", "true", '"', "[" * 500)
 _LISTS = ("NaN", "abc", "{}", "[-1]", "[1.5,2,3]", "[1,1]", "[null]", '[{"a":[]}]', "[" * 500)
@@ -21,27 +21,27 @@ _TEXTS = (
 )  # fmt: skip
 
 
+_ASK = ("eval", "pope", "--model", "toy", "--limit", "4")
+_PAINT = ("compare", "--model", "painter", "-p", "a red circle", "--steps", "1", "--seeds", "1")
+
+
 def cases() -> Iterator[Case]:
     """All of them."""
     for text in _TEXTS:
-        yield command("specs: text", "eval", "pope", "--model", "toy", "--with", text)
+        yield command("specs: text", *_ASK, "--with", text)
     for text in _TEXTS:
         text = text.replace("vhr", "pag").replace("alpha", "scale").replace("pai", "seg")
-        given = ("-p", "a red circle", "--steps", "1", "--seeds", "1", "--with", text)
-        yield command("specs: text", "compare", "--model", "painter", *given)
-    for name, cls in sorted(_REGISTRY.items()):
+        yield command("specs: text", *_PAINT, "--with", text)
+    for name in names():
+        cls = get(name)
         for field in dataclasses.fields(cls):
             kind, values = _values(str(field.type))
             for value in values:
                 if value == "[1,1]" and "str" in str(field.type):
                     continue  # paths may name a layer twice
                 spec = f"{name}:{field.name}={value}"
-                if cls.acts_on == "vision-language models":
-                    given = ("eval", "pope", "--model", "toy", "--limit", "4", "--with", spec)
-                else:
-                    given = ("compare", "--model", "painter", "-p", "a red circle", "--steps", "1")
-                    given = (*given, "--seeds", "1", "--with", spec)
-                yield command(f"specs: {kind}", *given)
+                before = _ASK if cls.acts_on == "vision-language models" else _PAINT
+                yield command(f"specs: {kind}", *before, "--with", spec)
 
 
 def _values(kind: str) -> tuple[str, tuple[str, ...]]:

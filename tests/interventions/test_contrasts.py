@@ -103,7 +103,8 @@ def test_the_cut_alone_is_a_control(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, *ROWS)
     spec = CONTRASTS[name].acts
-    control = type(spec)(beta=0.3).controls()["cut only"]
+    make: Any = type(spec)
+    control = make(beta=0.3).controls()["cut only"]
     got, plain = logits(model, inputs, control)[:, -1], logits(model, inputs)[:, -1]
     cut = got == -torch.inf
     p = plain.softmax(-1)

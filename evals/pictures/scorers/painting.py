@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import ClassVar
 
 from regaze.evals.pictures.scorers.base import IMAGES, Images, Ready, Scorer, register
-from regaze.evals.sandbox.painting.checker import Verdict, check, parse
+from regaze.evals.sandbox.painting.checker import Verdict, check
+from regaze.evals.sandbox.painting.prompts import parse
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
 

@@ -13,7 +13,7 @@ from command_line import call, one_line
 from PIL import Image
 
 from regaze.evals.benchmarks.annotated import Annotated, read_objects
-from regaze.evals.benchmarks.coco import find_pictures, read_annotations
+from regaze.evals.benchmarks.coco import Id, find_pictures, read_annotations
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.pope_files import build
 from regaze.evals.polling import KINDS
@@ -99,7 +99,12 @@ def test_pictures_are_found_by_path_by_name_and_by_coco_s_id(tmp_path: Path) -> 
     for name in ("COCO_val2014_000000000001.jpg", "000000000002.jpg", "x/b.png", "y/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (2, 2)).save(tmp_path / name)
-    named = {1: "000000000001.jpg", 2: "COCO_train2014_000000000002.jpg", "s": "y\\b.png", 4: "no"}
+    named: dict[Id, str] = {
+        1: "000000000001.jpg",
+        2: "COCO_train2014_000000000002.jpg",
+        "s": "y\\b.png",
+        4: "no",
+    }
     assert find_pictures(tmp_path, named) == {
         "000000000002.jpg": 2,
         "COCO_val2014_000000000001.jpg": 1,
