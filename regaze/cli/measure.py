@@ -41,14 +41,15 @@ def vas(
     from regaze.evals.sandbox.scenes import scene
     from regaze.evals.scoring.attention_mass import measure_vas
     from regaze.hooks import attach
-    from regaze.interventions.lvlm.carve_reading import turn
+    from regaze.interventions.lvlm.turns import Turns
 
     loaded = model.load()
     pictures = [Image.open(path).convert("RGB") for path in image or ()]
     pictures = pictures or [scene("validation", number).image for number in range(limit)]
     asked = [(one, text) for one in pictures for text in prompt or ["Describe the image."]]
     specs = Condition.parse(with_).specs if with_ else ()
-    inputs = (turn(loaded.model, loaded.processor, text, (one,)) for one, text in asked)
+    turns = Turns(loaded.processor)
+    inputs = (turns.model_inputs(loaded.model, text, (one,)) for one, text in asked)
     with attach(loaded.model, *specs, processor=loaded.processor):
         found = measure_vas(loaded.model, inputs, loaded.processor)
     if as_json:

@@ -124,7 +124,8 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launcher: str) -> None:
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], str(root / "tests" / "launching.py")]
+    script = str(root / "tests" / "launching.py")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], script]
     done = subprocess.run(
         [*command, str(tmp_path)],
         capture_output=True,

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -42,7 +41,7 @@ def test_a_folder_that_is_another_conditions_is_not_taken(tmp_path: Path) -> Non
         assert store.folders(tmp_path, order) == {label: both[label] for label in order}
 
 
-DAMAGE: list[tuple[str, str, Any, str]] = [
+DAMAGE: list[tuple[str, str, object, str]] = [
     ("run.json", "conditions", None, "conditions: Field required"),
     ("run.json", "conditions", [{"label": "none"}], "conditions.0.folder: Field required"),
     ("run.json", "limit", "all", "limit: "),
