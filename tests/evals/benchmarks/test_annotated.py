@@ -95,6 +95,15 @@ def test_every_form_says_the_same_of_the_same_pictures(
     assert (found.absent, found.extra) == (0, 4 - len(wanted))
 
 
+def test_pictures_that_lack_on_either_side_are_counted(pictures: Path, tmp_path: Path) -> None:
+    path = coco(tmp_path)
+    (pictures / "a.jpg").unlink()
+    for name in ("x.jpg", "y.jpg"):
+        Image.new("RGB", (2, 2)).save(pictures / name)
+    found = read_objects([path], pictures)
+    assert (set(found.objects), found.absent, found.extra) == ({"b.jpg", "c.jpg", "d.jpg"}, 1, 2)
+
+
 def test_pictures_are_found_by_path_by_name_and_by_coco_s_id(tmp_path: Path) -> None:
     for name in ("COCO_val2014_000000000001.jpg", "000000000002.jpg", "x/b.png", "y/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
