@@ -31,7 +31,7 @@ from benchmarks._llava import PATCH, SHAPES, SIDE, Shape
 from benchmarks._timing import describe, in_turn, make_parser, make_table, parse, seconds
 from regaze.evals.asking.generation import Answerer, Generated
 from regaze.evals.asking.prompts import Question
-from regaze.evals.runs.records import write_text
+from regaze.evals.runs.files import write_text
 from regaze.evals.sandbox.build import build_tokenizer
 from regaze.evals.sandbox.drawing import COLOURS
 from regaze.evals.sandbox.scenes import SHAPES as NAMES

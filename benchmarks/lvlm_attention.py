@@ -46,7 +46,7 @@ from benchmarks._timing import (
     seconds,
     side_by_side,
 )
-from regaze.evals.runs.records import write_text
+from regaze.evals.runs.files import write_text
 
 # Eager attention is far from every target, and slow: a few rounds will do.
 EAGER_ROUNDS = 2

@@ -1,4 +1,4 @@
-"""Compare runs that were made apart: the same questions, asked of two models or on two machines.
+"""Compare runs that were made apart: the same items on two models or on two machines.
 
 Nothing pairs such runs by construction, so what must be equal is checked: the data, the prompts
 and how answers were decoded. What may differ (the model, the batch size) is told.
@@ -6,20 +6,33 @@ and how answers were decoded. What may differ (the model, the batch size) is tol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.runs import records
+from regaze.evals.reopening import open_run, run_files
+from regaze.evals.runs import records, store
 from regaze.evals.runs.controls import roles
-from regaze.evals.runs.results import RUN, load
+from regaze.evals.scoring.scored import Opened
 from regaze.evals.scoring.scores import TaskScores, score_run
-from regaze.evals.study import Opened, open_run, run_files
+from regaze.evals.task import QuestionTask
 
-_EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "decoding", "seeds")
-_MAY_DIFFER = ("model", "dtype", "attention", "processor", "batch_size", "sharing", "regaze")
+_EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "noise", "noise_seeds", "plan")
+_ANSWERED = ("decoding", "seeds")
+"""What must be equal too where answers are words; pictures may take other numbers of steps."""
+_MAY_DIFFER = (
+    "model",
+    "pipeline",
+    "dtype",
+    "attention",
+    "processor",
+    "batch_size",
+    "sharing",
+    "flow",
+    "regaze",
+    "diffusers",
+)
 _EXAMPLES = 3
 
 
@@ -45,7 +58,7 @@ def compare_runs(
         first: A run's directory or one above several; its data must still be there.
         second: Another one, with runs of the same tasks.
         profiles: Other scoring rules; default: those of the first run.
-        seed: Of the bootstrap.
+        seed: For the bootstrap.
 
     Raises:
         ValueError: A directory holds no run, or data, prompts or decoding differ; the message
@@ -64,14 +77,15 @@ def compare_runs(
 
 def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     one, other = _config(ours.result.out), _config(theirs)
-    wrong = list(_differing(one, other, _EQUAL))
+    words = isinstance(ours.tasks[0], QuestionTask)
+    wrong = list(_differing(one, other, (*_EQUAL, *(_ANSWERED if words else ()))))
     if one.get("ids_sha256") != other.get("ids_sha256"):
         wrong = [*_missing(ours.result.out, theirs), *wrong]
     if wrong:
         raise ValueError(
             f"{ours.result.out} (A) and {theirs} (B) can't be compared: {'; '.join(wrong)}"
         )
-    result = load(ours.tasks[0], theirs)
+    result = ours.read(theirs)
     answers = [
         replace(each, label=f"{name}: {each.label}")
         for name, run in (("A", ours.result), ("B", result))
@@ -84,19 +98,19 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     }
     both = replace(ours.result, answers=answers)
     scores = [
-        score_run(both, task=task, title=ours.source.title_of(task), seed=seed, controls=controls)
-        for task in ours.tasks
+        score_run(both, task=task, title=title, seed=seed, controls=controls)
+        for task, title in zip(ours.tasks, ours.titles, strict=True)
     ]
-    return Pair(scores, list(_differing(one, other, _MAY_DIFFER)))
+    told = _MAY_DIFFER if words else (*_MAY_DIFFER, *_ANSWERED)
+    return Pair(scores, list(_differing(one, other, told)))
 
 
 def _config(out: Path) -> Mapping[str, Any]:
     """The settings of the first condition that has begun; all conditions share those compared."""
-    for condition in records.read_json(out / RUN)["conditions"]:
-        path = out / condition["folder"] / records.MANIFEST
-        if path.exists():
-            config: Mapping[str, Any] = records.read_json(path)["config"]
-            return config
+    for condition in store.read_run(out)["conditions"]:
+        folder = out / condition["folder"]
+        if (folder / store.MANIFEST).exists():
+            return store.read_manifest(folder)["config"]
     raise ValueError(f"{out} holds no answers yet")
 
 
@@ -108,7 +122,7 @@ def _differing(
         for name, (a, b) in _leaves(key, one.get(key), other.get(key)):
             # Each model names the tokens that end its answers by numbers of its own.
             if a != b and not name.endswith("_token_id"):
-                both = f": {_brief(a)} in A, {_brief(b)} in B"
+                both = f": {store.brief(a)} in A, {store.brief(b)} in B"
                 yield f"other {name}" if name.endswith("_sha256") else name + both
 
 
@@ -131,13 +145,6 @@ def _missing(ours: Path, theirs: Path) -> Iterator[str]:
 
 
 def _answered(out: Path) -> set[str]:
-    folders = [
-        out / condition["folder"] for condition in records.read_json(out / RUN)["conditions"]
-    ]
-    files = [path for folder in folders for path in records.all_predictions(folder)]
-    return {record.id for record in records.read(*files).values()}
-
-
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 40 else text[:37] + "..."
+    folders = [out / condition["folder"] for condition in store.read_run(out)["conditions"]]
+    found = [path for folder in folders for path in records.all_predictions(folder)]
+    return {record.id for record in records.read(*found).values()}

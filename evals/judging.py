@@ -7,9 +7,10 @@ from pathlib import Path
 
 from regaze.evals.benchmarks import mmhal
 from regaze.evals.benchmarks.mmhal import MmHal, Verdict, read_verdicts
-from regaze.evals.runs.records import folder_name
+from regaze.evals.reopening import open_run, run_files
+from regaze.evals.runs.store import folder_name
+from regaze.evals.scoring.scored import Opened, Scored
 from regaze.evals.scoring.scores import score_run
-from regaze.evals.study import Opened, Scored, open_run, run_files
 
 VERDICTS = ".verdicts.json"
 """What the name of a file of verdicts ends with, in the place of the answers' ``.json``."""
@@ -69,7 +70,7 @@ def score_verdicts(run: Path, folder: Path, seed: int = 0) -> Scored:
             "let one of them rate all answers"
         )
     task = replace(task, verdicts=known, profile=f"official, judged by {judges.pop()}")
-    scores = score_run(opened.result, task=task, title=opened.source.title, seed=seed)
+    scores = score_run(opened.result, task=task, title=opened.titles[0], seed=seed)
     return Scored(opened.result, [scores])
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from regaze.evals.benchmarks.registry import Source
-from regaze.evals.runs import records
+from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress
-from regaze.evals.runs.results import RUN, RunResult, load, take
-from regaze.evals.scoring.compare import to_json
-from regaze.evals.scoring.scores import TaskScores, score_run
-from regaze.evals.task import Task
+from regaze.evals.runs.results import take
+from regaze.evals.scoring.scored import Scored, write_scores
+from regaze.evals.scoring.scores import score_run
+from regaze.evals.task import QuestionTask
 
 if TYPE_CHECKING:
     from regaze.evals.asking.models import Loaded
-
-SCORES = "scores.json"
 
 
 @dataclass(frozen=True)
@@ -34,25 +33,8 @@ class Job:
     """
 
     source: Source
-    tasks: Sequence[Task]
+    tasks: Sequence[QuestionTask]
     out: Path
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A run and its scores, one entry per profile."""
-
-    result: RunResult
-    scores: Sequence[TaskScores]
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A run that was read again; the first task is the one that was asked."""
-
-    source: Source
-    tasks: Sequence[Task]
-    result: RunResult
 
 
 def prepare(source: Source, out: Path, limit: int | None = None) -> Job:
@@ -90,7 +72,7 @@ def study(
         loaded: The model.
         conditions: What to compare.
         progress: Gives the callback of a task, by its title.
-        seed: Of the bootstrap.
+        seed: For the bootstrap.
         world: The processes that share the work; default: this one alone.
         **options: See `regaze.evals.asking.runner.run`.
 
@@ -105,116 +87,25 @@ def study(
     finished = []
     for job in jobs:
         title = job.source.title
-        result = run(
-            job.tasks[0],
-            loaded.model,
-            loaded.processor,
-            conditions,
-            out=job.out,
-            identity=loaded.identity,
-            source=job.source.noted(),
-            progress=progress(title),
-            world=world,
-            **options,
-        )
-        if not world.first:
-            continue
-        scores = [
-            score_run(result, task=task, title=job.source.title_of(task), seed=seed)
-            for task in job.tasks
-        ]
-        finished.append(Scored(result, scores))
-        write_scores(job.out, finished[-1:])
+        with files.locked(job.out) if world.first else nullcontext():
+            result = run(
+                job.tasks[0],
+                loaded.model,
+                loaded.processor,
+                conditions,
+                out=job.out,
+                identity=loaded.identity,
+                source=job.source.noted(),
+                progress=progress(title),
+                world=world,
+                **options,
+            )
+            if not world.first:
+                continue
+            scores = [
+                score_run(result, task=task, title=job.source.title_of(task), seed=seed)
+                for task in job.tasks
+            ]
+            finished.append(Scored(result, scores))
+            write_scores(job.out, finished[-1:])
     return finished
-
-
-def write_scores(out: Path, runs: Sequence[Scored]) -> None:
-    """Write the scores of one or more runs into one file.
-
-    Raises:
-        OSError: It can't be written.
-    """
-    scores = [scores for run in runs for scores in run.scores]
-    records.write_json(out / SCORES, as_json(scores))
-
-
-def reopen(out: Path, profiles: Sequence[str] = (), seed: int = 0) -> list[Scored]:
-    """Score the runs in a directory again, finished or not, without a model.
-
-    Args:
-        out: A run's directory or one above several.
-        profiles: Other scoring rules for the stored answers; default: those of the run.
-        seed: Of the bootstrap.
-
-    Raises:
-        ValueError: There is no run, or its data have changed.
-        OSError: Its data are gone.
-    """
-    found = []
-    for path in run_files(out):
-        kind = (records.read_json(path)["source"] or {}).get("benchmark")
-        # They are built on this module.
-        if kind == "images":
-            from regaze.evals.pictures import study as pictures
-
-            found.append(pictures.reopen(path.parent, seed))
-            continue
-        if kind == "video":
-            from regaze.evals.clips import study as clips
-
-            found.append(clips.reopen(path.parent, seed=seed))
-            continue
-        one = open_run(path.parent, profiles)
-        scores = [
-            score_run(one.result, task=task, title=one.source.title_of(task), seed=seed)
-            for task in one.tasks
-        ]
-        found.append(Scored(one.result, scores))
-    return found
-
-
-def open_run(folder: Path, profiles: Sequence[str] = ()) -> Opened:
-    """Read a run of questions and build its task again.
-
-    Args:
-        folder: The run's directory.
-        profiles: Other scoring rules for the stored answers; default: those of the run.
-
-    Raises:
-        ValueError: It doesn't say what was asked, or its data have changed.
-        OSError: Its data are gone.
-    """
-    path = folder / RUN
-    fields = records.read_json(path)["source"]
-    if fields is None:
-        raise ValueError(f"{path} doesn't say where its task came from: score it in Python")
-    if fields.get("benchmark") in ("images", "video"):
-        raise ValueError(f"{path} is no run of a benchmark with questions")
-    source = Source.from_dict(fields)
-    tasks = source.tasks()
-    result = load(tasks[0], folder)
-    if profiles:
-        # The same answers may be scored with several truths.
-        truths = [task for task in tasks if task.profile == tasks[0].profile]
-        tasks = [task.under(profile) for task in truths for profile in profiles]
-    return Opened(source, tasks, result)
-
-
-def run_files(out: Path) -> list[Path]:
-    """The files that mark run directories, in a directory and below.
-
-    Raises:
-        ValueError: There is none.
-    """
-    found = sorted(out.rglob(RUN))
-    if not found:
-        raise ValueError(f"{out} holds no run: no {RUN} in it or below")
-    return found
-
-
-def as_json(scores: Sequence[TaskScores]) -> dict[str, Any]:
-    """Scores as JSON-able values with full precision."""
-    return {
-        "note": "shares are between 0 and 1; null: undefined, a denominator is zero",
-        "tasks": to_json(list(scores)),
-    }

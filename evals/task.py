@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import Self
 
 Counts = Mapping[str, float]
 Sums = Mapping[str, NDArray[np.float64]]
@@ -26,7 +27,7 @@ class Item:
 
     Attributes:
         id: Unique within the task, stable between runs, e.g. ``"adversarial/17"``.
-        image: Key of the image for `Task.load_image`; None for a question about no image.
+        image: Key of the image for `QuestionTask.load_image`; None for a question about no image.
         prompt: The user's text, without chat template and without image placeholder.
         group: Subset the item belongs to, e.g. ``"adversarial"``; metrics are given per group.
         target: What the scorer needs to know of the truth (JSON-able).
@@ -75,36 +76,22 @@ class Task(ABC):
         name: The benchmark's name.
         profile: Whose rules the answers are read by.
         items: All items, in a fixed order; items of one image are neighbours.
-        max_new_tokens: Longest answer to generate.
         headline: Metrics that stand in short tables, the most important one first.
         absolute: Metrics that are shown as they are; the others are shares, shown in percent.
         units: What a cluster is, in the plural.
-        yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
-            intervention ranks answers better or only moved the threshold; ``target`` is then
-            ``"yes"`` or ``"no"``, and ``metrics`` gives an ``accuracy`` to stand beside.
     """
 
     name: str
     profile: str
     items: Sequence[Item]
-    max_new_tokens: int
     headline: tuple[str, ...] = ()
     absolute: tuple[str, ...] = ("words",)
     units: str = "images"
-    yes_no: bool = False
 
     @property
     @abstractmethod
     def data_hash(self) -> str:
         """SHA-256 of the data the items were read from."""
-
-    @abstractmethod
-    def load_image(self, item: Item) -> Image.Image:
-        """The item's image as RGB; not asked of an item without one.
-
-        Raises:
-            OSError: The image is missing or unreadable; the message names the file.
-        """
 
     @abstractmethod
     def counts(self, item: Item, text: str) -> Counts:
@@ -129,7 +116,7 @@ class Task(ABC):
         """
         return None
 
-    def under(self, profile: str) -> Task:
+    def under(self, profile: str) -> Self:
         """The same items, their answers read under another profile.
 
         Raises:
@@ -176,6 +163,30 @@ class Task(ABC):
     @abstractmethod
     def directions(self) -> Mapping[str, int]:
         """For each metric: +1 if higher is better, -1 if lower is, 0 if neither (yes ratio)."""
+
+
+class QuestionTask(Task):
+    """A benchmark that asks a vision-language model questions.
+
+    An item with ``choices`` is answered by the likeliest of them.
+
+    Attributes:
+        max_new_tokens: Longest answer to generate.
+        yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
+            intervention ranks answers better or only moved the threshold; ``target`` is then
+            ``"yes"`` or ``"no"``, and ``metrics`` gives an ``accuracy`` to stand beside.
+    """
+
+    max_new_tokens: int
+    yes_no: bool = False
+
+    @abstractmethod
+    def load_image(self, item: Item) -> Image.Image:
+        """The item's image as RGB; not asked of an item without one.
+
+        Raises:
+            OSError: The image is missing or unreadable; the message names the file.
+        """
 
 
 def add_up(groups: Sequence[Sums]) -> Sums:

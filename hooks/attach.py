@@ -5,72 +5,27 @@ from __future__ import annotations
 import weakref
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from regaze.hooks.attachment import Attachment, NothingAttached
 from regaze.hooks.checking import check_edits
+from regaze.hooks.checks import shown
 from regaze.hooks.edits import Edit, as_works
 from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
+from regaze.hooks.placed import Placed
 from regaze.hooks.reading import Reader
-from regaze.hooks.report import SCORES, InterventionReport, LayerReport, Report
-from regaze.hooks.scores import PLACE
+from regaze.hooks.report import Report
 from regaze.hooks.seat import Seat
 from regaze.hooks.specs import Spec
-from regaze.hooks.stack import LayerEntry, Stack
-from regaze.hooks.tally import Entry
-from regaze.hooks.tokens import Spans
+from regaze.hooks.stack import Stack
+from regaze.hooks.tokens import Spans, check_spans
 from regaze.hooks.vision import vision_seat
 
-__all__ = ["Attachment", "ModelAttachment", "attach", "layer_reports", "seat_of"]
+__all__ = ["Attachment", "ModelAttachment", "attach", "seat_of"]
 
 _SEATS: MutableMapping[nn.Module, Seat] = weakref.WeakKeyDictionary()
-
-
-class Placed:
-    """The works of one spec, each on its tower's stack.
-
-    Args:
-        works: The works and their stacks, in the order in which they act.
-    """
-
-    def __init__(self, works: Sequence[tuple[Edit, Stack]]) -> None:
-        self._entries: list[tuple[LayerEntry, Stack]] = [(Entry(w), stack) for w, stack in works]
-
-    def put_on(self) -> None:
-        """Put them on their stacks."""
-        for entry, stack in self._entries:
-            stack.push(entry)
-
-    def take_off(self) -> None:
-        """Take them off; those that aren't on are none."""
-        for entry, stack in reversed(self._entries):
-            stack.pop(entry)
-
-    def report(self, label: str) -> InterventionReport:
-        """What they did, as one method."""
-        several = len({stack.kind for _, stack in self._entries}) > 1
-        layers = [
-            replace(one, name=one.name or f"{stack.kind} tower") if several else one
-            for entry, stack in self._entries
-            for one in layer_reports(entry)
-        ]
-        entries = [entry for entry, _ in self._entries]
-        writing = [e for e in entries if not e.work.reads_only] or entries
-        changing = [e for e in writing if not e.work.idle]
-        silent = [e for e in changing if not any(x.effect > 0 for x in layer_reports(e))]
-        # Prompts are the text tower's.
-        counted = [e for e, stack in self._entries if stack.kind == "text"] or entries
-        return InterventionReport(
-            label,
-            max((entry.tally.runs for entry in counted), default=0),
-            tuple(layers),
-            exempt=not changing,
-            note="; ".join(dict.fromkeys(s.note for _, s in self._entries if s.note)),
-            silent=tuple(type(e.work).__name__ for e in silent) if len(changing) > 1 else (),
-        )
 
 
 class ModelAttachment(Attachment):
@@ -109,19 +64,6 @@ class ModelAttachment(Attachment):
         return self._seat.partial()
 
 
-def layer_reports(entry: LayerEntry) -> list[LayerReport]:
-    """An edit's counters as numbers; waits for the device."""
-    return [
-        LayerReport(
-            layer,
-            calls,
-            *entry.tally.measured(layer),
-            name=SCORES if layer == PLACE else "",
-        )
-        for layer, calls in sorted(entry.tally.calls.items())
-    ]
-
-
 def attach(
     target: Any,
     *interventions: Spec[Any, Any],
@@ -149,14 +91,15 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: Vision-language models only: what to do with a model type that isn't known:
-            "raise", or "check" on the spot whether an edit is exact there.
+        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
+            whether an edit is exact there. Of a denoiser the first pass of each shape shows what
+            PAG, SEG and SoftPAG need to know, or raises.
 
     Returns:
         A handle, usable as a context manager.
 
     Raises:
-        TypeError: The target isn't a model that can be attached to.
+        TypeError: The target isn't a model that can be attached to, or an intervention is no spec.
         ValueError: An intervention can't act on this model (the message says why and what can),
             or contradicts what is attached already.
     """
@@ -170,21 +113,25 @@ def attach(
     if denoisers is None:
         split_target(target, processor)
     for one in interventions:
+        if not callable(getattr(one, "resolve", None)) or isinstance(one, type):
+            raise TypeError(
+                f"attach takes specs such as VHR(alpha=2) or parse('vhr:alpha=2'), got {shown(one)}"
+            )
         if one.acts_on != wanted:
             raise ValueError(
                 f"{one.label} acts on {one.acts_on}, and this is one of the {wanted} "
                 f"({type(target).__name__}); `regaze list` names the methods for it"
             )
+    if cond_rows is not None and not isinstance(cond_rows, slice):
+        raise TypeError(f"cond_rows must be a slice such as slice(2, 4), got {shown(cond_rows)}")
+    if spans is not None:
+        check_spans(spans)
     if denoisers is not None:
         if processor is not None or spans is not None:
             raise ValueError("processor and spans are for vision-language models")
-        if unknown != "raise":
-            raise ValueError(
-                'unknown="check" is for vision-language models: what the rows of an unknown '
-                "denoiser are can't be found by trying; add its class to "
-                "regaze.hooks.diffusion.families.FAMILIES"
-            )
-        return attach_denoisers(target, denoisers, interventions, cond_rows=cond_rows, fork=fork)
+        return attach_denoisers(
+            target, denoisers, interventions, cond_rows=cond_rows, fork=fork, unknown=unknown
+        )
     if cond_rows is not None or not fork:
         raise ValueError("cond_rows and fork are for diffusers pipelines")
     model, processor = split_target(target, processor)
@@ -203,13 +150,13 @@ def attach(
     if any(work.tower == "vision" for works in bound for work in works):
         seats["vision"] = vision_seat(host)
     placed = [Placed([(work, seats[work.tower]) for work in works]) for works in bound]
+    attachment = ModelAttachment(seat, specs, placed)
     try:
         for method in placed:
             method.put_on()
-        return ModelAttachment(seat, specs, placed)
+        return attachment
     except BaseException:
-        for method in reversed(placed):
-            method.take_off()
+        attachment.detach()
         raise
 
 

@@ -14,18 +14,8 @@ from regaze.hooks.specs import Spec
 _Self = TypeVar("_Self", bound="Attachment")
 
 
-class Attachment(ABC):
-    """Interventions on a host, until `detach` or the end of the ``with`` block.
-
-    Attributes:
-        specs: The interventions with every field filled in, in the order in which they act.
-    """
-
-    def __init__(self, specs: Sequence[Spec[Any, Any]]) -> None:
-        self.specs = tuple(specs)
-
-    def __enter__(self: _Self) -> _Self:
-        return self
+class Detachable(ABC):
+    """Something on a host, until `detach` or the end of the ``with`` block."""
 
     def __exit__(
         self,
@@ -37,10 +27,24 @@ class Attachment(ABC):
 
     @abstractmethod
     def detach(self) -> None:
-        """Take the interventions off. Others stay.
+        """Take it off; what others attached stays.
 
         A second call takes off nothing else; it finishes what an interrupt left undone.
         """
+
+
+class Attachment(Detachable):
+    """Interventions on a host, until `detach` or the end of the ``with`` block.
+
+    Attributes:
+        specs: The interventions with every field filled in, in the order in which they act.
+    """
+
+    def __init__(self, specs: Sequence[Spec[Any, Any]]) -> None:
+        self.specs = tuple(specs)
+
+    def __enter__(self: _Self) -> _Self:
+        return self
 
     @abstractmethod
     def report(self) -> Report:

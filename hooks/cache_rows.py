@@ -55,7 +55,9 @@ class CacheRows:
     def seen(self, cache: Any) -> CacheRows:
         """The same rows, in the tensor that the cache has now."""
         keys = _plain_keys(cache.layers[self.layer])
-        return self if keys is None else replace(self, tensor=weakref.ref(keys))
+        if keys is None:
+            return self
+        return CacheRows(self.layer, self.columns, self.keys, weakref.ref(keys))
 
     def select(self, rows: Tensor) -> CacheRows:
         """What is known of some rows, in their order."""

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 # Frames of transformers' generation that decide what a pass is; the innermost one speaks.
+_CALL = nn.Module._call_impl.__code__
 _LOOPS = frozenset({"_prefill", "_assisted_decoding", "_sample", "_beam_search", "generate"})
 
 
@@ -84,6 +85,14 @@ class Callers:
     def around(self) -> FrameType | None:
         """The innermost running method of a module that holds the tower."""
         return next((f for f in frames() if self.holds(f.f_locals.get("self"))), None)
+
+
+def call_of(module: nn.Module) -> FrameType | None:
+    """The frame of a module's call, from a hook that runs in it."""
+    for frame in frames():
+        if frame.f_code is _CALL and frame.f_locals.get("self") is module:
+            return frame
+    return None
 
 
 def runs(frame: FrameType | None) -> bool:

@@ -6,13 +6,21 @@ import difflib
 import math
 from collections.abc import Iterable
 
+_LONGEST = 80
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({len(text)} letters)"
+
 
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """The message for a name that isn't known: nearest matches first, else all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    return f"unknown {what} {given!r}; {hint}"
+    return f"unknown {what} {shown(given)}; {hint}"
 
 
 def check_number(
@@ -36,7 +44,7 @@ def check_number(
             number = math.inf
     if not (math.isfinite(number) and low <= number <= high):
         domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
-        raise ValueError(f"{method}: {field} must be {domain}, got {value!r}")
+        raise ValueError(f"{method}: {field} must be {domain}, got {shown(value)}")
 
 
 def check_choice(method: str, field: str, value: str, choices: Iterable[str]) -> None:
@@ -45,7 +53,7 @@ def check_choice(method: str, field: str, value: str, choices: Iterable[str]) ->
     Raises:
         ValueError: It isn't; the message names the nearest one.
     """
-    if value not in set(choices):
+    if not isinstance(value, str) or value not in set(choices):
         raise ValueError(f"{method}: " + unknown(field, str(value), choices))
 
 
@@ -56,14 +64,14 @@ def check_indices(method: str, field: str, values: object, size: int, of: str) -
         ValueError: It isn't a list, or one is repeated or out of range.
     """
     if not isinstance(values, tuple):
-        raise ValueError(f"{method}: {field} must be a list such as [1,2,3], got {values!r}")
-    if len(set(values)) < len(values):
-        raise ValueError(f"{method}: {field} holds an index twice: {list(values)}")
+        raise ValueError(f"{method}: {field} must be a list such as [1,2,3], got {shown(values)}")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
             raise ValueError(
-                f"{method}: {field} holds {value!r}, but {of} has {size} (0 to {size - 1})"
+                f"{method}: {field} holds {shown(value)}, but {of} has {size} (0 to {size - 1})"
             )
+    if len(set(values)) < len(values):
+        raise ValueError(f"{method}: {field} holds an index twice: {list(values)}")
 
 
 def check_flag(method: str, field: str, value: object) -> None:
@@ -73,4 +81,4 @@ def check_flag(method: str, field: str, value: object) -> None:
         ValueError: It is something else.
     """
     if not isinstance(value, bool):
-        raise ValueError(f"{method}: {field} must be true or false, got {value!r}")
+        raise ValueError(f"{method}: {field} must be true or false, got {shown(value)}")

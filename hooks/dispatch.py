@@ -27,9 +27,9 @@ Attention = tuple[Tensor, Tensor | None]
 Stock = Callable[..., Attention]
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
-    """The arguments of one attention call.
+    """The arguments of one attention call; never changed.
 
     Attributes:
         module: The attention module.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
 from regaze.hooks.passes import Columns, Pass, RowPlan, Rows
+
+if TYPE_CHECKING:
+    from regaze.hooks.biases import ColumnBias
+    from regaze.hooks.dispatch import Attention, Call, Stock
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,14 @@ class Branch:
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
         edits: What edits the branch; the main run's edits don't.
+        enter: Changes the arguments of its text tower at the prompt, after pictures were put among
+            the text: ``enter(arguments, pass)``, where "inputs_embeds" are "B Q E".
     """
 
     inputs: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
     combine: Callable[[Tensor, Tensor, Pass], Tensor]
     edits: tuple[Edit, ...] = ()
+    enter: Callable[[Mapping[str, Any], Pass], Mapping[str, Any]] | None = None
 
 
 class Edit:
@@ -52,6 +58,7 @@ class Edit:
             or None for no row edit. In the vision tower "class" (the class token's row of each
             picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
             head.
+        sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
@@ -62,6 +69,7 @@ class Edit:
     tower: Literal["text", "vision"] = "text"
     rows: Rows | None = None
     reads_only: bool = False
+    sees_decoding: bool = False
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
     branches: tuple[Branch, ...] = ()
@@ -71,10 +79,12 @@ class Edit:
 
     def fork(self) -> Edit:
         """A copy with state of its own."""
-        twin = copy.copy(self)
-        for name, value in vars(self).items():
+        twin: Edit = object.__new__(type(self))  # What copy.copy does by way of pickling.
+        held = vars(twin)
+        held.update(vars(self))
+        for name, value in held.items():
             if isinstance(value, (dict, list, set)):
-                setattr(twin, name, value.copy())
+                held[name] = value.copy()
         return twin
 
     def select(self, rows: Tensor) -> Edit:
@@ -100,8 +110,9 @@ class Edit:
         """Prepare for a forward pass; drop the state of another prompt."""
 
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
-        """Read the residual stream "B Q E" entering a layer, before its norm; not in decode steps.
+        """Read the residual stream "B Q E" entering a layer, before its norm.
 
+        In decode steps only with ``sees_decoding``.
         Gradients don't flow through what is read.
         """
 
@@ -113,12 +124,14 @@ class Edit:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
 
-    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
-        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+    def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
+        """Return what all rows of some heads add to their logits, or None.
 
-        Called behind all edits of the rows' logits.
+        Called instead of `edit_logits` where it is overridden, with ``rows`` "last" or "latest";
+        the other rows of a prompt are biased by a kernel. In rows that others edit too it acts in
+        its turn.
         """
-        return out
+        return None
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         """Return edited weights "B H R K", whose rows needn't sum to 1; never in place.
@@ -132,6 +145,20 @@ class Edit:
             columns: What the keys are.
         """
         return weights
+
+    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
+        """Return edited head outputs "B R H D" (float32) of the same rows; never in place.
+
+        Called behind all edits of the rows' logits.
+        """
+        return out
+
+    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
+        """Return the result of a decode step's attention call in place of the stock one's, or None.
+
+        Asked for in decode steps alone; nothing else may edit the layer then.
+        """
+        return None
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
@@ -154,6 +181,22 @@ class Edit:
         """
         return None
 
+    def look_back(self, scores: Tensor, pass_: Pass) -> Tensor | None:
+        """Say for which samples a prompt's last row is to be run again, edited otherwise.
+
+        Called once, at the end of a prompt, with what its last row predicts so far; decide here
+        what to do. Then the row is run again, with ``pass_.again``, and `edit_logits` gets it
+        (and rows of drafts behind it). See `regaze.hooks.again`.
+
+        Args:
+            scores: "B V" float32 logits.
+            pass_: The block.
+
+        Returns:
+            Bool "B", or None for none.
+        """
+        return None
+
     def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:
         """Return edited next-token scores, after those of `branches` were combined with them.
 
@@ -168,6 +211,11 @@ class Edit:
     def scores(self) -> bool:
         """Whether next-token scores are changed."""
         return bool(self.branches) or overrides(self, "edit_scores")
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether a prompt's last row may be run again."""
+        return bool(self.layers) and overrides(self, "look_back")
 
     @property
     def idle(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 
+from regaze.hooks.checks import shown
 from regaze.hooks.families import (
     FAMILIES,
     Family,
@@ -308,9 +310,13 @@ def check_layers(given: Iterable[int], size: int, what: str) -> list[int]:
     """Check indices of layers or heads.
 
     Raises:
+        TypeError: They are no list of whole numbers.
         ValueError: One doesn't exist.
     """
-    indices = sorted({int(i) for i in given})
+    try:
+        indices = sorted({operator.index(i) for i in given})
+    except TypeError as error:
+        raise TypeError(f"{what}s must be a list of indices, got {shown(given)}") from error
     for index in indices:
         if not 0 <= index < size:
             raise ValueError(f"there is no {what} {index}: the model has {what}s 0 to {size - 1}")

@@ -8,7 +8,7 @@ with the prompt without its image, whole runs of both.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks.host import Host
 from regaze.hooks.literal_scores import ScoreForm, scored
+from regaze.hooks.passes import Picture
 
 NAME = "regaze_literal_maps"
 STRUCTURE = {
@@ -110,7 +111,53 @@ class HeadForm:
     removed: Literal["drop", "mask"] = "drop"
 
 
-Form = MapForm | OutputForm | HeadForm | ScoreForm
+@dataclass(frozen=True)
+class Probe:
+    """What a run of the plain prompt shows.
+
+    Attributes:
+        scores: "1 V", of the last row.
+        weights: Of each layer asked for, "1 H Q K".
+        ids: The prompt's token ids.
+        image: Which of its columns are image patches.
+        structure: Which are row ends and tile marks inside images.
+        processor: The model's processor, if it is known.
+        pictures: What the vision tower was given, if it was looked at.
+        eyes: How many layers it has.
+        maps: Its rows' weights "H R N", by layer and picture.
+    """
+
+    scores: Tensor
+    weights: Mapping[int, Tensor]
+    ids: Sequence[int]
+    image: Sequence[bool]
+    structure: Sequence[bool]
+    processor: Any
+    pictures: Sequence[Picture] = ()
+    eyes: int = 0
+    maps: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def seen_by(self, layer: int, picture: int) -> Tensor:
+        """Weights "H R N" of the vision tower's rows."""
+        return self.maps[layer, picture]
+
+
+@dataclass(frozen=True)
+class ProbeForm:
+    """A method that runs the whole prompt unedited before it says what it does to it.
+
+    Attributes:
+        act: ``act(probe)``: what it then does in a second run of the prompt.
+        layers: Whose maps it looks at.
+        looks_at: Rows of the vision tower that it looks at.
+    """
+
+    act: Callable[[Probe], MapForm]
+    layers: Collection[int] = ()
+    looks_at: Literal["class", "all"] | None = None
+
+
+Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm
 
 
 @dataclass(frozen=True)
@@ -171,8 +218,11 @@ class Pass:
         was_read: Of each column, whether it was read (in a block of several) or generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
+        last: Per layer, the weights "H T" of the prompt's last row.
         maps: How many maps were built.
         row: The row that ``heads`` are of.
+        looks: Layers whose maps are kept.
+        weights: Those maps.
     """
 
     prompt: Prompt
@@ -183,8 +233,11 @@ class Pass:
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[int, Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
+    looks: Collection[int] = ()
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -227,18 +280,10 @@ class Pass:
             scores = form.edit(scores, about)
         return scores[..., gone:]
 
-    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
-        """The edits on what a layer's heads put out, "1 H Q D"."""
-        for form in self.forms:
-            if isinstance(form, OutputForm) and layer in form.layers:
-                gone = self.end - seen.shape[-1]
-                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
-        return out
-
     def weigh(self, layer: int, weights: Tensor, scores: Tensor, seen: Tensor) -> Tensor:
         """The edits of a layer's weights "1 H Q K"."""
-        maps = (f for f in self.forms if isinstance(f, MapForm) and layer in f.layers)
-        forms = [f.weigh for f in maps if f.weigh is not None]
+        edits = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        forms = [form.weigh for form in edits if form.weigh is not None]
         if not forms:
             return weights
         gone = self.end - scores.shape[-1]
@@ -247,6 +292,14 @@ class Pass:
         for weigh in forms:
             weights = weigh(weights, scores, about)
         return weights[..., gone:]
+
+    def edit_outputs(self, layer: int, out: Tensor, seen: Tensor) -> Tensor:
+        """The edits on what a layer's heads put out, "1 H Q D"."""
+        for form in self.forms:
+            if isinstance(form, OutputForm) and layer in form.layers:
+                gone = self.end - seen.shape[-1]
+                out = form.edit(out, self._map(layer, pad(seen, (gone, 0))))
+        return out
 
     def _map(self, layer: int, seen: Tensor) -> Map:
         more = [False] * (self.end - len(self.prompt.image))
@@ -304,8 +357,11 @@ def _attend(
     weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
     weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
+    if layer in now.looks:
+        now.weights[layer] = weights
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
+        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights
@@ -364,6 +420,7 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
+    each = [_acting(host, inputs, prompt, one) for one in each]
     edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
@@ -372,8 +429,8 @@ def literally(
             factors = choose_factors(host, inputs, form, edits)
     removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
 
-    def plain(count: int) -> AbstractContextManager[Pass]:
-        return _running(host, Pass(Prompt(*[[False] * count] * 3), [], {}))
+    def plain(count: int, forms: Sequence[MapForm] = ()) -> AbstractContextManager[Pass]:
+        return _running(host, Pass(Prompt(*[[False] * count] * 3), forms, {}))
 
     with (
         _running(host, Pass(prompt, edits, factors)) as now,
@@ -385,6 +442,29 @@ def literally(
             f"{host.model_type} computed no attention by transformers' interface, so there are no "
             "maps to edit: its attention can't be switched to another implementation"
         )
+
+
+def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
+    """What a form does, after the run that it may want to see first."""
+    if not isinstance(form, ProbeForm) or not any(prompt.image):
+        return form
+    model: Any = host.model
+    more: dict[str, Any] = {}
+    with ExitStack() as held, torch.no_grad():
+        if form.looks_at is not None:
+            # Rows that are seen there are what the tower's own maps hold, as its tests show.
+            from regaze.hooks.capture import capture
+
+            eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
+        seen = held.enter_context(_running(host, Pass(prompt, [], {}, looks=form.layers)))
+        scores = model(**inputs).logits[:, -1].float()
+        if form.looks_at is not None:
+            maps = {(one.layer, one.picture): one.weights for one in eye.captured}
+            more = {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
+    ids = inputs["input_ids"][0].tolist()
+    return form.act(
+        Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor, **more)
+    )
 
 
 def choose_factors(

@@ -9,72 +9,24 @@ never enter the caller's cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache
+from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.attention import plain_rows, visible_columns
 from regaze.hooks.dispatch import Attention, Call
+from regaze.hooks.packing import Inputs, PackedCache
 from regaze.hooks.passes import Pass
 from regaze.hooks.tokens import Kind
 
 Positions = Literal["drop", "mask"]
 _PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values"})
-
-
-class PackedCache(Cache):
-    """Looks like the caller's cache but keeps only the first ``length`` new columns in it."""
-
-    def __init__(self, real: Cache, length: int) -> None:
-        # No super().__init__: everything but `update` reads the real cache's layers.
-        self.real = real
-        self.length = length
-        self.layers = real.layers
-        self.layer_class_to_replicate = getattr(real, "layer_class_to_replicate", None)
-        self.offloading = False
-
-    def update(
-        self,
-        key_states: Tensor,
-        value_states: Tensor,
-        layer_idx: int,
-        *args: Any,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor]:
-        """Store the prompt's columns; hand back those of the cache and the packed ones."""
-        n = self.length
-        keys, values = self.real.update(
-            key_states[:, :, :n], value_states[:, :, :n], layer_idx, *args, **kwargs
-        )
-        return (
-            torch.cat([keys, key_states[:, :, n:]], 2),
-            torch.cat([values, value_states[:, :, n:]], 2),
-        )
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the tower's arguments are, besides embeddings, mask and positions.
-
-    Attributes:
-        packs: Names of those with one entry per column.
-        zeros: Likewise, but what vision adds: zero in a prompt without images.
-        window: Columns of the narrowest sliding window or chunk, if there is one.
-        rescales: Columns beyond which rotary angles depend on a prompt's length, if they do.
-        counts: Columns beyond which layers count columns themselves, packed ones too, if they do.
-    """
-
-    packs: Collection[str] = ()
-    zeros: Collection[str] = ()
-    window: int | None = None
-    rescales: int | None = None
-    counts: int | None = None
 
 
 def shares_beginning(pass_: Pass, mask: Any) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.tokens import Kind, TokenMap
 
-Rows = Literal["last", "question", "text", "class", "all"] | tuple[int, ...]
+Rows = Literal["last", "latest", "question", "text", "class", "all"] | tuple[int, ...]
 """Rows of a text tower; "class", "all" and indices are rows of a vision tower's pictures."""
 Wanted = tuple[Rows, bool]
 """Rows that an edit asks for, and whether it only reads them."""
@@ -122,9 +122,6 @@ class RowPlan:
 
     def parts(self, count: int) -> Iterator[RowPlan]:
         """The plan in pieces of at most ``count`` rows."""
-        if self.rows.shape[1] <= count:
-            yield self
-            return
         for start in range(0, self.rows.shape[1], count):
             cut = slice(start, start + count)
             yield RowPlan(
@@ -153,7 +150,9 @@ class Pass:
         device: Where the block enters the tower; a layer may run elsewhere.
         masks: Shared by the steps of one prompt.
         inputs: Arguments of the call of the model that was attached to, as far as they are known.
+        ids: "B P" token ids that were read, -1 for generated text; on the CPU.
         pictures: What a vision tower is given; empty for a text tower.
+        again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
     """
 
     tokens: TokenMap
@@ -165,7 +164,9 @@ class Pass:
     device: torch.device
     masks: PromptMasks
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     pictures: tuple[Picture, ...] = ()
+    again: bool = False
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -231,11 +232,20 @@ class Pass:
 
     def plan(self, asked: Iterable[Wanted], device: torch.device) -> RowPlan | None:
         """Rows to recompute for the edits that ask for these; None if there are none."""
-        wanted = tuple(sorted(set(asked), key=repr))
-        key = (wanted, self.prompt_end, device)
+        key = (tuple(asked), self.prompt_end, device)
         if key not in self._plans:
-            self._plans[key] = self._make_plan(wanted, device)
+            self._plans[key] = self._make_plan(tuple(dict.fromkeys(key[0])), device)
         return self._plans[key]
+
+    def last_plan(self, device: torch.device) -> RowPlan:
+        """The `n_last` last rows of all samples, for edits of any rows of a text tower."""
+        rows = self.scored(self.length)
+        every = torch.ones_like(rows, dtype=torch.bool)
+        acts: dict[Rows, Tensor | None] = {}
+        for name in ("last", "question", "text"):
+            picked = self._select(name).gather(1, rows)
+            acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
+        return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)
 
     def _make_plan(self, wanted: tuple[Wanted, ...], device: torch.device) -> RowPlan | None:
         chosen = {name: self._select(name) for name, _ in wanted}
@@ -272,7 +282,7 @@ class Pass:
             real = self._block(~self.tokens.is_kind(Kind.PAD)).int()
             from_end = real.flip(1).cumsum(1).flip(1)
             last = (real == 1) & (from_end <= self.n_last)
-        return last & self.tokens.has_image[:, None]
+        return last if selector == "latest" else last & self.tokens.has_image[:, None]
 
     def _block(self, mask: Tensor) -> Tensor:
         return mask[:, self.past : self.past + self.length]

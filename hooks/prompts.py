@@ -7,7 +7,7 @@ where it was made.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +23,8 @@ from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import TokenMap
 
 Works = Mapping[Entry[Edit, int], Edit]
+Asked = defaultdict[tuple[Entry[Edit, int], int], int]
+"""How often each entry was asked at each layer."""
 Lanes = Mapping[tuple[Entry[Edit, int], int], Lane]
 """The lane of each branch, by entry and number."""
 _ATTRIBUTE = "_regaze_prompts"
@@ -57,8 +59,15 @@ class Prompt:
     rows: CacheRows | None = None
     compared: Tensor | None = None
     works: Works = field(default_factory=dict)
-    asked: Counter[tuple[Entry[Edit, int], int]] = field(default_factory=Counter)
+    asked: Asked = field(default_factory=lambda: defaultdict(int))
     lanes: Lanes = field(default_factory=dict)
+
+    def having(self, **fields: Any) -> Prompt:
+        """The prompt with some attributes replaced; done for every token, so it has to be quick."""
+        twin = object.__new__(Prompt)
+        vars(twin).update(vars(self))
+        vars(twin).update(fields)
+        return twin
 
     def select(self, rows: Tensor) -> Prompt:
         """The prompts of some batch rows, "B'" on the CPU, in their order; rows may repeat."""
@@ -118,7 +127,7 @@ def put_prompt(cache: Any, seat: object, prompt: Prompt | None) -> None:
         rest[seat] = prompt
     # A new object: a shallow copy of the cache holds the old one.
     setattr(cache, _ATTRIBUTE, _Marks(rest))
-    for name in _MOVES:
+    for name in _MOVES if prompt is not None else ():
         if hasattr(cache, name) and name not in vars(cache):
             setattr(cache, name, _Move(cache, name))
 

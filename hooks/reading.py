@@ -26,6 +26,7 @@ class Block:
         embedded: Ids that went through the tower's embeddings for this call, if any.
         generating: What ``generate`` says.
         partial: The caller says that the prompt goes on.
+        past: Columns before the block.
     """
 
     kwargs: Mapping[str, Any]
@@ -33,6 +34,7 @@ class Block:
     embedded: Tensor | None
     generating: Generating
     partial: bool
+    past: int
 
     @property
     def entering(self) -> Tensor:
@@ -40,12 +42,6 @@ class Block:
         embeds = self.kwargs.get("inputs_embeds")
         found: Tensor = self.kwargs["input_ids"] if embeds is None else embeds
         return found
-
-    @property
-    def past(self) -> int:
-        """Columns before the block."""
-        cache = self.kwargs.get("past_key_values")
-        return 0 if cache is None else int(cache.get_seq_length())
 
 
 class Reader:
@@ -76,43 +72,53 @@ class Reader:
         """
         batch, length = block.entering.shape[:2]
         past, candidates = block.past, block.generating.candidates
-        if past:
-            before = _resume(before, past, batch)
+        before = _resume(before, past, batch) if past else None
         partial = block.partial or block.generating.partial
-        if past and before is not None and _goes_on(before, past, length, candidates):
-            tokens, masks = before.tokens.grow(length), before.masks
-            ids, real = before.ids, before.real
+        if before is not None and _goes_on(before, past, length, candidates):
+            prompt = before.having(tokens=before.tokens.grow(length), index=before.index + 1)
         else:
-            ids, real = empty(batch) if before is None or not past else (before.ids, before.real)
-            new = self._block_ids(block, batch, length)
-            # Behind the prompt stand the tokens that a draft proposes.
-            new[:, length - candidates :] = -1
-            ids, real = _append(ids, real, new, self._padding(block, batch, length, past), past)
-            tokens = self._classify(ids, real, partial)
-            masks = PromptMasks(tokens)
-        first = not past or before is None
-        prompt = Prompt(
-            tokens=tokens,
-            ids=ids,
-            real=real,
-            masks=masks,
-            index=0 if first or before is None else before.index + 1,
-            parts=(frozenset() if first or before is None else before.parts)
-            | (frozenset([past + length]) if partial else frozenset()),
-            compared=None if first or before is None else before.compared,
-        )
+            prompt = self._read_more(block, before, batch, length, past, partial)
+        if partial:
+            prompt = prompt.having(parts=prompt.parts | {past + length})
         pass_ = Pass(
-            tokens=tokens,
+            tokens=prompt.tokens,
             past=past,
             length=length,
             index=prompt.index,
             prompt_end=not partial,
             n_last=candidates + 1,
             device=block.entering.device,
-            masks=masks,
+            masks=prompt.masks,
             inputs=block.outer,
+            ids=prompt.ids,
         )
         return pass_, prompt
+
+    def _read_more(
+        self,
+        block: Block,
+        before: Prompt | None,
+        batch: int,
+        length: int,
+        past: int,
+        partial: bool,
+    ) -> Prompt:
+        """A prompt with the block behind it, or one that begins."""
+        ids, real = empty(batch) if before is None else (before.ids, before.real)
+        new = self._block_ids(block, batch, length)
+        # Behind the prompt stand the tokens that a draft proposes.
+        new[:, length - block.generating.candidates :] = -1
+        ids, real = _append(ids, real, new, self._padding(block, batch, length, past), past)
+        tokens = self._classify(ids, real, partial)
+        fields: dict[str, Any] = {
+            "tokens": tokens,
+            "ids": ids,
+            "real": real,
+            "masks": PromptMasks(tokens),
+        }
+        if before is None:
+            return Prompt(**fields, index=0)
+        return before.having(**fields, index=before.index + 1)
 
     def _classify(self, ids: Tensor, real: Tensor, partial: bool) -> TokenMap:
         """Read the whole prompt again; what a column is may depend on what comes after it."""
@@ -184,28 +190,21 @@ def _resume(before: Prompt | None, past: int, batch: int) -> Prompt:
             f"the cache holds {past} columns but regaze saw only {known}: the prompt was "
             "encoded before attaching (or by another model); attach first, then prefill"
         )
-    tokens, ids, real, masks = before.tokens, before.ids, before.real, before.masks
+    tokens = before.tokens
     if batch != tokens.batch:
         raise ValueError(
             f"the batch changed from {tokens.batch} to {batch} rows within one prompt, and its "
             "cache wasn't asked for that: move its rows by batch_repeat_interleave, "
             "batch_select_indices or reorder_cache, which are followed"
         )
+    if past == tokens.length:
+        return before
     parts = frozenset(end for end in before.parts if end <= past)
-    if past < tokens.length:
-        if bool((tokens.kinds[:, past : past + 1] != Kind.GENERATED).any()):
-            # Cut off within the prompt: what follows is more of it.
-            parts |= {past}
-        tokens, ids, real = tokens.crop(past), ids[:, :past], real[:, :past]
-    return Prompt(
-        tokens=tokens,
-        ids=ids,
-        real=real,
-        masks=masks,
-        index=before.index,
-        parts=parts,
-        compared=before.compared,
-    )
+    if bool((tokens.kinds[:, past : past + 1] != Kind.GENERATED).any()):
+        # Cut off within the prompt: what follows is more of it.
+        parts |= {past}
+    ids, real = before.ids[:, :past], before.real[:, :past]
+    return before.having(tokens=tokens.crop(past), ids=ids, real=real, parts=parts)
 
 
 def _goes_on(before: Prompt, past: int, length: int, candidates: int) -> bool:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -28,7 +27,7 @@ MEASURED_ROWS = 8
 
 Working = tuple[Entry[Edit, int], Edit]
 """An entry, and the state that its edit has in this pass."""
-Asked = Counter[tuple[Entry[Edit, int], int]]
+Asked = MutableMapping[tuple[Entry[Edit, int], int], int]
 
 
 @dataclass
@@ -59,6 +58,7 @@ class RowJob:
         offset: Prompt column of key 0.
         asked: Counts the calls of each edit at each layer; None: nothing is counted.
         plain: Whether the rows are wanted without edits too.
+        query: "B H R D", the queries of all rows of the plan, where the call hasn't got them.
     """
 
     call: Call
@@ -69,6 +69,7 @@ class RowJob:
     offset: int
     asked: Asked | None
     plain: bool = False
+    query: Tensor | None = None
     _due: set[Entry[Edit, int]] = field(default_factory=set)
 
     def run(self) -> Recomputed:
@@ -82,10 +83,12 @@ class RowJob:
         if self.asked is not None:
             self._count(self.asked)
         batch, heads = call.query.shape[:2]
+        if self.query is not None:
+            return self._part(self.plan)
         at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
+        if self.plan.rows.shape[1] <= at_once:
+            return self._part(self.plan)
         parts = [self._part(part) for part in self.plan.parts(at_once)]
-        if len(parts) == 1:
-            return parts[0]
         weights = [part.weights for part in parts if part.weights is not None]
         plain = [part.plain for part in parts if part.plain is not None]
         return Recomputed(
@@ -98,14 +101,17 @@ class RowJob:
         for entry, edit in self.edits:
             if not edit.reads_only:
                 entry.tally.count(self.layer)
-                asked[entry, self.layer] += 1
-                if due(asked[entry, self.layer]):
+                number = asked[entry, self.layer] = asked[entry, self.layer] + 1
+                if due(number):
                     self._due.add(entry)
 
     def _part(self, plan: RowPlan) -> Recomputed:
         call, n_keys = self.call, self.call.key.shape[2]
         one = self.pass_.length == 1
-        query = call.query if one else gather_rows(call.query, plan.rows)
+        if self.query is not None:
+            query = self.query
+        else:
+            query = call.query if one else gather_rows(call.query, plan.rows)
         logits = row_logits(query, call.key, call.scaling, call.kwargs.get("softcap"))
         visible: Tensor | None = None
         # A lone row without mask sees everything.
@@ -136,7 +142,9 @@ class RowJob:
             if edit.reads_only:
                 with torch.no_grad():
                     edit.see_rows(self.layer, logits, plan, columns)
-            elif overrides(edit, "edit_logits") and not overrides(edit, "edit_weights"):
+            elif overrides(edit, "column_bias") or (
+                overrides(edit, "edit_logits") and not overrides(edit, "edit_weights")
+            ):
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
         for entry, edit in self.edits:
@@ -158,7 +166,11 @@ class RowJob:
         columns: Columns,
     ) -> Tensor:
         acts = plan.acts[edit.rows] if edit.rows else None
-        new = edit.edit_logits(self.layer, logits, columns)
+        if overrides(edit, "column_bias"):
+            bias = edit.column_bias(self.layer, columns)
+            new = logits if bias is None else bias.add(logits)
+        else:
+            new = edit.edit_logits(self.layer, logits, columns)
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
         where = acts if visible is None else visible if acts is None else visible & acts
         if where is not None:

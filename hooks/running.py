@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.biases import add_biases
 from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
@@ -41,6 +42,8 @@ class Running:
             shared by all passes.
         positions: Position ids that the tower was given, "... B Q".
         over: The pass has returned.
+        keeps: Whether its attention calls are kept.
+        kept: Per layer, the attention call of a prompt whose last row may be run again.
         apart: Layers under way that run twice, on the prompt and on the one without images.
     """
 
@@ -54,8 +57,10 @@ class Running:
     checked: set[tuple[int, bool]]
     positions: Tensor | None = None
     over: bool = False
+    keeps: bool = False
+    kept: dict[int, Call] = field(default_factory=dict)
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
-    _calls: Counter[int] = field(default_factory=Counter)
+    _calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _checks: set[int] = field(default_factory=set)
     _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)
 
@@ -66,23 +71,65 @@ class Running:
             RuntimeError: The layer runs otherwise than is known here, so its edit wouldn't be
                 exact.
         """
-        here = [(entry, self.works[entry]) for entry in self.by_layer.get(layer, ())]
         null = self.null
+        if self.keeps:
+            whole = call if null is None else null.real(call)
+            self.kept[layer] = replace(whole, query=whole.query[:, :, :0])
         run = call.run if null is None else functools.partial(null.run, call)
-        if not here:
+        entries = self.by_layer.get(layer)
+        if entries is None:
             return run(stock)
+        here = [(entry, self.works[entry]) for entry in entries]
         if not self.over:
             self._count(layer, call)
+        takers = [one for one in here if overrides(one[1], "take_over")]
+        if takers and self.pass_.decodes:
+            return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
         real = call if null is None else null.real(call)
         rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
         scaling = [(e, w) for e, w in here if overrides(w, "scale_heads")]
-        out, weights = self._rows(layer, stock, run, real, rows, bool(scaling))
+        # Of layers that are edited when the row is run again, it is seen here that it is exact.
+        looks = bool(scaling) or any(w.looks_back for _, w in here)
+        out, weights = self._rows(layer, stock, run, real, rows, looks)
         for entry, edit in scaling:
             factor = self._factor(layer, entry, edit, out)
             if factor is not None:
                 # The prompt without image gets the same factors.
                 out = out * factor[:, None, :, None].to(out.dtype)
         return out, weights
+
+    def _taken_over(
+        self, layer: int, stock: Stock, call: Call, taker: Working, crowded: bool
+    ) -> Attention:
+        """A decode step whose attention a method computes itself."""
+        if crowded:
+            raise NotImplementedError(
+                f"layer {layer} is edited by an intervention that computes its attention itself "
+                "while decoding (TidalDecode) and by others: give them different layers"
+            )
+        refuse_unknown(call)
+        entry, edit = taker
+        if self._checks_now(layer) and not self.over:
+            looks = self.pass_.plan([("latest", False)], call.query.device)
+            if looks is not None:
+                offset = self.offsets.get(layer, 0)
+                with torch.no_grad():
+                    job = RowJob(call, [], looks, layer, self.pass_, offset, None, plain=True)
+                    self._check(
+                        call, layer, call.run(stock)[0], job.run().plain, looks.rows, looks.valid
+                    )
+        done = edit.take_over(layer, call, stock)
+        if done is None:
+            return call.run(stock)
+        if not self.over:
+            entry.tally.count(layer)
+            self.prompt.asked[entry, layer] += 1
+            if due(self.prompt.asked[entry, layer]):
+                with torch.no_grad():
+                    full = call.run(stock)[0].float()
+                    moved = (done[0].float() - full).norm(dim=-1)
+                    entry.tally.add(layer, moved / full.norm(dim=-1).clamp(min=1e-12))
+        return done
 
     def _rows(
         self,
@@ -91,12 +138,14 @@ class Running:
         run: Callable[[Stock], Attention],
         real: Call,
         edits: Sequence[Working],
-        scaled: bool,
+        looked_at: bool,
     ) -> Attention:
+        device = real.query.device
         wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
-        plan = self.pass_.plan(wanted, real.query.device) if wanted else None
-        looks = plan or (self.pass_.plan([("last", False)], real.query.device) if scaled else None)
-        if looks is None:
+        plan = self.pass_.plan(wanted, device) if wanted else None
+        looks = plan or (self.pass_.plan([("last", False)], device) if looked_at else None)
+        biasing = [w for _, w in edits if overrides(w, "column_bias")]
+        if looks is None and not biasing:
             return run(stock)
         checks = self._checks_now(layer)
         asked = None if self.over else self.prompt.asked
@@ -104,6 +153,8 @@ class Running:
         if plan is None:
             refuse_unknown(real)
             done = run(stock)
+            if looks is None:  # A part of a prompt that goes on.
+                return self._bias(done, layer, real, biasing)
             if checks and not self.over:
                 with torch.no_grad():
                     job = RowJob(real, [], looks, layer, self.pass_, offset, None, plain=True)
@@ -117,7 +168,36 @@ class Running:
         done = run(stock)
         if checks and not self.over:
             self._check(real, layer, done[0], edited.plain, plan.rows, plan.valid)
+        if biasing:
+            done = self._bias(done, layer, real, biasing)
         return overwrite(done, edited, plan)
+
+    def _bias(self, done: Attention, layer: int, real: Call, biasing: Sequence[Edit]) -> Attention:
+        """The kernel's rows, with the biases that all of them get."""
+        offset = self.offsets.get(layer, 0)
+        columns = self.pass_.columns(offset, real.key.shape[2], real.query.device)
+        given = [edit.column_bias(layer, columns) for edit in biasing]
+        biases = [bias for bias in given if bias is not None]
+        if not biases:
+            return done
+        if self.null is None:
+            return add_biases(done, real, biases, self.pass_.past - offset)
+        # The prompt without images, packed behind, isn't pointed into.
+        for bias in biases:
+            at = torch.arange(bias.columns.shape[1], device=bias.columns.device)
+            shared = at < self.null.first.to(at.device)[:, None]
+            if bool((shared & (bias.columns != bias.columns[:, :1])).any()):
+                raise NotImplementedError(
+                    "an intervention that compares the prompt with itself without images (VHR) "
+                    "can't share a pass with one that points at text before the image (PASTA): "
+                    "both prompts have that beginning in common"
+                )
+        out, weights = done
+        length = self.pass_.length
+        new, weights = add_biases(
+            (out[:, :length], weights), real, biases, self.pass_.past - offset
+        )
+        return torch.cat([new, out[:, length:]], 1), weights
 
     def _factor(
         self, layer: int, entry: Entry[Edit, int], edit: Edit, out: Tensor
@@ -136,6 +216,10 @@ class Running:
         self._factors[key] = factor
         return factor
 
+    def factor(self, layer: int, entry: Entry[Edit, int]) -> Tensor | None:
+        """What an edit scaled a layer's heads by, "B H"."""
+        return self._factors.get((layer, entry))
+
     # -- proof ----------------------------------------------------------------------------------
 
     def _checks_now(self, layer: int) -> bool:
@@ -153,30 +237,31 @@ class Running:
 
     def _count(self, layer: int, call: Call) -> None:
         """Count an attention call, and see that it is the layer's only one and has all its rows."""
-        self._calls[layer] += 1
+        calls = self._calls[layer] = self._calls[layer] + 1
+        size = self.pass_.length + (0 if self.null is None else self.null.size)
+        batch, _, rows, _ = call.query.shape
+        if calls == 1 and (batch, rows) == (self.pass_.batch, size):
+            return
         module = type(call.module).__name__
-        if self._calls[layer] > 1:
+        if calls > 1:
             raise RuntimeError(
                 f"layer {layer} ({module}) calls its attention function more than once in one "
                 "forward pass (per chunk or sample), so regaze can't tell which rows it is given; "
                 "it can't be edited exactly"
             )
-        size = self.pass_.length + (0 if self.null is None else self.null.size)
-        batch, rows = call.query.shape[0], call.query.shape[2]
-        if (batch, rows) != (self.pass_.batch, size):
-            raise RuntimeError(
-                f"layer {layer} ({module}) gives its attention function {batch} x {rows} query "
-                f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
-                "edited exactly"
-            )
+        raise RuntimeError(
+            f"layer {layer} ({module}) gives its attention function {batch} x {rows} query "
+            f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
+            "edited exactly"
+        )
 
     def show(self, layer: int, hidden: Tensor) -> None:
-        """Show a layer's input "B Q E" to the edits that want to see it, while a prompt is read."""
-        if self.pass_.decodes:
-            return
+        """Show a layer's input "B Q E" to the edits that want to see it."""
         with torch.no_grad():
             for entry in self.by_layer.get(layer, ()):
                 edit = self.works[entry]
+                if self.pass_.decodes and not edit.sees_decoding:
+                    continue
                 if overrides(edit, "see_hidden"):
                     edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
 
+from regaze.hooks.again import Again
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
@@ -34,8 +35,13 @@ PLACE = -1
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _POSITIONS = ("position_ids", "cache_position")
 
-RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int], AbstractContextManager[None]]
-"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted."""
+RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int, Any], AbstractContextManager[None]]
+"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted, and
+`Branch.enter` at its prompt."""
+
+RunAgain = Callable[[Running, Tensor], AbstractContextManager[Again]]
+"""Lets the pass inside be a second run of a prompt's last rows, given the samples that take what
+comes out."""
 
 
 def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
@@ -44,6 +50,19 @@ def find_scorer(model: nn.Module, tower: nn.Module) -> nn.Module | None:
         if isinstance(module, GenerationMixin) and any(part is tower for part in module.modules()):
             return module
     return None
+
+
+def generates_by(model: nn.Module, tower: nn.Module) -> str:
+    """The class of the part that a model generates with in its place; empty if there is none.
+
+    Such a model's ``generate`` calls another one inside of it (as Q-Former models do), and its own
+    ``forward``, whose scores could be edited, never runs.
+    """
+    scorer: Any = find_scorer(model, tower)
+    if scorer is None or type(scorer).generate is GenerationMixin.generate:
+        return ""
+    inner = (one for one in scorer.children() if find_scorer(one, tower) is not None)
+    return next((type(one).__name__ for one in inner), "")
 
 
 def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
@@ -88,6 +107,7 @@ class Scores:
         request: What a running ``generate`` was asked; None if none runs.
         lanes: The second runs of the prompt on a cache, as far as they are of edits that act now.
         keep: Leaves the lanes of a pass with its prompt.
+        again: Runs the last rows of a prompt again; see `regaze.hooks.again`.
     """
 
     def __init__(
@@ -97,10 +117,12 @@ class Scores:
         request: Callable[[], Mapping[str, Any] | None],
         lanes: Callable[[Any], Lanes],
         keep: Callable[[Running, Lanes], None],
+        again: RunAgain,
     ) -> None:
         self._scorer = weakref.ref(scorer)
         self._second, self._request = second, request
         self._lanes, self._keep = lanes, keep
+        self._again = again
         self._here = _Here()
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self._owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
@@ -148,9 +170,20 @@ class Scores:
         return arguments(joint, positions)
 
     def note(self, running: Running | Together) -> None:
-        """Take note of the tower's pass in this call."""
+        """Take note of the tower's pass in this call.
+
+        Raises:
+            NotImplementedError: A model generates that makes its scores elsewhere.
+        """
         if self._here.given is not None:
             self._here.running = running
+            return
+        works = running.main.works if isinstance(running, Together) else running.works
+        if any(edit.scores for edit in works.values()) and self._request() is not None:
+            raise NotImplementedError(
+                f"{type(self._scorer()).__name__}.generate() doesn't make its scores by a call of "
+                "the model itself but of a part of it, so they can't be edited"
+            )
 
     @torch.compiler.disable
     def leave(self, scorer: nn.Module, args: Any, output: Any) -> Any:
@@ -172,7 +205,7 @@ class Scores:
         else:
             running = found
         works = [(entry, edit) for entry, edit in running.works.items() if edit.scores]
-        if not works:
+        if not works and not running.keeps:
             return None
         pass_ = running.pass_
         if not pass_.prompt_end:
@@ -196,6 +229,8 @@ class Scores:
                 others[key] = one.gather(1, _rows(second.pass_, one))
         rows = _rows(pass_, logits)
         scores = logits.gather(1, rows).float()
+        if running.keeps:
+            scores = self._look_back(scores, given, running, output)
         lanes: dict[tuple[Entry[Edit, int], int], Lane] = {}
         for entry, edit in works:
             before = scores
@@ -213,6 +248,33 @@ class Scores:
             self._keep(running, lanes)
         output.logits = logits.scatter(1, rows, scores.to(logits.dtype))
         return output
+
+    def _look_back(
+        self, scores: Tensor, given: Mapping[str, Any], running: Running, output: Any
+    ) -> Tensor:
+        """The scores after the last rows were run again, where an edit wants that."""
+        pass_ = running.pass_
+        scorer: Any = self._scorer()
+        config = scorer.config.get_text_config(decoder=True)
+        samples = torch.zeros(pass_.batch, dtype=torch.bool, device=scores.device)
+        first = scores[:, scores.shape[1] - pass_.n_last]
+        with torch.no_grad():
+            for edit in running.works.values():
+                if edit.looks_back:
+                    wanted = edit.look_back(first, pass_)
+                    samples |= False if wanted is None else wanted.to(scores.device)
+        samples &= pass_.tokens.has_image.to(scores.device)
+        if not bool(samples.any()):
+            return scores
+        kept = [(m, m.rope_deltas) for m in self._owners]
+        try:
+            with self._again(running, samples) as again:
+                new = scorer.forward(**again.inputs(given, config))
+        finally:
+            self._here.given = self._here.running = None
+            for module, deltas in kept:
+                module.rope_deltas = deltas
+        return again.answer(output, scores, new)
 
     def _run(
         self, branch: Branch, given: Mapping[str, Any], running: Running, lane: Lane | None
@@ -260,7 +322,7 @@ class Scores:
             inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        scores, second = self._call(inputs, branch, 1)
+        scores, second = self._call(inputs, branch, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
@@ -304,14 +366,14 @@ class Scores:
         return scores, lane
 
     def _call(
-        self, inputs: Mapping[str, Any], branch: Branch, n_last: int
+        self, inputs: Mapping[str, Any], branch: Branch, n_last: int, enter: Any = None
     ) -> tuple[Tensor, Running]:
         """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
         scorer: Any = self._scorer()
         kept = [(m, m.rope_deltas) for m in self._owners]
         self._here.given, self._here.running = inputs, None
         try:
-            with self._second(inputs, branch.edits, n_last):
+            with self._second(inputs, branch.edits, n_last, enter):
                 # Not by the module's call: what hooks it is for the main run.
                 output = scorer.forward(**inputs)
             second = self._here.running

@@ -5,23 +5,24 @@ from __future__ import annotations
 import inspect
 import sys
 import weakref
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.again import Again, keeps_calls
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import Generating, runs
+from regaze.hooks.callers import Generating, call_of, frames, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
-from regaze.hooks.null_prompt import Inputs, NullPrompt, shares_beginning
+from regaze.hooks.null_prompt import NullPrompt, shares_beginning
+from regaze.hooks.packing import Inputs
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
@@ -32,7 +33,8 @@ from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
-TEXT_ROWS = (None, "last", "question", "text")
+Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
+TEXT_ROWS = (None, "last", "latest", "question", "text")
 
 
 @dataclass(frozen=True)
@@ -42,18 +44,22 @@ class _Second:
     Attributes:
         entries: What edits it.
         n_last: Rows whose scores are wanted.
+        enter: `Branch.enter`, while it reads its prompt.
     """
 
     entries: Sequence[LayerEntry]
     n_last: int
+    enter: Enter | None
 
 
 class _Here(Here):
     """What a seat knows of the calls of one thread."""
 
-    running: Running | Together | None = None
+    running: Running | Together | Again | None = None
+    again: Again | None = None
     second: _Second | None = None
     partial: bool = False
+    asked: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
     embedded: tuple[FrameType | None, Tensor | None] = (None, None)
 
@@ -98,15 +104,17 @@ class Seat(Stack):
             )
         if any(edit.tower != "text" for branch in work.branches for edit in branch.edits):
             raise ValueError("edits of a second run (Branch.edits) act in the text tower only")
+        if any(edit.looks_back for branch in work.branches for edit in branch.edits):
+            raise ValueError("edits of a second run (Branch.edits) can't look back")
         null = {e.work.null_positions for e in [*self.entries, entry] if e.work.null_prompt}
         if len(null) > 1:
             raise ValueError(
                 'interventions that remove the image as "drop" and as "mask" can\'t share a pass; '
                 "give both the same null_image"
             )
-        if work.scores and self._scorer() is None:
+        if (work.scores or work.looks_back) and self._scorer() is None:
             raise ValueError(
-                "this intervention edits next-token scores, and "
+                "this intervention works on next-token scores, and "
                 f"{type(self._model() or self._alive()).__name__} has no output layer that makes "
                 "them: attach to the whole model (...ForConditionalGeneration)"
             )
@@ -115,7 +123,8 @@ class Seat(Stack):
         return find_scorer(self._model() or self._alive(), self._alive())
 
     def _prepare(self, entry: LayerEntry) -> None:
-        scorer = self._scorer() if entry.work.scores else None
+        needs = entry.work.scores or entry.work.looks_back
+        scorer = self._scorer() if needs else None
         if scorer is not None and self._scores is None:
             self._watch_scores(scorer)
 
@@ -142,11 +151,17 @@ class Seat(Stack):
 
     def _watch_scores(self, scorer: nn.Module) -> None:
         """Hook the model that makes next-token scores."""
-        request = self.reader.callers.request
-        self._scores = Scores(scorer, self._run_second, request, self._lanes_on, self._keep_lanes)
+        self._scores = Scores(
+            scorer,
+            self._run_second,
+            self.reader.callers.request,
+            self._lanes_on,
+            self._keep_lanes,
+            self._run_again,
+        )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
-        scorer.register_forward_hook(self._answer)
+        scorer.register_forward_hook(self._answer, always_call=True)
 
     def _watch(self) -> None:
         """Hook the layers whose input an edit wants to see."""
@@ -167,7 +182,7 @@ class Seat(Stack):
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self._model():
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
-            self._here.outer = self.reader.callers.around(), given
+            self._here.outer = call_of(model), given
             self._here.embedded = None, None
 
     @torch.compiler.disable
@@ -187,18 +202,39 @@ class Seat(Stack):
     def _ask(
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._here.asked = True
         joint = None if self._scores is None else self._scores.enter(scorer, args, kwargs)
         return None if joint is None else ((), joint)
 
+    def _see_asked(self, running: Running) -> None:
+        """See that the scores of a pass will be edited, where a method does that.
+
+        Raises:
+            RuntimeError: They won't, as the model's ``forward`` was called around its hooks.
+        """
+        if self._here.asked or self._here.second:
+            return
+        if not any(work.scores for work in running.works.values()):
+            return
+        scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
+        if any(frame.f_locals.get("self") is scorer for frame in around):
+            raise RuntimeError(
+                f"{type(scorer).__name__}.forward was called directly, around what is attached "
+                "(some wrappers, PEFT's forward among them, do that), so next-token scores would "
+                "stay as they are: call the model itself, or its generate"
+            )
+
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
+        self._here.asked = False
         return None if self._scores is None else self._scores.leave(scorer, args, output)
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int
+        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        here, self._here.second = self._here.second, _Second(self._entries_of(edits), n_last)
+        second = _Second(self._entries_of(edits), n_last, enter)
+        here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
         self._here.embedded = None, None
@@ -208,6 +244,25 @@ class Seat(Stack):
         finally:
             self._here.second = here
             self._here.outer, self._here.embedded = before
+
+    @contextmanager
+    def _run_again(self, first: Running, samples: Tensor) -> Iterator[Again]:
+        """Let the pass of this thread inside be a second run of a prompt's last rows."""
+        again = Again.of(first, samples)
+        cache = first.cache
+        marked = None if cache is None else prompt_on(cache, self)
+        put_prompt(cache, self, None)
+        self._here.again = again
+        try:
+            with self.others_paused():
+                yield again
+                again.store()
+        finally:
+            self._here.again = None
+            first.kept.clear()
+        if cache is not None and marked is not None:
+            rows = CacheRows.of(cache, first.pass_.tokens)
+            put_prompt(cache, self, marked.having(rows=rows))
 
     def _entries_of(self, edits: tuple[Edit, ...]) -> list[LayerEntry]:
         """Entries for a branch's edits, the same ones in every pass."""
@@ -230,15 +285,15 @@ class Seat(Stack):
     def _keep_lanes(self, running: Running, lanes: Lanes) -> None:
         """Leave the second runs' caches with the prompt on the main run's."""
         if running.cache is not None:
-            prompt = replace(running.prompt, lanes=lanes)
             rows = prompt_on(running.cache, self)
-            put_prompt(running.cache, self, replace(prompt, rows=rows.rows if rows else None))
+            prompt = running.prompt.having(lanes=lanes, rows=rows.rows if rows else None)
+            put_prompt(running.cache, self, prompt)
 
     @torch.compiler.disable
     @sees_keywords
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running, layer = self._here.running, self._layers.get(module)
-        if running is not None and layer is not None:
+        if isinstance(running, Running) and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable
@@ -268,8 +323,8 @@ class Seat(Stack):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if tower is not self.tower():
             return None
-        self._here.running = None
-        if self._here.paused:
+        self._here.running = self._here.again
+        if self._here.paused or self._here.again is not None:
             return None
         self._check_names()
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
@@ -283,6 +338,8 @@ class Seat(Stack):
         running = self._open(
             kwargs, self._block(kwargs), None if second is None else second.entries
         )
+        if second is not None and second.enter is not None:
+            kwargs = dict(second.enter(kwargs, running.pass_))
         null = self._null_prompt(running, kwargs)
         if null is not None:
             entries = list(running.works)
@@ -291,7 +348,7 @@ class Seat(Stack):
             known = running.pass_.length - running.pass_.n_last + 1
             compared = running.prompt.ids[:, :known]
             running.null = null
-            running.prompt = replace(running.prompt, compared=compared)
+            running.prompt = running.prompt.having(compared=compared)
         positions = kwargs.get("position_ids")
         running.positions = positions if isinstance(positions, Tensor) else None
         if running.works and _checkpoints(tower):
@@ -321,12 +378,18 @@ class Seat(Stack):
         prompt = self._with_works(
             self.entries if entries is None else entries, prompt, before, pass_
         )
+        keeps = entries is None and keeps_calls(list(prompt.works.values()), pass_)
         offsets = {}
         if cache is not None and any(getattr(cache, "is_sliding", ())):
             offsets = {
-                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1] for i in by_layer
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1]
+                for i in (self._kv_layers if keeps else by_layer)
             }
-        return Running(pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked)
+        running = Running(
+            pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked
+        )
+        running.keeps = keeps
+        return running
 
     def _open_all(self, joint: JointCache, kwargs: Mapping[str, Any]) -> list[Running]:
         """Begin the pass of several runs in one."""
@@ -340,7 +403,8 @@ class Seat(Stack):
                 else self.reader.callers.generating()
             )
             partial = self._here.partial and not runs
-            block = Block(given, part.given, None, generating, partial)
+            past = int(part.cache.get_seq_length())
+            block = Block(given, part.given, None, generating, partial, past)
             entries = None if part.edits is None else self._entries_of(part.edits)
             runs.append(self._open(given, block, entries))
         return runs
@@ -350,7 +414,7 @@ class Seat(Stack):
         if tower is not self.tower():
             return None
         running, self._here.running = self._here.running, None
-        if output is None or running is None:
+        if output is None or running is None or isinstance(running, Again):
             return None
         config: Any = self._alive().config
         running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
@@ -360,6 +424,8 @@ class Seat(Stack):
             # A model that is given no cache makes one.
             self._leave_prompt(one, _cache_in(output) if one.cache is None else one.cache)
         if self._scores is not None:
+            if isinstance(running, Running):
+                self._see_asked(running)
             self._scores.note(running)
         if isinstance(running, Running) and _checkpoints(tower):
             self._guard(output, running)
@@ -372,7 +438,7 @@ class Seat(Stack):
         rows = running.prompt.rows
         grown = running.pass_.tokens.generated > 0 and rows is not None
         rows = rows.seen(cache) if grown and rows else CacheRows.of(cache, running.pass_.tokens)
-        put_prompt(cache, self, replace(running.prompt, rows=rows))
+        put_prompt(cache, self, running.prompt.having(rows=rows))
         running.cache = cache
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
@@ -384,12 +450,14 @@ class Seat(Stack):
         else:
             generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
+        cache = kwargs.get("past_key_values")
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
             embedded=ids if runs(inside) else None,
             generating=generating,
             partial=self._here.partial,
+            past=0 if cache is None else int(cache.get_seq_length()),
         )
 
     def _with_works(
@@ -415,10 +483,7 @@ class Seat(Stack):
             # At its end: a beginning may be shared by several prompts.
             if pass_.prompt_end and pass_.tokens.generated == 0:
                 entry.tally.begin(pass_.batch)
-        asked = Counter() if before is None else before.asked.copy()
-        rows = None if before is None else before.rows
-        lanes = {} if before is None else before.lanes
-        return replace(prompt, works=works, asked=asked, rows=rows, lanes=lanes)
+        return prompt.having(works=works, asked=prompt.asked.copy())
 
     def _null_prompt(self, running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | None:
         """The prompt without images, where an edit compares and hasn't yet."""

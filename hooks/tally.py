@@ -43,7 +43,9 @@ class Tally(Generic[Key]):
         self._threads: dict[int, _Counts[Key]] = {}
 
     def _here(self) -> _Counts[Key]:
-        return self._threads.setdefault(threading.get_ident(), _Counts())
+        thread = threading.get_ident()
+        counts = self._threads.get(thread)  # Making one in vain would cost more than all the rest.
+        return self._threads.setdefault(thread, _Counts()) if counts is None else counts
 
     def begin(self, runs: int = 1) -> None:
         """Count prompts or steps."""

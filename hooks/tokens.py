@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from regaze.hooks.checks import shown
 
 Span = tuple[int, int]
 Spans = Mapping[str, Sequence[Span]]
@@ -57,6 +61,26 @@ class ImageTokens:
         if not self.is_structure(gap) or self.first_tile in gap:
             return True
         return any(a == b == self.fence for a, b in zip(gap, gap[1:], strict=False))
+
+
+def check_spans(spans: Any) -> None:
+    """Check the form of what a caller says of where images are.
+
+    Raises:
+        TypeError: It is no mapping of kinds to ranges of columns, nor a list of such mappings.
+    """
+    rows = [spans] if isinstance(spans, Mapping) else spans
+    try:
+        columns = [e for row in rows for ranges in row.values() for pair in ranges for e in pair]
+        fits = len(rows) > 0 and [operator.index(column) for column in columns] == columns
+        fits &= all(len(pair) == 2 for row in rows for ranges in row.values() for pair in ranges)
+    except (AttributeError, TypeError):
+        fits = False
+    if not fits:
+        raise TypeError(
+            'spans must look like {"image": [(start, end), ...]}, or be a list of such mappings, '
+            f"one per row of the batch; got {shown(spans)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -203,7 +227,7 @@ class TokenMap:
 
     def grow(self, count: int) -> TokenMap:
         """Add ``count`` generated columns."""
-        return replace(self, generated=self.generated + count)
+        return TokenMap(self.kinds, self.images, self.generated + count)
 
     def crop(self, length: int) -> TokenMap:
         """Forget the columns from ``length`` on (assisted decoding rolls back rejected tokens)."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeVar
 
-from regaze.hooks.checks import unknown
+from regaze.hooks.checks import check_flag, shown, unknown
 from regaze.interventions import plugins
 from regaze.interventions.shipped import outlines
 
@@ -81,6 +81,8 @@ class Intervention(ABC):
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"{cls.name}: a field has the wrong type: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{cls.name}: a field is nested too deeply") from error
 
     @property
     def shares_prefix(self) -> bool:
@@ -93,7 +95,12 @@ class Intervention(ABC):
 
     def __post_init__(self) -> None:
         for f in dataclasses.fields(self):
-            object.__setattr__(self, f.name, _plain(getattr(self, f.name)))
+            value = _plain(getattr(self, f.name))
+            object.__setattr__(self, f.name, value)
+            if f.type == "bool":
+                check_flag(self.name, f.name, value)
+            elif str(f.type).startswith("tuple[") and not isinstance(value, tuple | None):
+                raise ValueError(f"{self.name}: {f.name} must be a list, got {shown(value)}")
         self.check()
 
     def check(self) -> None:  # noqa: B027 (a method without fields has nothing to check)
@@ -140,7 +147,7 @@ class Intervention(ABC):
         """Variants that should not help if the method works for the reason it gives, by name.
 
         For instance as many heads drawn at random, or the same edit with its sign flipped. Empty
-        for a method that has none, and for a spec that is a control itself.
+        for a method that has none, and for a spec that is a control itself. All are of this class.
         """
         return {}
 
@@ -228,6 +235,10 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
     Raises:
         ValueError: Unknown name or field, or a value out of its domain.
     """
+    if not isinstance(spec, Mapping):
+        raise ValueError(
+            f'a spec is a mapping such as {{"name": "vhr"}}, got a {type(spec).__name__}'
+        )
     fields = dict(spec)
     if "name" not in fields:
         raise ValueError(f'an intervention needs a "name": one of {", ".join(names())}')
@@ -243,6 +254,8 @@ def parse(text: str) -> Intervention:
     Raises:
         ValueError: Unknown name, preset or field, a missing ``=``, or a value out of its domain.
     """
+    if not isinstance(text, str):
+        raise ValueError(f"a spec is text such as vhr:alpha=2, got a {type(text).__name__}")
     head, _, rest = text.strip().partition(":")
     name, at, preset = (part.strip() for part in head.partition("@"))
     fields: dict[str, Any] = {}
@@ -253,16 +266,19 @@ def parse(text: str) -> Intervention:
         field, value = field.strip(), value.strip()
         if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
-        fields[field] = _value(value)
+        try:
+            fields[field] = _value(value)
+        except RecursionError as error:
+            raise ValueError(f"{name}: {field} is nested too deeply") from error
     cls = get(name)
     return cls.preset(preset, **fields) if at else cls._of(fields)
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas, but for those inside brackets, which belong to a list."""
+    """What stands between the commas, but for those inside brackets, which belong to a value."""
     parts, depth = [""], 0
     for char in text:
-        depth += (char == "[") - (char == "]")
+        depth += (char in "[{") - (char in "]}")
         if char == "," and depth == 0:
             parts.append("")
         else:
@@ -274,7 +290,7 @@ def _value(text: str) -> Any:
     """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
     try:
         return json.loads(_PYTHON_WORDS.get(text, text))
-    except json.JSONDecodeError:
+    except ValueError:  # No JSON, or a number of thousands of digits.
         if text.startswith("[") and text.endswith("]"):
             return [_value(part.strip()) for part in _parts(text[1:-1])]
         return text

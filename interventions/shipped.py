@@ -1,12 +1,13 @@
 """What there is to say of the shipped methods, read off their sources: nothing is imported.
 
-A method's module needs torch, and a list of names should not wait for that.
+A method's module needs torch, and a list of names should not wait for that. So a class says its
+``name``, ``summary`` and ``paper`` as plain strings, itself or by a base in the same file.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,15 +38,23 @@ def outlines() -> Mapping[str, Outline]:
     for module in dict.fromkeys(exports(here / "__init__.py").values()):
         path = here.joinpath(*module.split(".")[2:]).with_suffix(".py")
         text = path.read_text(encoding="utf-8")
-        if "\n@register\n" not in text:
-            continue
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ClassDef) and any(
-                isinstance(one, ast.Name) and one.id == "register" for one in node.decorator_list
-            ):
-                said = _texts(node)
-                found[said["name"]] = Outline(said["summary"], said.get("paper", ""), module)
+        if "\n@register\n" in text:
+            for said in _registered(ast.parse(text)):
+                found[said["name"]] = Outline(said["summary"], said["paper"], module)
     return found
+
+
+def _registered(module: ast.Module) -> Iterator[dict[str, str]]:
+    """The texts of each class that is decorated by ``@register``, inherited ones included."""
+    classes: dict[str, dict[str, str]] = {}
+    for node in module.body:
+        if isinstance(node, ast.ClassDef):
+            texts: dict[str, str] = {}
+            for base in reversed(node.bases):
+                texts |= classes.get(ast.unparse(base), {})
+            classes[node.name] = texts | _texts(node)
+            if "register" in map(ast.unparse, node.decorator_list):
+                yield classes[node.name]
 
 
 def _texts(node: ast.ClassDef) -> dict[str, str]:

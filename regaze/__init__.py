@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from regaze.hooks.lazy import lazy
+from regaze.requirements import check
 
 if TYPE_CHECKING:
     from regaze.evals.verify import Certificate as Certificate
@@ -15,3 +16,5 @@ else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)
 
 __version__ = "0.1.0"
+
+check()

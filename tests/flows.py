@@ -7,7 +7,7 @@ from tiny_pipelines import COLUMNS, HEIGHT
 from torch import Tensor
 
 from regaze.hooks.diffusion import Site
-from regaze.hooks.diffusion.literal import Map
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.interventions import FlowWarp
 from regaze.interventions.diffusion import flow as flows
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from regaze.hooks.diffusion.literal import bias_of
+from regaze.hooks.diffusion.literal_maps import bias_of
 from regaze.interventions.diffusion.seg import blur_matrix
 
 Kernel = Callable[..., Tensor]

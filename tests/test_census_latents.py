@@ -18,7 +18,7 @@ from torch import Tensor
 
 import regaze
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.literal import bias_of
+from regaze.hooks.diffusion.literal_maps import bias_of
 from regaze.hooks.diffusion.rows import call_by_name
 from regaze.hooks.diffusion.sites import TEXT, find_sites, read_layout
 from regaze.interventions.diffusion.concept_maps import literal_blur

@@ -19,13 +19,13 @@ from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.results import RunResult
 from regaze.evals.sandbox.build import build_model, build_processor
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.evals.task import Counts, Item, QuestionTask, Sums
 
 TOY_IDENTITY = {"name": "toy", "weights_sha256": "toy"}
 QUESTIONS = ("Is there a red star?", "Describe the image.", "Is there a blue ring in the image?")
 
 
-class ToyTask(Task):
+class ToyTask(QuestionTask):
     """Three questions about each image, in two groups; right is an answer that has its word.
 
     Images named in ``missing`` can't be read.

@@ -1,145 +1,175 @@
-"""Ask one condition's questions, batch by batch, and write each batch down before the next."""
+"""Ask a model a condition's questions, batch by batch."""
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
-from regaze.evals.asking.batching import Halving
+from regaze.evals.asking import batching
+from regaze.evals.asking.batching import AdaptiveBatches, BatchSize
 from regaze.evals.asking.encoding import Refused
 from regaze.evals.asking.generation import Answerer, Generated
 from regaze.evals.asking.preparing import Prepared, Preparer, preparer, split
 from regaze.evals.asking.prompts import Question
-from regaze.evals.runs import records, sessions
-from regaze.evals.runs.conditions import Condition, blank
+from regaze.evals.asking.settings import settings
+from regaze.evals.runs.conditions import Condition, blank, other_images
 from regaze.evals.runs.cost import Cost, peak_gpu_bytes, peak_process_bytes
-from regaze.evals.runs.distributed import World
-from regaze.evals.runs.progress import Progress
 from regaze.evals.runs.records import Key, Record
-from regaze.evals.task import Item, Task
+from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.task import Item, QuestionTask
 from regaze.hooks.attach import Attachment, attach
+from regaze.hooks.host import find_host
 from regaze.hooks.report import Report
 from regaze.interventions.base import Intervention
 
-_log = logging.getLogger(__name__)
 
+class Asking:
+    """Questions to a model, as work for `regaze.evals.runs.driver`.
 
-@dataclass(frozen=True)
-class Plan:
-    """A condition, resolved for the model.
-
-    Attributes:
-        condition: The condition.
-        specs: Its interventions with every field filled in.
-        folder: Where its answers go.
-        shown: For each image the one that is shown in its place.
-        config: What its answers depend on.
+    Args:
+        task: What is asked.
+        items: Those of its items that are.
+        limit: What they were limited to.
+        answerer: The model.
+        batch_size: Items per batch, see `regaze.evals.asking.batching`.
+        identity: What tells the model from others.
+        apart: Why no questions share an image's prefix on this model; None if they can.
     """
 
-    condition: Condition
-    specs: tuple[Intervention, ...]
-    folder: Path
-    shown: Mapping[str, str]
-    config: Mapping[str, Any]
+    def __init__(
+        self,
+        task: QuestionTask,
+        items: Sequence[Item],
+        limit: int | None,
+        answerer: Answerer,
+        batch_size: BatchSize,
+        identity: Mapping[str, Any],
+        apart: str | None,
+    ) -> None:
+        self.task, self.items, self.limit = task, items, limit
+        self.answerer, self.identity, self.apart = answerer, identity, apart
+        self.seeds = answerer.decoding.seeds
+        self.name = str(identity.get("name", type(answerer.model).__name__))
+        self.device = str(answerer.model.device)
+        self._batch_size = batch_size
+        # What fits into memory under one condition is a good guess for the next.
+        self.sizes = AdaptiveBatches(batch_size)
 
-    @property
-    def why_apart(self) -> str | None:
-        """Why questions about one image are asked apart; None if they share its prefix."""
-        asking = split(self.specs)[1]
-        if asking is None or asking.shares_prefix:
-            return self.why_read_apart
-        return self.why_read_apart or f"{asking.name} shows each question an image of its own"
+    def settings(self) -> Mapping[str, Any]:
+        """What the answers of all conditions depend on."""
+        return {
+            **settings(self.task, self.items, self.answerer, self.identity, self._batch_size),
+            "sharing": {"prefix": self.apart is None, "why": self.apart},
+        }
 
-    @property
-    def why_read_apart(self) -> str | None:
-        """Why questions about one and the same image are asked apart."""
-        names = [spec.name for spec in split(self.specs)[0] if not spec.shares_prefix]
-        edits = f"{' and '.join(names)} treats an image's columns by what is asked"
-        return self.config["sharing"]["why"] or (edits if names else None)
+    def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
+        """A condition's interventions with every field filled in, in their order."""
+        model, processor = self.answerer.model, self.answerer.processor
+        specs, asking = split(condition.specs)
+        with attach(model, *specs, processor=processor) as attached:
+            found = [cast(Intervention, spec) for spec in attached.specs]
+        if asking:
+            place = condition.specs.index(asking)
+            found.insert(place, asking.resolve(find_host(model, processor)))
+        self.shown(condition)
+        return tuple(found)
+
+    def asks(self, condition: Condition) -> Mapping[str, Any]:
+        """Which image is shown."""
+        return {"image": condition.image}
+
+    def shown(self, condition: Condition) -> Mapping[str, str]:
+        """For each image the one that is shown in its place."""
+        shown = {item.image: item.image for item in self.items if item.image is not None}
+        return other_images(shown) if condition.image == "wrong" else shown
+
+    def notes(self, plan: Plan) -> Mapping[str, Any]:
+        """Whose rules answers are read by, and whether an image is read once."""
+        apart = why_apart(plan.specs, self.apart)
+        shares = {"shares_prefix": apart is None, "apart": apart}
+        return {"profile": self.task.profile, **shares}
+
+    def batches(self) -> Sequence[Sequence[Item]]:
+        """Questions about one image stay together."""
+        return batching.plan(self.items, self._batch_size)
+
+    def stands(self, plan: Plan, record: Record) -> bool:
+        """An answer stands; an error gets another try."""
+        return record.ok
+
+    @contextmanager
+    def doing(self, plan: Plan) -> Iterator[Do]:
+        """Ask under a condition, inside."""
+        specs, asking = split(plan.specs)
+        share = why_read_apart(plan.specs, self.apart) is None
+        prepares = preparer(asking, self.answerer, share) if asking else None
+        model, processor = self.answerer.model, self.answerer.processor
+        with (
+            attach(model, *specs, processor=processor) as attached,
+            self.answerer.meter.running(),
+        ):
+            shown = self.shown(plan.condition)
+            yield Asker(self, plan, shown, share, attached, prepares)
+
+
+def why_read_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
+    """Why questions about one and the same image are asked apart.
+
+    Args:
+        specs: A condition's interventions.
+        why: Why they always are on this model, if so.
+    """
+    names = [spec.name for spec in split(specs)[0] if not spec.shares_prefix]
+    edits = f"{' and '.join(names)} treats an image's columns by what is asked"
+    return why or (edits if names else None)
+
+
+def why_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
+    """Why questions about one image are asked apart; None if they share its prefix."""
+    asking = split(specs)[1]
+    if asking is None or asking.shares_prefix:
+        return why_read_apart(specs, why)
+    return why_read_apart(specs, why) or f"{asking.name} shows each question an image of its own"
 
 
 @dataclass(frozen=True)
 class Asker:
-    """One condition, asked by one process.
+    """Asks batches under one condition.
 
     Attributes:
+        work: What is asked whom.
         plan: The condition.
-        task: What is asked.
-        answerer: The model.
-        halving: Decides how many items are asked at once.
-        world: This process among the others.
-        progress: Called with the condition's label, items done and items in all.
+        shown: For each image the one that is shown in its place.
+        share: Whether questions about one image share its prefix.
+        attached: The condition's interventions.
+        prepares: Changes questions first; None if the condition doesn't.
     """
 
+    work: Asking
     plan: Plan
-    task: Task
-    answerer: Answerer
-    halving: Halving
-    world: World
-    progress: Progress
+    shown: Mapping[str, str]
+    share: bool
+    attached: Attachment
+    prepares: Preparer | None
 
-    def ask_all(self, batches: Sequence[Sequence[Item]], before: Mapping[Key, Record]) -> None:
-        """Answer this process's part of whatever hasn't been answered yet, batch by batch.
-
-        Args:
-            batches: All batches.
-            before: What was on the disk when the processes met.
-        """
-        plan, answerer = self.plan, self.answerer
-        known = dict(before)
-        todo = [
-            (seed, batch)
-            for seed in answerer.decoding.seeds
-            for batch in batches
-            if not all(_answered((item.id, seed), known) for item in batch)
-        ]
-        mine = todo[self.world.rank :: self.world.size]
-        done = sum(map(len, batches)) * len(answerer.decoding.seeds) - sum(len(b) for _, b in todo)
-        total = done + sum(len(batch) for _, batch in mine)
-        self.progress(plan.condition.label, done, total)
-        if not mine:
-            return
-        session = sessions.Session(plan.folder, self.world, str(answerer.model.device))
-        predictions = records.predictions(plan.folder, self.world.rank)
-        model, processor = answerer.model, answerer.processor
-        specs, asking = split(plan.specs)
-        share = plan.why_read_apart is None
-        prepares = preparer(asking, answerer, share) if asking else None
-        with attach(model, *specs, processor=processor) as attached, answerer.meter.running():
-            for seed, batch in mine:
-                found, cost = self._ask(batch, seed, known, attached, prepares)
-                fresh = _news(found, known)
-                if fresh:
-                    firing = _report(attached, prepares) if plan.specs else None
-                    # The session first: no answer is on the disk without the proof that its
-                    # intervention acted.
-                    session.note(len(fresh), cost, self.halving.size, firing)
-                    records.append(predictions, fresh)
-                    known |= {record.key: record for record in fresh}
-                    _warn(fresh)
-                done += len(batch)
-                self.progress(plan.condition.label, done, total)
-            session.save()
+    def __call__(self, seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
+        """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
+        found, cost = self._ask(seed, batch, wanted)
+        firing = _report(self.attached, self.prepares) if self.plan.specs else None
+        return Done(found, cost, self.work.sizes.size, firing)
 
     def _ask(
-        self,
-        batch: Sequence[Item],
-        seed: int,
-        known: Mapping[Key, Record],
-        attached: Attachment,
-        prepares: Preparer | None,
+        self, seed: int, batch: Sequence[Item], wanted: Collection[Key]
     ) -> tuple[list[Record], Cost]:
-        """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
         started = time.perf_counter()
-        meter = self.answerer.meter
+        prepares, meter = self.prepares, self.work.answerer.meter
         meter.start()
         if prepares:
             prepares.cost = Cost()
@@ -151,10 +181,10 @@ class Asker:
         ]
         asked = [item for item in batch if item.image not in unreadable]
         # Every item still open has an unreadable image, and the others were answered before.
-        if all(_answered((item.id, seed), known) for item in asked):
+        if not any((item.id, seed) in wanted for item in asked):
             return failed, Cost()
-        ask = partial(self._answers, images=images, seed=seed, attached=attached, prepares=prepares)
-        answers = self.halving.ask(asked, ask, lambda item: Refused("out of memory"))
+        ask = partial(self._answers, images=images, seed=seed)
+        answers = self.work.sizes.ask(asked, ask, lambda item: Refused("out of memory"))
         share = 1 / len(asked)
         cost = Cost(
             items=len(asked),
@@ -190,7 +220,7 @@ class Asker:
             if item.image is None or item.image in images or item.image in unreadable:
                 continue
             try:
-                image = self.task.load_image(replace(item, image=self.plan.shown[item.image]))
+                image = self.work.task.load_image(replace(item, image=self.shown[item.image]))
             except OSError as error:
                 unreadable[item.image] = str(error)
                 continue
@@ -205,9 +235,8 @@ class Asker:
         items: Sequence[Item],
         images: Mapping[str | None, _Shown],
         seed: int,
-        attached: Attachment,
-        prepares: Preparer | None,
     ) -> dict[str, Generated | Refused]:
+        prepares, answerer = self.prepares, self.work.answerer
         questions = {
             i.id: Question(i.prompt, images[i.image].image if i.image else None, i.image, i.choices)
             for i in items
@@ -223,11 +252,11 @@ class Asker:
             questions = {key: found.question for key, found in prepared.items()}
         if not questions:
             return answers
-        given = self.answerer.ask(
+        given = answerer.ask(
             [*questions.values()],
-            share=self.plan.why_read_apart is None,
-            partial=attached.partial_prompt,
-            drawing=partial(self.answerer.decoding.drawing, seed, [item.id for item in items]),
+            share=self.share,
+            partial=self.attached.partial_prompt,
+            drawing=partial(answerer.decoding.drawing, seed, [item.id for item in items]),
         )
         for key, answer in zip(questions, given, strict=True):
             if key in prepared and isinstance(answer, Generated):
@@ -246,9 +275,9 @@ class Asker:
         if isinstance(answer, Refused):
             why = f"{answer.reason}{f' (image {item.image})' if item.image else ''}"
             return Record(item.id, item.cluster, seed=seed, finish="error", error=why)
-        text = self.answerer.prompter.text(item.prompt, images=0 if shown is None else 1)
+        text = self.work.answerer.prompter.text(item.prompt, images=0 if shown is None else 1)
         fields = {**asdict(answer), **times}
-        if not self.task.yes_no:
+        if not self.work.task.yes_no:
             fields["margin"] = None
         elif answer.margin is not None:
             fields["margin"] = round(answer.margin, 6)
@@ -274,33 +303,6 @@ def _report(attached: Attachment, prepares: Preparer | None) -> dict[str, Any]:
     """What a condition's interventions did."""
     own = (prepares.report(),) if prepares else ()
     return Report((*attached.report().interventions, *own)).to_dict()
-
-
-def _answered(key: Key, known: Mapping[Key, Record]) -> bool:
-    return key in known and known[key].ok
-
-
-def _news(fresh: Iterable[Record], known: Mapping[Key, Record]) -> list[Record]:
-    """What isn't on the disk: first answers, and outcomes of another try that differ."""
-    news = []
-    for record in fresh:
-        before = known.get(record.key)
-        if before is None:
-            news.append(record)
-        elif not before.ok and record.error != before.error:
-            news.append(replace(record, attempt=before.attempt + 1))
-    return news
-
-
-def _warn(fresh: Iterable[Record]) -> None:
-    """One line for each reason why items have no answer."""
-    failed: dict[str, list[str]] = {}
-    for record in fresh:
-        if record.error is not None:
-            failed.setdefault(record.error, []).append(record.id)
-    for reason, (first, *others) in failed.items():
-        more = f" and {len(others)} more items" if others else ""
-        _log.warning("no answer to %s%s: %s", first, more, reason)
 
 
 def _short_hash(text: str) -> str:

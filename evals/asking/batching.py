@@ -56,8 +56,8 @@ def by_image(items: Iterable[Item]) -> list[list[Item]]:
     return list(groups.values())
 
 
-class Halving:
-    """Asks batches; with ``auto``, one that doesn't fit into memory in smaller ones.
+class AdaptiveBatches:
+    """Runs batches; with ``auto``, halves a batch that runs out of memory and tries again.
 
     Attributes:
         size: Most items that are asked together; it falls when memory runs out and stays there.

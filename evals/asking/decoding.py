@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from regaze.hooks.checks import check_number, unknown
+from regaze.hooks.checks import check_number, shown, unknown
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,12 @@ class Decoding:
             if (value := getattr(self, name)) is not None:
                 check_number("decoding", name, value, low, high)
         check_number("decoding", "beams", self.beams, 1, 1000)
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"decoding: seeds must be different numbers, got {list(self.seeds)}")
+        seeds = self.seeds if isinstance(self.seeds, tuple) else ()
+        whole = all(type(seed) is int and seed >= 0 for seed in seeds)
+        if not seeds or not whole or len(set(seeds)) < len(seeds):
+            raise ValueError(
+                f"decoding: seeds must be different numbers, none negative, got {shown(self.seeds)}"
+            )
         if self.samples and self.beams > 1:
             raise ValueError("decoding: beams and sampling exclude each other: give one of them")
         if not self.samples and len(self.seeds) > 1:

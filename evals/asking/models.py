@@ -24,8 +24,8 @@ from huggingface_hub.errors import (
 from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
-from regaze.evals import sandbox, weights
-from regaze.evals.runs.records import digest
+from regaze.evals import devices, sandbox, weights
+from regaze.evals.runs.files import digest
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 # Second copies of the weights in other layouts.
@@ -72,20 +72,24 @@ def load(
         ValueError: No such model, no safetensors in it, weights that are missing, code of its own,
             an unknown dtype or device, or no chat template.
     """
-    if device and device_map:
+    if device is not None and device_map is not None:
         raise ValueError("--device and --device-map exclude each other: give one of them")
+    check_name(name)
     folder = _folder(name)
     files = _files(folder, name)
     has_gpu = torch.cuda.is_available()
-    device = device or ("cuda" if has_gpu else "cpu")
-    on_cpu = not has_gpu if device_map else device == "cpu"
+    device = devices.device(device)
+    on_cpu = not has_gpu if device_map is not None else device == "cpu"
+    named = ("float32" if on_cpu else "auto") if dtype is None else dtype
+    chosen = named if named == "auto" else devices.dtype(named, "auto")
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
-        model, info = AutoModelForImageTextToText.from_pretrained(
+        loader: Any = AutoModelForImageTextToText
+        model, info = loader.from_pretrained(
             folder,
             trust_remote_code=False,
             output_loading_info=True,
-            dtype=_dtype(dtype or ("float32" if on_cpu else "auto")),
+            dtype=chosen,
             device_map=device_map,
             attn_implementation=attn_implementation,
             use_safetensors=True,
@@ -103,6 +107,22 @@ def load(
             "chat_template.jinja to its folder"
         )
     return Loaded(model.eval(), processor, _identity(name, folder, files), (note,) if note else ())
+
+
+def check_name(name: object) -> None:
+    """Check that a model's name is one.
+
+    Raises:
+        TypeError: It is no text.
+        ValueError: It is empty.
+    """
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a model's name is text (a shipped one's, a folder or a Hub id), got a "
+            f"{type(name).__name__}"
+        )
+    if not name.strip():
+        raise ValueError("a model's name is missing: give a shipped one's, a folder or a Hub id")
 
 
 def identify(model: PreTrainedModel) -> dict[str, Any]:
@@ -197,15 +217,6 @@ def _unloadable(name: str, error: Exception) -> str:
         )
     said = _first_line(error)
     return said if said.startswith(name) else f"cannot load {name}: {said}"
-
-
-def _dtype(name: str) -> torch.dtype | str:
-    if name == "auto":
-        return name
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {name!r}: use auto, float32, bfloat16 or float16")
-    return dtype
 
 
 def _first_line(error: BaseException) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 from regaze.evals.asking.batching import BatchSize
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import processor_settings
-from regaze.evals.runs import records
+from regaze.evals.runs import files
 from regaze.evals.runs.results import items_digest
-from regaze.evals.task import Item, Task
+from regaze.evals.task import Item, QuestionTask
 
 
 def settings(
-    task: Task,
+    task: QuestionTask,
     items: Sequence[Item],
     answerer: Answerer,
     identity: Mapping[str, Any],
@@ -29,8 +29,8 @@ def settings(
         "data_sha256": task.data_hash,
         "items": len(items),
         "items_sha256": items_digest(items),
-        "ids_sha256": records.digest([item.id for item in items]),
-        "prompts_sha256": records.digest([[item.prompt, item.choices] for item in items]),
+        "ids_sha256": files.digest([item.id for item in items]),
+        "prompts_sha256": files.digest([[item.prompt, item.choices] for item in items]),
         "first_prompt": items[0].prompt,
         "batch_size": batch_size,
         "decoding": answerer.settings,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from regaze.evals.benchmarks.chair import Chair, phrase_extractor
 from regaze.evals.benchmarks.mmvp import Mmvp
@@ -16,34 +16,53 @@ from regaze.evals.sandbox.drawing import COLOURS
 from regaze.evals.sandbox.scenes import SHAPES
 from regaze.evals.sandbox.tasks import chair_truth, load_image, pope_records
 from regaze.evals.sandbox.text import CAPTION_PROMPT
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
-if TYPE_CHECKING:
-    from regaze.evals.benchmarks.registry import Source
 
-Build = Callable[["Source", str], Task]
+class Source(Protocol):
+    """What builders read of `regaze.evals.benchmarks.registry.Source`."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def data(self) -> tuple[str, ...]: ...  # noqa: D102
+    @property
+    def images(self) -> str | None: ...  # noqa: D102
+    @property
+    def words(self) -> str | None: ...  # noqa: D102
+    @property
+    def synonyms(self) -> str | None: ...  # noqa: D102
+    @property
+    def split(self) -> str: ...  # noqa: D102
+    @property
+    def n_images(self) -> int | None: ...  # noqa: D102
+    @property
+    def seed(self) -> int: ...  # noqa: D102
+
+
+Build = Callable[[Source, str], QuestionTask]
 """Makes the task of a source under a profile."""
 
 TEXT_FILES = frozenset({".json", ".jsonl", ".csv", ".txt"})
 """How files of questions end; a Hub id doesn't."""
 
 
-def with_images(make: Callable[..., Task]) -> Build:
+def with_images(make: Callable[..., QuestionTask]) -> Build:
     """Builds a task from the file or folder of questions and the folder of images."""
     return lambda source, profile: make(_one(source), _images(source), profile=profile)
 
 
-def with_images_under(make: Callable[..., Task]) -> Build:
+def with_images_under(make: Callable[..., QuestionTask]) -> Build:
     """The same where a profile changes nothing but how answers are read."""
     return lambda source, profile: make(_one(source), _images(source)).under(profile)
 
 
-def whole(make: Callable[..., Task]) -> Build:
+def whole(make: Callable[..., QuestionTask]) -> Build:
     """Builds a task from a folder that holds the images too."""
     return lambda source, profile: make(_one(source), profile=profile)
 
 
-def pope(source: Source, profile: str) -> Task:
+def pope(source: Source, profile: str) -> QuestionTask:
     """POPE's files, or scenes."""
     if not source.data:
         records = pope_records(source.split, source.n_images or 200, source.seed)
@@ -51,7 +70,7 @@ def pope(source: Source, profile: str) -> Task:
     return Pope.from_files(_files(source, "*.json*"), _images(source), profile=profile)
 
 
-def chair(source: Source, profile: str) -> Task:
+def chair(source: Source, profile: str) -> QuestionTask:
     """COCO's annotations and CHAIR's words, or scenes."""
     if not source.data:
         if profile != "exact":
@@ -73,19 +92,19 @@ def chair(source: Source, profile: str) -> Task:
     )
 
 
-def mmvp(source: Source, profile: str) -> Task:
+def mmvp(source: Source, profile: str) -> QuestionTask:
     """MMVP's folder, which mostly holds the images too."""
     return Mmvp.from_files(_one(source), source.images and _images(source), profile=profile)
 
 
-def opope(source: Source, profile: str) -> Task:
+def opope(source: Source, profile: str) -> QuestionTask:
     """POPE's list of objects."""
     count = source.n_images or 500
     task = Opope.from_files(_one(source), _images(source), count=count, seed=source.seed)
     return task.under(profile)
 
 
-def textvqa(source: Source, profile: str) -> Task:
+def textvqa(source: Source, profile: str) -> QuestionTask:
     """TextVQA's file and, for hints by OCR, LLaVA's prompts."""
     paths = sorted(_files(source, "*.json*"), key=lambda path: path.suffix == ".jsonl")
     if len(paths) > 2 or (len(paths) == 2 and paths[1].suffix != ".jsonl"):

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Self
 
 from regaze.evals.benchmarks.chair_synonyms import SynonymFinder, load_synonyms
 from regaze.evals.benchmarks.chair_words import Caption, Mention, ObjectFinder, load_table
@@ -153,7 +154,7 @@ class Chair(Questions):
         ]
         return cls(items, load_image, profile, max_new_tokens, find=find)
 
-    def under(self, profile: str) -> Chair:
+    def under(self, profile: str) -> Self:
         """The same images and annotations, scored under another profile.
 
         Raises:

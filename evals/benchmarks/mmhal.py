@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from regaze.evals.benchmarks.data import Row, images_in, read_json, read_records
 from regaze.evals.benchmarks.questions import Questions, length, shares
 from regaze.evals.benchmarks.rows import arrange, require
-from regaze.evals.runs import records
+from regaze.evals.runs import files
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Total
 
@@ -153,7 +153,7 @@ def export(task: MmHal, answers: Mapping[str, str], path: Path) -> None:
             "the judge's script wants them all"
         )
     rows = sorted(task.items, key=lambda item: int(item.id))
-    records.write_json(path, [{**item.target, "model_answer": answers[item.id]} for item in rows])
+    files.write_json(path, [{**item.target, "model_answer": answers[item.id]} for item in rows])
 
 
 def read_verdicts(answers: Path, replies: Path) -> dict[tuple[str, str], Verdict]:

@@ -16,7 +16,7 @@ from regaze.evals.benchmarks.data import Loader, Row, fingerprint
 from regaze.evals.benchmarks.hub import Hub, read_hub
 from regaze.evals.benchmarks.rows import arrange
 from regaze.evals.scoring.statistics import ratio
-from regaze.evals.task import Counts, Item, Sums, Task
+from regaze.evals.task import Counts, Item, QuestionTask, Sums
 from regaze.hooks.checks import unknown
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Questions(Task):
+class Questions(QuestionTask):
     """A task made of items and a way to open their images.
 
     Attributes:

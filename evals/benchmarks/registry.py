@@ -37,7 +37,7 @@ from regaze.evals.benchmarks.questions import ProfiledQuestions
 from regaze.evals.benchmarks.textvqa import TextVqa
 from regaze.evals.benchmarks.vstar import VStar
 from regaze.evals.sandbox.scenes import SPLITS
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 from regaze.hooks.checks import unknown
 from regaze.interventions import plugins
 
@@ -78,12 +78,6 @@ class Source:
     seed: int = 0
     profiles: tuple[str, ...] = ()
 
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Source:
-        """The inverse of `to_dict`, also of what `noted` adds to it."""
-        tuples = {key: tuple(fields[key]) for key in ("data", "profiles")}
-        return cls(**{**{k: v for k, v in fields.items() if k != "sha256"}, **tuples})
-
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         return asdict(self)
@@ -118,11 +112,11 @@ class Source:
             return self.name
         return f"{self.name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
 
-    def title_of(self, task: Task) -> str:
+    def title_of(self, task: QuestionTask) -> str:
         """What a reader calls one of its tasks."""
         return pope_labels.TITLE if task.name == pope_labels.NAME else self.title
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[QuestionTask]:
         """The task under each profile; the first one is for asking, all are for scoring.
 
         Raises:
@@ -173,7 +167,7 @@ class Source:
         if self.words and self.synonyms:
             raise ValueError("--synonyms stands in place of --words: give one of them")
 
-    def _build(self, benchmark: Benchmark, profile: str) -> Task:
+    def _build(self, benchmark: Benchmark, profile: str) -> QuestionTask:
         if self.images is None and len(self.data) == 1 and is_hub_id(self.data[0]):
             if benchmark.hub is None:
                 there = ", ".join(name for name, each in BENCHMARKS.items() if each.hub)
@@ -231,7 +225,7 @@ def find(name: str) -> Benchmark:
         offered = plugins.load(point)
         if not isinstance(offered, Benchmark):
             raise ImportError(f"{point.value} is no Benchmark but a {type(offered).__name__}")
-        register(name, offered)
+        _ADDED.setdefault(name, offered)  # Its module may have registered it.
     return _ADDED[name]
 
 

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from regaze.evals.outputs import whole
 from regaze.evals.pictures import comparison, grid
 from regaze.evals.pictures.comparison import Column
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.render import Shot
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress
-from regaze.evals.runs.records import folder_name
+from regaze.evals.runs.store import folder_name
 from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
@@ -102,7 +103,7 @@ def animate(
     given: dict[str, Any] = {**arguments, control: list(frames)}
     if "callback_on_step_end" in known:
         given["callback_on_step_end"] = _Steps(list(conditions), progress)
-    kept = None if flow is None else str(flows.keep(flow))
+    kept = None if flow is None or not wants_flow(conditions) else str(flows.keep(flow))
     conditions = {
         title: Condition(
             tuple(
@@ -191,21 +192,31 @@ def save(path: Path, frames: Sequence[Image.Image], fps: float = 8) -> None:
         OSError: The file can't be written.
     """
     check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".mp4":
+    kind = path.suffix.lower().removeprefix(".")
+    if kind == "mp4":
         import imageio.v3 as iio
 
         # H.264 with half-size colour needs even sides.
         even = [f.crop((0, 0, f.width // 2 * 2, f.height // 2 * 2)) for f in frames]
         video = np.stack([np.asarray(frame) for frame in even])
-        iio.imwrite(path, video, fps=fps, codec="libx264", macro_block_size=1)
+        with whole(path) as part:
+            # The part's name doesn't say what it is.
+            iio.imwrite(
+                part,
+                video,
+                extension=".mp4",
+                fps=fps,
+                codec="libx264",
+                macro_block_size=1,
+                output_params=["-f", "mp4"],
+            )
         return
     # A GIF's palette is the first frame's unless every frame has its own.
-    own = [f.quantize(256) for f in frames] if path.suffix.lower() == ".gif" else list(frames)
-    settings: dict[str, Any] = {} if path.suffix.lower() == ".gif" else {"lossless": True}
-    own[0].save(
-        path, save_all=True, append_images=own[1:], duration=round(1000 / fps), loop=0, **settings
-    )
+    own = [f.quantize(256) for f in frames] if kind == "gif" else list(frames)
+    settings: dict[str, Any] = {} if kind == "gif" else {"lossless": True}
+    settings |= {"append_images": own[1:], "duration": round(1000 / fps), "loop": 0}
+    with whole(path) as part:
+        own[0].save(part, kind, save_all=True, **settings)
 
 
 def save_frames(folder: Path, columns: Sequence[Column]) -> None:
@@ -215,7 +226,6 @@ def save_frames(folder: Path, columns: Sequence[Column]) -> None:
         OSError: A file can't be written.
     """
     for column in columns:
-        own = folder / folder_name(column.title)
-        own.mkdir(parents=True, exist_ok=True)
         for number, picture in enumerate(column.pictures):
-            picture.image.save(own / f"{number:04d}.png")
+            with whole(folder / folder_name(column.title) / f"{number:04d}.png") as part:
+                picture.image.save(part, "png")

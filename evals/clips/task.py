@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,7 @@ from PIL import Image
 
 from regaze.evals.clips import measures
 from regaze.evals.pictures.scorers import Scorer
-from regaze.evals.runs import records
+from regaze.evals.runs import files, store
 from regaze.evals.sandbox.painting.checker import check, total
 from regaze.evals.sandbox.painting.scenes import SIZE
 from regaze.evals.sandbox.video.structure import estimate
@@ -40,8 +40,8 @@ _LEVELS = 255
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a study paints; kept in its directory.
+class ClipSource:
+    """Which clips a run paints; kept in its directory.
 
     Attributes:
         split: Whose clips; choose settings on ``"validation"``, report ``"test"``.
@@ -51,6 +51,8 @@ class Plan:
         grain: Speeds are multiples of it, in pixels per frame.
         seed: Of the first clip's noise.
     """
+
+    title: ClassVar[str] = "Clips, errors in grey levels of 255"
 
     split: str = "validation"
     count: int = 30
@@ -65,20 +67,15 @@ class Plan:
             check_choice("study of clips", "prompts", prompt, PROMPTS)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; give it back as keyword arguments."""
+        """JSON-able, with the kind of run."""
         return {"benchmark": NAME, **asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
-        """The inverse of `to_dict`."""
-        return cls(**{key: value for key, value in fields.items() if key != "benchmark"})
 
 
 class Clips(Task):
     """One item per clip and kind of prompt; clips are what statistics resample.
 
     Args:
-        plan: Which clips.
+        source: Which clips.
         out: The study's directory, with the strips.
         scorers: Of pictures. They see all frames but the first, compare each with the one before,
             and are averaged over the clip.
@@ -90,18 +87,17 @@ class Clips(Task):
 
     name = NAME
     profile = "truth"
-    max_new_tokens = 1
     units = "clips"
 
-    def __init__(self, plan: Plan, out: Path, scorers: Sequence[Scorer] = ()) -> None:
-        self.plan, self.out, self.scorers = plan, out, tuple(scorers)
+    def __init__(self, source: ClipSource, out: Path, scorers: Sequence[Scorer] = ()) -> None:
+        self.source, self.out, self.scorers = source, out, tuple(scorers)
         self.headline = tuple(self.directions)
         shown_as_they_are = [name for scorer in scorers for name in scorer.absolute]
         self.absolute = (*(n for n in _DIRECTIONS if n != "found"), *shown_as_they_are)
         self.items = [
             Item(f"{prompt}/{number}", None, prompt, f"{prompt} prompt", number, (), str(number))
-            for prompt in plan.prompts
-            for number in range(plan.count)
+            for prompt in source.prompts
+            for number in range(source.count)
         ]
         self._clip = cache(self._draw)
         self._scores = [scorer.load("cpu").score for scorer in scorers]
@@ -114,23 +110,23 @@ class Clips(Task):
         """What an item is painted from."""
         return self.clip(item).prompt if item.prompt == "full" else ""
 
+    def files(self) -> Mapping[str, str]:
+        """Each strip's name without its ending."""
+        return store.distinct_names(item.id for item in self.items)
+
     def noise_seed(self, item: Item) -> int:
         """Of the noise that all frames of an item start from; the same for both prompts."""
-        return self.plan.seed + int(item.target)
+        return self.source.seed + int(item.target)
 
     def _draw(self, number: int) -> Clip:
-        plan = self.plan
-        return clip(plan.split, number, frames=plan.frames, grain=plan.grain)
+        source = self.source
+        return clip(source.split, number, frames=source.frames, grain=source.grain)
 
     @property
     def data_hash(self) -> str:
         """SHA-256 of the objects of all frames."""
         found = {item.target: self.clip(item) for item in self.items}
-        return records.digest([asdict(one) for one in found.values()])
-
-    def load_image(self, item: Item) -> Image.Image:
-        """Never asked for: items have no image to ask about."""
-        raise OSError(f"{item.id} is a clip, it has no image")
+        return files.digest([asdict(one) for one in found.values()])
 
     def counts(self, item: Item, text: str) -> Counts:
         """What the strip in a file holds, measured; ``correct`` is all objects in all frames.

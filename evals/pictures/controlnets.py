@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from regaze.evals import weights
+from regaze.evals.pictures.parts import is_a
 from regaze.evals.sandbox.video import CONTROLNETS, controlnet_path
 
 
@@ -35,7 +36,7 @@ def load(name: str, dtype: torch.dtype, folder: Path, index: Mapping[str, Any]) 
         weights.check_source(str(where))
         named = kind.load_config(where).get("_class_name", kind.__name__)
         kind = getattr(diffusers, str(named), None)
-        if not (isinstance(kind, type) and issubclass(kind, diffusers.ModelMixin)):
+        if not is_a(kind, diffusers.ModelMixin):
             raise ValueError(f"its config.json names {named!r}, which is no model of diffusers")
         with warnings.catch_warnings():
             # The newer name of this argument is one that older versions ignore silently.

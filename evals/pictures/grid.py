@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from regaze.evals.outputs import whole
 from regaze.evals.pictures.render import Picture
 
 KEY = "regaze"
@@ -170,8 +171,8 @@ def save_png(path: Path, image: Image.Image, about: Mapping[str, Any]) -> None:
     chunk = PngImagePlugin.PngInfo()
     chunk.add_itxt(KEY, json.dumps(about, ensure_ascii=False))
     chunk.add_text("Software", "regaze")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, "png", pnginfo=chunk)
+    with whole(path) as part:
+        image.save(part, "png", pnginfo=chunk)
 
 
 def about(path: Path) -> dict[str, Any]:
@@ -196,9 +197,9 @@ def save_gif(path: Path, frames: Sequence[Image.Image]) -> None:
     Raises:
         OSError: The file can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = frames
-    first.save(path, "gif", save_all=True, append_images=others, duration=_MS_PER_FRAME, loop=0)
+    with whole(path) as part:
+        first.save(part, "gif", save_all=True, append_images=others, duration=_MS_PER_FRAME, loop=0)
 
 
 def _cell_size(

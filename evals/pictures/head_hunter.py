@@ -14,19 +14,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.render import NOISE, Painter, Picture, Shot
-from regaze.evals.runs import lines, records
+from regaze.evals.runs import driver, files, lines, store
 from regaze.evals.runs.distributed import World
-from regaze.evals.runs.progress import Progress
+from regaze.evals.runs.progress import Progress, quiet
+from regaze.evals.runs.records import reason
 from regaze.hooks.attach import attach
 from regaze.hooks.diffusion import sites
 from regaze.interventions.diffusion.soft_pag import SoftPAG
@@ -37,6 +41,7 @@ Head = tuple[int, int]
 """Layer and head, as in L18H11."""
 
 SPEC = "softpag.json"
+_SCORES = "scores.jsonl"
 _CHOSEN = "chosen"
 
 
@@ -116,7 +121,7 @@ def hunt(
     arguments: Mapping[str, Any],
     identity: Mapping[str, Any] | None = None,
     batch_size: int = 4,
-    progress: Progress = lambda label, done, total: None,
+    progress: Progress = quiet,
     world: World = World(),  # noqa: B008 (frozen)
 ) -> Found:
     """Search, or go on with a search that was stopped.
@@ -162,32 +167,30 @@ def hunt(
         "regaze": version("regaze"),
     }
     tester = _Tester(painter, shots, objective, search.spec, batch_size)
-    out.mkdir(parents=True, exist_ok=True)
-    with records.locked(out) if world.first else nullcontext():
-        records.check_config(out, config)
-        world.wait()
-        if world.first:
-            records.write_json(out / records.MANIFEST, {"config": config})
-            for path in _files(out):
-                records.repair(path)
-        world.wait()
+
+    def prepare() -> None:
+        if not (out / store.MANIFEST).exists():
+            files.write_json(out / store.MANIFEST, {"config": config})
+        for path in lines.every(out / _SCORES):
+            lines.repair(path)
+
+    with driver.alone(out, {out: config}, prepare, world):
         rounds: list[Round] = []
         chosen: tuple[Head, ...] = ()
         for number in range(search.rounds):
-            left = [head for head in pool if head not in chosen]
-            _test_all(out, world, number, left, chosen, tester, progress)
-            found = _read(out, number)
-            scores = {head: found[name_of(head)] for head in left}
-            best = sorted(left, key=lambda head: -scores[head])[: search.picks]
+            pool_left = [head for head in pool if head not in chosen]
+            found = _test_all(out, world, number, pool_left, chosen, tester, progress)
+            scores = {head: found[name_of(head)] for head in pool_left}
+            best = sorted(pool_left, key=lambda head: -scores[head])[: search.picks]
             rounds.append(Round(scores, tuple(best), found[_CHOSEN]))
             chosen += tuple(best)
-        _test_all(out, world, search.rounds, [], chosen, tester, progress)
+        score = _test_all(out, world, search.rounds, [], chosen, tester, progress)[_CHOSEN]
         spec = replace(search.spec, heads=as_field(chosen))
         if world.first:
             fields = {**spec.to_dict(), "heads": as_field(chosen)}
-            records.write_json(out / SPEC, {k: v for k, v in fields.items() if v is not None})
+            files.write_json(out / SPEC, {k: v for k, v in fields.items() if v is not None})
         world.wait()
-    return Found(spec, tuple(rounds), _read(out, search.rounds)[_CHOSEN])
+    return Found(spec, tuple(rounds), score)
 
 
 def heads_of(loaded: LoadedPipeline, layers: Sequence[int] | None = None) -> list[Head]:
@@ -257,37 +260,58 @@ def _test_all(
     out: Path,
     world: World,
     number: int,
-    left: Sequence[Head],
+    pool: Sequence[Head],
     chosen: Sequence[Head],
     tester: _Tester,
     progress: Progress,
-) -> None:
-    """Test this process's part of a round, and wait for the others."""
-    tests = {_CHOSEN: list(chosen), **{name_of(head): [*chosen, head] for head in left}}
-    known = _read(out, number)
-    # By place in the pool, not by what is left: processes may read at different moments.
-    mine = [name for place, name in enumerate(tests) if place % world.size == world.rank]
-    done = sum(name in known for name in mine)
-    label = f"round {number + 1}" if left else "chosen heads"
-    progress(label, done, len(mine))
-    for name in mine:
-        if name not in known:
-            scores = tester(tests[name])
-            lines.append(_file(out, world), [{"round": number, "test": name, "scores": scores}])
-            done += 1
-            progress(label, done, len(mine))
+) -> dict[str, float]:
+    """Test this process's part of a round; mean scores of the whole round, by what was tested."""
+    tests = {_CHOSEN: list(chosen), **{name_of(head): [*chosen, head] for head in pool}}
+    before = driver.left(world, partial(_read, out))
+    known = {row["test"] for row in before if row["round"] == number}
+    mine = [name for name in tests if name not in known][world.rank :: world.size]
+    label = f"round {number + 1}" if pool else "chosen heads"
+    progress(label, len(known), len(known) + len(mine))
+    for place, name in enumerate(mine, len(known) + 1):
+        row = {"round": number, "test": name, "scores": tester(tests[name])}
+        lines.append(lines.own(out / _SCORES, world.rank), [row])
+        progress(label, place, len(known) + len(mine))
+    rows = driver.left(world, partial(_read, out))
+    if world.first:
+        order = {name: place for place, name in enumerate(tests)}
+        rows.sort(key=lambda r: (r["round"], order.get(r["test"], 0) * (r["round"] == number)))
+        lines.settle(out / _SCORES, [dict(row) for row in rows])
     world.wait()
+    return {
+        row["test"]: math.fsum(row["scores"]) / len(row["scores"])
+        for row in rows
+        if row["round"] == number
+    }
 
 
-def _file(out: Path, world: World) -> Path:
-    return out / f"scores.rank{world.rank}.jsonl"
+class _Row(TypedDict):
+    """What the pictures of one test scored, one number a shot."""
+
+    round: int
+    test: str
+    scores: Annotated[list[float], MinLen(1)]
 
 
-def _files(out: Path) -> list[Path]:
-    return sorted(out.glob("scores.rank*.jsonl"))
+_ROW: TypeAdapter[_Row] = TypeAdapter(_Row)
 
 
-def _read(out: Path, number: int) -> dict[str, float]:
-    """Mean scores of a round, by what was tested."""
-    rows = [row for path in _files(out) for row in lines.read(path) if row["round"] == number]
-    return {row["test"]: math.fsum(row["scores"]) / len(row["scores"]) for row in rows}
+def _read(out: Path) -> list[_Row]:
+    """All that was tested, each test once, even if a killed run left it in two files."""
+    rows = {
+        (row["round"], row["test"]): row
+        for path in lines.every(out / _SCORES)
+        for row in lines.read(path, _row, "a score of heads")
+    }
+    return list(rows.values())
+
+
+def _row(line: bytes) -> _Row:
+    try:
+        return _ROW.validate_json(line)
+    except ValidationError as error:
+        raise ValueError(reason(error)) from error

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from regaze.evals.outputs import whole
 from regaze.evals.pictures.head_hunter import Found
-from regaze.evals.runs.records import writing
 
 _CELL = 0.24
 _LEAST = 1.5
@@ -64,5 +64,5 @@ def save_heat(path: Path, found: Found, objective: str) -> None:
     bar = figure.colorbar(drawn, ax=axes, pad=0.02, shrink=0.8)
     bar.set_label(f"change of {objective}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
-    with writing(path):
-        figure.savefig(path)
+    with whole(path) as part:
+        figure.savefig(part, format="png")

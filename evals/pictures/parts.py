@@ -40,7 +40,7 @@ def classes(path: Path, index: Mapping[str, Any], name: str) -> dict[str, type]:
             f"{name} brings code of its own ({own or kind}), which regaze doesn't run: use a "
             "pipeline made of diffusers' own classes"
         )
-    if not _is_a(getattr(diffusers, kind, None), diffusers.DiffusionPipeline):
+    if not is_a(getattr(diffusers, kind, None), diffusers.DiffusionPipeline):
         raise ValueError(f"{path} names {kind!r}, which is no pipeline of this diffusers")
     found = {}
     for part, value in index.items():
@@ -122,5 +122,6 @@ def _class(value: list[Any], where: str) -> type:
     return found
 
 
-def _is_a(found: Any, kind: type) -> bool:
+def is_a(found: Any, kind: type) -> bool:
+    """Whether something is a class of a kind."""
     return isinstance(found, type) and issubclass(found, kind)

@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from regaze.evals import weights
+from regaze.evals import devices, weights
+from regaze.evals.asking.models import check_name
 from regaze.evals.pictures import controlnets, parts
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 from regaze.hooks.diffusion.families import DENOISERS
@@ -86,7 +87,8 @@ def load(
     """
     if offload not in get_args(Offload):
         raise ValueError(f"unknown offload {offload!r}: use {', '.join(get_args(Offload))}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_name(name)
+    device = devices.device(device)
     if offload != "none" and device == "cpu":
         raise ValueError("offloading moves parts of a pipeline to a GPU and back; there is no GPU")
     # Loading all of diffusers takes seconds, which other commands need not spend.
@@ -98,7 +100,10 @@ def load(
     read = _weights(folder, classes, name, variant)
     # Components that a pipeline was saved without have to be named, some pipelines ask for them.
     given: dict[str, Any] = {key: None for key, value in index.items() if value == [None, None]}
-    chosen = _dtype(dtype) if dtype else torch.float32 if device == "cpu" else _stored(read)
+    if dtype is not None:
+        chosen = devices.dtype(dtype)
+    else:
+        chosen = torch.float32 if device == "cpu" else _stored(read)
     loader = DiffusionPipeline if controlnet is None else AutoPipelineForText2Image
     identity = _identity(name, folder, read)
     if controlnet is not None:
@@ -205,13 +210,6 @@ def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
         "revision": revision,
         "weights_sha256": weights.sha256([folder / _INDEX, *settings, *files], folder),
     }
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"unknown dtype {name!r}: use float32, bfloat16 or float16")
-    return dtype
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from regaze.evals.benchmarks.data import read_records, read_text
 from regaze.evals.sandbox.painting import scenes
+from regaze.hooks.checks import shown
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ def read(path: Path) -> list[Prompt]:
 
 
 def of(texts: Iterable[str]) -> list[Prompt]:
-    """Prompts given one by one."""
+    """Prompts given one by one.
+
+    Raises:
+        TypeError: One is no text.
+        ValueError: There is none.
+    """
+    texts = list(texts) if isinstance(texts, Iterable) else [texts]
+    if strange := [text for text in texts if not isinstance(text, str)]:
+        raise TypeError(f"a prompt is text, got {shown(strange[0])}")
     return _distinct([(f"prompt {n}", {"prompt": text}) for n, text in enumerate(texts, 1)], None)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -11,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image
 
-from regaze.hooks.checks import unknown
+from regaze.hooks.checks import shown, unknown
 
 NOISE = r"torch.Generator('cpu').manual_seed(first 4 bytes of SHA-256 of '{seed}\n{prompt}')"
 """How a picture's noise is drawn; runs keep it, so that those with another rule aren't mixed."""
@@ -26,6 +28,9 @@ _OURS = (
     "output_type",
     "return_dict",
 )
+
+
+_COUNTS = ("num_inference_steps", "height", "width", "num_frames")
 
 
 class Shot(NamedTuple):
@@ -89,10 +94,16 @@ class Painter:
             if argument not in known:
                 free = [key for key in known if key not in {*_OURS, "self"}]
                 raise ValueError(unknown(f"argument of {name}", argument, free))
+            _check(argument, arguments[argument])
         self.pipeline, self.arguments = pipeline, dict(arguments)
         defaults = {key: value.default for key, value in known.items() if key not in _OURS}
         plain = {k: v for k, v in defaults.items() if isinstance(v, (bool, int, float, str))}
         self.settings: dict[str, Any] = {**plain, **arguments}
+
+    @property
+    def _given(self) -> str:
+        """What was set, for messages."""
+        return ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "its own settings"
 
     @torch.no_grad()
     def paint(self, shots: Sequence[Shot]) -> list[Picture]:
@@ -100,13 +111,28 @@ class Painter:
 
         Noise is drawn on the CPU by a generator of each picture's own, so that a picture starts
         from the same noise in every batch, on every device and under every intervention.
+
+        Raises:
+            ValueError: An argument doesn't fit the pipeline, or what it made isn't finite.
         """
-        output = self.pipeline(
-            prompt=[shot.prompt for shot in shots],
-            generator=[torch.Generator("cpu").manual_seed(shot.noise_seed) for shot in shots],
-            output_type="pil",
-            **self.arguments,
-        )
+        noise = [torch.Generator("cpu").manual_seed(shot.noise_seed) for shot in shots]
+        name = type(self.pipeline).__name__
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "invalid value encountered in cast", RuntimeWarning)
+            try:
+                output = self.pipeline(
+                    prompt=[shot.prompt for shot in shots],
+                    generator=noise,
+                    output_type="pil",
+                    **self.arguments,
+                )
+            except RuntimeWarning as error:
+                raise ValueError(
+                    f"{name} made a picture that isn't finite: its weights hold NaN, or overflow "
+                    f"in their dtype (try --dtype float32), or an argument is too large"
+                ) from error
+            except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+                raise ValueError(f"{name} fails with {self._given}: {_line(error)}") from error
         videos = getattr(output, "frames", None)
         made = [[image] for image in output.images] if videos is None else videos
         flags = getattr(output, "nsfw_content_detected", None) or [False] * len(made)
@@ -114,3 +140,22 @@ class Painter:
             Picture(tuple(frame.convert("RGB") for frame in frames), bool(flag))
             for frames, flag in zip(made, flags, strict=True)
         ]
+
+
+def _check(name: str, value: Any) -> None:
+    """Check that an argument of a pipeline is finite, and a number of things at least one."""
+    if name in _COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number, got {value}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError(f"{name} is too large: {shown(value)}")
+    parts = value.values() if isinstance(value, Mapping) else value
+    if isinstance(parts, (list, tuple)) or isinstance(value, Mapping):
+        for part in parts:
+            _check(f"{name}'s parts", part)
+
+
+def _line(error: BaseException) -> str:
+    said = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

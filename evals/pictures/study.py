@@ -2,85 +2,124 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from PIL import Image
 
-from regaze.evals.pictures import grid, scorers
-from regaze.evals.pictures.prompts import Prompt
+from regaze.evals.pictures import grid
+from regaze.evals.pictures.pipelines import LoadedPipeline
+from regaze.evals.pictures.runner import run
 from regaze.evals.pictures.scorers import Scorer, SetScorer
 from regaze.evals.pictures.scorers.sets import SetScore
-from regaze.evals.pictures.task import NAME, Pictures, open_picture
-from regaze.evals.runs import lines, records
-from regaze.evals.runs.progress import Progress
-from regaze.evals.runs.results import RUN, Answers, RunResult, load, take
+from regaze.evals.pictures.stored import (
+    PictureSource,
+    open_run,
+    read_scores,
+    read_source,
+    scores_file,
+    single,
+)
+from regaze.evals.pictures.task import Pictures, open_picture
+from regaze.evals.runs import files, lines
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.distributed import World
+from regaze.evals.runs.progress import Progress, quiet
+from regaze.evals.runs.results import Answers, RunResult, load, take
 from regaze.evals.scoring.compare import to_json
-from regaze.evals.scoring.scores import score_run
-from regaze.evals.study import Scored, write_scores
+from regaze.evals.scoring.scored import Scored, write_scores
 from regaze.evals.task import Counts, Item
 
 SAMPLES = "samples.png"
 SETS = "sets.json"
-_FOLDER = "scores"
 _BATCH = 16
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run paints and how it is scored; kept in its directory.
+class Finished:
+    """A run that was painted and scored.
 
     Attributes:
-        prompts: What to paint.
-        seeds: Of the noise.
-        scorers: Labels of the scorers of single pictures.
-        references: Folder of pictures to compare with, named like the run's own; None compares
-            with the unedited pipeline's.
+        scored: Its scores.
+        sets: Scores of each condition's set of pictures.
+        samples: A grid of some pictures; None if all of them were held back.
     """
 
-    prompts: tuple[Prompt, ...]
-    seeds: tuple[int, ...]
-    scorers: tuple[str, ...]
-    references: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The inverse of `from_dict`."""
-        return {"benchmark": NAME, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Plan:
-        """Read what `to_dict` gave."""
-        return cls(
-            tuple(Prompt(**one) for one in fields["prompts"]),
-            tuple(fields["seeds"]),
-            tuple(fields["scorers"]),
-            fields["references"],
-        )
-
-    @property
-    def task(self) -> Pictures:
-        """The task, with its scorers."""
-        return Pictures(self.prompts, self.seeds, [_single(label) for label in self.scorers])
+    scored: Scored
+    sets: Mapping[str, Sequence[SetScore]]
+    samples: Path | None
 
 
-def read_plan(out: Path) -> Plan:
-    """What a run's directory says of what it paints and how it is scored.
+def run_images(
+    source: PictureSource,
+    loaded: LoadedPipeline,
+    conditions: Sequence[Condition],
+    arguments: Mapping[str, Any],
+    *,
+    out: Path,
+    sets: Sequence[SetScorer] = (),
+    device: str = "cpu",
+    follow: Callable[[str], Progress] = lambda title: quiet,
+    world: World | None = None,
+    **options: Any,
+) -> Finished | None:
+    """Paint, score and draw samples, or do what of that isn't on the disk yet.
+
+    Of several processes only the first one scores; the others get None.
+
+    Args:
+        source: What to paint and how to score it.
+        loaded: The pipeline.
+        conditions: What to compare.
+        arguments: Of the pipeline's call.
+        out: Directory of the run.
+        sets: Scorers of sets of pictures.
+        device: Where scorers compute.
+        follow: Gives the callback of a part of the work, by its title.
+        world: The processes that share the painting; default: this one alone.
+        **options: See `regaze.evals.pictures.runner.run`.
 
     Raises:
-        ValueError: It isn't a run of pictures.
+        ImportError: A scorer's library is missing.
+        ValueError: A condition or an argument doesn't fit, or the directory holds other pictures.
+        OSError: The directory can't be written.
     """
-    if not (out / RUN).exists():
-        raise ValueError(f"{out} is not a run directory: it has no {RUN}")
-    fields = records.read_json(out / RUN)["source"]
-    if not fields or fields.get("benchmark") != NAME:
-        raise ValueError(f"{out} is not a run of pictures")
-    return Plan.from_dict(fields)
+    world = world or World()
+    # Nobody else writes between painting and scoring.
+    with files.locked(out) if world.first else nullcontext():
+        result = run(
+            source.task,
+            loaded,
+            conditions,
+            arguments,
+            out=out,
+            source=source.to_dict(),
+            progress=follow(loaded.name),
+            world=world,
+            **options,
+        )
+        if not world.first:
+            return None
+        samples = draw_samples(result)
+        scored = score(out, device=device, progress=follow("scores"))
+        return Finished(scored, score_sets(sets, result, device=device) if sets else {}, samples)
+
+
+def check_references(source: PictureSource) -> None:
+    """Check that there is a reference for every picture, where references are given.
+
+    Raises:
+        OSError: There isn't; the message names the files that are looked for.
+    """
+    if source.references is not None:
+        task = source.task
+        for item in task.items:
+            _reference(task, item, source.references)
 
 
 def score(
@@ -95,7 +134,7 @@ def score(
     Args:
         out: The run's directory, which says what to score by.
         device: Where scorers compute.
-        seed: Of the bootstrap.
+        seed: For the bootstrap.
         progress: Called with a scorer's name, pictures done and pictures in all.
 
     Raises:
@@ -103,11 +142,14 @@ def score(
         ValueError: A scorer's weights are missing, or there is no picture to score.
         OSError: A picture or a reference is gone.
     """
-    plan = read_plan(out)
-    result = load(plan.task, out)
-    for label in plan.scorers:
-        _score_all(_single(label), plan, result, device, progress)
-    return reopen(out, seed=seed)
+    with files.locked(out):
+        source = read_source(out)
+        result = load(source.task, out)
+        for label in source.scorers:
+            _score_all(single(label), source, result, device, progress)
+        scored = open_run(out).scored(seed)
+        write_scores(out, [scored])
+    return scored
 
 
 def score_sets(
@@ -122,13 +164,12 @@ def score_sets(
     done = [i for i in result.items if all(_painted(a, i) for a in result.answers)]
     found: dict[str, list[SetScore]] = {}
     for answers in result.answers:
-        source = result.out / records.folder_name(answers.label)
         with tempfile.TemporaryDirectory() as folder:
             for number, item in enumerate(done):
-                path = (source / answers.records[item.id].text).resolve()
+                path = (answers.folder / answers.records[item.id].text).resolve()
                 (Path(folder) / f"{number:06d}.png").symlink_to(path)
             found[answers.label] = [one.measure(Path(folder), device) for one in given]
-    records.write_json(result.out / SETS, to_json(found))
+    files.write_json(result.out / SETS, to_json(found))
     return found
 
 
@@ -151,7 +192,7 @@ def draw_samples(result: RunResult, n: int = 8) -> Path | None:
         return None
 
     def cell(answers: Answers, item: Item) -> Image.Image | None:
-        return _open(item, result, answers) if _painted(answers, item) else None
+        return _open(item, answers) if _painted(answers, item) else None
 
     blocks = [
         grid.Block(
@@ -163,120 +204,69 @@ def draw_samples(result: RunResult, n: int = 8) -> Path | None:
     ]
     path = result.out / SAMPLES
     made = {answers.label: answers.manifest["config"] for answers in result.answers}
-    grid.save_png(path, grid.draw([a.label for a in result.answers], blocks), made)
+    with files.replacing(path) as part:
+        grid.save_png(part, grid.draw([a.label for a in result.answers], blocks), made)
     return path
 
 
-def reopen(out: Path, seed: int = 0) -> Scored:
-    """Score a run again from what is stored, without pipeline and scorers.
-
-    Raises:
-        ValueError: It isn't a run of pictures, or nothing in it is scored.
-        OSError: A file can't be read.
-    """
-    plan = read_plan(out)
-    result = load(plan.task, out)
-    stored = [
-        replace(answers, records=_as_answers(plan, answers, out), by_seed={})
-        for answers in result.answers
-    ]
-    result = replace(result, answers=stored)
-    scored = Scored(result, [score_run(result, title="Pictures", seed=seed)])
-    write_scores(out, [scored])
-    return scored
-
-
-def _as_answers(plan: Plan, answers: Answers, out: Path) -> dict[str, records.Record]:
-    """A condition's records, with the scores of the pictures in place of their files' names."""
-    folder = out / records.folder_name(answers.label)
-    tables = [_read(_scores_file(folder, label)) for label in plan.scorers]
-    found = {}
-    for key, record in answers.records.items():
-        if not record.ok:
-            found[key] = record
-        elif all(key in table for table in tables):
-            counts = {name: v for table in tables for name, v in table[key].items()}
-            found[key] = replace(record, text=json.dumps(counts))
-    return found
-
-
 def _score_all(
-    scorer: Scorer, plan: Plan, result: RunResult, device: str, progress: Progress
+    scorer: Scorer, source: PictureSource, result: RunResult, device: str, progress: Progress
 ) -> None:
     """Score what one scorer hasn't scored yet, condition by condition."""
     ready = scorer.load(device)
     baseline = result.answers[0]
-    stamp = records.digest([ready.identity, plan.references if scorer.compares else None])
+    stamp = files.digest([ready.identity, source.references if scorer.compares else None])
     for answers in result.answers:
-        folder = result.out / records.folder_name(answers.label)
-        path = _scores_file(folder, scorer.label)
-        known = _read(path, stamp)
+        path = scores_file(answers, source, scorer.label)
+        known = read_scores(path, stamp)
         items = [item for item in result.items if _painted(answers, item)]
-        if scorer.compares and plan.references is None:
+        if scorer.compares and source.references is None:
             items = [item for item in items if _painted(baseline, item)]
         todo = [item for item in items if item.id not in known]
         path.parent.mkdir(exist_ok=True)
-        records.repair(path)
+        lines.repair(path)
         if not path.exists() or not path.stat().st_size:
             lines.append(path, [{"scorer": stamp}])
         label = f"{scorer.name}, {answers.label}"
         progress(label, len(items) - len(todo), len(items))
         for start in range(0, len(todo), _BATCH):
             batch = todo[start : start + _BATCH]
-            images = [_open(item, result, answers) for item in batch]
-            references = _references(batch, plan, result) if scorer.compares else images
+            images = [_open(item, answers) for item in batch]
+            references = _references(batch, source, result) if scorer.compares else images
             counts = ready.score(images, [item.prompt for item in batch], references)
             lines.append(path, map(_row, batch, counts))
             progress(label, len(items) - len(todo) + start + len(batch), len(items))
 
 
-def _references(batch: Sequence[Item], plan: Plan, result: RunResult) -> list[Image.Image]:
-    if plan.references is None:
-        return [_open(item, result, result.answers[0]) for item in batch]
+def _references(
+    batch: Sequence[Item], source: PictureSource, result: RunResult
+) -> list[Image.Image]:
+    if source.references is None:
+        return [_open(item, result.answers[0]) for item in batch]
     found = []
     for item in batch:
-        # One reference per picture, or one per prompt.
-        names = [records.folder_name(item.id), records.folder_name(item.id.rpartition("/")[0])]
-        paths = [Path(plan.references) / f"{name}.png" for name in names]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            raise FileNotFoundError(
-                f"no reference for {item.id}: {plan.references} holds neither {paths[0].name} nor "
-                f"{paths[1].name}"
-            )
-        with Image.open(path) as image:
-            found.append(image.convert("RGB"))
+        found.append(open_picture(_reference(cast(Pictures, result.task), item, source.references)))
     return found
 
 
-def _open(item: Item, result: RunResult, answers: Answers) -> Image.Image:
-    folder = result.out / records.folder_name(answers.label)
-    return open_picture(folder / answers.records[item.id].text)
+def _reference(task: Pictures, item: Item, folder: str) -> Path:
+    """One reference per picture, or one per prompt."""
+    names = task.references(item)
+    path = next((path for name in names if (path := Path(folder) / name).is_file()), None)
+    if path is None:
+        raise FileNotFoundError(
+            f"no reference for {item.id}: {folder} holds neither {names[0]} nor {names[1]}"
+        )
+    return path
+
+
+def _open(item: Item, answers: Answers) -> Image.Image:
+    return open_picture(answers.folder / answers.records[item.id].text)
 
 
 def _painted(answers: Answers, item: Item) -> bool:
     return item.id in answers.records and answers.records[item.id].ok
 
 
-def _scores_file(folder: Path, label: str) -> Path:
-    return folder / _FOLDER / f"{records.folder_name(label)}.jsonl"
-
-
-def _read(path: Path, stamp: str | None = None) -> dict[str, Counts]:
-    """Stored counts by item id; none if another version of the scorer made them."""
-    rows = lines.read(path)
-    if stamp is not None and rows and rows[0] != {"scorer": stamp}:
-        path.unlink()
-        return {}
-    return {row["id"]: row["counts"] for row in rows[1:]}
-
-
 def _row(item: Item, counts: Counts) -> dict[str, Any]:
     return {"id": item.id, "counts": {k: None if math.isnan(v) else v for k, v in counts.items()}}
-
-
-def _single(label: str) -> Scorer:
-    found = scorers.parse(label)
-    if not isinstance(found, Scorer):
-        raise ValueError(f"{label} scores sets of pictures, not single ones")
-    return found

@@ -13,7 +13,7 @@ from PIL import Image
 from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.pictures.render import Shot
 from regaze.evals.pictures.scorers import IMAGES, Scorer
-from regaze.evals.runs import records
+from regaze.evals.runs import files, store
 from regaze.evals.task import Counts, Item, Sums, Task
 
 NAME = "images"
@@ -37,7 +37,6 @@ class Pictures(Task):
     """
 
     name = NAME
-    max_new_tokens = 1
     units = "prompts"
 
     def __init__(
@@ -52,6 +51,9 @@ class Pictures(Task):
             for seed in seeds
         ]
         self.seeds = tuple(seeds)
+        self._prompt_of = {f"{one.id}/{seed}": one.id for one in prompts for seed in seeds}
+        self._files = store.distinct_names(item.id for item in self.items)
+        self._references = store.distinct_names(one.id for one in prompts)
         metrics = [metric for scorer in scorers for metric in scorer.directions]
         if twice := sorted({metric for metric in metrics if metrics.count(metric) > 1}):
             raise ValueError(f"two scorers give {', '.join(twice)}: score with one at a time")
@@ -64,7 +66,11 @@ class Pictures(Task):
 
     def file(self, item: Item) -> str:
         """A picture's file in the folder of its condition."""
-        return f"{FOLDER}/{records.folder_name(item.id)}.png"
+        return f"{FOLDER}/{self._files[item.id]}.png"
+
+    def references(self, item: Item) -> list[str]:
+        """How a picture to compare with may be named: one per picture, or one per prompt."""
+        return [f"{self._files[item.id]}.png", f"{self._references[self._prompt_of[item.id]]}.png"]
 
     def picture(self, item: Item, folder: Path) -> Image.Image:
         """The picture that a condition painted.
@@ -82,11 +88,7 @@ class Pictures(Task):
     @property
     def data_hash(self) -> str:
         """SHA-256 of the prompts and seeds."""
-        return records.digest([(item.id, item.prompt, item.group) for item in self.items])
-
-    def load_image(self, item: Item) -> Image.Image:
-        """Never asked for: items have no image to ask about."""
-        raise OSError(f"{item.id} is a prompt, it has no image")
+        return files.digest([(item.id, item.prompt, item.group) for item in self.items])
 
     def counts(self, item: Item, text: str) -> Counts:
         """The stored counts of a picture; where a scorer knows right and wrong, also that."""

@@ -13,10 +13,9 @@ from PIL import Image
 
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.reports.plots import data_uri, heat_layers
-from regaze.evals.runs.records import folder_name
 from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.scores import TaskScores
-from regaze.evals.task import Item
+from regaze.evals.task import Item, QuestionTask
 from regaze.hooks.attach import attach
 from regaze.hooks.capture import capture
 from regaze.interventions import Intervention, from_dict
@@ -91,10 +90,13 @@ def flips(
     edited = next(answers for answers in result.answers if answers.label == label)
     specs = [from_dict(spec) for spec in edited.manifest["config"]["interventions"]]
     shown = []
+    task = result.task
     flipped = condition.change
     for gained, ids in ((False, flipped.lost), (True, flipped.gained)):
         for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]:
-            image = result.task.load_image(item) if item.image is not None else None
+            image = None
+            if isinstance(task, QuestionTask) and item.image is not None:
+                image = task.load_image(item)
             # What is chosen by likelihood has no tokens whose rows could be looked at.
             drawn = answerer if not item.choices else None
             heats = _heats(drawn, item, image, specs) if drawn and image else {}
@@ -111,7 +113,7 @@ def _side(
     result: RunResult, answers: Answers, item: Item, seen: Image.Image | None, heat: str | None
 ) -> Side:
     text = result.task.told(item, answers.records[item.id].text)
-    painted = result.task.picture(item, result.out / folder_name(answers.label))
+    painted = result.task.picture(item, answers.folder)
     image = _thumbnail(painted) if painted else seen
     tiny = painted is not None and max(painted.size) < _TINY
     return Side(text, data_uri(image) if image else None, heat, tiny)

@@ -15,11 +15,11 @@ from regaze.evals.asking.models import Loaded
 from regaze.evals.reports import wording
 from regaze.evals.reports.gallery import PER_DIRECTION, flips
 from regaze.evals.reports.plots import Bar, Whisker, bars, forest
-from regaze.evals.runs.records import write_text
+from regaze.evals.runs.files import write_text
+from regaze.evals.scoring.scored import Scored
 from regaze.evals.scoring.scores import ConditionScores, Row, TaskScores
 from regaze.evals.scoring.statistics import DRAWS
 from regaze.evals.scoring.thresholds import AUC, BEST
-from regaze.evals.study import Scored
 
 REPORT = "report.html"
 _NAMED, _LONG = 4, 60

@@ -41,20 +41,32 @@ class Condition:
         Raises:
             ValueError: An unknown method, preset, field or image, with the nearest names.
         """
-        methods, _, image = text.rpartition("@")
-        shown: Shown = image.strip()  # type: ignore[assignment]
-        if shown not in get_args(Shown) and methods.strip() != "none":
-            methods, shown = text, "given"
-        if methods.strip() == "none":
-            return cls(image=shown)
-        # A plus before a digit belongs to a number such as 1e+2.
-        return cls(tuple(parse(part) for part in re.split(r"\+(?=\s*[a-z])", methods)), shown)
+        methods, shown = _split(text)
+        return cls(tuple(parse(part) for part in methods), shown)
 
     @property
     def label(self) -> str:
         """The form that `parse` reads: the specs' labels joined by a plus, then the image."""
         methods = "+".join(spec.label for spec in self.specs) or "none"
         return methods if self.image == "given" else f"{methods}@{self.image}"
+
+
+def methods_in(text: str) -> tuple[tuple[str, ...], Shown]:
+    """The names of a condition's methods and the image it shows; nothing is looked up."""
+    methods, shown = _split(text)
+    return tuple(re.split("[:@]", part.strip())[0] for part in methods), shown
+
+
+def _split(text: str) -> tuple[list[str], Shown]:
+    """A condition's methods as `parse` of each one reads them, and its image."""
+    methods, _, image = text.rpartition("@")
+    shown: Shown = image.strip()  # type: ignore[assignment]
+    if shown not in get_args(Shown) and methods.strip() != "none":
+        methods, shown = text, "given"
+    if methods.strip() == "none":
+        return [], shown
+    # A plus before a digit belongs to a number such as 1e+2.
+    return re.split(r"\+(?=\s*[a-z])", methods), shown
 
 
 def baseline_first(conditions: Sequence[Condition]) -> list[Condition]:

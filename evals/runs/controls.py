@@ -7,9 +7,10 @@ edit of that size would go.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from regaze.evals.runs.conditions import Condition, Shown
+from regaze.evals.runs.conditions import Condition, Shown, methods_in
 
 _IMAGES: Mapping[Shown, str] = {"wrong": "wrong image", "blank": "blank image"}
 
@@ -43,14 +44,19 @@ def roles(labels: Sequence[str]) -> dict[str, str]:
         labels: The conditions' labels. A label that can't be read, because its method isn't
             registered here, is taken for something to compare.
     """
-    conditions: dict[str, Condition] = {}
-    for label in labels:
-        try:
-            conditions[label] = Condition.parse(label)
-        except ValueError:
-            continue
-    names = controls(list(conditions.values()))
-    found = {
-        label: _IMAGES.get(each.image) or names.get(each) for label, each in conditions.items()
-    }
-    return {label: name for label, name in found.items() if name}
+    named = {label: methods_in(label) for label in labels}
+    found = {label: _IMAGES[shown] for label, (_, shown) in named.items() if shown in _IMAGES}
+    # A control is of the same method as what it controls. So a method that stands alone has none,
+    # and need not be imported.
+    often = Counter(methods for methods, _ in named.values())
+    conditions: dict[Condition, str] = {}
+    for label, (methods, _) in named.items():
+        if methods and often[methods] > 1:
+            try:
+                conditions[Condition.parse(label)] = label
+            except ValueError:
+                continue
+    for control, name in controls(list(conditions)).items():
+        if control in conditions:
+            found.setdefault(conditions[control], name)
+    return {label: found[label] for label in labels if label in found}

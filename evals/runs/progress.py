@@ -12,6 +12,10 @@ Progress = Callable[[str, int, int], None]
 """Called with a condition's label, items done and items in all."""
 
 
+def quiet(label: str, done: int, total: int) -> None:
+    """Show nothing."""
+
+
 @contextmanager
 def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
     """Show a bar for every task and condition; gives a task's callback by the task's title.

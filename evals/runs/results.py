@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from regaze.evals.runs import records
+from regaze.evals.runs import files, records, store
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.records import Record
 from regaze.evals.task import Item, Task
-
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -25,12 +23,14 @@ class Answers:
         records: Answers and errors by item id; where answers are sampled, those of the first seed.
         manifest: As on the disk.
         by_seed: Answers and errors of every seed.
+        folder: Where they are stored.
     """
 
     label: str
     records: Mapping[str, Record]
     manifest: Mapping[str, Any]
     by_seed: Mapping[int, Mapping[str, Record]] = field(default_factory=dict)
+    folder: Path = Path()
 
     def __post_init__(self) -> None:
         if not self.by_seed:
@@ -76,30 +76,63 @@ def load(task: Task, out: Path) -> RunResult:
     """Read a run directory, finished or not.
 
     Raises:
-        ValueError: It isn't one, its questions aren't the task's, or a file in it is damaged.
+        ValueError: It isn't one, its questions aren't the task's, a file in it is damaged, or
+            conditions that show the same images were shown different ones.
     """
-    if not (out / RUN).exists():
-        raise ValueError(f"{out} is not a run directory: it has no {RUN}")
-    plan = records.read_json(out / RUN)
+    plan = store.read_run(out)
     items = take(task.items, plan["limit"])
     answers = []
+    inputs = Inputs()
     for condition in plan["conditions"]:
         folder = out / condition["folder"]
         manifest: dict[str, Any] = {"config": {}, "sessions": []}
-        if (folder / records.MANIFEST).exists():
-            manifest = records.read_json(folder / records.MANIFEST)
-            if manifest["config"]["items_sha256"] != items_digest(items):
+        if (folder / store.MANIFEST).exists():
+            manifest = cast(dict[str, Any], store.read_manifest(folder))
+            if manifest["config"].get("items_sha256") != items_digest(items):
                 raise ValueError(f"{folder} answers other questions than the {task.name} given")
             known = manifest["sessions"]
             manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
         seeds = manifest["config"].get("seeds", [0])
         found = records.read(*records.all_predictions(folder))
+        inputs.check(condition["label"], manifest["config"].get("image", "given"), found.values())
         by_seed = {
             seed: {i.id: found[i.id, seed] for i in items if (i.id, seed) in found}
             for seed in seeds
         }
-        answers.append(Answers(condition["label"], by_seed[seeds[0]], manifest, by_seed))
+        answers.append(Answers(condition["label"], by_seed[seeds[0]], manifest, by_seed, folder))
     return RunResult(task, items, answers, out)
+
+
+class Inputs:
+    """What each question was asked with: pairs are pairs if it was the same under all conditions.
+
+    Conditions that show another image than the item's are compared among themselves.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def check(self, label: str, image: str, found: Iterable[Record]) -> None:
+        """Take answers in.
+
+        Args:
+            label: Their condition.
+            image: Which image it shows.
+            found: The answers.
+
+        Raises:
+            ValueError: A question was asked with another image or text before.
+        """
+        for record in found:
+            if not (record.ok and record.inputs_sha256):
+                continue
+            was, before = self._seen.setdefault((image, record.id), (record.inputs_sha256, label))
+            if was != record.inputs_sha256:
+                raise ValueError(
+                    f"{record.id} was shown another image or text under {label} than under "
+                    f"{before}, so the two can't be compared: images were replaced between runs. "
+                    "Bring the first ones back, or give another --out"
+                )
 
 
 def session_files(folder: Path) -> list[Path]:
@@ -109,7 +142,9 @@ def session_files(folder: Path) -> list[Path]:
 
 def read_sessions(folder: Path) -> list[dict[str, Any]]:
     """Sessions that aren't in the manifest yet."""
-    return [records.read_json(path) for path in session_files(folder)]
+    return [
+        cast(dict[str, Any], store.checked(path, store.Session)) for path in session_files(folder)
+    ]
 
 
 def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
@@ -138,4 +173,4 @@ def take(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
 
 def items_digest(items: Sequence[Item]) -> str:
     """SHA-256 of what is asked: ids, images and prompts in order."""
-    return records.digest([(item.id, item.image, item.prompt, item.choices) for item in items])
+    return files.digest([(item.id, item.image, item.prompt, item.choices) for item in items])

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from regaze.evals.runs import records
+from regaze.evals.runs import files, store
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.records import Record
@@ -67,7 +67,7 @@ class Session:
         }
 
     def note(self, answered: int, cost: Cost, size: int, firing: Mapping[str, Any] | None) -> None:
-        """A batch is answered.
+        """Record a finished batch.
 
         Args:
             answered: Answers that are new.
@@ -97,27 +97,27 @@ class Session:
     def save(self) -> None:
         """Write what is known; nothing if nothing was answered."""
         if self._entry["ended"] is not None:
-            records.write_json(self._path, self._entry)
+            files.write_json(self._path, self._entry)
             self._saved = time.monotonic()
 
 
 def certify(folder: Path, certificate: Mapping[str, Any]) -> None:
     """Keep in a condition's manifest what was verified of its methods on this model."""
-    path = folder / records.MANIFEST
-    records.write_json(path, {**records.read_json(path), "certificate": dict(certificate)})
+    path = folder / store.MANIFEST
+    files.write_json(path, {**files.read_json(path), "certificate": dict(certificate)})
 
 
 def settle(folder: Path, found: Iterable[Record]) -> dict[str, int]:
     """Move the sessions of all processes into the manifest; how many answers there are."""
-    path = folder / records.MANIFEST
-    manifest = records.read_json(path)
+    path = folder / store.MANIFEST
+    manifest = store.read_manifest(folder)
     new = [one for one in read_sessions(folder) if one not in manifest["sessions"]]
     numbers = counts(found)
-    if new or manifest["counts"] != numbers:
+    if new or manifest.get("counts") != numbers:
         sessions = [*manifest["sessions"], *new]
-        records.write_json(path, {**manifest, "counts": numbers, "sessions": sessions})
+        files.write_json(path, {**manifest, "counts": numbers, "sessions": sessions})
     for file in session_files(folder):
-        with records.writing(file):
+        with files.writing(file):
             file.unlink()
     return numbers
 

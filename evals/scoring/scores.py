@@ -13,7 +13,7 @@ from regaze.evals.scoring.compare import Comparison, Group, Score, assess
 from regaze.evals.scoring.statistics import DRAWS, Estimate, holm
 from regaze.evals.scoring.tallies import System
 from regaze.evals.scoring.thresholds import AUC, DIRECTIONS
-from regaze.evals.task import Item, Task
+from regaze.evals.task import Item, QuestionTask, Task
 
 Status = Literal["scored", "silent", "unanswered"]
 
@@ -212,7 +212,7 @@ def score_run(
         directions={**task.directions, **ranks},
         headline=tuple(task.headline),
         absolute=tuple(task.absolute),
-        yes_no=task.yes_no,
+        yes_no=isinstance(task, QuestionTask) and task.yes_no,
         seeds=len(live[0].by_seed),
         asked=len(asked),
         scored=len(items),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from regaze.evals.scoring.statistics import Array, draw_times, require_clusters
 from regaze.evals.scoring.thresholds import Ranking
-from regaze.evals.task import POOLED, Counts, Item, Task, Total
+from regaze.evals.task import POOLED, Counts, Item, QuestionTask, Task, Total
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ class Tallies:
             name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
         }
         self.ranking = None
-        if task.yes_no and all(i.id in s.margins for s in systems for i in items):
+        yes_no = isinstance(task, QuestionTask) and task.yes_no
+        if yes_no and all(i.id in s.margins for s in systems for i in items):
             margins = [system.margins for system in systems]
             self.ranking = Ranking(items, margins, self.cluster_of, self.group_of)
 

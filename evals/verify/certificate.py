@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from regaze.evals.runs.records import read_json, write_json
+from regaze.evals.runs.files import read_json, write_json
 
 Verdict = Literal["passed", "failed", "skipped", "info"]
 

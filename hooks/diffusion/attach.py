@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from torch import nn
 
 from regaze.hooks.attachment import Attachment
+from regaze.hooks.diffusion.checking import propose
+from regaze.hooks.diffusion.conventions import defining
 from regaze.hooks.diffusion.entries import Entry, refuse_clashes
+from regaze.hooks.diffusion.families import CHECKED, FAMILIES
+from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.host import host_of, inner
-from regaze.hooks.diffusion.seat import Seat, seat_of
+from regaze.hooks.diffusion.seat import Seat, known_seat, seat_of
+from regaze.hooks.diffusion.works import Guidance
 from regaze.hooks.report import Report
 from regaze.hooks.specs import Spec
 
@@ -51,6 +56,7 @@ def attach_denoisers(
     *,
     cond_rows: slice | None = None,
     fork: bool = True,
+    unknown: Literal["raise", "check"] = "raise",
 ) -> DenoiserAttachment:
     """Attach interventions to the denoisers that `find_denoisers` found.
 
@@ -61,6 +67,7 @@ def attach_denoisers(
         cond_rows: Which rows of a batch are conditional; needed by pipelines that don't say, and
             for a denoiser that is called by something else than its pipeline.
         fork: Let branches begin at their first edited layer; False runs them whole.
+        unknown: Whether a class that isn't known raises, or is checked by trying.
 
     Raises:
         ValueError: An intervention can't act on this model.
@@ -73,6 +80,7 @@ def attach_denoisers(
                 "with it both branches of guidance, over copies that edits wouldn't reach: attach "
                 f"after pipe.{name} = pipe.{name}.module"
             )
+    checked = [_checked(module, unknown) for module in modules]
     infos = [host_of(inner(module)) for module in modules]
     for module, info in zip(modules, infos, strict=True):
         if not info.layers:
@@ -87,6 +95,13 @@ def attach_denoisers(
             )
     specs = [one.resolve(infos[0]) for one in interventions]
     entries = [Entry(spec.bind(infos[0])) for spec in specs]
+    for spec, entry in zip(specs, entries, strict=True):
+        if any(checked) and not isinstance(entry.work, Guidance):
+            raise ValueError(
+                f'{spec.label} needs more of a denoiser than unknown="check" can prove, which is '
+                "where the picture's rows are (PAG, SEG, SoftPAG): add its class to "
+                "regaze.hooks.diffusion.families.FAMILIES"
+            )
     pipeline = target if target not in modules else None
     for spec, entry in zip(specs, entries, strict=True):
         if entry.work.needs_latents and not hasattr(pipeline, "scheduler"):
@@ -113,3 +128,22 @@ def attach_denoisers(
     except BaseException:
         attachment.detach()
         raise
+
+
+def _checked(module: Any, unknown: Literal["raise", "check"]) -> bool:
+    """Whether a denoiser is of an unknown class that is to be checked."""
+    denoiser = inner(module)
+    if unknown not in ("raise", "check"):
+        raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')
+    if defining(denoiser, "forward") in FAMILIES:
+        return False
+    if unknown == "check" and is_compiled(module):
+        raise ValueError(
+            f"this {type(denoiser).__name__} is compiled, and what it is can't be found out by "
+            "trying there; attach before torch.compile, or to its ._orig_mod"
+        )
+    if unknown == "check" and denoiser not in CHECKED:
+        propose(denoiser)
+    elif unknown == "raise" and known_seat(module) is None:
+        CHECKED.pop(denoiser, None)  # Who asked before isn't attached any more.
+    return denoiser in CHECKED

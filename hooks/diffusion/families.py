@@ -7,9 +7,12 @@ pipelines run guidance is in `regaze.hooks.diffusion.conventions`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal
+
+from torch import nn
 
 from regaze.hooks.diffusion.conventions import Convention, convention_of, defining
 from regaze.hooks.diffusion.layouts import (
@@ -78,6 +81,8 @@ class Family:
         uneven: Whether the rows of a call can't be run apart from each other up to the same block,
             because the longest decides how long all of them are: ``uneven(call)``.
         refuse: Why it can't be edited; empty if it can.
+        proven: It isn't in the table: every pass shows by trying what its tokens are
+            (`regaze.hooks.diffusion.checking`).
     """
 
     attention: tuple[Rule, ...] = ()
@@ -91,6 +96,7 @@ class Family:
     per_frame: tuple[str, ...] = ()
     uneven: Callable[[Mapping[str, Any]], bool] | None = None
     refuse: str = ""
+    proven: bool = False
 
 
 def _uneven_masks(call: Mapping[str, Any]) -> bool:
@@ -227,6 +233,9 @@ FAMILIES: dict[str, Family] = {
 }
 """Families by the name of the class that defines the denoiser's ``forward``."""
 
+CHECKED: MutableMapping[nn.Module, Family] = weakref.WeakKeyDictionary()
+"""What was proposed for denoisers of unknown classes, attached to with ``unknown="check"``."""
+
 
 def family_of(denoiser: Any) -> Family:
     """What is known of a denoiser's class.
@@ -237,13 +246,14 @@ def family_of(denoiser: Any) -> Family:
     Raises:
         ValueError: Nothing is known of it, or that it can't be edited.
     """
-    family = FAMILIES.get(name := defining(denoiser, "forward"))
+    family = FAMILIES.get(name := defining(denoiser, "forward")) or CHECKED.get(denoiser)
     if family is None:
         raise ValueError(
             f"{type(denoiser).__name__} isn't known here: which of its attention is the picture's, "
             "and where its text is, would be a guess. Say it in one entry, "
             f"regaze.hooks.diffusion.families.FAMILIES[{name!r}] = Family(...), and let "
-            "`regaze verify` (or regaze.verify) prove it on your model"
+            "`regaze verify` (or regaze.verify) prove it on your model; or let "
+            'attach(..., unknown="check") find out by trying what PAG, SEG and SoftPAG need'
         )
     if family.refuse:
         raise ValueError(f"{name} can't be edited: {family.refuse}")

@@ -196,6 +196,8 @@ def why_not(denoiser: nn.Module, call: Mapping[str, Any], family: Family) -> str
     """
     if is_compiled(denoiser):
         return "the denoiser is compiled"
+    if family.proven:
+        return "what its blocks read of each other isn't known"
     if family.uneven is not None and family.uneven(call):
         return "the batch holds prompts of several lengths, the longest of which sets the others'"
     if any(hasattr(block, "_diffusers_hook") for block in _parts_of_blocks(denoiser)):

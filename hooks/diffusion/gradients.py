@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.latents import Source
 from regaze.hooks.diffusion.passes import Editors
 from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.source import Source
 from regaze.hooks.diffusion.text_maps import Enough, Reader
 from regaze.hooks.locks import BriefLock
 

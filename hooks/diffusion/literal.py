@@ -13,44 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from regaze.hooks.diffusion.sites import Layout, Site, choose, find_sites, read_layout
-
-
-@dataclass(frozen=True)
-class Map:
-    """The whole attention maps of one kernel call, "B H N N", and what they are made of.
-
-    Attributes:
-        site: The attention module.
-        query: "B H N D".
-        key: "B H N D".
-        logits: "B H N N", scaled, without the mask.
-        bias: The mask as numbers that are added to logits, broadcastable to them.
-        weights: "B H N N": softmax(logits + bias).
-        scale: Factor of ``query key'``.
-        image: Where the image's tokens are.
-        grid: Frames, rows and columns of the image's tokens.
-        split: How the batch divides: branches (and whole clips), frames, images per prompt.
-    """
-
-    site: Site
-    query: Tensor
-    key: Tensor
-    logits: Tensor
-    bias: Tensor
-    weights: Tensor
-    scale: float
-    image: slice
-    grid: tuple[int, int, int]
-    split: tuple[int, int, int]
-
-    @property
-    def identity(self) -> Tensor:
-        """The map of tokens that see nothing but themselves, "N N"."""
-        return torch.eye(self.weights.shape[-1]).to(self.weights)
+from regaze.hooks.diffusion.literal_maps import Map, edited
+from regaze.hooks.diffusion.sites import read_layout
 
 
 @dataclass(frozen=True)
@@ -128,119 +94,6 @@ class Manner:
     @staticmethod
     def _half(rows: Tensor, second: bool) -> Tensor:
         return rows.chunk(2)[1 if second else 0]
-
-
-def bias_of(mask: Tensor | None, like: Tensor) -> Tensor:
-    """A kernel's mask as numbers to add to logits."""
-    if mask is None:
-        return like.new_zeros(1)
-    if mask.dtype == torch.bool:
-        return like.new_zeros(mask.shape).masked_fill(~mask, -torch.inf)
-    return mask.to(like.dtype)
-
-
-@contextmanager
-def kernels(
-    denoiser: Any, names: Sequence[str], kernel: Callable[[str], Callable[..., Tensor]]
-) -> Iterator[None]:
-    """Give some attention modules another kernel than torch's.
-
-    Args:
-        denoiser: The model.
-        names: Paths of the modules.
-        kernel: Makes the kernel of a module, from its path.
-
-    Raises:
-        RuntimeError: A module never called it.
-    """
-    stock = F.scaled_dot_product_attention
-    came: set[str] = set()
-
-    def enter(name: str, other: Callable[..., Tensor]) -> Callable[..., None]:
-        def noted(*args: Any, **kwargs: Any) -> Tensor:
-            came.add(name)
-            return other(*args, **kwargs)
-
-        def hook(module: Any, args: Any) -> None:
-            F.scaled_dot_product_attention = noted
-
-        return hook
-
-    def leave(*_: Any) -> None:
-        F.scaled_dot_product_attention = stock
-
-    with ExitStack() as stack:
-        stack.callback(leave)
-        for name in names:
-            module = denoiser.get_submodule(name)
-            handle = module.register_forward_pre_hook(enter(name, kernel(name)))
-            stack.callback(handle.remove)
-            stack.callback(module.register_forward_hook(leave).remove)
-        yield
-    if missed := [name for name in names if name not in came]:
-        raise RuntimeError(
-            f"{missed[0]} made no call of scaled_dot_product_attention, so it has no map to edit: "
-            "its processor computes attention by another kernel"
-        )
-
-
-@contextmanager
-def edited(
-    denoiser: Any,
-    layers: Sequence[str | int],
-    edit: Callable[[Map], Tensor],
-    layout: Layout,
-    split: tuple[int, int, int] = (1, 1, 1),
-) -> Iterator[None]:
-    """Edit the maps of some attention modules in the passes inside.
-
-    Args:
-        denoiser: The model.
-        layers: The modules, by path or number.
-        edit: From a call's `Map` to edited weights.
-        layout: How the passes' tokens are laid out.
-        split: See `Map.split`.
-    """
-    sites = {site.name: site for site in choose(find_sites(denoiser), layers)}
-    stock = F.scaled_dot_product_attention
-    square: set[str] = set()
-
-    def literal(name: str) -> Callable[..., Tensor]:
-        def kernel(
-            query: Tensor,
-            key: Tensor,
-            value: Tensor,
-            attn_mask: Tensor | None = None,
-            dropout_p: float = 0.0,
-            is_causal: bool = False,
-            scale: float | None = None,
-            enable_gqa: bool = False,
-        ) -> Tensor:
-            if query.shape[-2] != key.shape[-2]:  # An IP-Adapter's, whose keys are its own.
-                return stock(query, key, value, attn_mask=attn_mask, scale=scale)
-            square.add(name)
-            group = query.shape[1] // key.shape[1]
-            q, k, v = query.float(), *(x.float().repeat_interleave(group, 1) for x in (key, value))
-            factor = scale or query.shape[-1] ** -0.5
-            logits = q @ k.transpose(-1, -2) * factor
-            bias = bias_of(attn_mask, logits)
-            weights = (logits + bias).softmax(-1).nan_to_num(0)
-            image = layout.image(sites[name].order, logits.shape[-1])
-            sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
-            grid = sides[0], sides[1], sides[2]
-            about = Map(
-                sites[name], q, k, logits, bias, weights, factor, image, grid, split
-            )  # fmt: skip
-            return (edit(about) @ v).to(query.dtype)
-
-        return kernel
-
-    with kernels(denoiser, list(sites), literal):
-        yield
-    if others := [name for name in sites if name not in square]:
-        raise NotImplementedError(
-            f"{others[0]} has fewer rows than columns in its maps, which isn't written out here"
-        )
 
 
 @contextmanager

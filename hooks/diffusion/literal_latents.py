@@ -17,7 +17,8 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.descent import Objective
 from regaze.hooks.diffusion.gradients import Descent
-from regaze.hooks.diffusion.literal import Manner, bias_of, by_name, kernels
+from regaze.hooks.diffusion.literal import Manner, by_name
+from regaze.hooks.diffusion.literal_maps import bias_of, kernels
 from regaze.hooks.diffusion.sites import TEXT, Layout, Site, choose, find_sites, read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Run

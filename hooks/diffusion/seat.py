@@ -1,68 +1,26 @@
-"""The stack of works on one denoiser, and what it runs around a forward pass.
-
-Branches run beside the main pass. With eps the denoiser's output, every branch of guidance that the
-pipeline gets back is eps + delta, where delta sums what each branch's `combine` differs by from its
-rows' own prediction. For guidance away from a perturbed branch that is
-
-    delta = sum over guidances of  s (eps_cond - eps_perturbed)
-
-so that a pipeline's own ``uncond + g (cond - uncond)`` becomes that plus delta for every g, and
-``cond + delta`` without classifier-free guidance. This is linear in the prediction, whatever it
-predicts: the formula of diffusers' PAG pipelines.
-
-A main edit acts in every pass, branches included: guidance leads away from what the edited model
-would predict. Where both are on a layer, the branch's edit stands in the main one's place.
-"""
+"""The stack of works on one denoiser, and what it runs code around."""
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
-from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.fork import Fork, Kept, is_compiled, why_not
+from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner
-from regaze.hooks.diffusion.latents import Latents
-from regaze.hooks.diffusion.passes import Editors, Pass, ended
-from regaze.hooks.diffusion.rows import (
-    Rows,
-    call_by_name,
-    call_of_rows,
-    copy_containers,
-    find_rows,
-)
-from regaze.hooks.diffusion.running import running
-from regaze.hooks.diffusion.sites import Layout, Site, blocks, read_layout
-from regaze.hooks.diffusion.text import read_text
-from regaze.hooks.diffusion.works import Branch, Run, Work
+from regaze.hooks.diffusion.one_pass import OnePass, PerThread, has_branches
+from regaze.hooks.diffusion.sites import blocks
 from regaze.hooks.locks import BriefLock
-
-Live = Sequence[tuple[Entry, Work]]
-"""Works that act in a pass, with what counts for them."""
-
-
-@dataclass
-class _Thread:
-    """What one thread keeps from pass to pass."""
-
-    latents: Latents = field(default_factory=Latents)
-    begun: dict[int, tuple[int, int, Work]] = field(default_factory=dict)
-    delta: tuple[Any, Any] | None = None
 
 
 class Seat:
@@ -82,7 +40,7 @@ class Seat:
         self._lock = BriefLock()
         self._calls = Calls()
         self._passing: list[Calls] = []
-        self._threads: dict[int, _Thread] = {}
+        self._threads: dict[int, PerThread] = {}
 
     # -- installing ----------------------------------------------------------------------------
 
@@ -132,7 +90,7 @@ class Seat:
                 module: Any = denoiser.get_submodule(site.name)
                 kernel.watch(self._calls, module)
                 wanted += [module, module.processor]
-            if self.fork and any(_branches(entry.work) for entry in self.entries):
+            if self.fork and any(has_branches(entry.work) for entry in self.entries):
                 forks.watch(self._calls, denoiser)
                 wanted += [denoiser.get_submodule(name) for name in blocks(denoiser)]
         keep = set(map(id, wanted))
@@ -150,9 +108,9 @@ class Seat:
             return run(*args, **kw)
         owner = Calls()
         with _cleared(owner):
-            return _OnePass(self, module, entries, owner)(run, args, kw)
+            return OnePass(self, module, entries, owner)(run, args, kw)
 
-    def thread(self) -> _Thread:
+    def thread(self) -> PerThread:
         """What this thread keeps from pass to pass."""
         here = threading.get_ident()
         with self._lock:
@@ -160,7 +118,7 @@ class Seat:
                 alive = {thread.ident for thread in threading.enumerate()}
                 for ended in self._threads.keys() - alive:
                     self._threads.pop(ended).latents.recall()
-                self._threads[here] = _Thread()
+                self._threads[here] = PerThread()
             return self._threads[here]
 
     @property
@@ -190,275 +148,6 @@ def _cleared(owner: Calls) -> Iterator[None]:
         finally:  # Again, should an interrupt have come in the first one's way.
             eagerly.leave(owner)
             owner.release()
-
-
-class _OnePass:
-    """One forward pass, with what is attached to the denoiser."""
-
-    def __init__(
-        self, seat: Seat, module: nn.Module, entries: Sequence[Entry], owner: Calls
-    ) -> None:
-        self._seat, self._module, self._entries, self._owner = seat, module, entries, owner
-        self._denoiser = inner(module)
-        self._live: Live = ()
-
-    def __call__(self, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        pass_ = self._begin(args, kwargs)
-        if not self._live:
-            return run(*args, **kwargs)
-        pass_.forward = partial(self._forward, pass_)
-        try:
-            return self._run(pass_, run, args, kwargs)
-        finally:
-            pass_.forward = ended  # It knows the pass, which would hold its tensors in a circle.
-
-    def _run(self, pass_: Pass, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        for _, work in self._live:
-            work.before(pass_)
-        if pass_.latents is not None:
-            pass_.latents.finish()
-            if pass_.latents.sample is not None:
-                pass_.call[pass_.family.sample] = pass_.latents.sample
-                args, kwargs = _with_sample(pass_, args, kwargs)
-        branches = [(e, branch) for e, work in self._live for branch in work.branches(pass_)]
-        kept = self._kept(pass_, branches)
-        with ExitStack() as stack:
-            stack.enter_context(self._editing(pass_))
-            if kept is not None:
-                stack.enter_context(kept.recording())
-            output = run(*args, **kwargs)
-        for entry, work in self._live:
-            if work.edits:
-                entry.tally.begin()
-        if branches:
-            output = self._combined(pass_, branches, kept, output)
-        for _, work in self._live:
-            output = work.after(pass_, output)
-        return output
-
-    def _begin(self, args: Any, kwargs: dict[str, Any]) -> Pass:
-        """The pass, and which works act in it."""
-        family, seat = family_of(self._denoiser), self._seat
-        call = copy_containers(call_by_name(self._denoiser, args, kwargs))
-        found = running(self._module)
-        batch = len(call[family.sample])
-        pass_ = Pass(
-            self._denoiser, family, call, Rows(batch, None, None), Layout(None, 0, False), found
-        )
-        live = [entry for entry in self._entries if entry.work.acts(pass_)]
-        if not live:
-            return pass_
-        _refuse_checkpoints(self._denoiser)
-        pass_.compiled = any(is_compiled(part) for part in self._module.modules())
-        pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows)
-        pass_.layout = self._layout(pass_, call, pass_.rows.branches)
-        if any(entry.work.needs_latents for entry in live):
-            pass_.latents = seat.thread().latents.begin(pass_)
-        self._live = [(entry, self._begun(entry, pass_)) for entry in live]
-        return pass_
-
-    def _begun(self, entry: Entry, pass_: Pass) -> Work:
-        """The work of this run of the pipeline; a new one if another run has begun."""
-        found = pass_.running
-        if found is None or type(entry.work).begin is Work.begin:
-            return entry.work
-        begun, step = self._seat.thread().begun, -1 if found.step is None else found.step[0]
-        if (known := begun.get(id(entry))) is not None:
-            run, last, work = known
-            again = pass_.rows.cond is not None and step == last and step >= 0
-            # Where a run ended early, the next one may have its number, and begins at its step.
-            if run == found.run and step >= last and not again:
-                begun[id(entry)] = (run, step, work)
-                return work
-        samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
-        read = read_text(found.pipeline, samples, pass_.layout.n_words)
-        work = entry.work.begin(Run(samples, steps, read, entry.tally))
-        begun[id(entry)] = (found.run, step, work)
-        return work
-
-    def _layout(self, pass_: Pass, call: dict[str, Any], branches: int) -> Layout:
-        images = 1 if pass_.running is None else pass_.running.images
-        return replace(read_layout(self._denoiser, call), branches=branches, images=images)
-
-    # -- its own branches ----------------------------------------------------------------------
-
-    @contextmanager
-    def _editing(self, pass_: Pass) -> Iterator[None]:
-        """Edit the pass inside by the works that act in it."""
-        editors: dict[Site, list[Any]] = {}
-        for entry, work in self._live:
-            for site in work.attending(pass_):
-                editors.setdefault(site, []).append(partial(entry.attend, work))
-                if pass_.compiled and work.edits:
-                    entry.tally.note = "the denoiser runs uncompiled in these steps"
-        if not editors:
-            yield
-            return
-        with self._applied(pass_, editors):
-            yield
-
-    @contextmanager
-    def _applied(self, pass_: Pass, editors: Editors) -> Iterator[None]:
-        calls = self._seat.calls(self._owner, pass_.compiled)
-        # Compiled code doesn't see what runs around the calls of its modules.
-        with eagerly(self._owner) if pass_.compiled else nullcontext():
-            edits = kernel.Edits(self._denoiser, editors, pass_.layout, calls, pass_)
-            with edits.applied():
-                yield
-
-    def _forward(
-        self,
-        pass_: Pass,
-        call: dict[str, Any],
-        editors: Editors,
-        skipped: Collection[str] = (),
-    ) -> Any:
-        """Run the denoiser on another call, with the main edits where no others are."""
-        batch = len(call[pass_.family.sample])
-        beside = replace(
-            pass_, call=call, rows=Rows(batch, slice(0, batch), None), main=pass_, latents=None,
-            layout=self._layout(pass_, call, 1),
-        )  # fmt: skip
-        chains: dict[Site, Sequence[Any]] = {
-            site: [partial(entry.attend, work)]
-            for entry, work in self._live
-            if work.edits
-            for site in work.sites
-            if site.block not in skipped
-        }
-        with self._applied(beside, {**chains, **editors}):
-            return self._denoiser.forward(**copy_containers(call))
-
-    # -- branches beside it --------------------------------------------------------------------
-
-    def _kept(self, pass_: Pass, branches: Sequence[tuple[Entry, Branch]]) -> Kept | None:
-        """What branches need of the pass that begins."""
-        if pass_.rows.cond is None or not branches:
-            return None
-        reason = why_not(self._module, pass_.call, pass_.family)
-        reason = reason if self._seat.fork else "fork=False"
-        wanted = []
-        for entry, branch in branches:
-            own = "its inputs are its own" if branch.inputs is not None else reason
-            entry.tally.note = f"whole extra passes: {own}" if own else "forks at its first block"
-            if own is None:
-                wanted.append(_fork_of(branch, pass_))
-        if not wanted:
-            return None
-        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser)
-        return Kept(self._denoiser, pass_.family, wanted, pass_.rows.batch)
-
-    def _combined(
-        self,
-        pass_: Pass,
-        branches: Sequence[tuple[Entry, Branch]],
-        kept: Kept | None,
-        output: Any,
-    ) -> Any:
-        """The output with what branches add to it."""
-        thread = self._seat.thread()
-        prediction = _prediction(output)
-        now = None if pass_.running is None else (pass_.running.run, pass_.running.step)
-        if pass_.rows.cond is None:
-            held, thread.delta = thread.delta, None
-            if held is None or held[0] != now or len(held[1]) != len(prediction):
-                raise RuntimeError(
-                    "the unconditional branch ran before the conditional one, whose guidance it "
-                    "shares; this order of calls isn't supported"
-                )
-            delta = held[1]
-        else:
-            deltas = [self._delta(pass_, entry, branch, kept, prediction)
-                      for entry, branch in branches]  # fmt: skip
-            delta = deltas[0]
-            for more in deltas[1:]:
-                delta = _each(torch.add, delta, more)
-            thread.delta = (now, delta) if pass_.rows.split else None
-        return _with_prediction(output, _each(torch.add, prediction, _tiled(delta, prediction)))
-
-    def _delta(
-        self, pass_: Pass, entry: Entry, branch: Branch, kept: Kept | None, prediction: Any
-    ) -> Any:
-        """What a branch's combination differs by from its rows' own prediction."""
-        rows = branch.chosen(pass_)
-        call = call_of_rows(pass_.call, rows, pass_.rows.batch, pass_.family)
-        if branch.inputs is not None:
-            call = branch.inputs(dict(call), pass_)
-        editors = {
-            site: [partial(entry.attend, work)] for work in branch.works for site in work.sites
-        }
-        if kept is not None and kept.broken:
-            entry.tally.note = f"whole extra passes: {kept.broken}"
-        if kept is None or kept.broken or branch.inputs is not None:
-            output = self._forward(pass_, call, editors)
-        else:
-            fork = _fork_of(branch, pass_)
-            with kept.replaying(fork):
-                output = self._forward(pass_, call, editors, kept.skips(fork))
-        entry.tally.begin()
-
-        def differs(main: Tensor, beside: Tensor) -> Tensor:
-            return branch.combine(main, beside, pass_) - main
-
-        return _each(differs, prediction[rows], _prediction(output))
-
-
-# -- small parts -------------------------------------------------------------------------------
-
-
-def _branches(work: Work) -> bool:
-    return type(work).branches is not Work.branches
-
-
-def _fork_of(branch: Branch, pass_: Pass) -> Fork:
-    rows = branch.chosen(pass_)
-    return frozenset(site.block for site in branch.sites), (rows.start, rows.stop)
-
-
-def _refuse_checkpoints(denoiser: Any) -> None:
-    """Check that no block of a pass will run anew in the backward pass."""
-    if torch.is_grad_enabled() and getattr(denoiser, "is_gradient_checkpointing", False):
-        raise ValueError(
-            "gradient checkpointing runs blocks anew in the backward pass, outside of what is "
-            "attached, so gradients would be wrong: call disable_gradient_checkpointing(), or run "
-            "under torch.no_grad()"
-        )
-
-
-def _each(function: Callable[..., Tensor], *predictions: Any) -> Any:
-    """Apply a function to predictions, which are tensors, or lists with a tensor for each row."""
-    if isinstance(predictions[0], Tensor):
-        return function(*predictions)
-    return [function(*(x[None] for x in row))[0] for row in zip(*predictions, strict=True)]
-
-
-def _tiled(delta: Any, prediction: Any) -> Any:
-    """The difference once for every branch of the batch."""
-    times = len(prediction) // len(delta)
-    if isinstance(delta, Tensor):
-        return delta.repeat(times, *[1] * (delta.ndim - 1))
-    return delta * times
-
-
-def _with_sample(pass_: Pass, args: Any, kwargs: dict[str, Any]) -> Any:
-    """A call's arguments with the pass's sample, which denoisers take first."""
-    name = pass_.family.sample
-    if args:
-        return (pass_.call[name], *args[1:]), kwargs
-    return args, {**kwargs, name: pass_.call[name]}
-
-
-def _prediction(output: Any) -> Any:
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _with_prediction(output: Any, prediction: Any) -> Any:
-    if isinstance(output, Tensor):
-        return prediction
-    if isinstance(output, tuple):
-        return (prediction, *output[1:])
-    first = dataclasses.fields(output)[0].name
-    return dataclasses.replace(output, **{first: prediction})
 
 
 # -- one seat for each denoiser ----------------------------------------------------------------

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -151,13 +153,27 @@ def write(path: Path, flow: Flow) -> None:
     Raises:
         OSError: It can't be written.
     """
+    unfinished = path.with_name(f".{secrets.token_hex(6)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished.open("wb") as file:
+            save(file, flow)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise OSError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def save(file: IO[bytes], flow: Flow) -> None:
+    """Write a flow as .npz into an open file."""
     arrays: dict[str, NDArray[Any]] = {"flow": flow.backward}
     if flow.visible is not None:
         arrays["visible"] = flow.visible
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.stem}.{os.getpid()}.npz")
-    np.savez_compressed(unfinished, allow_pickle=False, **arrays)
-    unfinished.replace(path)
+    np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def keep(flow: Flow) -> Path:
@@ -171,5 +187,8 @@ def keep(flow: Flow) -> Path:
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "regaze" / "flow" / f"{total.hexdigest()[:20]}.npz"
     if not path.exists():
-        write(path, flow)
+        try:
+            write(path, flow)
+        except OSError as error:
+            raise OSError(f"{error}; XDG_CACHE_HOME names another folder for it") from error
     return path

@@ -31,11 +31,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regaze.hooks.checks import check_choice, check_flag, check_number
+from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import AttendForm, Map
+from regaze.hooks.diffusion.literal import AttendForm
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
@@ -103,7 +104,6 @@ class FlowWarp(Intervention):
         check_where("flow_warp", self.layers, self.start, self.stop)
         check_choice("flow_warp", "static", self.static, ("previous", "own"))
         check_choice("flow_warp", "axis", self.axis, ("query", "both"))
-        check_flag("flow_warp", "recursive", self.recursive)
         if self.threshold is not None:
             check_number("flow_warp", "threshold", self.threshold, low=0)
         if self.layers == ():

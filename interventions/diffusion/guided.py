@@ -10,7 +10,8 @@ from torch import Tensor
 
 from regaze.hooks.checks import check_number
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import GuidanceForm, Map
+from regaze.hooks.diffusion.literal import GuidanceForm
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.where import check_where, chosen

@@ -25,7 +25,7 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import Map
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, image_block_identity
 from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import register

@@ -28,7 +28,8 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import GuidanceForm, Map
+from regaze.hooks.diffusion.literal import GuidanceForm
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
 from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import register

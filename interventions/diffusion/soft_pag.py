@@ -32,7 +32,8 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import GuidanceForm, Map
+from regaze.hooks.diffusion.literal import GuidanceForm
+from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads, blend, mean_query
 from regaze.hooks.diffusion.sites import choose, only_heads
 from regaze.hooks.diffusion.works import Guidance

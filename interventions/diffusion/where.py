@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from regaze.hooks.checks import check_number
+from regaze.hooks.checks import check_number, shown
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
 
@@ -21,6 +21,8 @@ def check_where(
     check_number(method, "stop", stop, low=0, high=1)
     if start >= stop:
         raise ValueError(f"{method}: start={start} isn't before stop={stop}; it would never act")
+    if layers is not None and not isinstance(layers, tuple):
+        raise ValueError(f'{method}: layers must be a list such as [1,"mid"], got {shown(layers)}')
     for layer in layers or ():
         if isinstance(layer, bool) or not isinstance(layer, (str, int)):
             raise ValueError(

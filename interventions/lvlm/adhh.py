@@ -34,27 +34,35 @@ from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import require_patches
-from regaze.interventions.lvlm.heads import Heads, check_heads, find_heads, head_masks, other_heads
+from regaze.interventions.lvlm.heads import (
+    Heads,
+    Pairs,
+    by_layer,
+    check_heads,
+    choose_heads,
+    head_masks,
+    other_heads,
+)
 
 _SOURCE = "TianyunYoung/Hallucination-Attribution@841fc1b"
-LLAVA_7B: Heads = (
+LLAVA_7B: Pairs = (
     (16, 29), (26, 9), (13, 31), (15, 10), (20, 12), (30, 9), (19, 18), (17, 0), (18, 9), (26, 28),
     (19, 27), (18, 26), (15, 25), (14, 16), (31, 26), (15, 24), (31, 3), (22, 20), (27, 29),
     (17, 28),
 )  # fmt: skip
-LLAVA_13B: Heads = (
+LLAVA_13B: Pairs = (
     (0, 8), (29, 27), (23, 18), (20, 11), (36, 26), (19, 37), (22, 16), (22, 34), (21, 31),
     (20, 34), (37, 11), (17, 25), (35, 10), (17, 5), (15, 26), (0, 22), (19, 5), (19, 0), (14, 1),
     (23, 20), (21, 6), (30, 24), (26, 27), (21, 32), (15, 28), (15, 31), (19, 30), (20, 8),
     (19, 14), (14, 9), (39, 26), (25, 1), (18, 32), (17, 27), (39, 32),
 )  # fmt: skip
-LLAVA_34B: Heads = (
+LLAVA_34B: Pairs = (
     (45, 34), (43, 4), (43, 48), (44, 29), (35, 47), (40, 27), (54, 34), (37, 48), (43, 2),
     (41, 34),
 )  # fmt: skip
 
 
-def _published(heads: Heads) -> Preset:
+def _published(heads: Pairs) -> Preset:
     where = f"{_SOURCE} LLaVA/eval_scripts/eval_caption_adhh.py, bash_scripts/decoding.sh"
     return Preset({"heads": heads, "threshold": 0.4}, where)
 
@@ -65,8 +73,8 @@ class ADHH(Intervention):
     """Take the text away from listed heads that give it most of their attention.
 
     Attributes:
-        heads: Pairs (layer, head), found for this very model; see `presets`.
-        layers: Instead of heads: all heads of these layers.
+        heads: Pairs (layer, head) that were found for this very model, see `presets`; or "all".
+        layers: Where; by default the layers of the heads. Without heads, all heads of these.
         threshold: Least attention to text at which a head loses it; above 1 is a no-op. 0.4 in the
             released LLaVA script, 0.5 in that for MiniGPT-4.
         take: "listed" heads, or as a control as many "others" of the same layers.
@@ -89,7 +97,7 @@ class ADHH(Intervention):
     def check(self) -> None:
         """Check the fields' domains."""
         check_number("adhh", "threshold", self.threshold, low=0, high=2)
-        check_heads("adhh", self.heads, self.layers)
+        check_heads("adhh", self.heads)
         check_choice("adhh", "take", self.take, ("listed", "others"))
 
     def controls(self) -> Mapping[str, Intervention]:
@@ -98,7 +106,7 @@ class ADHH(Intervention):
 
     @property
     def _listed(self) -> bool:
-        return self.take == "listed" and bool(self.heads)
+        return self.take == "listed" and isinstance(self.heads, tuple) and bool(self.heads)
 
     def idle(self) -> ADHH:
         """No head reaches the threshold."""
@@ -115,19 +123,18 @@ class ADHH(Intervention):
             a = a.clone()
             for row in m.last.flatten().nonzero().flatten().tolist():
                 for head in range(a.shape[1]):
-                    listed = self.heads is None or (m.layer, head) in self.heads
+                    listed = self.heads == "all" or (m.layer, head) in (self.heads or ())
                     if listed and a[0, head, row, text].sum() >= self.threshold:
                         a[0, head, row, text] = 0
             return a
 
-        heads = {layer for layer, _ in self.heads or ()}
-        return MapForm(heads if self.layers is None else self.layers, weigh=weigh)
+        return MapForm(self.layers or (), weigh=weigh)
 
     def resolve(self, host: Host) -> ADHH:
-        """Check the heads."""
+        """Check the heads, and fill in their layers."""
         require_patches("AD-HH", host)
-        find_heads("adhh", host, self.heads, self.layers)
-        return self
+        heads, layers = choose_heads("adhh", host, self.heads, self.layers)
+        return replace(self, heads=heads, layers=layers)
 
     def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if the threshold can't be reached."""
@@ -138,7 +145,7 @@ class _ADHHEdit(Edit):
     rows = "last"
 
     def __init__(self, spec: ADHH, host: Host) -> None:
-        found = find_heads("adhh", host, spec.heads, spec.layers)
+        found = by_layer(spec.heads or (), spec.layers or (), host.n_heads)
         if spec.take == "others":
             found = other_heads(found, host.n_heads)
         super().__init__(found if spec.threshold <= 1 else ())

@@ -174,8 +174,13 @@ class CARVE(Intervention):
         """Check that a question can stand out from the general one.
 
         Raises:
-            ValueError: It is the general one.
+            TypeError: It is no text.
+            ValueError: It is empty, or the general one.
         """
+        if not isinstance(question, str):
+            raise TypeError(f"a question is text, got a {type(question).__name__}")
+        if not question.strip():
+            raise ValueError("the question is empty: ask about something in the picture")
         if question.strip() == self.general.strip():
             raise ValueError(
                 f"the question {question.strip()!r} is CARVE's general question, so nothing can "

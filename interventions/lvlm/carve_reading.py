@@ -202,22 +202,35 @@ class Looker:
 
     def inputs(self, question: str, images: tuple[Image.Image, ...]) -> dict[str, Any]:
         """Model inputs for one user turn."""
-        turn = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": turn}], add_generation_prompt=True
-        )
-        # Some templates write the BOS token themselves; it must not come twice.
-        bos = self._tokenizer.bos_token
-        special = not (bos and text.startswith(bos))
-        made = self.processor(
-            text=[text], images=[list(images)], add_special_tokens=special, return_tensors="pt"
-        )
-        return dict(made.to(self.model.device, dtype=self.model.dtype))
+        return turn(self.model, self.processor, question, images)
 
     def text(self, tokens: Tensor) -> str:
         """What generated tokens say."""
         said: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
         return said.strip()
+
+
+def turn(
+    model: Any, processor: Any, question: str, images: tuple[Image.Image, ...]
+) -> dict[str, Any]:
+    """Model inputs for one user turn: pictures, then text.
+
+    Raises:
+        ValueError: The processor has no chat template.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise ValueError("the processor has no chat template, so no question can be asked")
+    content = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": content}], add_generation_prompt=True
+    )
+    # Some templates write the BOS token themselves; it must not come twice.
+    bos = getattr(processor, "tokenizer", processor).bos_token
+    special = not (bos and text.startswith(bos))
+    made = processor(
+        text=[text], images=[list(images)], add_special_tokens=special, return_tensors="pt"
+    )
+    return dict(made.to(model.device, dtype=model.dtype))
 
 
 def look_closer(

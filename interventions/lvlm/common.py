@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
+from regaze.hooks.scores import generates_by
 from regaze.interventions.base import Intervention, get, names
 
 
@@ -16,14 +17,30 @@ def require_patches(method: str, host: Host) -> None:
         ValueError: They aren't; the message says which methods work on such a model.
     """
     require_images(method, host)
-    if host.image_columns:
-        return
+    if not host.image_columns:
+        raise ValueError(
+            f"{method} edits attention on image patches, but {host.model_type} has none as columns "
+            f"of its text tower (its image goes through a resampler); {_able()}"
+        )
+
+
+def require_scores(method: str, host: Host) -> None:
+    """Check that ``generate`` takes its scores from the model that was attached to.
+
+    Raises:
+        ValueError: It doesn't; the message says which methods work on such a model.
+    """
+    part = generates_by(host.model, host.tower)
+    if part:
+        raise ValueError(
+            f"{method} edits next-token scores, but {host.model_type} generates with a part of "
+            f"itself ({part}), not with the model that was attached to; {_able()}"
+        )
+
+
+def _able() -> str:
     able = [n for n in names(Intervention.acts_on) if not get(n).needs_image_columns]
-    raise ValueError(
-        f"{method} edits attention on image patches, but {host.model_type} has none as columns of "
-        "its text tower (its image goes through a resampler); "
-        + f"these methods work on it: {', '.join(able)}"
-    )
+    return f"these methods work on it: {', '.join(able)}"
 
 
 def require_images(method: str, host: Host) -> None:
@@ -36,6 +53,24 @@ def require_images(method: str, host: Host) -> None:
         raise ValueError(
             f"{method} needs to know where images are, but the config of this {host.model_type} "
             "names no image tokens; pass spans= (or use a model that takes images)"
+        )
+
+
+def require_again(method: str, host: Host) -> None:
+    """Check that the last row of a prompt can be run again alone (`regaze.hooks.again`).
+
+    Raises:
+        ValueError: It can't; the message says why.
+    """
+    why = ""
+    if host.recurrent:
+        why = "some of its layers carry a state from token to token, which can't go back"
+    elif host.model_type == "paligemma":
+        why = "its prompts see all of themselves, so that every row would change"
+    if why:
+        raise ValueError(
+            f"{method} runs the last token of a prompt again when it has seen what the prompt "
+            f"predicts, which can't be done exactly on {host.model_type}: {why}"
         )
 
 

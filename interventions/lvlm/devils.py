@@ -96,7 +96,8 @@ class Devils(Intervention):
         n = len(host.sites)
         first = at_depth(5, n)
         default = range(first, max(at_depth(19, n), first + 1))
-        return replace(self, layers=choose_layers("devils", host, self.layers, default))
+        layers = choose_layers("devils", host, self.layers, default)
+        return replace(self, layers=layers, guides=self.guides or host.n_heads)
 
     def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if alpha is 0."""

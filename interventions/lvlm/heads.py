@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,21 +11,20 @@ from torch import Tensor
 from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
 
-Heads = tuple[tuple[int, int], ...]
+Pairs = tuple[tuple[int, int], ...]
 """Pairs (layer, head), both counted from 0."""
+Heads = Pairs | Literal["all"]
 
 
-def check_heads(method: str, heads: Any, layers: Any) -> None:
-    """Check that a field is a list of different pairs, and that layers aren't given beside it.
+def check_heads(method: str, heads: Any) -> None:
+    """Check that a field is a list of different pairs, or "all", or isn't given.
 
     Raises:
-        ValueError: It isn't, or both are given.
+        ValueError: It is something else.
     """
-    if heads is None:
+    if heads is None or heads == "all":
         return
-    if layers is not None:
-        raise ValueError(f"{method}: give heads, or layers (all their heads), not both")
-    example = "a list of pairs (layer, head) such as [[16,29],[26,9]]"
+    example = 'pairs (layer, head) such as [[16,29],[26,9]], or "all" of the layers'
     if not isinstance(heads, tuple):
         raise ValueError(f"{method}: heads must be {example}, got {heads!r}")
     for pair in heads:
@@ -37,30 +36,32 @@ def check_heads(method: str, heads: Any, layers: Any) -> None:
         raise ValueError(f"{method}: heads holds {list(twice)} twice")
 
 
-def find_heads(
+def choose_heads(
     method: str, host: Host, heads: Heads | None, layers: Collection[int] | None
-) -> dict[int, list[int]]:
-    """The heads to act on, by layer, checked against a model.
+) -> tuple[Heads, tuple[int, ...]]:
+    """The heads and layers to act on, checked against a model.
 
     Args:
         method: The method's name.
         host: The model.
-        heads: The heads themselves, or
-        layers: layers, of which all heads are meant.
+        heads: Pairs, "all" heads of ``layers``, or None, which says the same if there are layers.
+        layers: Where; by default the layers of the heads, or all layers if all heads are meant.
 
     Raises:
-        ValueError: Neither is given, or one doesn't exist.
+        ValueError: Neither is given, or a layer or head doesn't exist.
     """
+    if layers is not None:
+        check_indices(method, "layers", layers, host.n_layers, f"this {host.model_type}")
+        layers = tuple(host.site(layer).layer for layer in sorted(layers))
     if heads is None and layers is None:
         raise ValueError(
             f"{method} acts on listed heads, and none are given: set heads to pairs (layer, head) "
-            "that were found for this very model (regaze.rank_heads searches for them), or layers "
-            "to take all their heads"
+            "that were found for this very model (see regaze.rank_heads), or layers to take all "
+            "their heads"
         )
-    if heads is None:
-        check_indices(method, "layers", layers, host.n_layers, f"this {host.model_type}")
-        return {host.site(i).layer: list(range(host.n_heads)) for i in sorted(layers or ())}
-    found: dict[int, list[int]] = {}
+    if heads is None or heads == "all":
+        every = tuple(site.layer for site in host.sites)
+        return "all", every if layers is None else tuple(layers)
     for layer, head in heads:
         if layer >= host.n_layers or head >= host.n_heads:
             raise ValueError(
@@ -68,7 +69,19 @@ def find_heads(
                 f"to {host.n_layers - 1} of {host.n_heads} heads each: head lists belong to the "
                 "model they were found for"
             )
-        found.setdefault(host.site(layer).layer, []).append(head)
+        host.site(layer)
+    named = tuple(sorted({layer for layer, _ in heads}))
+    return heads, named if layers is None else tuple(layers)
+
+
+def by_layer(heads: Heads, layers: Collection[int], n_heads: int) -> dict[int, list[int]]:
+    """The heads of each layer that has any; of a resolved spec."""
+    if heads == "all":
+        return {layer: list(range(n_heads)) for layer in layers}
+    found: dict[int, list[int]] = {}
+    for layer, head in heads:
+        if layer in layers:
+            found.setdefault(layer, []).append(head)
     return found
 
 
@@ -90,6 +103,6 @@ def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int,
     drawn = {}
     for layer, heads in sorted(found.items()):
         order: list[int] = torch.randperm(n_heads, generator=generator).tolist()
-        order.sort(key=frozenset(heads).__contains__)
+        order = [h for h in order if h not in heads] + [h for h in order if h in heads]
         drawn[layer] = sorted(order[: len(heads)])
     return drawn

@@ -7,13 +7,12 @@ On scaled logits z of the last row, image columns j, every head:
 Liu et al., arXiv 2407.21771, section 3.2; reference code LALBJ/PAI@9bbd8bd (attention.py). The
 absolute value matters: scaling a negative logit would lower its attention. The paper's second
 half contrasts next-token scores with those of the prompt without its image (section 3.3): a second
-run of the model, `contrast`, which ``gamma`` turns on.
+run of the model, `regaze.interventions.lvlm.contrasts.guide`, which ``gamma`` turns on.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -25,11 +24,12 @@ from regaze.hooks.checks import check_number
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.literal_scores import ScoreForm
+from regaze.hooks.literal_scores import ScoreForm, Whole
 from regaze.hooks.passes import Columns, Pass
 from regaze.hooks.scores import without_images
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
+from regaze.interventions.lvlm.contrasts import guide, with_images
 
 
 @register
@@ -84,8 +84,10 @@ class PAI(Intervention):
         def edit(z: Tensor, m: Map) -> Tensor:
             return torch.where(m.last & m.image, z + self.alpha * abs(z), z)
 
-        def combine(scores: Tensor, text: Tensor) -> Tensor:
-            p, p_text = scores.softmax(-1), text.softmax(-1)
+        def combine(scores: Tensor, whole: Whole) -> Tensor:
+            if not whole.has_image:
+                return scores
+            p, p_text = scores.softmax(-1), whole.without_image().softmax(-1)
             mixed = self.gamma * (p.log() - p_text.log()) + p_text.log()
             unlikely = p < self.plausibility * p.amax(-1, keepdim=True)
             return mixed.masked_fill(unlikely, -torch.inf)
@@ -119,9 +121,7 @@ class _PAIEdit(Edit):
 
 def _contrasted(spec: PAI, scores: Tensor, text_scores: Tensor, pass_: Pass) -> Tensor:
     """The contrast where a prompt has an image; others keep their scores."""
-    mixed = contrast(scores, text_scores, spec.gamma, spec.plausibility)
-    has_image = pass_.tokens.has_image.to(scores.device)[:, None, None]
-    return torch.where(has_image, mixed, scores)
+    return with_images(guide(scores, text_scores, spec.gamma, spec.plausibility), scores, pass_)
 
 
 def boost_image(logits: Tensor, image: Tensor, alpha: float) -> Tensor:
@@ -133,27 +133,3 @@ def boost_image(logits: Tensor, image: Tensor, alpha: float) -> Tensor:
         alpha: Share added.
     """
     return torch.where(image, logits + alpha * logits.abs(), logits)
-
-
-def contrast(
-    scores: Tensor, text_scores: Tensor, gamma: float, plausibility: float = 0.1
-) -> Tensor:
-    """Contrast next-token scores with those of the prompt without image (section 3.3).
-
-    ``gamma (log p - log p_text) + log p_text``, with tokens less likely than ``plausibility``
-    times the likeliest one under p cut to -inf. As in the reference code ``gamma = 1`` gives
-    log p, uncut.
-
-    Args:
-        scores: Logits with the image, "... V".
-        text_scores: Logits without it, "... V".
-        gamma: Strength; the README uses 1.1.
-        plausibility: Cut-off relative to the best token.
-    """
-    log_p = scores.log_softmax(-1)
-    if gamma == 1:
-        return log_p
-    log_text = text_scores.log_softmax(-1)
-    mixed = gamma * (log_p - log_text) + log_text
-    floor = log_p.amax(-1, keepdim=True) + (math.log(plausibility) if plausibility else -math.inf)
-    return mixed.masked_fill(log_p < floor, -torch.inf)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.checks import check_number
 from regaze.hooks.host import Host, find_host
 from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.stack import paused
@@ -118,6 +119,8 @@ def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) 
 def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:
     """`discover_sinks` on a host; remembered per model."""
     tau = DEFAULT_TAU if tau is None else tau
+    # A vector's largest value is at most sqrt(E) of its root mean square.
+    check_number("sinks", "tau", tau, low=0, high=1, why="a fraction of sqrt(hidden size)")
     found = _FOUND.setdefault(host.tower, {})
     if tau not in found:
         found[tau] = _search(host, tau)

@@ -12,6 +12,7 @@ import typer
 from regaze.cli.options import Json, spread
 from regaze.cli.pipelines import Source, Steps, With
 from regaze.cli.terminal import fail, say
+from regaze.evals.outputs import check_place
 from regaze.evals.sandbox.video import CONTROLNETS
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Motion:
         Raises:
             ValueError: Both a flow and its estimate are asked for.
         """
-        if self.flow and self.estimate:
+        if self.flow is not None and self.estimate is not None:
             raise ValueError("give either --flow FILE or --estimate METHOD")
         from regaze.evals.clips import animation
         from regaze.evals.sandbox.video.world import clip
@@ -84,7 +85,7 @@ class Motion:
             shown = clip("test", self.clip)
             frames, prompt = shown.normals, shown.prompt
             known = Flow(shown.flow, shown.visible)
-        if self.estimate:
+        if self.estimate is not None:
             known = optical_flow.estimate(frames, self.estimate)
         return frames, flows.read(self.flow) if self.flow else known, prompt
 
@@ -103,7 +104,7 @@ def animate(
     file: Annotated[
         Path, typer.Option("--out", "-o", help="The animation: .gif, .webp or .mp4.")
     ] = Path("clip.gif"),
-    fps: Annotated[float, typer.Option(min=0.1, help="Frames per second.")] = 8,
+    fps: Annotated[float, typer.Option(min=0.1, max=1000, help="Frames per second.")] = 8,
     cell: Annotated[
         int | None, typer.Option(min=16, help="Longer side of a frame in the animation, in pixels.")
     ] = None,
@@ -116,6 +117,8 @@ def animate(
     from regaze.evals.runs.progress import bars
 
     animation.check_format(file)
+    still, folder = file.with_name(f"{file.stem}_strip.png"), file.with_suffix("")
+    check_place(file, still, folder / "none")
     conditions = comparison.parse(with_ or ())
     frames, flow, known = motion.read()
     if flow is None and animation.wants_flow(conditions):
@@ -137,7 +140,6 @@ def animate(
             progress=follow(loaded.name),
         )
     shown = {"normals": frames} | {c.title: [p.image for p in c.pictures] for c in painted}
-    still, folder = file.with_name(f"{file.stem}_strip.png"), file.with_suffix("")
     about = comparison.describe(loaded, painted, [text], [seed], arguments)
     about["motion"] = {k: v and str(v) for k, v in asdict(motion).items() if v is not None}
     animation.save(file, animation.side_by_side(shown, text, cell), fps)

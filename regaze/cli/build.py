@@ -10,10 +10,11 @@ import typer
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import say
+from regaze.evals.outputs import check_place
 
 if TYPE_CHECKING:
-    from regaze.evals.benchmarks.pope_build import Kind
     from regaze.evals.benchmarks.pope_files import Built
+    from regaze.evals.polling import Kind
 
 _IMAGES = 500
 
@@ -48,10 +49,10 @@ def pope(
     """Build POPE's yes/no questions about your own pictures, by its own rules."""
     from regaze.evals.benchmarks.annotated import read_objects
     from regaze.evals.benchmarks.pope_files import build
-    from regaze.evals.runs.records import write_text
+    from regaze.evals.runs.files import write_text
 
     kinds = _kinds(strategy)
-    _check_place(file)
+    check_place(file)
     found = read_objects(annotations, images)
     made = build(found, kinds, images=n_images, questions=questions, seed=seed, rarest=min_images)
     write_text(file, made.text)
@@ -69,12 +70,11 @@ def pope(
     if found.extra:
         told_lines.append(f"{found.extra} pictures of {images} are not annotated")
     told_lines.append(f"Ask: regaze eval pope --questions {file} --images {images}")
-    for line in told_lines:
-        say(line)
+    say(*told_lines)
 
 
 def _kinds(text: str) -> list[Kind]:
-    from regaze.evals.benchmarks.pope_build import KINDS
+    from regaze.evals.polling import KINDS
     from regaze.hooks.checks import unknown
 
     named = [part.strip() for part in text.split(",") if part.strip()]
@@ -83,13 +83,6 @@ def _kinds(text: str) -> list[Kind]:
     if not named:
         raise ValueError(f"--strategy is one or more of {', '.join(KINDS)}")
     return [kind for kind in KINDS if kind in named]
-
-
-def _check_place(file: Path) -> None:
-    if file.is_dir():
-        raise ValueError(f"--out {file} is a folder: name the file of questions")
-    if not file.parent.is_dir():
-        raise ValueError(f"--out {file}: there is no folder {file.parent}")
 
 
 def _notes(made: Built, seed: int, asked: int | None) -> list[str]:

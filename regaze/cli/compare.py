@@ -10,6 +10,7 @@ import typer
 from regaze.cli.options import spread
 from regaze.cli.pipelines import Call, Prompts, Seeds, Source, With, read_seeds
 from regaze.cli.terminal import fail, say
+from regaze.evals.outputs import check_place
 
 
 @spread
@@ -38,6 +39,8 @@ def compare(
         raise ValueError(
             f"--out must name a .png, got {file}: a grid's settings are kept inside it"
         )
+    movie = file.with_suffix(".gif")
+    check_place(file, *([movie] if gif else ()))
     asked = prompts.read()
     numbers = read_seeds(seeds)
     given = call.arguments
@@ -74,7 +77,7 @@ def compare(
             grid.draw(labels, grid.blocks(texts, numbers, pictures, frame), cell=cell)
             for frame in range(n_frames)
         ]
-        grid.save_gif(file.with_suffix(".gif"), frames)
-        say(f"Animation: {file.with_suffix('.gif')}")
+        grid.save_gif(movie, frames)
+        say(f"Animation: {movie}")
     if silent := [column.title for column in painted if column.silent]:
         fail(f"never fired, so these columns are the unedited pipeline's: {', '.join(silent)}", 1)

@@ -14,7 +14,7 @@ from regaze.cli.studies import ask, on_test_splits, tables_of
 from regaze.cli.terminal import err, out, say
 
 if TYPE_CHECKING:
-    from regaze.evals.study import Scored
+    from regaze.evals.scoring.scored import Scored
 
 # VHR's layers were chosen on validation scenes, see the sandbox model's card.
 CONDITIONS = ("none", "var", "vhr:layers=[2,3]", "pai", "vaf")
@@ -32,7 +32,8 @@ def demo(
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.conditions import Condition
-    from regaze.evals.study import prepare, write_scores
+    from regaze.evals.scoring.scored import write_scores
+    from regaze.evals.study import prepare
 
     jobs = [
         prepare(*split)
@@ -54,7 +55,7 @@ def demo(
 
 def _anew_if_outdated(folder: Path, run: Callable[[], list[Scored]]) -> list[Scored]:
     """Run; where another version's demo lies in the folder, move that aside first."""
-    from regaze.evals.runs.records import ConfigMismatchError
+    from regaze.evals.runs.store import ConfigMismatchError
 
     try:
         return run()
@@ -73,7 +74,7 @@ def _foreign(folder: Path) -> str:
     """The first thing in a folder that no demo puts there; empty if there is none."""
     from regaze.evals.benchmarks.registry import TEST_SPLITS
     from regaze.evals.reports.report import REPORT
-    from regaze.evals.study import SCORES
+    from regaze.evals.scoring.scored import SCORES
 
     own = {SCORES, REPORT, *IMAGES}
     for path in sorted(folder.iterdir()):

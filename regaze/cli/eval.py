@@ -68,7 +68,7 @@ class Questions:
         typer.Option(min=1, help="Ask only so many items: the first of every group, evenly."),
     ] = None
     profile: Profile = None
-    seed: Annotated[int, typer.Option(help="Of drawn images and of the bootstrap.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Of drawn images and of the bootstrap.")] = 0
 
     def source(self, model: str) -> Source:
         """Where the task comes from.
@@ -79,6 +79,11 @@ class Questions:
         from regaze.evals.benchmarks.registry import Source, find
 
         find(self.benchmark)
+        for option in ("images", "words", "synonyms", "relabel"):
+            if getattr(self, option) is not None and not self.data:
+                raise ValueError(
+                    f"--{option} goes with --data: the sandbox's scenes come with all they need"
+                )
         if not self.data and not sandbox.is_sandbox(model) and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {self.benchmark.upper()}'s files? (--split test "
@@ -91,7 +96,7 @@ class Questions:
             words=self.words and absolute(self.words),
             synonyms=self.synonyms and absolute(self.synonyms),
             relabel=self.relabel and absolute(self.relabel),
-            split=self.split or "test",
+            split="test" if self.split is None else self.split,
             n_images=self.n_images,
             seed=self.seed,
             profiles=tuple(self.profile or ()),
@@ -173,7 +178,8 @@ def eval_(
     from regaze.cli.verify import certified
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
-    from regaze.evals.study import prepare, write_scores
+    from regaze.evals.scoring.scored import write_scores
+    from regaze.evals.study import prepare
 
     out = work.out or Path("runs") / f"{source.benchmark}-{Path(model.model).name}"
     sources = on_test_splits(source, out) if questions.on_both_splits else [(source, out)]

@@ -50,51 +50,49 @@ def images(
     asked = prompts.of(source.model)
     numbers = read_seeds(seeds)
     from regaze.evals.pictures import comparison, scorers, study
-    from regaze.evals.pictures.runner import run
+    from regaze.evals.pictures.stored import PictureSource
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
     from regaze.evals.scoring.compare import to_json
-    from regaze.evals.study import as_json as scores_as_json
+    from regaze.evals.scoring.scored import as_json as scores_as_json
 
     if not scores and source.model not in PAINTERS:
         raise ValueError(f"--score is missing: one or more of {', '.join(scorers.names())}")
     conditions = list(comparison.parse(with_ or ["none"]).values())
     chosen = [scorers.parse(text) for text in scores or ["painting"]]
     single = [one for one in chosen if isinstance(one, scorers.Scorer)]
-    for one in single:
-        one.check([each.text for each in asked])
-    plan = study.Plan(
+    painted = PictureSource(
         tuple(asked),
         tuple(numbers),
         tuple(one.label for one in single),
         str(references.resolve()) if references else None,
     )
-    task = plan.task
-    if len({item.cluster for item in task.items}) < 2:
+    if len({item.cluster for item in painted.task.items}) < 2:
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
     world = join()
+    if world.first:
+        scorers.try_out(chosen, [one.text for one in asked])
+        study.check_references(painted)
     loaded = source.load()
     with resumable(folder), bars(shown=world.first) as follow:
-        result = run(
-            task,
+        done = study.run_images(
+            painted,
             loaded,
             conditions,
             {**loaded.arguments, **given},
             out=folder,
+            sets=[one for one in chosen if isinstance(one, scorers.SetScorer)],
+            device=source.scoring_device,
+            follow=follow,
             batch_size=call.batch_size,
-            source=plan.to_dict(),
-            progress=follow(loaded.name),
             world=world,
         )
-        if not world.first:
-            return
-        samples = study.draw_samples(result)
-        finished = study.score(folder, device=source.scoring_device, progress=follow("scores"))
-        sets = [one for one in chosen if isinstance(one, scorers.SetScorer)]
-        of_sets = study.score_sets(sets, result, device=source.scoring_device) if sets else {}
+    if done is None:
+        return
+    finished, of_sets = done.scored, done.sets
     write_report(folder / REPORT, [finished])
     if as_json:
         typer.echo(json.dumps({**scores_as_json(finished.scores), "sets": to_json(of_sets)}))
@@ -103,8 +101,8 @@ def images(
         if of_sets:
             out.print(_sets_table(of_sets))
         say(f"Report: {folder / REPORT}")
-        if samples:
-            say(f"Samples: {samples}")
+        if done.samples:
+            say(f"Samples: {done.samples}")
     exit_if_silent(finished.scores)
 
 

@@ -36,7 +36,7 @@ def video(
     ] = "exact",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the first clip's noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
     controlnet: Annotated[
         Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
     ] = None,
@@ -59,33 +59,38 @@ def video(
     import torch
 
     from regaze.evals.clips.study import run_video
-    from regaze.evals.clips.task import PROMPTS, Plan
+    from regaze.evals.clips.task import PROMPTS, ClipSource
     from regaze.evals.pictures import comparison
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
+    from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
     from regaze.evals.sandbox.video import controlnet_path
     from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
-    from regaze.evals.study import as_json as scores_as_json
+    from regaze.evals.scoring.scored import as_json as scores_as_json
 
     hush("transformers")
     hush("diffusers")
     torch.set_num_threads(threads)
     conditions = list(comparison.parse(with_ or ["none"]).values())
-    plan = Plan(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
+    source = ClipSource(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
     scorers = [_scorer(text) for text in scores or ()]
-    with resumable(folder), bars() as follow:
+    world = join()
+    with resumable(folder), bars(shown=world.first) as follow:
         scored = run_video(
             load_pipeline(controlnet),
             conditions,
-            plan,
+            source,
             out=folder,
             identity=identity(controlnet),
             arguments={"num_inference_steps": steps, "guidance_scale": guidance},
             flow=flow,
             scorers=scorers,
             progress=follow((controlnet or controlnet_path()).name),
+            world=world,
         )
+    if scored is None:
+        return
     write_report(folder / REPORT, [scored])
     if as_json:
         typer.echo(json.dumps(scores_as_json(scored.scores)))

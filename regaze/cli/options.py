@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from regaze.cli.noise import hush
-from regaze.cli.terminal import fail, out
+from regaze.cli.terminal import fail, note, out
 from regaze.evals import sandbox
 
 if TYPE_CHECKING:
@@ -90,13 +90,15 @@ class Model:
         hush("transformers")
         if sandbox.is_sandbox(self.model):
             on_one_thread()
-        return load(
+        loaded = load(
             self.model,
             dtype=self.dtype,
             device=self.device,
             device_map=self.device_map,
             attn_implementation=self.attn_implementation,
         )
+        note(*loaded.notes)
+        return loaded
 
 
 def on_one_thread() -> None:
@@ -171,7 +173,7 @@ class Printed:
         """
         from regaze.evals.reports import tables
         from regaze.evals.reports.markdown import markdown
-        from regaze.evals.study import as_json
+        from regaze.evals.scoring.scored import as_json
 
         if self.as_json:
             typer.echo(json.dumps({**as_json(scores), **more}, ensure_ascii=False))

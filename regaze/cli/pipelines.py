@@ -11,14 +11,18 @@ import typer
 
 from regaze.cli.noise import hush
 from regaze.cli.options import Device, on_one_thread
+from regaze.cli.terminal import note
 from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import SUBSETS
+from regaze.hooks.checks import shown
 
 if TYPE_CHECKING:
     from regaze.evals.pictures.pipelines import LoadedPipeline
     from regaze.evals.pictures.prompts import Prompt
 
 _PANEL = "Pipeline"
+_MOST = 1_000_000
+"""Seeds of a prompt: more is a slip of the keyboard, and a list that fills the memory."""
 
 With = Annotated[
     list[str] | None,
@@ -61,7 +65,7 @@ class Source:
         hush("diffusers")
         if self.model in PAINTERS:
             on_one_thread()
-        return pipelines.load(
+        loaded = pipelines.load(
             self.model,
             dtype=self.dtype,
             device=self.device,
@@ -69,6 +73,8 @@ class Source:
             variant=self.variant,
             **more,
         )
+        note(*loaded.notes)
+        return loaded
 
     @property
     def name(self) -> str:
@@ -135,10 +141,11 @@ class Call(Steps):
         Raises:
             ValueError: A size or another argument has the wrong form.
         """
-        if not self.size:
+        if self.size is None:
             return super().arguments
         width, _, height = self.size.lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
+        digits = width.isdecimal() and height.isdecimal() and self.size.isascii()
+        if not digits or max(len(width), len(height)) > 6:
             raise ValueError(f"--size {self.size!r}: expected WIDTHxHEIGHT in pixels, e.g. 768x512")
         # What --set says goes before.
         return {"width": int(width), "height": int(height), **super().arguments}
@@ -212,9 +219,11 @@ def read_seeds(text: str) -> list[int]:
     """
     try:
         numbers = [int(part) for part in text.split(",")]
+        if "," not in text and numbers[0] > _MOST:
+            raise ValueError(f"more than {_MOST}")
     except ValueError as error:
         raise ValueError(
-            f"--seeds {text!r}: give a number of seeds, or seeds such as 3,14"
+            f"--seeds {shown(text)}: give a number of seeds up to {_MOST}, or seeds such as 3,14"
         ) from error
     seeds = numbers if "," in text else list(range(numbers[0]))
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):

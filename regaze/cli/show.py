@@ -18,7 +18,7 @@ def show(
     profile: Profile = None,
 ) -> None:
     """Score what a run has answered so far and print the table."""
-    from regaze.evals.study import reopen
+    from regaze.evals.reopening import reopen
 
     scores = tables_of(reopen(directory, tuple(profile or ())))
     printed.show(scores)

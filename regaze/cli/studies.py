@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from regaze.evals.benchmarks.registry import Source
     from regaze.evals.runs.conditions import Condition
     from regaze.evals.runs.distributed import World
+    from regaze.evals.scoring.scored import Scored
     from regaze.evals.scoring.scores import TaskScores
-    from regaze.evals.study import Job, Scored
+    from regaze.evals.study import Job
 
 
 def on_test_splits(source: Source, out: Path) -> list[tuple[Source, Path]]:

@@ -51,6 +51,12 @@ def say(*lines: object) -> None:
         out.print(line, soft_wrap=True)
 
 
+def note(*lines: str) -> None:
+    """Tell what is no mistake but should be known, on standard error."""
+    for line in lines:
+        err.print(Text.assemble(("note: ", "yellow"), line), soft_wrap=True)
+
+
 def fail(message: str, code: int) -> NoReturn:
     """Say what is wrong on standard error and end the command."""
     err.print(Text.assemble(("error: ", "red"), message), soft_wrap=True)

@@ -16,6 +16,7 @@ from regaze.cli.options import Json, Model, spread
 from regaze.cli.pipelines import Source
 from regaze.cli.terminal import err, fail, out
 from regaze.evals import sandbox
+from regaze.evals.outputs import check_place
 from regaze.evals.sandbox.painting import PAINTERS
 
 if TYPE_CHECKING:
@@ -68,6 +69,8 @@ def verify(
     from regaze.evals.runs.conditions import Condition
     from regaze.interventions import Intervention, get, names
 
+    if file is not None:
+        check_place(file)
     conditions = [Condition.parse(text) for text in with_ or ()]
     for condition, text in zip(conditions, with_ or (), strict=True):
         if not condition.specs or condition.image != "given":

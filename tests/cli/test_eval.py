@@ -9,7 +9,7 @@ from command_line import call, evaluate, one_line
 
 from regaze.evals import sandbox
 from regaze.evals import study as studies
-from regaze.evals.runs import records
+from regaze.evals.runs import records, store
 
 
 def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) 
         *(
             f"{condition}/{file}"
             for condition in ("none", "vhr_alpha=4", "vhr+pai")
-            for file in (records.MANIFEST, records.PREDICTIONS)
+            for file in (store.MANIFEST, records.PREDICTIONS)
         ),
     }
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["tasks"][0]

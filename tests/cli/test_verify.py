@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from regaze.cli.commands import app
-from regaze.evals.runs import records
+from regaze.evals.runs import files, store
 from regaze.evals.verify import Certificate
 from regaze.interventions import PAI
 
@@ -71,9 +71,9 @@ EVAL = ("eval", "pope", "--split", "test", "--n-images", "4", "--max-new-tokens"
 def test_a_run_keeps_the_certificate_in_its_manifest(tmp_path: Path) -> None:
     result = call(*EVAL, "--with", "pai", "--out", str(tmp_path))
     assert result.exit_code == 0, result.output
-    kept = records.read_json(tmp_path / "pai" / records.MANIFEST)["certificate"]
+    kept = files.read_json(tmp_path / "pai" / store.MANIFEST)["certificate"]
     assert kept["passed"] and Certificate.from_dict(kept).methods == ["pai"]
-    assert "certificate" not in records.read_json(tmp_path / "none" / records.MANIFEST)
+    assert "certificate" not in files.read_json(tmp_path / "none" / store.MANIFEST)
 
 
 @pytest.mark.usefixtures("wrong")

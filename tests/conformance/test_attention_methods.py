@@ -15,7 +15,8 @@ from vectors import attention_inputs, cases, causal_logits, span, vectors
 
 from regaze.hooks.attention import mix_values
 from regaze.interventions import VAR
-from regaze.interventions.lvlm.pai import boost_image, contrast
+from regaze.interventions.lvlm.contrasts import guide
+from regaze.interventions.lvlm.pai import boost_image
 from regaze.interventions.lvlm.sinks import sink_values
 from regaze.interventions.lvlm.vaf import scale_logits
 from regaze.interventions.lvlm.var import redistribution, sums_and_bounds
@@ -72,7 +73,7 @@ def test_pai_equals_the_released_code(case: dict[str, Any]) -> None:
     inputs, expected = vectors("pai")
     name = case["name"]
     if "gamma" in case:
-        scores = contrast(inputs["cfg.scores"], inputs["cfg.uncond_logits"], case["gamma"])
+        scores = guide(inputs["cfg.scores"], inputs["cfg.uncond_logits"], case["gamma"])
         torch.testing.assert_close(scores, expected[f"{name}.scores"], atol=1e-5, rtol=1e-5)
         return
     query, key, value = attention_inputs(inputs, name)

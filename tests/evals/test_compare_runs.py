@@ -8,7 +8,7 @@ import pytest
 
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.compare_runs import compare_runs
-from regaze.evals.runs import records
+from regaze.evals.runs import files, records, store
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import items_digest, take
 from regaze.evals.scoring.scores import ConditionScores
@@ -31,25 +31,25 @@ def made(
         "task": "pope",
         "data_sha256": TASK.data_hash,
         "items_sha256": items_digest(items),
-        "ids_sha256": records.digest([item.id for item in items]),
-        "prompts_sha256": records.digest([item.prompt for item in items]),
+        "ids_sha256": files.digest([item.id for item in items]),
+        "prompts_sha256": files.digest([item.prompt for item in items]),
         "decoding": {"max_new_tokens": 10, "eos_token_id": len(str(out))},
         "seeds": [0],
         "model": {"weights_sha256": "a"},
         "batch_size": 8,
         **settings,
     }
-    order = [{"label": label, "folder": records.folder_name(label)} for label in labels]
-    records.write_json(
+    order = [{"label": label, "folder": store.folder_name(label)} for label in labels]
+    files.write_json(
         out / "run.json", {"source": source.to_dict(), "limit": limit, "conditions": order}
     )
     for label, text in labels.items():
-        folder = out / records.folder_name(label)
+        folder = out / store.folder_name(label)
         firing = None if label.startswith("none") else FIRED
         session = {"firing": firing, "cost": None}
-        records.write_json(
-            folder / records.MANIFEST,
-            {"config": config, "config_sha256": records.digest(config), "sessions": [session]},
+        files.write_json(
+            folder / store.MANIFEST,
+            {"config": config, "config_sha256": files.digest(config), "sessions": [session]},
         )
         answers = [
             Record(item.id, item.cluster, item.target if text == "right" else text, margin=0.0)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from regaze.cli.commands import judge as app
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.judging import export_answers, score_verdicts
-from regaze.evals.runs import records
+from regaze.evals.runs import files, records, store
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import items_digest
 from regaze.evals.task import POOLED
@@ -28,13 +28,13 @@ def made(folder: Path, seeds: tuple[int, ...] = (0,)) -> Path:
     source = Source("mmhal", (str(folder / "response_template.json"),), str(folder))
     order = [{"label": label, "folder": label} for label in LABELS]
     plan = {"source": source.noted(), "limit": None, "conditions": order}
-    records.write_json(out / "run.json", plan)
+    files.write_json(out / "run.json", plan)
     for label in LABELS:
         config = {"items_sha256": items_digest(task.items), "seeds": list(seeds)}
         firing = None if label == "none" else {"fired": True, "interventions": []}
         session = {"firing": firing, "cost": None}
         manifest = {"config": config, "config_sha256": "x", "sessions": [session]}
-        records.write_json(out / label / records.MANIFEST, manifest)
+        files.write_json(out / label / store.MANIFEST, manifest)
         answers = [
             Record(item.id, item.cluster, seed=seed, text=f"{label} {item.id} {seed}")
             for item in task.items
@@ -85,7 +85,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
 def test_runs_of_other_benchmarks_need_no_judge(tmp_path: Path) -> None:
     source = Source("pope", n_images=2)
     plan: dict[str, Any] = {"source": source.noted(), "limit": None, "conditions": []}
-    records.write_json(tmp_path / "run" / "run.json", plan)
+    files.write_json(tmp_path / "run" / "run.json", plan)
     with pytest.raises(ValueError, match="isn't one run of MMHal-Bench"):
         export_answers(tmp_path / "run", tmp_path / "judge")
 

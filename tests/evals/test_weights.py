@@ -71,7 +71,7 @@ def shard(folder: Path, *, also: str | None = None, stem: str = "model") -> Path
     tensors = load_file(single)
     names = sorted(tensors)
     half = len(names) // 2
-    found = {}
+    found: dict[str, str] = {}
     for number, part in enumerate((names[:half], names[half:])):
         file = f"{stem}-0000{number + 1}-of-00002.safetensors"
         save_file({name: tensors[name].clone() for name in part}, folder / file, {"format": "pt"})

@@ -316,3 +316,21 @@ def test_nothing_can_be_attached_to_any_model(family: str) -> None:
     with attach(model.model) as run, run.partial_prompt():
         assert torch.equal(model.model(**inputs).logits, plain)
     assert run.report().interventions == () and run.specs == ()
+
+
+@pytest.mark.parametrize("given", ["vhr", None, 5, ["vhr"], {"name": "vhr"}, VHR, object()])
+def test_what_is_no_spec_is_refused_with_how_to_make_one(given: Any) -> None:
+    with pytest.raises(TypeError, match="attach takes specs such as"):
+        attach(tiny("llava").model, given)
+
+
+@pytest.mark.parametrize(
+    "spans",
+    ["x", 5, [], [5], [None], [{"image": 5}], [{"image": [5]}], [{"image": [(1,)]}],
+     [{"image": [("a", "b")]}], {"image": [(0.5, 2)]}, {"image": "ab"}],
+)  # fmt: skip
+def test_spans_of_another_form_are_refused(spans: Any) -> None:
+    with pytest.raises(TypeError, match="spans must look like"):
+        attach(tiny("llava").model, PAI(), spans=spans)
+    with pytest.raises(TypeError, match="cond_rows must be a slice"):
+        attach(tiny("llava").model, PAI(), cond_rows=spans)

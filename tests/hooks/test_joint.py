@@ -142,8 +142,7 @@ def test_eager_maps_of_shared_passes(beside: Any) -> None:
 def test_a_cache_that_is_moved_copied_or_cut_goes_on_where_it_is() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]), (LONG, [1]))
-    start = inputs["input_ids"].shape[1]
-    shared: list[int] = []
+    start, shared = inputs["input_ids"].shape[1], list[int]()
 
     def step(cache: Any, column: int, *tokens: int) -> Tensor:
         new = torch.tensor([[token] for token in tokens])

@@ -31,11 +31,11 @@ def test_a_function_goes_before_the_submodule_of_its_name() -> None:
         "from regaze.hooks import attach\n"
         "from regaze.hooks.diffusion import sites\n"
         "print(attach.__module__, sites.__module__, regaze.hooks.attach is attach)\n"
-        "print(regaze.evals.task.Item.__name__)"
+        "print(regaze.evals.__name__)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == [
-        "regaze.hooks.attach", "regaze.hooks.diffusion.host", "True", "Item",
+        "regaze.hooks.attach", "regaze.hooks.diffusion.host", "True", "regaze.evals",
     ]  # fmt: skip
 
 

@@ -43,6 +43,6 @@ def test_parts_count_as_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> 
             model.model(**inputs)
         reports.append(run.report().interventions[0])
     at_once, in_parts = reports
-    assert [layer.calls for layer in in_parts.layers] == [1, 1, 1]
-    assert [layer.calls for layer in at_once.layers] == [1, 1, 1]
+    assert [layer.calls for layer in in_parts.layers] == [1] * len(METHODS[name].layers)
+    assert [layer.calls for layer in at_once.layers] == [1] * len(METHODS[name].layers)
     assert in_parts.fired

@@ -11,8 +11,9 @@ from PIL import Image
 from tiny import Tiny, tiny
 
 from regaze.hooks import attach, capture
-from regaze.hooks.capture import Capture, Rowset, _Seen
+from regaze.hooks.capture import Capture, Rowset
 from regaze.hooks.grids import grid_size, patch_grid
+from regaze.hooks.text_capture import _Seen
 from regaze.hooks.tokens import TokenMap
 from regaze.interventions import CARVE, VHR, look_closer
 from regaze.interventions.lvlm.carve_reading import Looker, Reading, patch_attention

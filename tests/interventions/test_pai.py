@@ -10,7 +10,7 @@ from tiny import as_deep, tiny
 
 from regaze.hooks.host import find_host
 from regaze.interventions import PAI, VAF
-from regaze.interventions.lvlm.pai import contrast
+from regaze.interventions.lvlm.contrasts import guide
 
 
 @pytest.mark.parametrize("gamma", [0.5, 1.1, 3.0])
@@ -18,7 +18,7 @@ from regaze.interventions.lvlm.pai import contrast
 def test_the_contrast_is_the_formula_token_by_token(gamma: float, plausibility: float) -> None:
     generator = torch.Generator().manual_seed(0)
     scores, text_scores = 3 * torch.randn(2, 2, 9, generator=generator)
-    mixed = contrast(scores, text_scores, gamma, plausibility)
+    mixed = guide(scores, text_scores, gamma, plausibility)
     for row in range(2):
         p, text = scores[row].softmax(-1).tolist(), text_scores[row].softmax(-1).tolist()
         cut = 0
@@ -34,7 +34,7 @@ def test_the_contrast_is_the_formula_token_by_token(gamma: float, plausibility: 
 
 def test_without_contrast_the_log_probabilities_stay_uncut() -> None:
     scores = torch.tensor([[0.0, 5.0, -9.0]])
-    assert torch.equal(contrast(scores, torch.zeros(1, 3), gamma=1.0), scores.log_softmax(-1))
+    assert torch.equal(guide(scores, torch.zeros(1, 3), gamma=1.0), scores.log_softmax(-1))
 
 
 @pytest.mark.parametrize(("n_layers", "pai", "vaf"), [

@@ -125,3 +125,9 @@ def test_streams_side_by_side_have_no_sinks() -> None:
         sink_values(torch.zeros(2, 1, 3, 8), [0])
     with pytest.raises(ValueError, match="several streams"):
         discover_sinks(tiny_model("gemma3n").model)
+
+
+@pytest.mark.parametrize("tau", [float("nan"), -0.1, 1.1, 1e9, "x"])
+def test_a_threshold_that_no_dimension_can_pass_is_refused(tau: Any) -> None:
+    with pytest.raises(ValueError, match="sinks: tau must be a finite number in"):
+        discover_sinks(tiny("llava").model, tau=tau)

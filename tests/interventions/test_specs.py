@@ -9,11 +9,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matrix import METHODS, Method, pairs
+from matrix import METHODS, Method, pairs, usable
 from tiny import tiny
 
 from regaze.hooks import attach
-from regaze.interventions import PAG, PAI, VAF, VAR, VHR, Intervention, from_dict, get, names, parse
+from regaze.interventions import (
+    PAG,
+    PAI,
+    VAF,
+    VAR,
+    VHR,
+    Intervention,
+    SoftPAG,
+    from_dict,
+    get,
+    names,
+    parse,
+)
 
 SPECS = [
     *(spec for method in METHODS.values() for spec in (method.acts, method.idle)),
@@ -46,7 +58,7 @@ def test_a_label_can_be_parsed_again(spec: Intervention) -> None:
 def test_a_resolved_spec_survives_json_and_resolves_to_itself(family: str, method: Method) -> None:
     model = tiny(family)
     with attach(
-        model.model, method.acts, *([] if method.name == "var" else [get(method.name)()])
+        model.model, method.acts, *([] if method.name == "var" else [usable(method.name)])
     ) as run:
         specs = run.specs
     assert all(value is not None for spec in specs for value in vars(spec).values())
@@ -102,7 +114,7 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
     ("text", "hint"),
     [
         ("vra", "did you mean .*var"),
-        ("PAI", "known: .*pag, pai, seg, softpag"),
+        ("PAI", "known: .*pag, pai, .*seg, softpag"),
         ("", "known: .*pag, pai"),
         ("vhr:alhpa=2", "did you mean alpha"),
         ("var:rhoo=1", "did you mean rho"),
@@ -211,3 +223,38 @@ def test_every_registered_method_has_a_summary_and_a_paper() -> None:
         assert get(name).name == name
         assert get(name).summary
         assert get(name).paper.startswith(("arXiv ", "ICLR ", "none: a tool"))
+
+
+def test_text_that_is_none_and_values_of_the_wrong_type_are_refused() -> None:
+    for given in (None, 5, ["vhr"], b"vhr"):
+        with pytest.raises(ValueError, match="a spec is text such as"):
+            parse(given)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="a spec is a mapping"):
+            from_dict(given)  # type: ignore[arg-type]
+    for layers in (5, "abc", {"a": 1}, float("nan")):
+        with pytest.raises(ValueError, match="layers must be a list"):
+            VHR(layers=layers)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unbiased must be true or false, got 2"):
+        VHR(unbiased=2)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="a_star: scaled must be true or false, got 'abc'"):
+        parse("a_star:scaled=abc")
+    for layers in ("{}", "5.5"):
+        with pytest.raises(ValueError, match="pag: layers must be a list"):
+            parse(f"pag:layers={layers}")
+
+
+def test_long_values_are_shown_by_their_beginning_and_deep_ones_refused() -> None:
+    for text in ("9" * 401, "9" * 5000, "[" * 200):
+        with pytest.raises(ValueError, match="alpha must be") as caught:
+            parse(f"vhr:alpha={text}")
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse("vhr:layers=" + "[" * 3000 + "]" * 3000)
+
+
+def test_a_mapping_can_be_written_as_messages_suggest_it() -> None:
+    heads = {"L18": [11], "L0": [17, 3]}
+    assert parse(f"softpag:heads={json.dumps(heads)}") == SoftPAG(heads=heads)
+    assert parse('softpag:u=0.3,heads={"L18":{"11":0.5,"2":0.25}}') == SoftPAG(
+        u=0.3, heads={"L18": {11: 0.5, 2: 0.25}}
+    )

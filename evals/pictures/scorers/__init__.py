@@ -18,6 +18,7 @@ from regaze.evals.pictures.scorers.hpsv2 import HPSv2
 from regaze.evals.pictures.scorers.painting import Painting
 from regaze.evals.pictures.scorers.sets import Fid, InceptionScore, Kid, SetScorer
 from regaze.evals.pictures.scorers.similarity import Lpips, Psnr, Ssim
+from regaze.evals.pictures.scorers.trial import try_out
 
 __all__ = [
     "IMAGES",
@@ -44,4 +45,5 @@ __all__ = [
     "names",
     "parse",
     "register",
+    "try_out",
 ]

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from regaze.evals.pictures.scorers.base import IMAGES, Images, Ready, Scorer, register
 from regaze.evals.sandbox.painting.checker import Verdict, check
+from regaze.evals.sandbox.painting.prompts import parse
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
 
@@ -37,6 +38,11 @@ class Painting(Scorer):
     }
     headline: ClassVar = ("right", "found", "missing", "leaked")
     absolute: ClassVar = ("extra",)
+
+    def check(self, prompts: Sequence[str]) -> None:
+        """Check that every prompt is of the painting world."""
+        for prompt in prompts:
+            parse(prompt)
 
     def load(self, device: str) -> Ready:
         """Nothing needs loading."""

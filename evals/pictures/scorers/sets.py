@@ -51,6 +51,15 @@ class SetScorer(Spec):
     """Base of all scorers of sets."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Check, before anything is painted, what can be told without pictures.
+
+        Raises:
+            ImportError: A library is missing; the message says what to install.
+            ValueError: A setting is unknown, or references or weights are missing.
+        """
+
+    @abstractmethod
     def measure(self, folder: Path, device: str, extractor: Any = None) -> SetScore:
         """Score the pictures in a folder.
 
@@ -87,10 +96,16 @@ class Fid(SetScorer):
     mode: str = "clean"
     network: str = "inception_v3"
 
-    def measure(self, folder: Path, device: str, extractor: Any = None) -> SetScore:
-        """Score the pictures in a folder."""
+    def check(self) -> None:
+        """Check settings, references and the library."""
         check_choice("fid", "mode", self.mode, ("clean", "legacy_pytorch", "legacy_tensorflow"))
         check_choice("fid", "network", self.network, ("inception_v3", "clip_vit_b_32"))
+        _reference("fid", self.reference)
+        require("cleanfid.fid", "clean-fid")
+
+    def measure(self, folder: Path, device: str, extractor: Any = None) -> SetScore:
+        """Score the pictures in a folder."""
+        self.check()
         reference = _reference("fid", self.reference)
         fid = require("cleanfid.fid", "clean-fid")
         # clean-fid takes a GPU and the statistics of faces unless it is told otherwise.
@@ -132,8 +147,14 @@ class Kid(SetScorer):
     reference: str = ""
     weights: str = ""
 
+    def check(self) -> None:
+        """Check references, weights and the library."""
+        _reference("kid", self.reference)
+        _check_fidelity("kid", self.weights)
+
     def measure(self, folder: Path, device: str, extractor: Any = None) -> SetScore:
         """Score the pictures in a folder."""
+        self.check()
         reference = _reference("kid", self.reference)
         n, n_reference = _count(folder), _count(reference)
         size = min(_SUBSET, n, n_reference)
@@ -163,12 +184,23 @@ class InceptionScore(SetScorer):
 
     weights: str = ""
 
+    def check(self) -> None:
+        """Check weights and the library."""
+        _check_fidelity("is", self.weights)
+
     def measure(self, folder: Path, device: str, extractor: Any = None) -> SetScore:
         """Score the pictures in a folder."""
+        self.check()
         found = _fidelity("is", folder, device, extractor, self.weights, {"isc": True})
         mean, sd = found["inception_score_mean"], found["inception_score_std"]
         rules = "torch-fidelity, 10 splits"
         return SetScore("inception_score", mean, sd, _count(folder), None, rules)
+
+
+def _check_fidelity(name: str, weights: str) -> None:
+    if weights and not Path(weights).is_file():
+        raise ValueError(f"{name}: there is no file of weights {weights}")
+    require("torch_fidelity", "torch-fidelity")
 
 
 def _fidelity(

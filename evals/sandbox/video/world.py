@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from regaze.evals.clips.measures import warp
 from regaze.evals.sandbox import drawing
 from regaze.evals.sandbox.drawing import Object
 from regaze.evals.sandbox.painting.prompts import Kind, Wanted
 from regaze.evals.sandbox.painting.scenes import SIZE, SPLITS, combinations, paint, right_picture
 from regaze.evals.sandbox.video.structure import Floats, silhouettes, structure
+from regaze.evals.sandbox.video.warping import warp
 from regaze.hooks.checks import check_choice
 
 FRAMES = 8

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from regaze.evals.asking.batching import AUTO, Halving, halves, out_of_memory, plan
+from regaze.evals.asking.batching import AUTO, AdaptiveBatches, halves, out_of_memory, plan
 from regaze.evals.task import Item
 
 
@@ -91,7 +91,7 @@ OUT = [
 
 @pytest.mark.parametrize("error", OUT)
 def test_auto_goes_on_with_smaller_batches_and_drops_nothing(error: Exception) -> None:
-    halving, machine = Halving("auto"), Machine(5, error)
+    halving, machine = AdaptiveBatches("auto"), Machine(5, error)
     batches = plan(asked(a=18, b=18, c=18), "auto")
     answers: dict[str, str] = {}
     for batch in batches:
@@ -103,16 +103,18 @@ def test_auto_goes_on_with_smaller_batches_and_drops_nothing(error: Exception) -
 
 
 def test_an_item_that_never_fits_gets_a_reason() -> None:
-    found = Halving("auto").ask(asked(a=2), Machine(0, OUT[0]), lambda item: f"no {item.id}")
+    found = AdaptiveBatches("auto").ask(
+        asked(a=2), Machine(0, OUT[0]), lambda item: f"no {item.id}"
+    )
     assert found == {"a0": "no a0", "a1": "no a1"}
 
 
 def test_a_fixed_batch_size_is_never_changed() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        Halving(8).ask(asked(a=2), Machine(1, OUT[0]), lambda item: "gave up")
+        AdaptiveBatches(8).ask(asked(a=2), Machine(1, OUT[0]), lambda item: "gave up")
 
 
 def test_other_errors_are_no_lack_of_memory() -> None:
     with pytest.raises(RuntimeError, match="shapes"):
-        Halving("auto").ask(asked(a=2), Machine(0, RuntimeError("shapes")), lambda item: "")
+        AdaptiveBatches("auto").ask(asked(a=2), Machine(0, RuntimeError("shapes")), lambda item: "")
     assert not out_of_memory(RuntimeError("shapes"))

@@ -90,15 +90,16 @@ def test_names_that_lead_nowhere_say_what_would() -> None:
         load("/no/such/folder")
 
 
-@pytest.mark.parametrize("dtype", ["float33", "int8", "nn"])
+@pytest.mark.parametrize("dtype", ["float33", "int8", "nn", "float8_e4m3fn", ""])
 def test_unknown_dtypes_are_refused(folder: Path, dtype: str) -> None:
     with pytest.raises(ValueError, match="unknown dtype"):
         load(str(folder), dtype=dtype)
 
 
 def test_unknown_devices_are_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="cannot load"):
-        load(str(folder), device="gpu")
+    for device in ("gpu", "meta", "cuda:99", ""):
+        with pytest.raises(ValueError, match=f"there is no device '{device}' for a model here"):
+            load(str(folder), device=device)
     with pytest.raises(ValueError, match="exclude each other"):
         load(str(folder), device="cpu", device_map="auto")
 

@@ -12,7 +12,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.amber import Amber, one_decimal
-from regaze.evals.task import POOLED, Task
+from regaze.evals.task import POOLED, QuestionTask
 
 TYPES = [
     "discriminative-hallucination",
@@ -265,7 +265,7 @@ def test_repeated_ids_unknown_profiles_and_empty_sets_are_refused() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made("yesno")
+    task: QuestionTask = made("yesno")
     assert (task.name, task.profile, task.yes_no) == ("amber", "yesno", True)
     assert task.load_image(task.items[0]).size == (1, 1)
 

@@ -19,7 +19,7 @@ from regaze.evals.benchmarks.amber_words import (
     nltk_nouns,
     spacy_similarity,
 )
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 RELATED = {
     "sky": ["air"],
@@ -259,6 +259,6 @@ def test_word_vectors_of_spacy(tmp_path: Path) -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile, task.yes_no) == ("amber-generative", "official", False)
     assert task.items[0].prompt == "Describe this image."

@@ -9,7 +9,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.aokvqa import PROFILES, AOkvqa, llava_letter
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 Row = dict[str, Any]
 CHOICES = ["skateboarder", "train", "delivery", "cab"]
@@ -163,5 +163,5 @@ def test_an_unknown_profile_names_the_nearest() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made("letter")
+    task: QuestionTask = made("letter")
     assert (task.name, task.profile) == ("aokvqa", "letter")

@@ -14,10 +14,10 @@ from PIL import Image
 from regaze.evals.benchmarks.chair import Chair, phrase_extractor
 from regaze.evals.benchmarks.chair_tokens import require_nltk_data
 from regaze.evals.benchmarks.chair_words import ObjectFinder
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 
-def values(task: Task, captions: Mapping[str, str]) -> dict[str, float]:
+def values(task: QuestionTask, captions: Mapping[str, str]) -> dict[str, float]:
     counted = [task.counts(item, captions[item.id]) for item in task.items]
     sums = {key: np.array(float(sum(row[key] for row in counted))) for key in counted[0]}
     return {name: float(value) for name, value in task.metrics(sums).items()}
@@ -245,7 +245,7 @@ def test_no_image_at_all_is_refused() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = drawn({"0": ["red star"]})
+    task: QuestionTask = drawn({"0": ["red star"]})
     assert (task.name, task.profile, task.max_new_tokens) == ("chair", "exact", 64)
     assert task.items[0].prompt == "Describe the image."
     assert task.load_image(task.items[0]).size == (4, 4)

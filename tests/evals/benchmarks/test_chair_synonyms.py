@@ -15,6 +15,7 @@ from scoring import sections
 from regaze.evals.benchmarks.chair import Chair
 from regaze.evals.benchmarks.chair_synonyms import SynonymFinder, load_synonyms
 from regaze.evals.benchmarks.registry import Source
+from regaze.evals.runs import store
 
 CLASSES = ["forklift", "traffic cone", "bus"]
 ROWS = "forklift, fork lift truck, lift\n\n# a comment\ntraffic cone, cone\nbus\n"
@@ -142,7 +143,8 @@ def test_a_source_knows_the_table(tmp_path: Path) -> None:
     (task,) = source.tasks()
     assert task.profile == "own/rule"
     assert set(source.noted()["sha256"]) == {"export.json", "words.txt"}
-    assert Source.from_dict(json.loads(json.dumps(source.noted()))) == source
+    said = json.loads(json.dumps(source.to_dict()))
+    assert store.restored(tmp_path, Source, said) == source
 
 
 @pytest.mark.parametrize(
@@ -158,4 +160,5 @@ def test_files_that_nothing_would_read_are_refused(
     assert result.exit_code == 2
     assert f"{option} y.txt belongs to" in one_line(result)
     result = call("eval", "chair", "--model", "sandbox", "--words", "y.txt")
-    assert "--words y.txt belongs to CHAIR with files of its own" in one_line(result)
+    assert result.exit_code == 2
+    assert "--words goes with --data" in one_line(result)

@@ -10,7 +10,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.hallusionbench import HallusionBench
-from regaze.evals.task import POOLED, Task
+from regaze.evals.task import POOLED, QuestionTask
 
 KINDS = (("VD", "illusion"), ("VD", "ocr"), ("VS", "ocr"), ("VS", "map"))
 ACCURACIES = ("accuracy", "f_acc", "q_acc", "easy", "hard")
@@ -175,7 +175,7 @@ def test_an_unknown_profile_names_the_nearest() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile, task.yes_no) == ("hallusionbench", "yesno", True)
     assert len(task.items) == 48
 

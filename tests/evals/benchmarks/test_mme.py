@@ -9,7 +9,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.mme import COGNITION, HALLUCINATION, PERCEPTION, SUBSETS, Mme
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 SAID = (
     *("Yes", "No.", "yes, it is", "no", "  yes", "I know", "Y", "n."),
@@ -202,6 +202,6 @@ def test_odd_rows_unknown_profiles_and_empty_sets_are_refused() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile, task.yes_no) == ("mme", "lmms", True)
     assert len(task.items) == 84

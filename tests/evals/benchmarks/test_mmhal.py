@@ -11,7 +11,7 @@ from mmhals import release, reply, row
 from scoring import sections
 
 from regaze.evals.benchmarks.mmhal import MmHal, answer_key, export, read_verdicts
-from regaze.evals.task import POOLED, Task
+from regaze.evals.task import POOLED, QuestionTask
 
 Row = dict[str, Any]
 
@@ -118,5 +118,5 @@ def test_files_of_something_else_are_named(tmp_path: Path) -> None:
 
 
 def test_it_is_a_task(tmp_path: Path) -> None:
-    task: Task = release(tmp_path)
+    task: QuestionTask = release(tmp_path)
     assert (task.name, task.profile) == ("mmhal", "official")

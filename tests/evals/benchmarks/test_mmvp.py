@@ -10,7 +10,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.mmvp import Mmvp
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 LABELS = "ABBAABABBA"
 SAID = ["A", "(b) short", "The answer is B", "option a", "B. yes"]
@@ -176,5 +176,5 @@ def test_an_unknown_profile_names_the_nearest() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile, task.yes_no) == ("mmvp", "letter", False)

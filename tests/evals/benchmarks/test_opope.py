@@ -10,8 +10,8 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.opope import Opope, mentions
-from regaze.evals.benchmarks.pope_build import KINDS
-from regaze.evals.task import Task
+from regaze.evals.polling import KINDS
+from regaze.evals.task import QuestionTask
 
 TRUTH = {
     "1.jpg": ["dog", "hot dog", "cat"],
@@ -127,7 +127,7 @@ def test_popes_own_file_and_a_folder_of_images_are_read(tmp_path: Path) -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile, task.under("official")) == ("opope", "official", task)
     with pytest.raises(ValueError, match="opope has only the profile 'official', not 'x'"):
         task.under("x")

@@ -12,7 +12,7 @@ from PIL import Image
 from popes import Record, blank, question, values
 
 from regaze.evals.benchmarks.pope import Pope
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 
 def write(path: Path, records: list[Record]) -> Path:
@@ -254,6 +254,6 @@ def test_files_about_other_images_have_subsets_of_their_own(tmp_path: Path) -> N
 
 
 def test_it_is_a_task() -> None:
-    task: Task = Pope.from_records([question()], blank)
+    task: QuestionTask = Pope.from_records([question()], blank)
     assert (task.name, task.profile) == ("pope", "official")
     assert task.load_image(task.items[0]).size == (1, 1)

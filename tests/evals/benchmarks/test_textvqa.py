@@ -9,7 +9,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.textvqa import TextVqa
-from regaze.evals.task import Task
+from regaze.evals.task import QuestionTask
 
 Row = dict[str, Any]
 
@@ -140,5 +140,5 @@ def test_an_unknown_profile_names_the_nearest() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = made()
+    task: QuestionTask = made()
     assert (task.name, task.profile) == ("textvqa", "official")

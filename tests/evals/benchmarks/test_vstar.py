@@ -9,7 +9,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.vstar import PROFILES, VStar, lmms_letter
-from regaze.evals.task import POOLED, Task
+from regaze.evals.task import POOLED, QuestionTask
 
 Row = dict[str, Any]
 ENDING = "Answer with the option's letter from the given choices directly."
@@ -188,5 +188,5 @@ def test_an_unknown_profile_names_the_nearest() -> None:
 
 
 def test_it_is_a_task() -> None:
-    task: Task = letters()
+    task: QuestionTask = letters()
     assert (task.name, task.profile) == ("vstar", "letter")

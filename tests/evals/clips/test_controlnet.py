@@ -10,7 +10,6 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline
 
-from regaze.evals.clips.runner import paint_clip
 from regaze.evals.clips.task import measure
 from regaze.evals.sandbox.painting import painter_path
 from regaze.evals.sandbox.painting.checker import check
@@ -18,6 +17,7 @@ from regaze.evals.sandbox.painting.stages import Plan
 from regaze.evals.sandbox.painting.train import load_state, save_state
 from regaze.evals.sandbox.video import controlnet_path
 from regaze.evals.sandbox.video.controlnet import ControlNetStage
+from regaze.evals.sandbox.video.painting import paint_clip
 from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
 from regaze.evals.sandbox.video.train import Schedule, train
 from regaze.evals.sandbox.video.world import clips

@@ -13,9 +13,9 @@ from regaze.evals.clips.measures import (
     flicker,
     psnr,
     rmse,
-    warp,
     warping_error,
 )
+from regaze.evals.sandbox.video.warping import warp
 
 Floats = NDArray[np.float64]
 

@@ -18,17 +18,18 @@ from typer.testing import CliRunner
 from regaze.cli.commands import app
 from regaze.evals.clips import runner
 from regaze.evals.clips.consistency import FrameConsistency
-from regaze.evals.clips.study import reopen, run_video
-from regaze.evals.clips.task import Clips, Plan, measure, open_strip, strip
+from regaze.evals.clips.study import open_run, run_video
+from regaze.evals.clips.task import Clips, ClipSource, measure, open_strip, strip
 from regaze.evals.pictures.scorers import Ready, Scorer
 from regaze.evals.pictures.scorers.base import Images
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.sandbox.video.painting import paint_clip
 from regaze.evals.sandbox.video.pipeline import load_pipeline
 from regaze.evals.sandbox.video.world import clip
-from regaze.evals.study import Scored
+from regaze.evals.scoring.scored import Scored
 from regaze.evals.task import Counts
 
-PLAN = Plan("validation", 2, frames=3)
+PLAN = ClipSource("validation", 2, frames=3)
 CALL = {"num_inference_steps": 2, "guidance_scale": 1.0}
 CONDITIONS = [Condition.parse("flow_warp:weight=1.0"), Condition.parse("none")]
 
@@ -46,7 +47,9 @@ def done(pipeline: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 
 def run(pipeline: Any, out: Path, **settings: Any) -> Scored:
     given = {"arguments": CALL, "identity": {"name": "x", "weights_sha256": "0"}, **settings}
-    return run_video(pipeline, CONDITIONS, given.pop("plan", PLAN), out=out, **given)
+    scored = run_video(pipeline, CONDITIONS, given.pop("plan", PLAN), out=out, **given)
+    assert scored is not None
+    return scored
 
 
 def test_a_perfect_clip_has_no_error(tmp_path: Path) -> None:
@@ -70,7 +73,7 @@ def test_errors_are_in_grey_levels() -> None:
 
 
 def test_counts_of_a_strip(tmp_path: Path) -> None:
-    task = Clips(Plan("validation", 1), tmp_path, [Redness()])
+    task = Clips(ClipSource("validation", 1), tmp_path, [Redness()])
     empty, full = task.items
     assert (task.prompt(empty), task.prompt(full)) == ("", task.clip(full).prompt)
     assert task.noise_seed(empty) == task.noise_seed(full)
@@ -171,12 +174,12 @@ def test_a_study_goes_on_where_it_stopped(
         painted.append(given[3])
         return paint(*given, **settings)
 
-    paint = runner.paint_clip
+    paint = paint_clip
     monkeypatch.setattr(runner, "paint_clip", counting)
     again = run(pipeline, out)
     assert painted == [0, 1]
     assert {path: path.read_bytes() for path in out.rglob("*.png")} == before
-    assert errors(again) == errors(reopen(out)) == errors(scored)
+    assert errors(again) == errors(open_run(out).scored()) == errors(scored)
 
 
 def errors(scored: Scored) -> list[Any]:
@@ -190,15 +193,15 @@ def test_clips_painted_otherwise_are_never_mixed(
     out, _ = done
     with pytest.raises(ValueError, match="decoding.num_inference_steps: 2 there, 3 now"):
         run(pipeline, out, arguments={**CALL, "num_inference_steps": 3})
-    with pytest.raises(ValueError, match='flow: "exact" there, "own" now'):
+    with pytest.raises(ValueError, match="flow is missing"):
         run(pipeline, out, flow="own")
     with pytest.raises(ValueError, match="flow is missing"):
         run(pipeline, tmp_path / "new", flow="own")
     assert not list(tmp_path.rglob("*.png"))  # refused before the first clip
-    with pytest.raises(ValueError, match="is not a study of clips"):
-        reopen(tmp_path)
+    with pytest.raises(ValueError, match="is not a run directory"):
+        open_run(tmp_path)
     with pytest.raises(ValueError, match="unknown prompts 'half'"):
-        Plan(prompts=("half",))
+        ClipSource(prompts=("half",))
 
 
 @dataclass(frozen=True)

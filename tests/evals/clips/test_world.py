@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from regaze.evals.clips.measures import colour_drift, flicker, warp, warping_error
+from regaze.evals.clips.measures import colour_drift, flicker, warping_error
 from regaze.evals.clips.task import as_array
 from regaze.evals.sandbox.painting.checker import check
 from regaze.evals.sandbox.painting.scenes import HELD_OUT, combinations
+from regaze.evals.sandbox.video.warping import warp
 from regaze.evals.sandbox.video.world import FASTEST, Clip, clip, clips
 
 MANY = clips("validation", 20)

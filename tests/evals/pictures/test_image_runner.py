@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from regaze.evals.pictures import grid, runner, study
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.pictures.render import NOISE, Painter, Picture, Shot
+from regaze.evals.pictures.stored import PictureSource, open_run, read_source
 from regaze.evals.pictures.task import open_picture
 from regaze.evals.reports.report import write_report
-from regaze.evals.runs import records, results
+from regaze.evals.runs import files, records, results, store
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.records import ConfigMismatchError
 from regaze.evals.runs.results import RunResult
+from regaze.evals.runs.store import ConfigMismatchError
 from regaze.evals.sandbox.painting import scenes
 from regaze.evals.sandbox.painting.prompts import parse
 from regaze.evals.scoring.compare import to_json
@@ -31,14 +33,14 @@ PROMPTS = (
     Prompt("b", "a blue cross and a green square", "two"),
     Prompt("c", "a white triangle", "one"),
 )
-PLAN = study.Plan(PROMPTS, (0, 1), ("painting", "psnr"))
+PLAN = PictureSource(PROMPTS, (0, 1), ("painting", "psnr"))
 PAG = ("none", "pag:scale=5")
 
 
 def run(
     out: Path,
     *conditions: str,
-    plan: study.Plan = PLAN,
+    plan: PictureSource = PLAN,
     loaded: LoadedPipeline | None = None,
     **options: Any,
 ) -> RunResult:
@@ -67,8 +69,8 @@ def contents(out: Path) -> dict[str, list[Any]]:
     return found
 
 
-def painting_only(seeds: tuple[int, ...] = (0, 1)) -> study.Plan:
-    return study.Plan(PROMPTS, seeds, ("painting",))
+def painting_only(seeds: tuple[int, ...] = (0, 1)) -> PictureSource:
+    return PictureSource(PROMPTS, seeds, ("painting",))
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +96,7 @@ def test_every_condition_paints_every_prompt_with_every_seed(finished: Path) -> 
 
 
 def test_the_manifest_says_how_they_were_made_and_that_the_method_acted(finished: Path) -> None:
-    manifest = records.read_json(finished / "pag_scale=5" / records.MANIFEST)
+    manifest = files.read_json(finished / "pag_scale=5" / store.MANIFEST)
     config = manifest["config"]
     assert config["noise_seeds"] == [0, 1]
     assert config["decoding"]["guidance_scale"] == 2.0
@@ -105,7 +107,7 @@ def test_the_manifest_says_how_they_were_made_and_that_the_method_acted(finished
 
 
 def test_scores_are_those_of_the_pictures_with_prompts_as_clusters(finished: Path) -> None:
-    (scores,) = study.reopen(finished).scores
+    (scores,) = open_run(finished).scored().scores
     assert (scores.scored, scores.clusters) == (6, 3)
     assert [section.title for section in scores.sections][:2] == ["one", "two"]
     pooled = next(section for section in scores.sections if section.title == POOLED)
@@ -165,10 +167,10 @@ def test_pictures_of_other_settings_are_never_mixed(finished: Path) -> None:
 
 def test_a_run_whose_noise_followed_another_rule_is_not_continued(tmp_path: Path) -> None:
     run(tmp_path, "none", plan=painting_only())
-    path = tmp_path / "none" / records.MANIFEST
-    manifest = records.read_json(path)
+    path = tmp_path / "none" / store.MANIFEST
+    manifest = files.read_json(path)
     del manifest["config"]["noise"]
-    records.write_json(path, manifest)
+    files.write_json(path, manifest)
     with pytest.raises(ConfigMismatchError, match="noise: null there"):
         run(tmp_path, "none", plan=painting_only())
 
@@ -241,7 +243,7 @@ def test_what_a_safety_checker_held_back_is_an_error_and_not_scored(
 def test_references_can_be_given_per_prompt(tmp_path: Path) -> None:
     references = tmp_path / "references"
     references.mkdir()
-    plan = study.Plan(PROMPTS, (0, 1), ("psnr",), str(references))
+    plan = PictureSource(PROMPTS, (0, 1), ("psnr",), str(references))
     run(tmp_path / "run", "none", plan=plan)
     for prompt in PROMPTS[:2]:
         Image.new("RGB", (32, 32)).save(references / f"{prompt.id}.png")
@@ -253,11 +255,11 @@ def test_references_can_be_given_per_prompt(tmp_path: Path) -> None:
 
 
 def test_samples_show_each_prompt_once_under_every_condition(finished: Path) -> None:
-    path = study.draw_samples(results.load(study.read_plan(finished).task, finished), n=2)
+    path = study.draw_samples(results.load(read_source(finished).task, finished), n=2)
     assert path is not None
     made = grid.about(path)
     assert list(made) == ["none", "pag:scale=5"]
-    one = study.draw_samples(results.load(study.read_plan(finished).task, finished), n=1)
+    one = study.draw_samples(results.load(read_source(finished).task, finished), n=1)
     assert one is not None
     with Image.open(one) as image:
         assert image.height < 400
@@ -265,12 +267,49 @@ def test_samples_show_each_prompt_once_under_every_condition(finished: Path) -> 
 
 def test_two_scorers_with_one_metric_are_refused() -> None:
     with pytest.raises(ValueError, match="two scorers give clip_score"):
-        _ = study.Plan(PROMPTS, (0,), ("clip", "clip:prefix=A photo of")).task
+        _ = PictureSource(PROMPTS, (0,), ("clip", "clip:prefix=A photo of")).task
 
 
 def test_two_processes_paint_what_one_does(tmp_path: Path, finished: Path) -> None:
     models = [tiny_painter.shared(), tiny_painter.fresh()]
     together(lambda world, model: run(tmp_path, loaded=model, world=world), models)
     assert contents(tmp_path) == contents(finished)
-    sessions = records.read_json(tmp_path / "none" / records.MANIFEST)["sessions"]
+    sessions = files.read_json(tmp_path / "none" / store.MANIFEST)["sessions"]
     assert sorted(session["rank"] for session in sessions) == [0, 1]
+
+
+def test_a_lost_or_cut_picture_is_painted_again(tmp_path: Path, finished: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "none" / records.PREDICTIONS).read_bytes()
+    (tmp_path / "none" / "images" / "a_0.png").unlink()
+    cut = tmp_path / "pag_scale=5" / "images" / "c_1.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    run(tmp_path)
+    assert contents(tmp_path) == contents(finished)
+    assert (tmp_path / "none" / records.PREDICTIONS).read_bytes() == before
+
+
+def test_prompts_whose_ids_look_alike_as_names_have_pictures_of_their_own(tmp_path: Path) -> None:
+    alike = (Prompt("red circle", "a red circle"), Prompt("red_circle", "a white triangle"))
+    run(tmp_path, "none", plan=PictureSource(alike, (0,), ("painting",)))
+    first, second = contents(tmp_path)["none"]
+    assert first[2] != second[2]
+    assert first[3] != second[3]
+
+
+def test_settings_are_compared_once_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins with other settings between the start of a run and its lock."""
+    locked = files.locked
+
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        monkeypatch.setattr(files, "locked", locked)
+        run(tmp_path, "none", arguments={**tiny_painter.CALL, "guidance_scale": 3.0})
+        with locked(out):
+            yield
+
+    monkeypatch.setattr(files, "locked", late)
+    with pytest.raises(ConfigMismatchError, match=r"guidance_scale: 3\.0 there, 2\.0 now"):
+        run(tmp_path, "none")

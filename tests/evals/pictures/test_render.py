@@ -82,3 +82,34 @@ def test_videos_come_as_frames() -> None:
     (picture,) = Painter(fake, {}).paint([Shot(PROMPT, 0)])
     assert len(picture.frames) == 5
     assert picture.image.getpixel((0, 0)) == (2, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a finite number, got nan"),
+        ({"guidance_scale": float("inf")}, "guidance_scale must be a finite number, got inf"),
+        ({"sigmas": [1.0, float("nan")]}, "sigmas's parts must be a finite number"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number of at least 1"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps must be a whole number"),
+        ({"height": -8}, "height must be a whole number of at least 1, got -8"),
+        ({"width": True}, "width must be a whole number"),
+        ({"eta": 10**400}, "eta is too large"),
+    ],
+)
+def test_arguments_that_make_no_picture_are_refused_at_once(
+    arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Painter(tiny_painter.shared().pipeline, arguments)
+
+
+def test_what_a_pipeline_chokes_on_is_one_error_and_nan_is_no_picture() -> None:
+    loaded = tiny_painter.fresh()
+    for name, value in (("clip_skip", 99), ("callback_on_step_end", 5)):
+        painter = Painter(loaded.pipeline, {**tiny_painter.CALL, name: value})
+        with pytest.raises(ValueError, match=f"Pipeline fails with .*{name}={value}"):
+            painter.paint([Shot("a red circle", 0)])
+    next(loaded.pipeline.unet.parameters()).data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="a picture that isn't finite: its weights hold NaN"):
+        Painter(loaded.pipeline, tiny_painter.CALL).paint([Shot("a red circle", 0)])

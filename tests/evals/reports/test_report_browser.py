@@ -18,8 +18,8 @@ from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.reports.report import write_report
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.scoring.scored import Scored
 from regaze.evals.scoring.scores import score_run
-from regaze.evals.study import Scored
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)

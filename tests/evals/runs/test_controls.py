@@ -58,6 +58,7 @@ def test_a_control_has_no_controls_and_differs_from_its_method(name: str) -> Non
     for control in spec.controls().values():
         assert type(control) is type(spec)
         assert control != spec
+        assert type(control) is type(spec)
         assert control.controls() == {}
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from regaze.evals.runs import records
-from regaze.evals.runs.records import ConfigMismatchError, Record
+from regaze.evals.runs import files, lines, records, store
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.store import ConfigMismatchError
 
 
 def test_records_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -24,7 +26,7 @@ def test_a_cut_off_last_line_is_dropped_and_the_next_one_starts_afresh(tmp_path:
     records.append(path, [Record("a", "image", "yes"), Record("b", "image", "no")])
     path.write_bytes(path.read_bytes()[:-7])
     assert list(records.read(path)) == [("a", 0)]
-    records.repair(path)
+    lines.repair(path)
     records.append(path, [Record("b", "image", "no")])
     assert list(records.read(path)) == [("a", 0), ("b", 0)]
 
@@ -33,7 +35,7 @@ def test_a_file_of_one_cut_off_line_is_empty(tmp_path: Path) -> None:
     path = tmp_path / "predictions.jsonl"
     path.write_text('{"id": "a", "clu')
     assert records.read(path) == {}
-    records.repair(path)
+    lines.repair(path)
     assert path.read_bytes() == b""
 
 
@@ -70,14 +72,14 @@ def test_margins_and_losses_come_back(tmp_path: Path) -> None:
     assert records.read(path) == {("a", 3): record}
 
 
-def lines(*ids: str) -> list[Record]:
+def rows(*ids: str) -> list[Record]:
     return [Record(id, "image", f"answer to {id}") for id in ids]
 
 
 def test_answers_of_several_processes_become_one_file_in_order(tmp_path: Path) -> None:
-    records.append(records.predictions(tmp_path), lines("c", "a"))
-    records.append(records.predictions(tmp_path, 1), lines("b"))
-    records.append(records.predictions(tmp_path, 12), lines("d"))
+    records.append(records.predictions(tmp_path), rows("c", "a"))
+    records.append(records.predictions(tmp_path, 1), rows("b"))
+    records.append(records.predictions(tmp_path, 12), rows("d"))
     order = [(id, 0) for id in "abcd"]
     assert list(records.settle(tmp_path, order)) == order
     assert [path.name for path in tmp_path.iterdir()] == [records.PREDICTIONS]
@@ -88,17 +90,23 @@ def test_answers_of_several_processes_become_one_file_in_order(tmp_path: Path) -
 
 
 def test_gathering_that_was_cut_short_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    records.append(records.predictions(tmp_path), lines("a", "b"))
-    records.append(records.predictions(tmp_path, 1), lines("b"))  # gathered, but not removed yet
+    records.append(records.predictions(tmp_path), rows("a", "b"))
+    records.append(records.predictions(tmp_path, 1), rows("b"))  # gathered, but not removed yet
     assert list(records.settle(tmp_path, [("a", 0), ("b", 0)])) == [("a", 0), ("b", 0)]
 
 
 def test_only_one_process_at_a_time_writes_to_a_run(tmp_path: Path) -> None:
-    refused = pytest.raises(OSError, match="another process is writing to")
-    with records.locked(tmp_path), refused, records.locked(tmp_path):
-        pass
-    with records.locked(tmp_path):
-        pass
+    def another() -> None:
+        with files.locked(tmp_path):
+            pass
+
+    with ThreadPoolExecutor(1) as pool:
+        with files.locked(tmp_path):
+            with files.locked(tmp_path):  # whoever holds it may take it again
+                pass
+            with pytest.raises(OSError, match="another process is writing to"):
+                pool.submit(another).result()
+        pool.submit(another).result()
 
 
 @pytest.mark.parametrize("line", ["not json", '{"id": "b"}', '["a"]', '{"id": "b", "colour": 1}'])
@@ -113,19 +121,19 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
 
 def test_json_is_replaced_as_a_whole_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "scores.json"
-    records.write_json(path, {"a": 1})
-    records.write_json(path, {"a": 2})
+    files.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 2}
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "scores.json"
-    records.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(ValueError, match="not JSON compliant"):
-        records.write_json(path, {"a": float("nan")})
+        files.write_json(path, {"a": float("nan")})
     with pytest.raises(UnicodeEncodeError):
-        records.write_text(path, "half \ud800")
+        files.write_text(path, "half \ud800")
     assert json.loads(path.read_text()) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -139,17 +147,17 @@ def test_a_full_disk_is_one_clear_line() -> None:
 def test_a_folder_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"^cannot write .*: Not a directory\. .*$"):
-        records.write_json(tmp_path / "file" / "x" / "run.json", {})
+        files.write_json(tmp_path / "file" / "x" / "run.json", {})
 
 
 def test_the_same_settings_pass_and_others_are_named(tmp_path: Path) -> None:
     config = {"dtype": "float32", "model": {"weights_sha256": "ab"}, "interventions": []}
-    records.check_config(tmp_path, config)
-    records.write_json(tmp_path / records.MANIFEST, {"config": config})
-    records.check_config(tmp_path, config)
+    store.check_config(tmp_path, config)
+    files.write_json(tmp_path / store.MANIFEST, {"config": config})
+    store.check_config(tmp_path, config)
     other = {**config, "dtype": "bfloat16", "interventions": [{"name": "var", "p": 0.6}]}
     with pytest.raises(ConfigMismatchError) as error:
-        records.check_config(tmp_path, other)
+        store.check_config(tmp_path, other)
     message = str(error.value)
     assert 'dtype: "float32" there, "bfloat16" now' in message
     assert "interventions.0.p: null there, 0.6 now" in message
@@ -160,7 +168,7 @@ def test_the_same_settings_pass_and_others_are_named(tmp_path: Path) -> None:
 def test_answers_without_a_manifest_are_refused(tmp_path: Path) -> None:
     records.append(tmp_path / records.PREDICTIONS, [Record("a", "image")])
     with pytest.raises(ConfigMismatchError, match="no manifest.json"):
-        records.check_config(tmp_path, {})
+        store.check_config(tmp_path, {})
 
 
 @pytest.mark.parametrize(
@@ -173,15 +181,15 @@ def test_answers_without_a_manifest_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_labels_become_safe_folder_names(label: str, name: str) -> None:
-    assert records.folder_name(label) == name
+    assert store.folder_name(label) == name
 
 
 def test_long_labels_stay_different() -> None:
-    names = {records.folder_name("vhr:heads=" + "1" * 300 + end) for end in "ab"}
+    names = {store.folder_name("vhr:heads=" + "1" * 300 + end) for end in "ab"}
     assert len(names) == 2
     assert max(map(len, names)) <= 80
 
 
 def test_digests_ignore_the_order_of_keys() -> None:
-    assert records.digest({"a": 1, "b": 2}) == records.digest({"b": 2, "a": 1})
-    assert records.digest({"a": 1}) != records.digest({"a": 2})
+    assert files.digest({"a": 1, "b": 2}) == files.digest({"b": 2, "a": 1})
+    assert files.digest({"a": 1}) != files.digest({"a": 2})

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from toy import ToyTask, answers_on_disk, run_toy
 
-from regaze.evals.runs.records import ConfigMismatchError
+from regaze.evals.runs.store import ConfigMismatchError
 
 
 def test_a_finished_run_is_not_asked_again(tmp_path: Path) -> None:

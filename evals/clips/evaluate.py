@@ -1,4 +1,4 @@
-"""Measures a ControlNet: ``python -m regaze.evals.sandbox.video.evaluate``.
+"""Measures a ControlNet: ``python -m regaze.evals.clips.evaluate``.
 
 Prints the table of its model card: clips painted with and without prompt and ControlNet, and what
 the measures give for the world's own frames, as they are and through the autoencoder.
@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from regaze.evals.clips.runner import paint_clip
 from regaze.evals.clips.task import measure
 from regaze.evals.sandbox.painting.checker import check, total
 from regaze.evals.sandbox.painting.scenes import SPLITS
 from regaze.evals.sandbox.painting.stages import pixels
 from regaze.evals.sandbox.video import controlnet_path
+from regaze.evals.sandbox.video.painting import paint_clip
 from regaze.evals.sandbox.video.pipeline import load_pipeline
 from regaze.evals.sandbox.video.world import Clip, clips
 

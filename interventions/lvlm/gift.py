@@ -1,0 +1,408 @@
+"""GIFT: look at what the gaze moved to while the question was read.
+
+From attention a of layer l* while the prompt is read, over question rows i, image columns j:
+
+    d_hij = max(a_hij - a_h,i-1,j, 0)
+    S_j   = mean of d over content words i and the half of the heads where it sums highest,
+            clamped to mean +- 3 std over the image, then scaled to [0, 1]
+
+At the row that predicts, in each layer to enhance, heads chosen anew each time:
+
+    a_j <- a_j exp(alpha S_j)   on the image, in the half of the heads that see most of it
+    a_j <- a_j beta r           on the question, in the half of the heads that see most of that
+    rows are divided by their sums
+
+with r the factor by which the first step raised the image's mass over its heads. Two logit
+biases, exactly. arXiv 2510.22067; amazon-science/GIFT@e20b8a9. There the saliency costs a second
+prompt with all maps kept; question rows stand before the row that is edited, so they are the same
+in both, and here one prompt does. If l* lies in or behind the enhanced layers, the prompt's last
+row is run again (`regaze.hooks.again`).
+
+The code has no beta and a fixed l* (the paper takes the layer with the largest shift, once for a
+model); of a word that stands in the question twice it looks at the last place (``repeats="last"``);
+a question without content words gives NaN there, here all its tokens count.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from regaze.hooks.checks import check_choice, check_number
+from regaze.hooks.edits import Edit
+from regaze.hooks.handover import Handover
+from regaze.hooks.host import Host
+from regaze.hooks.literal import Map, MapForm, Probe, ProbeForm
+from regaze.hooks.passes import Columns, GrowingMask, Pass, RowPlan
+from regaze.hooks.tokens import Kind, TokenMap
+from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.lvlm.common import at_depth, choose_layers, require_again, require_patches
+from regaze.interventions.lvlm.content_words import (
+    content_of,
+    find_tagger,
+    find_trim,
+    question_columns,
+    require_tagger,
+)
+
+_SOURCE = "amazon-science/GIFT@e20b8a9, configs"
+
+
+@register
+@dataclass(frozen=True)
+class GIFT(Intervention):
+    """Raise attention to what the gaze moved to, and to the question as much.
+
+    Attributes:
+        alpha: Strength; weights are multiplied by up to exp(alpha). 5 for LLaVA-1.5, 4 for
+            Qwen2-VL. 0 is a no-op.
+        layers: Layers to enhance; by default 12 to 22 of 32 (LLaVA-1.5-7B), at the same depth in
+            other models.
+        saliency: Layers whose attention tells where the gaze moved; by default 11 of 32.
+        beta: Factor of the question's boost; 1 in the paper.
+        words: Who tells content words: "spacy" (as the paper), "nltk", "all" (every token counts),
+            or "auto": the first of them that is installed, and "all" without a tokenizer.
+        repeats: See above: "all" or "last".
+        trim: Tokens of the template between image and question, and behind it, which aren't the
+            question's; read off the processor's chat template by default.
+    """
+
+    name: ClassVar[str] = "gift"
+    summary: ClassVar[str] = "boost what the gaze moved to while the question was read"
+    paper: ClassVar[str] = "arXiv 2510.22067"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llava-1.5-7b": Preset(
+            {"alpha": 5.0, "layers": range(12, 23), "saliency": (11,), "trim": (2, 5)}, _SOURCE
+        ),
+        "llava-1.5-13b": Preset(
+            {"alpha": 5.0, "layers": range(14, 21), "saliency": (10,), "trim": (2, 5)}, _SOURCE
+        ),
+        "qwen2-vl-7b": Preset(
+            {"alpha": 4.0, "layers": range(5, 19), "saliency": (14,), "trim": (1, 5)}, _SOURCE
+        ),
+    }
+
+    alpha: float = 5.0
+    layers: tuple[int, ...] | None = None
+    saliency: tuple[int, ...] | None = None
+    beta: float = 1.0
+    words: Literal["auto", "spacy", "nltk", "all"] = "auto"
+    repeats: Literal["all", "last"] = "all"
+    trim: tuple[int, int] | None = None
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_number("gift", "alpha", self.alpha, low=0, high=50)
+        check_number("gift", "beta", self.beta, low=1e-6, high=100)
+        check_choice("gift", "words", self.words, ("auto", "spacy", "nltk", "all"))
+        check_choice("gift", "repeats", self.repeats, ("all", "last"))
+        if self.saliency == ():
+            raise ValueError("gift: saliency must name at least one layer")
+        if self.trim is not None and not (
+            isinstance(self.trim, tuple)
+            and len(self.trim) == 2
+            and all(type(n) is int and n >= 0 for n in self.trim)
+        ):
+            raise ValueError(
+                f"gift: trim must be two numbers of tokens such as [2,5], got {self.trim!r}"
+            )
+
+    @property
+    def late(self) -> bool:
+        """Whether a layer is enhanced before the saliency is known; on a resolved spec."""
+        return max(self.saliency or (0,)) >= min(self.layers or (0,), default=0)
+
+    def idle(self) -> GIFT:
+        """Nothing is raised."""
+        return replace(self, alpha=0.0, beta=1.0)
+
+    def resolve(self, host: Host) -> GIFT:
+        """Choose layers and tagger, and find where questions stand.
+
+        Raises:
+            ValueError: A layer doesn't exist, the tagger isn't installed, or the saliency comes too
+                late for a model whose last row can't be run again.
+        """
+        require_patches("GIFT", host)
+        n = len(host.sites)
+        first, last = at_depth(12, n), at_depth(23, n)
+        layers = choose_layers("gift", host, self.layers, range(first, max(last, first + 1)))
+        earlier = [min(at_depth(11, n), max(first - 1, 0))]
+        try:
+            saliency = choose_layers("gift", host, self.saliency, earlier)
+        except ValueError as error:
+            raise ValueError(str(error).replace("layers holds", "saliency holds")) from error
+        words = find_tagger(host.processor) if self.words == "auto" else self.words
+        if words in ("spacy", "nltk"):
+            require_tagger("gift", words, host.processor)
+        trim = find_trim(host) if self.trim is None else self.trim
+        spec = replace(self, layers=layers, saliency=saliency, words=words, trim=trim)
+        if layers and spec.late:
+            require_again("GIFT", host)
+        return spec
+
+    def bind(self, host: Host) -> tuple[Edit, ...]:
+        """Make the reader and the edit; no layers if nothing is raised."""
+        found: Handover[_Gaze | None] = Handover()
+        acts = (self.alpha != 0 or self.beta != 1) and bool(self.layers)
+        writer = _LateBoost if acts and self.late else _Boost
+        return _Read(self, host, found, acts), writer(self, found, acts)
+
+    def literal(self) -> ProbeForm:
+        """The formula above on the maps of a run of the prompt, word by word and head by head."""
+        return ProbeForm(self._literal, self.saliency or ())
+
+    def _literal(self, seen: Probe) -> MapForm:
+        asks = torch.tensor([not (i or s) for i, s in zip(seen.image, seen.structure, strict=True)])
+        image = torch.tensor(seen.image)
+        columns = question_columns(asks, image, self.trim or (0, 0))
+        ids = [seen.ids[c] for c in columns]
+        words = "all" if self.words == "auto" else self.words
+        content = [columns[n] for n in content_of(ids, seen.processor, words, self.repeats)]
+        text_before = [c for c in content if bool(asks[c - 1]) and not bool(image[c - 1 :].any())]
+        s = torch.zeros(int(image.sum()))
+        if text_before:
+            kept: list[Tensor] = []
+            for layer in self.saliency or ():
+                a = seen.weights[layer][0].cpu()[:, :, image]
+                shift = torch.stack([(a[:, c] - a[:, c - 1]).clamp(min=0) for c in text_before], 1)
+                order = sorted(range(len(shift)), key=lambda h: -float(shift[h].sum()))
+                kept += [shift[h] for h in order[: len(order) // 2]]
+            s = torch.cat(kept).mean(0)
+            low, high = s.mean() - 3 * s.std(), s.mean() + 3 * s.std()
+            s = s.clamp(low, high)
+            spread = s.max() - s.min()
+            s = (s - s.min()) / spread if spread > 0 else torch.zeros_like(s)
+        factor = (self.alpha * s).exp()
+
+        def edit(z: Tensor, m: Map) -> Tensor:
+            a = z.masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)[0]
+            new = a.clone()
+            half = len(a) // 2
+            on_image, asked = m.image.flatten(), torch.zeros(z.shape[-1], dtype=torch.bool)
+            asked[columns] = True
+            for row in m.last.flatten().nonzero().flatten().tolist():
+                now = a[:, row].clone()
+                sees = now[:, on_image].sum(-1).argsort(descending=True)[:half].tolist()
+                for head in sees:
+                    now[head, on_image] = now[head, on_image] * factor
+                r = now[sees][:, on_image].sum() / a[sees, row][:, on_image].sum()
+                r = r if bool(r.isfinite()) else torch.ones(())
+                reads = a[:, row][:, asked].sum(-1).argsort(descending=True)[:half].tolist()
+                for head in reads:
+                    now[head, asked] = now[head, asked] * self.beta * r
+                new[:, row] = now / now.sum(-1, keepdim=True)
+            # The logarithm of what isn't seen is -inf, which stays so.
+            return torch.where(m.last, new[None].log(), z)
+
+        return MapForm(self.layers or (), edit)
+
+
+# -- tensors ------------------------------------------------------------------------------------
+
+
+def shifts(rows: Tensor) -> Tensor:
+    """By how much weights rise from each row to the next: "... R K" to "... R-1 K"."""
+    return (rows[..., 1:, :] - rows[..., :-1, :]).clamp(min=0)
+
+
+def keep_heads(shift: Tensor) -> Tensor:
+    """The half of the heads where shifts sum highest, best first: "H N J" to "H/2 N J"."""
+    order = shift.sum((-1, -2)).topk(shift.shape[0] // 2).indices
+    return shift[order]
+
+
+def normalise(saliency: Tensor) -> Tensor:
+    """Saliency "J", clamped to mean +- 3 std and scaled to [0, 1]; zeros if it is constant."""
+    if saliency.numel() < 2:
+        return torch.zeros_like(saliency)
+    mean, std = saliency.mean(), saliency.std()
+    saliency = saliency.clamp(mean - 3 * std, mean + 3 * std)
+    low, spread = saliency.min(), saliency.max() - saliency.min()
+    return (saliency - low) / spread if bool(spread > 0) else torch.zeros_like(saliency)
+
+
+def boost(
+    weights: Tensor, saliency: Tensor, image: Tensor, question: Tensor, alpha: float, beta: float
+) -> Tensor:
+    """The logit bias of GIFT's edit.
+
+    Args:
+        weights: "B H R K", rows summing to 1.
+        saliency: "B 1 1 K", S on the image, 0 elsewhere.
+        image: Bool "B 1 1 K".
+        question: Bool, likewise.
+        alpha: See `GIFT`.
+        beta: See `GIFT`.
+
+    Returns:
+        "B H R K".
+    """
+    half = weights.shape[1] // 2
+    # The three sums of each row: image, boosted image, question.
+    sums = torch.cat([image.float(), image * (alpha * saliency).exp(), question.float()], 2)
+    mass = weights @ sums.transpose(-1, -2)  # "B H R 3"
+    sees, reads = _top(mass[..., 0], half), _top(mass[..., 2], half)
+    before, after = ((mass[..., n] * sees).sum(1, keepdim=True) for n in (0, 1))
+    ratio = torch.where(before > 0, after / before.clamp(min=1e-30), 1.0)  # "B 1 R"
+    on_question = reads * (beta * ratio).log()
+    return sees[..., None] * (alpha * saliency) + on_question[..., None] * question
+
+
+def _top(mass: Tensor, count: int) -> Tensor:
+    """Which heads are among the first ``count`` of each row: "B H R" of 0 and 1."""
+    return torch.zeros_like(mass).scatter(1, mass.topk(count, 1).indices, 1.0)
+
+
+# -- works --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Gaze:
+    """What was read off a prompt: saliency "B 1 1 K" and question "B 1 1 K"."""
+
+    saliency: GrowingMask
+    question: GrowingMask
+
+
+class _Read(Edit):
+    """Reads where the gaze moved."""
+
+    rows = "question"
+    reads_only = True
+
+    def __init__(self, spec: GIFT, host: Host, found: Handover[_Gaze | None], acts: bool) -> None:
+        super().__init__(spec.saliency or () if acts else ())
+        self.spec, self.processor, self.found = spec, host.processor, found
+        self.seen: list[tuple[int, Tensor, Tensor]] = []
+        self.ids: list[Tensor] = []
+        self.pass_: Any = None
+
+    def begin(self, pass_: Pass) -> None:
+        if pass_.prompt_start:
+            self.seen, self.ids = [], []
+        self.pass_ = None
+        if self.layers and not pass_.decodes and bool(pass_.tokens.has_image.any()):
+            self.pass_ = pass_
+            self.found.put(None)
+            self._go_on(pass_)
+
+    def _go_on(self, pass_: Pass) -> None:
+        """Take up a block: what was rolled back is forgotten, what was generated isn't known."""
+        past, ids = pass_.past, pass_.inputs.get("input_ids")
+        shape = pass_.batch, pass_.length
+        block = ids.cpu() if isinstance(ids, Tensor) and ids.shape == shape else None
+        before = torch.cat([torch.empty(pass_.batch, 0, dtype=torch.long), *self.ids], 1)[:, :past]
+        before = pad(before, (0, past - before.shape[1]), value=-1)
+        self.ids = [before, torch.full(shape, -1) if block is None else block]
+        self.seen = [(n, at.masked_fill(at >= past, -1), w) for n, at, w in self.seen]
+
+    def select(self, rows: Tensor) -> _Read:
+        twin = copy.copy(self)
+        twin.seen = [(n, c[rows], w[rows.to(w.device)]) for n, c, w in self.seen]
+        twin.ids = [ids[rows] for ids in self.ids]
+        return twin
+
+    def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        if self.pass_ is None:
+            return
+        acts = plan.acts["question"]
+        valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+        at = torch.where(valid, plan.rows + self.pass_.past, -1).cpu()
+        weights = logits.softmax(-1).float() * columns.image
+        self.seen.append((layer, at, pad(weights, (columns.offset, 0))))
+        if self.pass_.prompt_end and layer == max(self.layers):
+            self.found.put(self._gaze(self.pass_.tokens))
+
+    def _gaze(self, tokens: TokenMap) -> _Gaze:
+        image, text = tokens.is_kind(Kind.IMAGE), tokens.is_kind(Kind.QUESTION)
+        saliency = torch.zeros(tokens.batch, 1, 1, tokens.length)
+        question = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.bool)
+        ids = torch.cat(self.ids, 1)
+        for row in range(tokens.batch):
+            if not bool(image[row].any()):
+                continue
+            columns = question_columns(text[row], image[row], self.spec.trim or (0, 0))
+            question[row, ..., columns] = True
+            said = [int(ids[row, c]) for c in columns]
+            if min(said, default=-1) >= 0 and self.spec.words != "auto":
+                picked = content_of(said, self.processor, self.spec.words, self.spec.repeats)
+                columns = [columns[n] for n in picked]
+            found = self._shift(row, columns)
+            if found is not None:
+                on = image[row]
+                saliency[row, 0, 0, on] = normalise(found[: len(on)][on.to(found.device)]).cpu()
+        device = self.seen[-1][2].device
+        return _Gaze(GrowingMask(saliency.to(device)), GrowingMask(question.to(device)))
+
+    def _shift(self, row: int, content: Sequence[int]) -> Tensor | None:
+        """Mean shift of the kept heads at the content words of one sample, "K"."""
+        kept: list[Tensor] = []
+        length = max(weights.shape[-1] for _, _, weights in self.seen)
+        for layer in sorted(self.layers):
+            parts = [(at[row], w[row]) for n, at, w in self.seen if n == layer]
+            at = torch.cat([columns for columns, _ in parts])
+            weights = torch.cat([pad(w, (0, length - w.shape[-1])) for _, w in parts], 1)
+            order = at.argsort(stable=True)
+            order = order[at[order] >= 0]
+            at, weights = at[order], weights[:, order.to(weights.device)]
+            rising = shifts(weights)  # "H R-1 K": of rows 1, 2, ...
+            wanted = torch.isin(at[1:], torch.tensor(list(content))) & (at[1:] == at[:-1] + 1)
+            if bool(wanted.any()):
+                kept.append(keep_heads(rising[:, wanted.to(rising.device)]).flatten(0, 1))
+        return torch.cat(kept).mean(0) if kept else None
+
+
+class _Boost(Edit):
+    """Boosts what was found."""
+
+    rows = "last"
+
+    def __init__(self, spec: GIFT, found: Handover[_Gaze | None], acts: bool) -> None:
+        super().__init__(spec.layers or () if acts else ())
+        self.spec, self.found = spec, found
+        self.gaze: _Gaze | None = None
+        self.fresh = False
+
+    def begin(self, pass_: Pass) -> None:
+        if pass_.prompt_start:
+            self.gaze = None
+        self.fresh = bool(self.layers) and not pass_.decodes and pass_.tokens.generated == 0
+
+    def select(self, rows: Tensor) -> _Boost:
+        twin = copy.copy(self)
+        if self.gaze is not None:
+            saliency, question = self.gaze.saliency.select(rows), self.gaze.question.select(rows)
+            twin.gaze = _Gaze(saliency, question)
+        return twin
+
+    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
+        self._look()
+        if self.gaze is None:
+            return logits
+        saliency = columns.of(self.gaze.saliency).to(logits.device)
+        question = columns.of(self.gaze.question).to(logits.device)
+        alpha, beta = self.spec.alpha, self.spec.beta
+        bias = boost(logits.softmax(-1), saliency, columns.image, question, alpha, beta)
+        return logits + bias
+
+    def _look(self) -> None:
+        if self.fresh:
+            self.gaze, self.fresh = self.found.take(), False
+
+
+class _LateBoost(_Boost):
+    """Boosts from the first layer on what a later one tells."""
+
+    def active(self, layer: int, pass_: Pass) -> bool:
+        return pass_.again or pass_.tokens.generated > 0
+
+    def look_back(self, scores: Tensor, pass_: Pass) -> Tensor | None:
+        self._look()
+        return None if self.gaze is None else torch.ones(pass_.batch, dtype=torch.bool)

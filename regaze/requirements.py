@@ -1,0 +1,32 @@
+"""What installed libraries must be, where an older one would answer wrongly without a word."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+OLDEST = {"transformers": "5.18"}
+"""As `pyproject.toml` says; pip heeds it, but pip can be told not to."""
+
+
+def check() -> None:
+    """Refuse libraries that are too old.
+
+    Raises:
+        ImportError: One is, or is missing.
+    """
+    for name, oldest in OLDEST.items():
+        try:
+            found = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found = "none"
+        if found == "none" or _numbers(found) < _numbers(oldest):
+            raise ImportError(
+                f"regaze needs {name} {oldest} or newer, and found {found}: "
+                f"pip install '{name}>={oldest}'"
+            )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The first two numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))

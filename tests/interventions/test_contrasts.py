@@ -1,0 +1,302 @@
+"""VCD, ICD, AvisC, M3ID and DoLa in models: formula, batches, prompts, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
+from matrix import CONTRASTS, LAYERS, Method, pairs
+from tiny import Tiny, tiny
+from torch import Tensor
+
+from regaze.hooks import attach
+from regaze.hooks.host import find_host
+from regaze.hooks.passes import Pass, PromptMasks
+from regaze.hooks.tokens import Kind, TokenMap
+from regaze.interventions import ICD, M3ID, PAI, VCD, AvisC, DoLa, Intervention, parse
+from regaze.interventions.lvlm.dola import _bucket
+from regaze.interventions.lvlm.icd import Words
+from regaze.interventions.lvlm.m3id import token_numbers
+from regaze.interventions.lvlm.noise import factors, noised
+
+# Plain, grids of patches, deep stacks, windows, prompts that see themselves, row ends, tiles.
+FAMILIES = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3", "paligemma", "mistral3", "idefics3")
+ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
+IMAGE_METHODS = ("vcd", "icd", "avisc", "m3id")
+
+
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores behind the prompt, and ids and scores of greedy decoding."""
+    options = {"max_new_tokens": 4, "do_sample": False}
+    told = {"output_logits": True, "return_dict_in_generate": True}
+    prompt = model.model(**inputs).logits
+    made = model.model.generate(**inputs, **options, **told)
+    return prompt, made.sequences, torch.stack(made.logits)
+
+
+def check(model: Tiny, inputs: dict[str, Any], *specs: Intervention) -> None:
+    """Compare what is attached with its literal form."""
+    with attach(model.model, *specs, processor=model.processor) as attached:
+        prompt, ids, steps = run(model, inputs)
+    assert attached.report().fired
+    with literally(model, inputs, attached.specs):
+        prompt_literal, ids_literal, steps_literal = run(model, inputs)
+    error = 2e-5 * float(prompt_literal[prompt_literal.isfinite()].std())
+    torch.testing.assert_close(prompt, prompt_literal, rtol=0, atol=error)
+    assert torch.equal(ids, ids_literal)
+    torch.testing.assert_close(steps, steps_literal, rtol=0, atol=error)
+    assert not torch.equal(steps, run(model, inputs)[2])
+
+
+@pairs(*CONTRASTS, families=FAMILIES)
+def test_scores_are_the_formula_s(family: str, method: Method) -> None:
+    model = tiny(family)
+    check(model, ask(model, ROWS[0]), method.acts)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_contrasts_compose_with_edits_of_attention_and_with_each_other(family: str) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0, 1]))
+    check(model, inputs, PAI(0.5, layers=LAYERS), VCD(), PAI(0.5, layers=(1,)))
+    check(model, inputs, PAI(0.5, layers=LAYERS), AvisC(beta=0, scheme="ones"), M3ID(beta=0))
+    check(model, inputs, VCD(beta=0), ICD(beta=0), DoLa(candidates=LAYERS, rho=0))
+    check(model, inputs, VCD(beta=0.01), DoLa(candidates=LAYERS, divergence="jsd", rho=0.01))
+
+
+@pairs(*CONTRASTS, families=("llava", "qwen2_5_vl"))
+def test_a_batch_gives_what_single_samples_give(family: str, method: Method) -> None:
+    model = tiny(family)
+    batch = answer(model, ask(model, *ROWS), method.acts)
+    assert batch == [answer(model, ask(model, row), method.acts)[0] for row in ROWS]
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_the_first_token_of_beams_and_samples_is_contrasted_row_by_row(name: str) -> None:
+    model, told = tiny("llava"), {"max_new_tokens": 2, "output_logits": True}
+    with attach(model.model, CONTRASTS[name].acts, processor=model.processor):
+        alone = [model.model(**ask(model, row)).logits[0, -1] for row in ROWS]
+        found = model.model.generate(
+            **ask(model, *ROWS), **told, do_sample=True, num_return_sequences=2,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        beams = model.model.generate(**ask(model, ROWS[0]), max_new_tokens=5, num_beams=3)
+    want = torch.stack([alone[0], alone[0], alone[1], alone[1]])
+    torch.testing.assert_close(found.logits[0], want, rtol=0, atol=1e-4)
+    assert beams.shape[0] == 1
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_strength_zero_changes_nothing(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    assert torch.equal(logits(model, inputs, CONTRASTS[name].idle), logits(model, inputs))
+    _, report = answer_and_report(model, inputs, CONTRASTS[name].idle)
+    assert report.interventions[0].exempt and not report.interventions[0].fired
+
+
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_the_cut_alone_is_a_control(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, *ROWS)
+    spec = CONTRASTS[name].acts
+    make: Any = type(spec)
+    control = make(beta=0.3).controls()["cut only"]
+    got, plain = logits(model, inputs, control)[:, -1], logits(model, inputs)[:, -1]
+    cut = got == -torch.inf
+    p = plain.softmax(-1)
+    assert torch.equal(cut, p < 0.3 * p.amax(-1, keepdim=True)) and cut.any()
+    assert torch.equal(got[~cut], plain[~cut])
+    assert not control.controls() and control.shares_prefix and not spec.shares_prefix
+
+
+@pytest.mark.parametrize("name", IMAGE_METHODS)
+def test_nothing_to_contrast_with_raises_and_rows_without_an_image_keep_their_scores(
+    name: str,
+) -> None:
+    model, spec = tiny("llava"), CONTRASTS[name].acts
+    with pytest.raises(ValueError, match=rf"{name} contrasts the picture .* has no picture"):
+        logits(model, ask(model, (SHORT, [])), spec)
+    inputs = ask(model, (SHORT, [0]), (LONG, []))
+    edited, plain = logits(model, inputs, spec), logits(model, inputs)
+    torch.testing.assert_close(edited[1], plain[1], rtol=0, atol=1e-5)
+    assert (edited[0, -1] - plain[0, -1]).abs().max() > 0.1
+
+
+def test_dola_needs_no_picture() -> None:
+    model = tiny("llava")
+    check(model, ask(model, (SHORT, [])), DoLa(candidates=LAYERS))
+
+
+# -- VCD's noise --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "idefics3", "mistral3"])
+def test_a_picture_s_noise_is_its_own_whatever_batch_it_is_in(family: str) -> None:
+    model = tiny(family)
+    config = model.model.config
+    batch, alone = ask(model, *ROWS), ask(model, ROWS[1])
+    before = batch["pixel_values"].clone()
+    together = noised(batch, config, 500, 0)["pixel_values"]
+    assert torch.equal(batch["pixel_values"], before)
+    single = noised(alone, config, 500, 0)["pixel_values"]
+    if family == "mistral3":  # Pictures of a batch are filled up to the largest.
+        height, width = alone["image_sizes"][0].tolist()
+        together, single = together[..., :height, :width], single[..., :height, :width]
+    assert torch.equal(together[-len(single) :], single)
+    other = noised(alone, config, 500, 1)["pixel_values"]
+    assert (other - noised(alone, config, 500, 0)["pixel_values"]).abs().max() > 0.1
+
+
+def test_two_pictures_have_two_draws_at_the_level_of_the_step() -> None:
+    model = tiny("llava")
+    pixels = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for step in (0, 500, 999):
+        of_picture, of_noise = factors(step)
+        new = noised({"pixel_values": pixels}, model.model.config, step, 0)["pixel_values"]
+        noise = (new - of_picture * pixels) / of_noise
+        assert abs(float(noise.std()) - 1) < 0.05 and abs(float(noise.mean())) < 0.05
+        assert abs(float((noise[0] * noise[1]).mean())) < 0.05
+    half = noised({"pixel_values": pixels.bfloat16()}, model.model.config, 500, 0)
+    assert half["pixel_values"].dtype == torch.bfloat16
+
+
+def test_both_moments_of_a_still_picture_get_the_same_noise() -> None:
+    model = tiny("qwen2_5_vl")
+    config = model.model.config
+    inputs = ask(model, *ROWS)
+    vision = config.vision_config
+    shape = (-1, 3, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    x = inputs["pixel_values"].view(shape)
+    assert vision.temporal_patch_size == 2 and torch.equal(x[:, :, 0], x[:, :, 1])
+    new = noised(inputs, config, 500, 0)["pixel_values"].view(shape)
+    assert torch.equal(new[:, :, 0], new[:, :, 1])
+    clip = {
+        "pixel_values_videos": inputs["pixel_values"],
+        "video_grid_thw": inputs["image_grid_thw"],
+    }
+    frames = noised(clip, config, 500, 0)["pixel_values_videos"].view(shape)
+    assert not torch.equal(frames[:, :, 0], frames[:, :, 1])
+
+
+# -- ICD's words --------------------------------------------------------------------------------
+
+
+def told(model: Tiny, inputs: dict[str, Any], **fields: Any) -> list[str]:
+    """Prompts under the disturbance, as text."""
+    host = find_host(model.model, model.processor)
+    words = Words.of(ICD(prefix="be vague.", **fields), host)
+    image = model.expected_image_columns(inputs).tolist()
+    found = words.disturb(inputs, [row.index(True) if True in row else -1 for row in image])
+    rows = zip(found["input_ids"], found["attention_mask"], strict=True)
+    assert len({tuple(v.shape) for k, v in found.items() if k.endswith(("ids", "mask"))}) == 1
+    tokenizer = model.processor.tokenizer
+    return [" ".join(tokenizer.convert_ids_to_tokens(ids[mask.bool()])) for ids, mask in rows]
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_the_disturbance_stands_before_the_picture_or_in_place_of_what_is_there(
+    family: str,
+) -> None:
+    model = tiny(family)
+    tokenizer = model.processor.tokenizer
+    inputs = ask(model, *ROWS)
+    words = " ".join(
+        tokenizer.convert_ids_to_tokens(tokenizer("be vague.", add_special_tokens=False).input_ids)
+    )
+    plain = [
+        " ".join(tokenizer.convert_ids_to_tokens(ids[mask.bool()]))
+        for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+    ]
+    for text, before in zip(told(model, inputs), plain, strict=True):
+        head, tail = text.split(words + " ")
+        assert head + tail == before
+        opening = tail.split()[0]
+        special = {tokenizer.convert_ids_to_tokens(i) for i in tokenizer.all_special_ids}
+        assert opening in special  # The picture, or what opens it.
+    for text, before in zip(told(model, inputs, place="instead"), plain, strict=True):
+        head, tail = text.split(words)
+        assert before.endswith(tail[1:]) and len(head.split()) <= 1
+
+
+# -- M3ID's and DoLa's numbers ------------------------------------------------------------------
+
+
+def test_tokens_are_numbered_from_the_last_question_on() -> None:
+    kinds = [
+        [Kind.PAD, Kind.IMAGE, Kind.QUESTION, Kind.GENERATED, Kind.QUESTION, Kind.GENERATED],
+        [Kind.IMAGE, Kind.QUESTION, Kind.QUESTION, Kind.QUESTION, Kind.QUESTION, Kind.QUESTION],
+    ]
+    read = torch.tensor(kinds, dtype=torch.int8)
+    tokens = TokenMap(read, torch.full(read.shape, -1, dtype=torch.int16), generated=3)
+    pass_ = Pass(tokens, 6, 3, 1, True, 3, torch.device("cpu"), PromptMasks(tokens))
+    assert token_numbers(pass_, 3).tolist() == [[3, 4, 5], [2, 3, 4]]
+
+
+@pytest.mark.parametrize(
+    ("name", "n_layers", "tied", "first", "last"),
+    [
+        ("low", 32, False, 0, 14), ("high", 32, False, 16, 30), ("low", 40, False, 0, 18),
+        ("high", 40, False, 20, 38), ("low", 60, False, 0, 18), ("high", 60, False, 40, 58),
+        ("low", 80, False, 0, 18), ("high", 80, False, 60, 78), ("low", 32, True, 2, 14),
+        ("low", 3, False, 0, 0), ("low", 3, True, 2, 2),
+    ],
+)  # fmt: skip
+def test_dola_s_buckets_are_its_code_s(
+    name: str, n_layers: int, tied: bool, first: int, last: int
+) -> None:
+    assert list(_bucket(name, n_layers, tied)) == list(range(first, last + 1, 2))
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("vcd:step=1000", "step holds 1000, but the noise schedule has 1000"),
+        ("vcd:step=0.5", "step holds 0.5"),
+        ("vcd:beta=1.5", r"beta must be a finite number in \[0, 1\]"),
+        ("vcd:alpha=-1", "alpha must be"),
+        ("vcd:seed=-1", "seed must be a whole number"),
+        ("icd:prefix=", "prefix must be a text"),
+        ("icd:place=after", "unknown place"),
+        ("icd:combine=man", "did you mean mean"),
+        ("icd:noise=-1", "noise holds -1"),
+        ("avisc:gamma=1.1", "gamma must be"),
+        ("avisc:scheme=zero", "did you mean zeros"),
+        ("m3id:rate=2", "rate must be"),
+        ("dola:candidates=lo", "did you mean low"),
+        ("dola:candidates=[]", "candidates must be"),
+        ("dola:candidates=3", "candidates must be"),
+        ("dola:divergence=js", "did you mean jsd"),
+        ("dola:rho=2", "rho must be"),
+    ],
+)
+def test_fields_out_of_their_domain_raise(text: str, hint: str) -> None:
+    with pytest.raises(ValueError, match=hint):
+        parse(text)
+
+
+def test_what_a_model_cannot_do_raises_at_attach() -> None:
+    model = tiny("llava").model
+    with pytest.raises(ValueError, match="candidates holds 3, but this llava has 3"):
+        attach(model, DoLa(candidates=(0, 3)))
+    with pytest.raises(ValueError, match="processor=processor"):
+        attach(model, ICD())
+    with pytest.raises(ValueError, match="attach to the whole model"):
+        attach(model.model, DoLa())
+    model.config.final_logit_softcapping = 30.0
+    try:
+        with pytest.raises(ValueError, match="final_logit_softcapping"):
+            attach(model, DoLa())
+    finally:
+        del model.config.final_logit_softcapping
+
+
+def test_a_picture_s_features_are_no_pixels() -> None:
+    with pytest.raises(ValueError, match="not its features"):
+        noised({"input_ids": torch.ones(1, 3)}, None, 500, 0)

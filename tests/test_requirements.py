@@ -1,0 +1,64 @@
+"""Requirements are said once, and one that is too old is refused at import."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from regaze import requirements
+
+ROOT = Path(__file__).resolve().parent.parent
+PINNED = re.compile(r"^([\w.-]+)==([\w.]+)", re.MULTILINE)
+
+
+def floors() -> dict[str, str]:
+    """The lowest versions that pyproject allows."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    block = text[text.index("\ndependencies = [") : text.index("[project.optional")]
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+
+
+def test_the_oldest_versions_tested_are_the_oldest_that_are_allowed() -> None:
+    oldest = dict(PINNED.findall((ROOT / "constraints-oldest.txt").read_text(encoding="utf-8")))
+    for name, floor in floors().items():
+        assert oldest[name].removesuffix(".0").startswith(floor.removesuffix(".0")), name
+    assert floors().items() >= requirements.OLDEST.items()
+
+
+def test_a_library_that_is_too_old_is_refused_at_import(tmp_path: Path) -> None:
+    info = tmp_path / "transformers-5.2.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.2.0\n")
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import regaze"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1] == (
+        f"ImportError: regaze needs transformers {requirements.OLDEST['transformers']} or newer, "
+        f"and found 5.2.0: pip install 'transformers>={requirements.OLDEST['transformers']}'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "fits"), [("5.9.1", False), ("5.18.0.dev0", True), ("5.18.0", True), ("6.0", True)]
+)
+def test_versions_are_compared_by_their_numbers(
+    found: str, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requirements, "OLDEST", {"transformers": "5.18"})
+    monkeypatch.setattr(metadata, "version", lambda name: found)
+    if fits:
+        requirements.check()
+    else:
+        with pytest.raises(ImportError, match="5.18 or newer, and found 5.9.1"):
+            requirements.check()
+
+
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requirements, "OLDEST", {"no-such-library": "1.0"})
+    with pytest.raises(ImportError, match="no-such-library 1.0 or newer, and found none"):
+        requirements.check()
