@@ -52,7 +52,7 @@ def test_a_grid_that_a_box_covers_is_the_whole_picture_and_too_large_patches_rai
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl"])
 def test_it_looks_closer_on_a_model(family: str) -> None:
     model = tiny(family)
-    image, spec = model.picture(2, (56, 42)), ViCrop(base=14)
+    image, spec = model.picture(2, (56, 42)), ViCrop(base=20)
     closer = look_closer(model.model, model.processor, image, "where is the dog?", spec)
     left, top, right, bottom = closer.box
     assert 0 <= left < right <= 56 and 0 <= top < bottom <= 42
