@@ -393,7 +393,7 @@ class Seat(Stack):
         if tower is not self.tower():
             return None
         running, self._here.running = self._here.running, None
-        if output is None or running is None or self._here.again is not None:
+        if output is None or running is None or isinstance(running, Again):
             return None
         config: Any = self._alive().config
         running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
