@@ -54,5 +54,6 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.var import VAR as VAR
     from regaze.interventions.lvlm.vcd import VCD as VCD
     from regaze.interventions.lvlm.vhr import VHR as VHR
+    from regaze.interventions.lvlm.vicrop import ViCrop as ViCrop
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)
