@@ -429,8 +429,8 @@ def literally(
             factors = choose_factors(host, inputs, form, edits)
     removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
 
-    def plain(count: int) -> AbstractContextManager[Pass]:
-        return _running(host, Pass(Prompt(*[[False] * count] * 3), [], {}))
+    def plain(count: int, forms: Sequence[MapForm] = ()) -> AbstractContextManager[Pass]:
+        return _running(host, Pass(Prompt(*[[False] * count] * 3), forms, {}))
 
     with (
         _running(host, Pass(prompt, edits, factors)) as now,

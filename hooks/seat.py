@@ -212,8 +212,9 @@ class Seat(Stack):
         Raises:
             RuntimeError: They won't, as the model's ``forward`` was called around its hooks.
         """
-        wanted = any(work.scores for work in running.works.values())
-        if self._here.asked or self._here.second or not wanted:
+        if self._here.asked or self._here.second:
+            return
+        if not any(work.scores for work in running.works.values()):
             return
         scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
         if any(frame.f_locals.get("self") is scorer for frame in around):

@@ -18,7 +18,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
 
 from regaze.hooks.capture import Capture, capture
 from regaze.hooks.host import find_host, split_target
@@ -204,9 +203,7 @@ class Looker:
 
     def inputs(self, question: str, images: tuple[Image.Image, ...]) -> dict[str, Any]:
         """Model inputs for one user turn."""
-        text = self._turns.text(question, images=len(images))
-        made = BatchFeature(self._turns.inputs([text], [images]))
-        return dict(made.to(self.model.device, dtype=self.model.dtype))
+        return self._turns.model_inputs(self.model, question, images)
 
     def text(self, tokens: Tensor) -> str:
         """What generated tokens say."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 from torch import Tensor
+from transformers import BatchFeature
 
 
 class Turns:
@@ -51,6 +52,19 @@ class Turns:
             return_tensors="pt",
         )
         return dict(found)
+
+    def model_inputs(
+        self, model: Any, prompt: str, images: Sequence[Image.Image]
+    ) -> dict[str, Any]:
+        """A model's inputs for one user turn, on its device and in its dtype.
+
+        Raises:
+            ValueError: The processor has no chat template.
+        """
+        if not getattr(self.processor, "chat_template", None):
+            raise ValueError("the processor has no chat template, so no question can be asked")
+        made = BatchFeature(self.inputs([self.text(prompt, images=len(images))], [images]))
+        return dict(made.to(model.device, dtype=model.dtype))
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in the chat template, its images as bare placeholders."""

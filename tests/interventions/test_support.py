@@ -8,6 +8,7 @@ import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
+    ALL,
     CANNOT,
     CONTRASTS,
     LIMITS,
@@ -32,7 +33,7 @@ def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
     every = [*METHODS.values(), *CONTRASTS.values()]
     assert {method.name for method in every} == set(NAMES)
     assert all(method.acts.literal() is not None for method in every)
-    assert [METHODS[name].name for name in SHOWN] == sorted({m.name for m in METHODS.values()})
+    assert [ALL[name].name for name in SHOWN] == sorted(NAMES)
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
