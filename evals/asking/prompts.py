@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -47,9 +48,14 @@ class Prompter:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        # Each condition asks the same questions, and a template is slow to fill in.
+        self._filled = lru_cache(maxsize=10_000)(self._fill)
 
     def text(self, prompt: str, *, images: int, answer: str | None = None) -> str:
         """One user turn in the model's chat template, and the answer to it or its beginning."""
+        return self._filled(prompt, images, answer)
+
+    def _fill(self, prompt: str, images: int, answer: str | None) -> str:
         content: list[dict[str, str]] = [{"type": "image"}] * images
         content = [*content, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]
