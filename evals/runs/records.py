@@ -54,7 +54,7 @@ class Record:
         error: What went wrong, where ``finish`` is ``error``.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     id: str
     cluster: str
