@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("none", "var", "vhr:layers=[2,3]", "pai", "vaf")
 CONTROLS = ("none@blank", "vhr:layers=[2,3],heads=random")
 IMAGES = {"pope": 150, "chair": 200}
+_BATCH = 72
 
 
 def demo(
@@ -43,7 +44,7 @@ def demo(
     loaded = Model().load()
     conditions = [Condition.parse(text) for text in (*CONDITIONS, *CONTROLS)]
     finished = _anew_if_outdated(
-        folder, lambda: ask(jobs, loaded, conditions, out=folder, batch_size=18)
+        folder, lambda: ask(jobs, loaded, conditions, out=folder, batch_size=_BATCH)
     )
     scores = tables_of(finished)
     write_scores(folder, finished)
