@@ -113,3 +113,12 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert join() == World(0, 1)
     assert join().first
     World().wait()
+
+
+@pytest.mark.parametrize("size", ["abc", "", "-1", "2.5"])
+def test_a_number_of_processes_that_is_none_is_named(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ValueError, match=f"WORLD_SIZE is '{size}', not a number of processes"):
+        join()
