@@ -116,6 +116,15 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     World().wait()
 
 
+@pytest.mark.parametrize("size", ["abc", "", "-1", "2.5"])
+def test_a_number_of_processes_that_is_none_is_named(
+    size: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(ValueError, match=f"WORLD_SIZE is '{size}', not a number of processes"):
+        join()
+
+
 LAUNCHERS = {
     "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
     "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
