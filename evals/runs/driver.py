@@ -87,8 +87,11 @@ def run(
             _work_off(work, plan, batches, before, standing, inputs, world, progress)
         world.wait()
         if world.first:
-            for plan in plans:
-                _remark(plan, _settle(plan, keys))
+            for plan, (before, _) in zip(plans, known, strict=True):
+                numbers = _settle(plan, keys)
+                # What was answered before was remarked on then.
+                if len(before) < len(keys):
+                    _remark(plan, numbers)
         world.wait()
         return load(work.task, out)
 
