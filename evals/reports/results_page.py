@@ -144,15 +144,15 @@ def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(row: Mapping[str, Any]) -> dict[str, Change]:
-    return {
-        metric: Change(
-            **{k: math.nan if v is None and k not in _NONE else v for k, v in of.items()}
-        )
-        for metric, of in row["changes"].items()
-    }
+    return {metric: _change(stored) for metric, stored in row["changes"].items()}
 
 
-_NONE = ("seeds", "p_holm")
+def _change(stored: Mapping[str, Any]) -> Change:
+    """A change as it was: what is undefined is stored as None."""
+    undefined = dict.fromkeys(("baseline", "other", "delta", "low", "high", "p"), math.nan)
+    known = {name: value for name, value in stored.items() if value is not None}
+    fields: dict[str, Any] = {**undefined, **known}
+    return Change(**fields)
 
 
 def _cell(metric: str, change: Change, way: int) -> str:

@@ -22,7 +22,7 @@ from regaze.interventions.lvlm.tools import Tool
 
 def within(value: Any, domain: Domain) -> bool:
     if isinstance(domain, Range):
-        return domain.low <= value <= domain.high
+        return bool(domain.low <= value <= domain.high)
     return isinstance(domain, Bands) or value in domain.values
 
 

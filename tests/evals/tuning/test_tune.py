@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from toy import TOY_IDENTITY, toy_model
 
+from regaze.evals.asking import runner
 from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.registry import Source
 from regaze.evals.sandbox import scenes
@@ -31,7 +32,7 @@ def test_a_broken_off_search_ends_as_one_in_one_go_and_sees_no_test_scene(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = set()
-    real_scene, real_run = scenes.scene, tuning.run
+    real_scene, real_run = scenes.scene, runner.run
 
     def scene(split: str, index: int) -> scenes.Scene:
         drawn.add(split)
