@@ -8,6 +8,8 @@ alone, ``results.md``. Stopped, it goes on where it was; another size wants anot
 from __future__ import annotations
 
 import argparse
+import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,10 +31,17 @@ from regaze.evals.runs.progress import bars
 from regaze.evals.runs.work import Plan
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores
+from regaze.evals.scoring.statistics import Change
+from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
 from regaze.evals.tuning.tune import SPLIT, Tuned, tune
 
+KEPT: Mapping[str, Sequence[str]] = {
+    "pope": ("accuracy", "f1", AUC, BEST, "yes_ratio"),
+    "chair": ("chair_s", "chair_i", "recall", "f1", "words"),
+}
+"""Metrics that are stored."""
 _BATCH = 72
 _ROUNDS = 3
 
@@ -83,7 +92,7 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
         "left_out": dict(methods.left_out),
         "tuned": {name: _chosen(search) for name, search in tuned.items()},
         "usual": {spec.name: spec.label for spec in methods.specs},
-        "tables": to_json([table_of(scores) for scores in tables]),
+        "tables": [table_of(scores) for scores in tables],
     }
 
 
@@ -131,13 +140,13 @@ def _chosen(search: Tuned) -> dict[str, Any]:
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
-    """Of one task what the page shows: each condition on the last total."""
+    """Of one task what the page needs: each condition on the last total."""
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
-            "metrics": {name: asdict(value) for name, value in row.metrics.items()},
+            "metrics": {name: _round(row.metrics[name].value) for name in KEPT[scores.task]},
             "changes": row.change
-            and {name: asdict(value) for name, value in row.change.metrics.items()},
+            and {name: _kept(row.change.metrics[name]) for name in KEPT[scores.task]},
             "control": row.condition.control,
         }
         for row in section.rows
@@ -151,6 +160,15 @@ def table_of(scores: TaskScores) -> dict[str, Any]:
         "silent": scores.silent,
         "rows": rows,
     }
+
+
+def _kept(change: Change) -> dict[str, float | None]:
+    fields = ("delta", "low", "high", "p", "p_holm")
+    return {name: _round(getattr(change, name)) for name in fields}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 6)
 
 
 def _times(loaded: Loaded, methods: Every, path: Path) -> dict[str, dict[str, float]]:
@@ -210,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.page:
         torch.set_num_threads(1)
         sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
-        files.write_json(stored, results(load(given.model), given.out, sizes))
+        found = results(load(given.model), given.out, sizes)
+        files.write_text(stored, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(given.docs / "results.md", page(files.read_json(stored)))
 
 

@@ -67,26 +67,47 @@ def _findings(stored: Mapping[str, Any]) -> str:
     """What can be said over all tables, method by method."""
     better: dict[str, list[str]] = {}
     worse: dict[str, list[str]] = {}
+    compared = 0
     for table in stored["tables"]:
         for label, row in table["rows"].items():
             if row["control"] or not row["changes"]:
                 continue
             changes = _changes(row)
             for metric, way in _SHOWN[table["task"]].items():
-                if way and changes[metric].excludes_zero:
-                    found = better if changes[metric].delta * way > 0 else worse
-                    said = f"{metric_name(metric)} {_number(metric, changes[metric].delta)}"
+                if not way:
+                    continue
+                compared += 1
+                change = changes[metric]
+                if change.excludes_zero:
+                    found = better if change.delta * way > 0 else worse
+                    said = f"{metric_name(metric)} {_number(metric, change.delta)}"
+                    said = f"**{said}**" if _holds(change) else said
                     found.setdefault(label, []).append(f"{said} ({_short(table)})")
-    lines = ["## In short", "", "Where an interval excludes 0, before any correction:", ""]
-    lines += _list("better", better, "nothing got better")
-    lines += ["", *_list("worse", worse, "nothing got worse")]
-    return "\n".join(lines)
+    return "\n".join(
+        [
+            "## In short",
+            "",
+            f"Of {compared} comparisons those whose interval excludes 0, as about one in twenty "
+            "does by chance; bold after Holm's correction. All others leave it open.",
+            "",
+            "Better:",
+            "",
+            *_list(better),
+            "",
+            "Worse:",
+            "",
+            *_list(worse),
+        ]
+    )
 
 
-def _list(word: str, found: Mapping[str, Sequence[str]], nothing: str) -> list[str]:
-    if not found:
-        return [f"- {nothing}"]
-    return [f"- {word} with `{label}`: {', '.join(each)}" for label, each in found.items()]
+def _list(found: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"- `{label}`: {', '.join(each)}" for label, each in found.items()] or ["- nothing"]
+
+
+def _holds(change: Change) -> bool:
+    """Whether a change is still one after Holm's correction."""
+    return (change.p if change.p_holm is None else change.p_holm) < _ALPHA
 
 
 def _short(table: Mapping[str, Any]) -> str:
@@ -99,14 +120,14 @@ def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
     (baseline, first), *_ = rows.items()
     names = [metric_name(metric) for metric in shown]
     ranked = AUC in shown
-    values = [_value(metric, first["metrics"][metric]["value"]) for metric in shown]
+    values = [_value(metric, first["metrics"][metric]) for metric in shown]
     lines = [
         f"## {table['title']}",
         "",
         f"{table['items']} items about {table['scenes']} scenes"
         + (f"; {table['section']} groups." if ranked else "."),
         "",
-        _row("method", "", *names, *(["gain by"] if ranked else []), "time"),
+        _row("method", "", *names, *(["read as"] if ranked else []), "time"),
         _row("---", "---", *("---:" for _ in names), *(["---"] if ranked else []), "---:"),
         _row(f"`{baseline}`", "", *values, *([""] if ranked else []), "1"),
     ]
@@ -147,12 +168,13 @@ def _changes(row: Mapping[str, Any]) -> dict[str, Change]:
     return {metric: _change(stored) for metric, stored in row["changes"].items()}
 
 
-def _change(stored: Mapping[str, Any]) -> Change:
-    """A change as it was: what is undefined is stored as None."""
-    undefined = dict.fromkeys(("baseline", "other", "delta", "low", "high", "p"), math.nan)
-    known = {name: value for name, value in stored.items() if value is not None}
-    fields: dict[str, Any] = {**undefined, **known}
-    return Change(**fields)
+def _change(stored: Mapping[str, float | None]) -> Change:
+    """What is kept of a change; what is undefined is stored as None."""
+    delta, low, high, p = (
+        math.nan if stored[name] is None else float(stored[name] or 0)
+        for name in ("delta", "low", "high", "p")
+    )
+    return Change(math.nan, math.nan, delta, low, high, p, 0, p_holm=stored["p_holm"])
 
 
 def _cell(metric: str, change: Change, way: int) -> str:
@@ -163,8 +185,7 @@ def _cell(metric: str, change: Change, way: int) -> str:
     if not change.excludes_zero:
         return said
     mark = "●" if not way else "▲" if change.delta * way > 0 else "▼"
-    p = change.p if change.p_holm is None else change.p_holm
-    return f"**{said}** {mark}" if p < _ALPHA else f"{said} {mark}"
+    return f"**{said}** {mark}" if _holds(change) else f"{said} {mark}"
 
 
 def _number(metric: str, value: float) -> str:
@@ -204,7 +225,8 @@ def _share(value: float | None) -> str:
 def _left_out(stored: Mapping[str, Any]) -> str:
     lines = ["## Left out", ""]
     lines += [f"- `{name}`: {why}" for name, why in stored["left_out"].items()] or ["- nothing"]
-    silent = {label for table in stored["tables"] for label in table["silent"]}
+    methods = {*stored["usual"].values(), *(t["with"] for t in stored["tuned"].values())}
+    silent = methods & {label for table in stored["tables"] for label in table["silent"]}
     lines += [
         f"- `{label}` never acted on these prompts, so there is nothing to report of it"
         for label in sorted(silent)

@@ -58,8 +58,8 @@ class ScalingVis(Intervention):
         check_number("scalingvis", "weight", self.weight, low=0, high=100)
 
     def controls(self) -> Mapping[str, Intervention]:
-        """The weight mirrored at 1, as far as it stays positive."""
-        if not 0 < self.weight < 2 or self.weight == 1:
+        """The weight mirrored at 1; of those below it alone, because a control has none itself."""
+        if not 0 < self.weight < 1:
             return {}
         return {"flipped sign": replace(self, weight=round(2 - self.weight, 9))}
 
@@ -115,8 +115,8 @@ class AdaptVis(Intervention):
         check_number("adaptvis", "threshold", self.threshold, low=0, high=1.01)
 
     def controls(self) -> Mapping[str, Intervention]:
-        """The two weights exchanged."""
-        if self.unsure == self.sure:
+        """The two weights exchanged; of a spec that sharpens if unsure none, as it is one."""
+        if self.unsure >= self.sure:
             return {}
         return {"exchanged weights": replace(self, unsure=self.sure, sure=self.unsure)}
 

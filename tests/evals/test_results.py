@@ -13,7 +13,6 @@ from regaze.evals.reports.results_page import page
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import quiet
-from regaze.evals.scoring.compare import to_json
 from regaze.evals.study import prepare, study
 
 LABELS = ("vhr:alpha=9", "vhr:alpha=9,heads=random", "pai", "vicrop", "none@blank")
@@ -42,7 +41,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "left_out": {"adhh": "it acts on listed heads"},
         "tuned": {"vhr": search, "pai": {**search, "with": "pai"}},
         "usual": {"pai": "pai", "vhr": "vhr", "vicrop": "vicrop"},
-        "tables": to_json([results.table_of(s) for run in runs for s in run.scores]),
+        "tables": [results.table_of(s) for run in runs for s in run.scores],
     }
 
 
@@ -80,13 +79,13 @@ def test_the_page_says_what_is_stored(stored: dict[str, Any], tmp_path: Path) ->
 def test_marks_tell_better_from_worse_and_what_holds_after_correction(
     stored: dict[str, Any],
 ) -> None:
-    change = {"baseline": 0.5, "other": 0.6, "delta": 0.1, "low": 0.05, "high": 0.15}
-    told = {"p": 0.01, "dropped": 0, "seeds": None}
+    change = {"delta": 0.1, "low": 0.05, "high": 0.15, "p": 0.01, "p_holm": 0.04}
     (table, _) = stored["tables"]
     changes = {
-        "accuracy": {**change, **told, "p_holm": 0.04},
-        "auc": {**change, **told, "delta": -0.1, "low": -0.15, "high": -0.05, "p_holm": 0.2},
-        "yes_ratio": {**change, **told, "p_holm": None, "low": None, "high": None, "delta": None},
+        **table["rows"]["pai"]["changes"],
+        "accuracy": change,
+        "auc": {"delta": -0.1, "low": -0.15, "high": -0.05, "p": 0.01, "p_holm": 0.2},
+        "yes_ratio": dict.fromkeys(change),
     }
     rows = {**table["rows"], "pai": {**table["rows"]["pai"], "changes": changes}}
     text = page({**stored, "tables": [{**table, "rows": rows}]})
@@ -97,5 +96,5 @@ def test_marks_tell_better_from_worse_and_what_holds_after_correction(
         "threshold only",
         "1.25",
     ]
-    assert "- better with `pai`: accuracy +10.0 (prior-free)" in text
-    assert "- worse with `pai`: AUC −10.0 (prior-free)" in text
+    assert "- `pai`: **accuracy +10.0** (prior-free)" in text.partition("Worse:")[0]
+    assert "- `pai`: AUC −10.0 (prior-free)" in text.partition("Worse:")[2]
