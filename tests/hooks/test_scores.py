@@ -15,7 +15,7 @@ from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from regaze.hooks import Branch, attach
+from regaze.hooks import Branch, Edit, attach
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.interventions import PAI
