@@ -18,7 +18,7 @@ from transformers import DynamicCache
 import regaze
 from benchmarks import _llava
 from benchmarks._llava import N_IMAGE, SIDE, Shape
-from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
+from regaze.interventions import GIFT, PAI, VAF, VAR, VHR, Intervention
 
 N_QUESTION = 50
 TARGETS = {"prefill": 1.05, "decode": 1.10, "memory": 1.05}
@@ -50,12 +50,14 @@ def conditions(shape: Shape) -> list[Condition]:
     layers, all_three = tuple(range(shape.layers)), tuple(TARGETS)
     # |x_d| / RMS is near-normal here: about 1 image token in 40 exceeds 2.5 in one of two dims.
     var = VAR(sink_dims=(1, 2), tau=2.5 / shape.hidden**0.5, floor=0.0, layers=layers)
+    gift = GIFT(layers=layers[1:], saliency=(0,), words="all", trim=(0, 0))
     return [
         Condition("sdpa"),
         Condition("attached, off", PAI(alpha=0.0), judged=all_three),
         Condition("VAR", var, judged=all_three),
         Condition("PAI", PAI(layers=layers), judged=all_three),
         Condition("VAF", VAF(layers=layers), judged=all_three),
+        Condition("GIFT", gift, judged=all_three),
         Condition("VHR", VHR(layers=layers), judged=("decode",)),
         Condition("sdpa, 2 rows", blind="row"),
         Condition("sdpa, 2 passes", blind="pass"),
