@@ -18,7 +18,17 @@ from transformers import DynamicCache
 import regaze
 from benchmarks import _llava
 from benchmarks._llava import N_IMAGE, SIDE, Shape
-from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
+from regaze.interventions import (
+    ADHH,
+    PAI,
+    PASTA,
+    SPIN,
+    VAF,
+    VAR,
+    VHR,
+    Devils,
+    Intervention,
+)
 
 N_QUESTION = 50
 TARGETS = {"prefill": 1.05, "decode": 1.10, "memory": 1.05}
@@ -50,12 +60,19 @@ def conditions(shape: Shape) -> list[Condition]:
     layers, all_three = tuple(range(shape.layers)), tuple(TARGETS)
     # |x_d| / RMS is near-normal here: about 1 image token in 40 exceeds 2.5 in one of two dims.
     var = VAR(sink_dims=(1, 2), tau=2.5 / shape.hidden**0.5, floor=0.0, layers=layers)
+    heads = max(1, shape.hidden // shape.head_dim // 4)
+    listed = tuple((layer, head) for layer in layers for head in range(heads))
     return [
         Condition("sdpa"),
         Condition("attached, off", PAI(alpha=0.0), judged=all_three),
         Condition("VAR", var, judged=all_three),
         Condition("PAI", PAI(layers=layers), judged=all_three),
         Condition("VAF", VAF(layers=layers), judged=all_three),
+        Condition("Devils", Devils(layers=layers), judged=all_three),
+        Condition("SPIN", SPIN(layers=layers), judged=all_three),
+        Condition("AD-HH", ADHH(heads=listed, threshold=0.0), judged=all_three),
+        # From the image on, in a quarter of the heads.
+        Condition("PASTA", PASTA(spans=("<image>",), heads=listed), judged=all_three),
         Condition("VHR", VHR(layers=layers), judged=("decode",)),
         Condition("sdpa, 2 rows", blind="row"),
         Condition("sdpa, 2 passes", blind="pass"),

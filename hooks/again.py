@@ -8,7 +8,7 @@ prompt. Its new keys and values take the place of the old ones in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -208,7 +208,7 @@ class Again:
             )
 
 
-def keeps_calls(works: Sequence[Edit], pass_: Pass) -> bool:
+def keeps_calls(works: Iterable[Edit], pass_: Pass) -> bool:
     """Whether a pass ends a prompt whose last row may have to run again."""
     ends = pass_.prompt_end and pass_.tokens.generated == 0
     return ends and any(work.looks_back for work in works)

@@ -23,6 +23,8 @@ from regaze.hooks.running import Running
 # Arguments of a step that are known to have a row for each sample.
 _OF_ROWS = ("token_type_ids", "mm_token_type_ids")
 _KNOWN = (*_OF_ROWS, "input_ids", "attention_mask", "position_ids", "past_key_values")
+_ROOM = 64
+"""Columns that are allocated ahead."""
 _SHOWN = ("output_attentions", "output_hidden_states")
 
 
@@ -110,15 +112,14 @@ class JointCache(Cache):
 
 
 class _Layer(DynamicLayer):
-    """A layer of a `JointCache`."""
+    """A layer of a `JointCache`, with room for columns to come."""
 
     def __init__(self, own: Sequence[DynamicLayer], joint: JointCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.keys: Any
-        self.values: Any
         self.own, self.pads, self.batch = tuple(own), joint.pads, joint.batch
         self.past = self.own[0].get_seq_length() + self.pads[0]
         self.handed: list[tuple[Any, Any]] = []
+        self._rooms: tuple[Tensor | None, Tensor | None] = None, None
         self.is_initialized = True
 
     def holds(self, own: Sequence[DynamicLayer], pads: Sequence[int]) -> bool:
@@ -141,13 +142,11 @@ class _Layer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Put new columns behind those of all parts, and hand each part its own."""
-        if self.handed:
-            keys = torch.cat([self.keys, key_states], 2)
-            values = torch.cat([self.values, value_states], 2)
-        else:
-            keys = self._join([layer.keys for layer in self.own], key_states)
-            values = self._join([layer.values for layer in self.own], value_states)
-        self.keys, self.values, self.past = keys, values, keys.shape[2]
+        keys, values = self._rooms
+        keys = self._room(keys, [layer.keys for layer in self.own], key_states)
+        values = self._room(values, [layer.values for layer in self.own], value_states)
+        self._rooms, self.past = (keys, values), self.past + key_states.shape[2]
+        keys, values = keys[:, :, : self.past], values[:, :, : self.past]
         self.handed = []
         of_parts = zip(keys.split(self.batch), values.split(self.batch), strict=True)
         for layer, pad, (key, value) in zip(self.own, self.pads, of_parts, strict=True):
@@ -155,13 +154,23 @@ class _Layer(DynamicLayer):
             self.handed.append((layer.keys, layer.values))
         return keys, values
 
-    def _join(self, own: Sequence[Any], new: Tensor) -> Tensor:
-        past = self.past
-        joint = new.new_zeros(*new.shape[:2], past + new.shape[2], new.shape[3])
-        for rows, pad, one in zip(joint.split(self.batch), self.pads, own, strict=True):
-            rows[:, :, pad:past] = one
-        joint[:, :, past:] = new
-        return joint
+    def _room(self, room: Tensor | None, own: Sequence[Any], new: Tensor) -> Tensor:
+        """Where all columns are, the new ones included.
+
+        What was handed out before is never written: columns are added behind it.
+        """
+        end = self.past + new.shape[2]
+        # Autograd wants what it saw unchanged, and inference tensors are for inference mode.
+        closed = torch.is_grad_enabled() or (
+            room is not None and room.is_inference() and not torch.is_inference_mode_enabled()
+        )
+        if room is None or closed or room.shape[2] < end:
+            room = new.new_empty(*new.shape[:2], end + _ROOM, new.shape[3])
+            for rows, pad, one in zip(room.split(self.batch), self.pads, own, strict=True):
+                rows[:, :, :pad] = 0
+                rows[:, :, pad : self.past] = one
+        room[:, :, self.past : end] = new
+        return room
 
 
 @dataclass(eq=False)

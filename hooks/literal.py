@@ -8,7 +8,7 @@ with the prompt without its image, whole runs of both.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks.host import Host
 from regaze.hooks.literal_scores import ScoreForm, scored
+from regaze.hooks.passes import Picture
 
 NAME = "regaze_literal_maps"
 STRUCTURE = {
@@ -121,6 +122,9 @@ class Probe:
         image: Which of its columns are image patches.
         structure: Which are row ends and tile marks inside images.
         processor: The model's processor, if it is known.
+        pictures: What the vision tower was given, if it was looked at.
+        eyes: How many layers it has.
+        maps: Its rows' weights "H R N", by layer and picture.
     """
 
     scores: Tensor
@@ -129,6 +133,13 @@ class Probe:
     image: Sequence[bool]
     structure: Sequence[bool]
     processor: Any
+    pictures: Sequence[Picture] = ()
+    eyes: int = 0
+    maps: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def seen_by(self, layer: int, picture: int) -> Tensor:
+        """Weights "H R N" of the vision tower's rows."""
+        return self.maps[layer, picture]
 
 
 @dataclass(frozen=True)
@@ -138,10 +149,12 @@ class ProbeForm:
     Attributes:
         act: ``act(probe)``: what it then does in a second run of the prompt.
         layers: Whose maps it looks at.
+        looks_at: Rows of the vision tower that it looks at.
     """
 
     act: Callable[[Probe], MapForm]
     layers: Collection[int] = ()
+    looks_at: Literal["class", "all"] | None = None
 
 
 Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm
@@ -416,8 +429,8 @@ def literally(
             factors = choose_factors(host, inputs, form, edits)
     removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
 
-    def plain(count: int) -> AbstractContextManager[Pass]:
-        return _running(host, Pass(Prompt(*[[False] * count] * 3), [], {}))
+    def plain(count: int, forms: Sequence[MapForm] = ()) -> AbstractContextManager[Pass]:
+        return _running(host, Pass(Prompt(*[[False] * count] * 3), forms, {}))
 
     with (
         _running(host, Pass(prompt, edits, factors)) as now,
@@ -436,11 +449,21 @@ def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -
     if not isinstance(form, ProbeForm) or not any(prompt.image):
         return form
     model: Any = host.model
-    with torch.no_grad(), _running(host, Pass(prompt, [], {}, looks=form.layers)) as seen:
+    more: dict[str, Any] = {}
+    with ExitStack() as held, torch.no_grad():
+        if form.looks_at is not None:
+            # Rows that are seen there are what the tower's own maps hold, as its tests show.
+            from regaze.hooks.capture import capture
+
+            eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
+        seen = held.enter_context(_running(host, Pass(prompt, [], {}, looks=form.layers)))
         scores = model(**inputs).logits[:, -1].float()
+        if form.looks_at is not None:
+            maps = {(one.layer, one.picture): one.weights for one in eye.captured}
+            more = {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
     ids = inputs["input_ids"][0].tolist()
     return form.act(
-        Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor)
+        Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor, **more)
     )
 
 

@@ -37,7 +37,8 @@ class Whole:
         generated: "1 G" token ids.
         hidden: Per layer, the residual stream "1 K E" that entered it in the main run.
         last: Per layer, the weights "H T" of the prompt's last row in the main run.
-        plain: Makes a context in which the text tower runs a number of columns unedited.
+        plain: Makes a context in which the text tower runs a number of columns, unedited or with
+            edits of its maps.
     """
 
     host: Host
@@ -46,7 +47,7 @@ class Whole:
     generated: Tensor
     hidden: Mapping[int, Tensor]
     last: Mapping[int, Tensor]
-    plain: Callable[[int], Any]
+    plain: Callable[..., Any]
 
     @property
     def has_image(self) -> bool:
@@ -65,16 +66,21 @@ class Whole:
         self,
         prompt: Mapping[str, Any],
         enter: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+        forms: Sequence[Any] = (),
     ) -> Tensor:
         """Scores "1 V" after another prompt and the same generated tokens.
 
         Args:
             prompt: The model's arguments for it.
             enter: Changes the text tower's arguments.
+            forms: `regaze.hooks.literal.MapForm`s that edit its maps; no column counts as an
+                image's there.
         """
         given = {name: value for name, value in prompt.items() if name != "labels"}
         length, new = given["input_ids"].shape[1], self.generated
-        given["input_ids"] = torch.cat([given["input_ids"], new], 1)
+        # A generated image token is text here: models would look for a picture of its own.
+        odd = torch.isin(new, torch.tensor(sorted(self.host.image_ids), device=new.device))
+        given["input_ids"] = torch.cat([given["input_ids"], new.masked_fill(odd, 0)], 1)
         if "attention_mask" in given:
             given["attention_mask"] = torch.cat([given["attention_mask"], torch.ones_like(new)], 1)
         for name in _TYPES:
@@ -84,10 +90,15 @@ class Whole:
                 given[name] = torch.cat([given[name], mark(new)], 1)
 
         def change(tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+            if bool(odd.any()) and isinstance(kwargs.get("inputs_embeds"), Tensor):
+                written = tower.get_input_embeddings()(new)
+                embeds = kwargs["inputs_embeds"].clone()
+                embeds[:, length:] = torch.where(odd[..., None], written, embeds[:, length:])
+                kwargs = {**kwargs, "inputs_embeds": embeds}
             return args, kwargs if enter is None else dict(enter(kwargs))
 
         model: Any = self.host.model
-        with ExitStack() as held, self.plain(length + new.shape[1]), torch.no_grad():
+        with ExitStack() as held, self.plain(length + new.shape[1], forms), torch.no_grad():
             held.callback(
                 self.host.tower.register_forward_pre_hook(change, with_kwargs=True).remove
             )

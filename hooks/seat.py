@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.again import Again, keeps_calls
 from regaze.hooks.cache_rows import CacheRows
-from regaze.hooks.callers import Generating, call_of, runs
+from regaze.hooks.callers import Generating, call_of, frames, runs
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
@@ -59,6 +59,7 @@ class _Here(Here):
     again: Again | None = None
     second: _Second | None = None
     partial: bool = False
+    asked: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
     embedded: tuple[FrameType | None, Tensor | None] = (None, None)
 
@@ -160,7 +161,7 @@ class Seat(Stack):
         )
         self._note(scorer)
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
-        scorer.register_forward_hook(self._answer)
+        scorer.register_forward_hook(self._answer, always_call=True)
 
     def _watch(self) -> None:
         """Hook the layers whose input an edit wants to see."""
@@ -201,10 +202,30 @@ class Seat(Stack):
     def _ask(
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._here.asked = True
         joint = None if self._scores is None else self._scores.enter(scorer, args, kwargs)
         return None if joint is None else ((), joint)
 
+    def _see_asked(self, running: Running) -> None:
+        """See that the scores of a pass will be edited, where a method does that.
+
+        Raises:
+            RuntimeError: They won't, as the model's ``forward`` was called around its hooks.
+        """
+        if self._here.asked or self._here.second:
+            return
+        if not any(work.scores for work in running.works.values()):
+            return
+        scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
+        if any(frame.f_locals.get("self") is scorer for frame in around):
+            raise RuntimeError(
+                f"{type(scorer).__name__}.forward was called directly, around what is attached "
+                "(some wrappers, PEFT's forward among them, do that), so next-token scores would "
+                "stay as they are: call the model itself, or its generate"
+            )
+
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
+        self._here.asked = False
         return None if self._scores is None else self._scores.leave(scorer, args, output)
 
     @contextmanager
@@ -393,7 +414,7 @@ class Seat(Stack):
         if tower is not self.tower():
             return None
         running, self._here.running = self._here.running, None
-        if output is None or running is None or self._here.again is not None:
+        if output is None or running is None or isinstance(running, Again):
             return None
         config: Any = self._alive().config
         running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
@@ -403,6 +424,8 @@ class Seat(Stack):
             # A model that is given no cache makes one.
             self._leave_prompt(one, _cache_in(output) if one.cache is None else one.cache)
         if self._scores is not None:
+            if isinstance(running, Running):
+                self._see_asked(running)
             self._scores.note(running)
         if isinstance(running, Running) and _checkpoints(tower):
             self._guard(output, running)

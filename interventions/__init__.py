@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH
+    from regaze.interventions.lvlm.avar import AVAR as AVAR
     from regaze.interventions.lvlm.avisc import AvisC as AvisC
     from regaze.interventions.lvlm.carve import CARVE as CARVE
     from regaze.interventions.lvlm.carve_reading import Closer as Closer
@@ -32,9 +33,11 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.head_search import Ranking as Ranking
     from regaze.interventions.lvlm.head_search import attribute_heads as attribute_heads
     from regaze.interventions.lvlm.head_search import rank_heads as rank_heads
+    from regaze.interventions.lvlm.highlight import PromptHighlighter as PromptHighlighter
     from regaze.interventions.lvlm.icd import ICD as ICD
     from regaze.interventions.lvlm.m3id import M3ID as M3ID
     from regaze.interventions.lvlm.pai import PAI as PAI
+    from regaze.interventions.lvlm.paint import PAINT as PAINT
     from regaze.interventions.lvlm.pasta import PASTA as PASTA
     from regaze.interventions.lvlm.sinks import SinkProfile as SinkProfile
     from regaze.interventions.lvlm.sinks import discover_sinks as discover_sinks

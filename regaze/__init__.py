@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from regaze import requirements
 from regaze.hooks.lazy import lazy
+from regaze.requirements import check
 
 if TYPE_CHECKING:
     from regaze.evals.verify import Certificate as Certificate
@@ -17,4 +17,4 @@ else:
 
 __version__ = "0.1.0"
 
-requirements.check()
+check()

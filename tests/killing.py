@@ -25,22 +25,44 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tiny_painter
 from toy import ToyTask, toy_model
 
 from regaze.evals.asking import runner as asking
 from regaze.evals.clips import runner as clips
 from regaze.evals.clips.task import ClipSource
+from regaze.evals.pictures import head_hunter
 from regaze.evals.pictures import runner as pictures
+from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.prompts import Prompt
+from regaze.evals.pictures.render import Shot
 from regaze.evals.pictures.task import Pictures
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.distributed import World
 from regaze.evals.sandbox.video.pipeline import load_pipeline
+from regaze.interventions.diffusion.soft_pag import SoftPAG
 
 Kind = Callable[[Path, World], object]
 NAMES = ("questions", "pictures", "clips")
+
+
+def heads(painter: LoadedPipeline) -> Kind:
+    """A search of heads."""
+
+    def search(out: Path, world: World) -> object:
+        return head_hunter.hunt(
+            painter,
+            [Shot("a red circle", 0)],
+            lambda images, prompts: [float(np.asarray(image).mean()) for image in images],
+            head_hunter.Search(2, 1, SoftPAG(scale=4.0, u=1.0), (1, 2)),
+            out=out,
+            arguments={**tiny_painter.CALL, "num_inference_steps": 1},
+            world=world,
+        )
+
+    return search
 
 
 def kinds() -> dict[str, Kind]:

@@ -6,6 +6,7 @@ The rows that hold the prompt are found by their text; nothing is taken from the
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import textwrap
@@ -16,9 +17,9 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from literal_denoisers import Edit, alone, changed_rows, literally
+from literal_denoisers import Edit, alone, blurred, changed_rows, literally
 from test_census_diffusers import bumped, perturbed_sites
-from tiny_denoisers import TEXT, TINY, WIDTH, noise
+from tiny_denoisers import GRID, TEXT, TINY, WIDTH, noise
 from tiny_guided import PIPES, Stub
 from torch import Tensor
 
@@ -27,7 +28,8 @@ from regaze.hooks.diffusion.conventions import CONVENTIONS, Convention, conventi
 from regaze.hooks.diffusion.families import FAMILIES, family_of
 from regaze.hooks.diffusion.rows import call_by_name
 from regaze.hooks.diffusion.running import variables_of
-from regaze.interventions import PAG
+from regaze.hooks.diffusion.sites import find_sites
+from regaze.interventions import PAG, SEG
 
 SCALE = 1.5
 GUIDED = [pytest.param(True, id="cfg"), pytest.param(False, id="no-cfg")]
@@ -244,3 +246,35 @@ def test_other_pipelines_need_the_users_word(name: str) -> None:
 def test_every_convention_is_of_a_class_of_diffusers() -> None:
     for name, convention in CONVENTIONS.items():
         assert hasattr(diffusers, name) and isinstance(convention, Convention), name
+
+
+def test_steps_that_lumina_2_runs_without_guidance_count_as_unguided() -> None:
+    """Of a guidance that weighs otherwise where there is one branch, the weight of one branch."""
+    pipe, kind = PIPES["Lumina2Pipeline"].build("Lumina2Pipeline"), PIPES["Lumina2Pipeline"]
+    arguments = kind.arguments(True) | {"num_inference_steps": 4, "cfg_trunc_ratio": 0.5}
+    net, stock = copy.deepcopy(pipe.transformer), pipe.transformer.forward
+    path = [site.name for site in find_sites(net) if site.layer is not None][-1]
+    spec = SEG(scale=3.0, sense="paper", layers=(path,), start=0.5)
+    calls: list[float] = []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = stock(*args, **kwargs)
+        calls.append(float(kwargs["timestep"][0]))
+        if len(calls) <= 4:  # Two steps of two branches.
+            return output
+        kwargs.pop("return_dict", None)
+        sizes = kwargs["hidden_states"].shape[-2:]
+        rows = torch.arange(TEXT + sizes[0] * sizes[1] // 4) >= TEXT
+        perturbed = literally(net, kwargs, {path: [rows]}, blurred(1e6, (1, *GRID)))
+        return (output[0] + (spec.scale - 1) * (output[0] - perturbed),)
+
+    pipe.transformer.forward = forward
+    want = pipe(**arguments)[0]
+    del pipe.transformer.forward
+    assert len(calls) == 6
+    plain = pipe(**arguments)[0]
+    with regaze.attach(pipe, spec) as run:
+        got = pipe(**arguments)[0]
+    assert run.report().interventions[0].steps == 2
+    assert (want - plain).abs().max() > 1e-3
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=2e-5)

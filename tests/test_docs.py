@@ -81,6 +81,7 @@ def test_every_command_shown_exists_with_its_options(page: Path) -> None:
 def unknown(words: list[str]) -> list[str]:
     """The subcommand or options among a ``regaze`` command's words that do not exist."""
     command = typer.main.get_command(app)
+    everywhere = command.params
     while subcommands := getattr(command, "commands", {}):
         if not words or words[0].startswith("-"):
             break
@@ -89,8 +90,9 @@ def unknown(words: list[str]) -> list[str]:
         if words[0] not in subcommands:
             return words[:1]
         command, words = subcommands[words[0]], words[1:]
-    taken = [*command.params, *typer.main.get_command(app).params]  # The program's, anywhere.
-    options = {"-h", "--help"}.union(*(one.opts + one.secondary_opts for one in taken))
+    options = {"-h", "--help"}.union(
+        *(one.opts + one.secondary_opts for one in (*everywhere, *command.params))
+    )
     given = [word.partition("=")[0] for word in words if re.match(r"--?[a-z]", word)]
     return [option for option in given if option not in options]
 

@@ -25,6 +25,7 @@ from torch import nn
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from regaze.evals import devices, sandbox, weights
+from regaze.evals.errors import first_line
 from regaze.evals.runs.files import digest
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
@@ -215,9 +216,5 @@ def _unloadable(name: str, error: Exception) -> str:
             f"{name} brings code of its own, which regaze doesn't run: use a model of a type that "
             "transformers knows"
         )
-    said = _first_line(error)
+    said = first_line(error)
     return said if said.startswith(name) else f"cannot load {name}: {said}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

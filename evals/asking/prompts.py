@@ -1,13 +1,14 @@
-"""Prompts as a model's processor makes them: chat template, token ids, images read once each."""
+"""What is asked, and how prompts and answers look as token ids."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
+
+from regaze.interventions.lvlm.turns import Turns
 
 _YES, _NO = ("yes", "Yes", "YES"), ("no", "No", "NO")
 
@@ -36,53 +37,8 @@ class Question:
         return [] if self.image is None else [self.image, *self.more]
 
 
-class Prompter:
-    """Turns questions into a model's inputs.
-
-    Attributes:
-        processor: The model's processor, with a chat template.
-        tokenizer: Its tokenizer.
-    """
-
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
-        self.tokenizer = getattr(processor, "tokenizer", processor)
-
-    def text(self, prompt: str, *, images: int, answer: str | None = None) -> str:
-        """One user turn in the model's chat template, and the answer to it or its beginning."""
-        content: list[dict[str, str]] = [{"type": "image"}] * images
-        content = [*content, {"type": "text", "text": prompt}]
-        messages = [{"role": "user", "content": content}]
-        if answer is not None:
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        made: str = self.processor.apply_chat_template(
-            messages, add_generation_prompt=answer is None
-        )
-        return made
-
-    def inputs(
-        self, texts: Sequence[str], images: Sequence[Sequence[Image.Image]]
-    ) -> dict[str, Tensor]:
-        """Left-padded model inputs on the CPU: a text in the chat template and its images per row.
-
-        Raises:
-            Exception: Whatever the processor says of an image or text it can't take.
-        """
-        shown = [list(row) for row in images if row]
-        found = self.processor(
-            text=list(texts),
-            images=shown or None,
-            add_special_tokens=self._special(texts[0]),
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
-        return dict(found)
-
-    def ids(self, text: str) -> list[int]:
-        """Token ids of a text in the chat template, its images as bare placeholders."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=self._special(text))["input_ids"]
-        return found
+class Prompter(Turns):
+    """Turns questions into a model's inputs."""
 
     def tail(self, text: str, other: str) -> tuple[list[int], list[int]]:
         """Where two prompts about the same image differ: the ends of their ids after what is equal.
@@ -132,11 +88,6 @@ class Prompter:
             return sorted({ids[0] for ids in spelled if len(ids) == 1})
 
         return single(_YES), single(_NO)
-
-    def _special(self, text: str) -> bool:
-        # Some templates write the BOS token themselves; it must not come twice.
-        bos = self.tokenizer.bos_token
-        return not (bos and text.startswith(bos))
 
 
 def common(rows: Sequence[list[int]]) -> int:

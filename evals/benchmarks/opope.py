@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from regaze.evals.benchmarks.coco import draw_images
 from regaze.evals.benchmarks.data import Loader, images_in, read_records
-from regaze.evals.benchmarks.pope_build import KINDS, draw_objects
 from regaze.evals.benchmarks.questions import Questions, length, shares
 from regaze.evals.benchmarks.rows import require, texts
+from regaze.evals.polling import KINDS, draw_objects
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regaze.evals.benchmarks.annotated import Annotated
-from regaze.evals.benchmarks.pope_build import Kind, Record, build_questions, draw_objects
+from regaze.evals.polling import Kind, Record, build_questions, draw_objects
 
 IMAGES = 500
 """Images that POPE's own files ask about."""
@@ -32,7 +32,7 @@ class Built:
     """Questions and what is to be said of them.
 
     Attributes:
-        records: As `pope_build.build_questions` gives them, kind after kind.
+        records: As `regaze.evals.polling.build_questions` gives them, kind after kind.
         images: How many they are about.
         usable: Pictures with enough classes to ask for.
         drawn: Whether there were more than were asked for, so that the seed decided.

@@ -19,6 +19,7 @@ from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
 from regaze.evals import devices, weights
 from regaze.evals.asking.models import check_name
+from regaze.evals.errors import first_line
 from regaze.evals.pictures import controlnets, parts
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 from regaze.hooks.diffusion.families import DENOISERS
@@ -127,7 +128,7 @@ def load(
     except Exception as error:  # whatever a damaged folder makes its many loaders raise
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        raise ValueError(f"cannot load {name}: {_first_line(error)}") from error
+        raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}), notes)
 
@@ -154,7 +155,7 @@ def _folder(name: str, variant: str | None) -> Path:
         raise ValueError(f"{hint} the Hub knows no such public model either") from error
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"{hint} it can't be had from the Hub ({_first_line(error)}): check the spelling or "
+            f"{hint} it can't be had from the Hub ({first_line(error)}): check the spelling or "
             "the connection"
         ) from error
 
@@ -210,7 +211,3 @@ def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
         "revision": revision,
         "weights_sha256": weights.sha256([folder / _INDEX, *settings, *files], folder),
     }
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from regaze.evals.sandbox.shipped import shipped
 
 __all__ = ["MODELS", "is_sandbox", "model_path"]
 
@@ -22,10 +23,4 @@ def model_path(name: str) -> Path:
     Raises:
         ValueError: No shipped model has that name.
     """
-    if not is_sandbox(name):
-        near = get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown sandbox model {name!r}: it must be one of {', '.join(MODELS)}; "
-            f"nearest is {near!r}"
-        )
-    return Path(__file__).parent / "models" / name
+    return shipped("sandbox model", name, MODELS)

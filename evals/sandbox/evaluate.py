@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from regaze.evals.benchmarks.pope_build import KINDS
+from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.drawing import COLOURS, SIZE
 from regaze.evals.sandbox.scenes import SHAPES
 from regaze.evals.sandbox.tasks import chair_truth, load_image, pope_records

@@ -18,7 +18,7 @@ from itertools import chain, count, islice
 
 from PIL import Image
 
-from regaze.evals.benchmarks.pope_build import KINDS, Record, build_questions
+from regaze.evals.polling import KINDS, Record, build_questions
 from regaze.evals.sandbox.scenes import Scene, scene
 
 CROWD = 4

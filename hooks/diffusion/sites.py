@@ -140,14 +140,15 @@ def _rule_of(family: Family, denoiser: nn.Module, path: str) -> Rule:
 
 
 def _kind(rule: Rule, module: Any) -> Kind:
-    """What a module of a rule attends to; some classes build theirs either way (U-Nets)."""
+    """What a module of a rule attends to; some classes build theirs either way (U-Nets).
+
+    A second attention that was built as self-attention is still given the text.
+    """
     # Text that is projected to more keys, but not to queries: rows and columns differ.
     more = getattr(module, "added_kv_proj_dim", None) and not getattr(module, "add_q_proj", None)
     crosses = getattr(module, "is_cross_attention", None)
     if rule.kind == "self" and (crosses or more):
         return "cross"
-    if rule.kind == "cross" and crosses is False and not more:
-        return "self"
     if rule.kind == "temporal" and crosses:
         return "other"
     return rule.kind

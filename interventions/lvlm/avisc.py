@@ -145,7 +145,7 @@ class AvisC(Intervention):
         return _AvisCEdit(self, layers) if self.alpha else CutEdit(self.beta)
 
 
-def choose_layers(weights: Tensor, gamma: float) -> Tensor:
+def largest_layers(weights: Tensor, gamma: float) -> Tensor:
     """Indices of the layers that hold most of the image's weight, the largest first.
 
     Args:
@@ -163,10 +163,10 @@ def find_blind(weights: Tensor, gamma: float, lam: float) -> Tensor:
 
     Args:
         weights: "L n", each layer's weights on the image's columns, float32.
-        gamma: See `choose_layers`.
+        gamma: See `largest_layers`.
         lam: Standard deviations above the mean.
     """
-    mean = weights[choose_layers(weights, gamma)].mean(0)
+    mean = weights[largest_layers(weights, gamma)].mean(0)
     spread = mean.std() if len(mean) > 1 else mean.new_zeros(())
     return mean >= mean.mean() + lam * spread
 

@@ -23,6 +23,7 @@ from regaze.hooks.capture import Capture, capture
 from regaze.hooks.host import find_host, split_target
 from regaze.interventions.lvlm.carve import CARVE, Look
 from regaze.interventions.lvlm.carve_regions import middle
+from regaze.interventions.lvlm.turns import Turns
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,7 @@ class Looker:
         if not getattr(self.processor, "chat_template", None):
             raise ValueError("CARVE asks questions, and the processor has no chat template")
         self.spec = (spec or CARVE()).resolve(find_host(found, self.processor))
-        self._tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self._turns = Turns(self.processor)
         self._picture = ""
         self._general: Reading | None = None
 
@@ -202,21 +203,11 @@ class Looker:
 
     def inputs(self, question: str, images: tuple[Image.Image, ...]) -> dict[str, Any]:
         """Model inputs for one user turn."""
-        turn = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": turn}], add_generation_prompt=True
-        )
-        # Some templates write the BOS token themselves; it must not come twice.
-        bos = self._tokenizer.bos_token
-        special = not (bos and text.startswith(bos))
-        made = self.processor(
-            text=[text], images=[list(images)], add_special_tokens=special, return_tensors="pt"
-        )
-        return dict(made.to(self.model.device, dtype=self.model.dtype))
+        return self._turns.model_inputs(self.model, question, images)
 
     def text(self, tokens: Tensor) -> str:
         """What generated tokens say."""
-        said: str = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        said: str = self._turns.tokenizer.decode(tokens, skip_special_tokens=True)
         return said.strip()
 
 

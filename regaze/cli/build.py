@@ -13,8 +13,8 @@ from regaze.cli.terminal import say
 from regaze.evals.outputs import check_place
 
 if TYPE_CHECKING:
-    from regaze.evals.benchmarks.pope_build import Kind
     from regaze.evals.benchmarks.pope_files import Built
+    from regaze.evals.polling import Kind
 
 _IMAGES = 500
 
@@ -74,7 +74,7 @@ def pope(
 
 
 def _kinds(text: str) -> list[Kind]:
-    from regaze.evals.benchmarks.pope_build import KINDS
+    from regaze.evals.polling import KINDS
     from regaze.hooks.checks import unknown
 
     named = [part.strip() for part in text.split(",") if part.strip()]

@@ -19,6 +19,8 @@ from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
 from regaze.cli.judge import export, score
 from regaze.cli.list import list_
+from regaze.cli.measure import group as measure_group
+from regaze.cli.measure import vas
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.verify import verify
@@ -31,6 +33,7 @@ app = typer.Typer(
 )
 build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
 discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
+measure = typer.Typer(no_args_is_help=True, help="Measure a model's attention.")
 judge = typer.Typer(
     no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
 )
@@ -74,10 +77,13 @@ app.command()(verify)
 app.add_typer(build, name="build")
 app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")
+app.add_typer(measure, name="measure")
 app.command()(demo)
 build.callback()(group)
 build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
+measure.callback()(measure_group)
+measure.command()(vas)
 judge.command()(export)
 judge.command()(score)

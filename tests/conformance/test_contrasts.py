@@ -73,7 +73,7 @@ def test_avisc_finds_the_released_code_s_blind_tokens(case: dict[str, Any]) -> N
     weights = rows[:, :, case["image_start"] : case["image_end_exclusive"]].mean(1)
     close(weights.sum(1) / weights.sum(), expected[f"{case['name']}.layer_share"])
     layers = torch.zeros(len(weights), dtype=torch.uint8)
-    layers[avisc.choose_layers(weights, case["gamma"])] = 1
+    layers[avisc.largest_layers(weights, case["gamma"])] = 1
     assert layers.sum() == case["n_layers"]
     assert torch.equal(layers, expected[f"{case['name']}.layers"])
     blind = avisc.find_blind(weights, case["gamma"], case["lamb"])
@@ -108,7 +108,7 @@ def test_avisc_finds_each_sample_s_own_blind_tokens() -> None:
     case = next(case for case in meta("avisc")["cases"] if case["name"] == "batch2")
     gamma, lam = case["gamma"], case["lamb"]
     weights = inputs["batch2.last_row"][..., :32].mean(2)
-    mean = weights[avisc.choose_layers(weights.flatten(1), gamma)].mean(0)
+    mean = weights[avisc.largest_layers(weights.flatten(1), gamma)].mean(0)
     pooled = mean < mean.mean() + lam * mean.std()
     assert torch.equal(pooled.nonzero()[:, 1], expected["batch2.mask_idx"][0])
     own = torch.stack([~avisc.find_blind(row, gamma, lam) for row in weights.unbind(1)])

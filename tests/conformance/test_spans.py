@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
-from vectors import cases, named, vectors
+from vectors import cases, causal_logits, named, vectors
 
 from regaze.hooks.attention import mix_values, row_logits, visible_columns
 from regaze.hooks.biases import ColumnBias
+from regaze.interventions.lvlm.highlight import _EXTRA, guided
 from regaze.interventions.lvlm.pasta import span_bias
 from regaze.interventions.lvlm.spans import token_range
 
@@ -67,3 +69,33 @@ def test_texts_are_found_as_in_the_released_code(case: dict[str, Any]) -> None:
     start, end = token_range(text, span, offsets, occurrence)
     begin = offsets[start][0]
     assert end == found[1] and offsets[start][1] > text.index(span, begin if occurrence else 0)
+
+
+@pytest.mark.parametrize("case", cases("prompt_highlighter"))
+def test_the_highlighter_equals_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("prompt_highlighter")
+    name = case["name"]
+    if "scale" in case:
+        c, u = inputs["guidance.scores"].chunk(2)
+        scores = guided(c, u, case["scale"], "log" if case["log"] else "probability")
+        wanted = expected[f"{name}.scores"]
+        torch.testing.assert_close(torch.cat([scores, scores]), wanted, atol=1e-5, rtol=1e-5)
+        return
+    log = math.log(case["weight"])
+    added = torch.tensor([log, -_EXTRA - log])[:, None]
+    prompt = torch.nn.functional.pad(inputs["highlight"], (0, 1))
+    for phase in ("prefill", "decode"):
+        query = inputs[f"{phase}.q"]
+        key, value = inputs["prefill.k"], inputs["prefill.v"]
+        if phase == "decode":
+            key = torch.cat([key, inputs["decode.k_new"]], 2)
+            value = torch.cat([value, inputs["decode.v_new"]], 2)
+        bias = ColumnBias(
+            torch.ones(query.shape[1], dtype=torch.bool), added * prompt[: key.shape[2]]
+        )
+        weights = causal_logits(query, key, bias.add).softmax(-1)
+        last = f"{name}.{phase}.attn" + ("_last_row" if phase == "decode" else "")
+        got = weights if phase == "prefill" else weights[:, :, -1]
+        torch.testing.assert_close(got, expected[last], atol=2e-6, rtol=0)
+        out = mix_values(weights, value).flatten(2)
+        torch.testing.assert_close(out, expected[f"{name}.{phase}.out"], atol=1e-5, rtol=0)

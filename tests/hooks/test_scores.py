@@ -15,7 +15,7 @@ from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 
-from regaze.hooks import Branch, attach
+from regaze.hooks import Branch, Edit, attach
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.interventions import PAI
@@ -158,6 +158,66 @@ def _longer(model: Tiny, ids: Tensor) -> Tensor:
 def _moved(model: Tiny, ids: Tensor) -> Tensor:
     """As long, with the image one column further to the left."""
     return torch.cat([ids[:, :1], ids[:, 2:], ids[:, 1:2]], 1)
+
+
+class Noting(Edit):
+    """Notes what it is told that the model was called with."""
+
+    rows = "last"
+
+    def __init__(self, seen: list[tuple[bool, Mapping[str, Any]]]) -> None:
+        super().__init__((0,))
+        self.seen = (seen,)  # Not copied with the edit.
+
+    def begin(self, pass_: Pass) -> None:
+        if pass_.prompt_start:
+            self.seen[0].append((bool(pass_.tokens.has_image.any()), pass_.inputs))
+
+
+class Wrapper(torch.nn.Module):
+    """Calls what it holds by its forward alone, as some do."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, note: str = "") -> Any:
+        return self.held.forward(input_ids=input_ids, pixel_values=pixel_values)
+
+
+def test_a_second_run_is_told_its_own_arguments() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+    other = inputs["input_ids"].flip(1)
+    pixels = inputs["pixel_values"] + 1
+    seen: list[tuple[bool, Mapping[str, Any]]] = []
+
+    def inputs_of(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
+        return {"input_ids": other, "pixel_values": pixels}
+
+    branch = Branch(inputs_of, twice, edits=(Noting(seen),))
+    with attach(model.model, Told(Seconds(branch))), torch.no_grad():
+        model.model(**inputs)
+    ((has_image, told),) = seen
+    assert has_image
+    assert told["input_ids"] is other
+    assert told["pixel_values"] is pixels
+
+
+def test_a_wrapper_that_calls_forward_past_the_scores_is_refused() -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[0])
+    told = {name: inputs[name] for name in ("input_ids", "pixel_values")}
+    branch = Branch(lambda given, pass_: told, twice)
+    with attach(model.model, Told(Seconds(branch))), torch.no_grad():
+        want = model.model(**told).logits
+        with pytest.raises(RuntimeError, match="forward was called directly"):
+            Wrapper(model.model)(**told)
+        model.model.model(**told)  # It makes no scores.
+        assert torch.equal(model.model(**told).logits, want)
+    with attach(model.model, PAI(ALPHA, layers=(0, 1))), torch.no_grad():
+        want = model.model(**told).logits
+        assert torch.equal(Wrapper(model.model)(**told).logits, want)
 
 
 @pytest.mark.parametrize("change", [_longer, _moved])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
+    ALL,
     CANNOT,
     CONTRASTS,
     LIMITS,
@@ -30,7 +33,7 @@ def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
     every = [*METHODS.values(), *CONTRASTS.values()]
     assert {method.name for method in every} == set(NAMES)
     assert all(method.acts.literal() is not None for method in every)
-    assert [METHODS[name].name for name in SHOWN] == sorted({m.name for m in METHODS.values()})
+    assert [ALL[name].name for name in SHOWN] == sorted(NAMES)
     assert set(FAMILIES) <= set(KNOWN)
     assert {name for _, name in LIMITS} <= set(METHODS)
 
@@ -43,7 +46,8 @@ def test_what_the_table_says_works_acts(family: str, method: Method) -> None:
         edited = model.model(**inputs).logits
     report = run.report()
     assert report.fired
-    assert [layer.layer for layer in report.interventions[0].layers] == list(run.specs[0].layers)
+    resolved: Any = run.specs[0]
+    assert [layer.layer for layer in report.interventions[0].layers] == list(resolved.layers)
     assert (edited - logits(model, inputs)).abs().max() > 0.02
 
 

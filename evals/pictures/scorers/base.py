@@ -17,6 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from PIL import Image
 
+from regaze.evals.errors import first_line
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Metrics, Sums
 from regaze.hooks.checks import unknown
@@ -186,7 +187,7 @@ def require(module: str, package: str) -> ModuleType:
         return importlib.import_module(module)
     except Exception as error:  # whatever a half-installed library raises
         try:
-            found = f"{package} {version(package)} doesn't load ({_first_line(error)})"
+            found = f"{package} {version(package)} doesn't load ({first_line(error)})"
             advice = "reinstall it, and torchvision, with builds that fit this torch"
         except PackageNotFoundError:
             found, advice = f"{package} isn't installed", f"pip install {package}"
@@ -216,7 +217,3 @@ def check_lengths(images: Images, prompts: Sequence[str]) -> None:
         raise ValueError(
             f"{len(images)} pictures but {len(prompts)} prompts: give one prompt per picture"
         )
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -5,8 +5,9 @@ The painters are small diffusion models trained on this world, stored as stock d
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from regaze.evals.sandbox.shipped import shipped
 
 __all__ = ["PAINTERS", "painter_path"]
 
@@ -20,10 +21,4 @@ def painter_path(name: str) -> Path:
     Raises:
         ValueError: No shipped painter has that name.
     """
-    if name not in PAINTERS:
-        near = get_close_matches(name, PAINTERS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown painter {name!r}: it must be one of {', '.join(PAINTERS)}; "
-            f"nearest is {near!r}"
-        )
-    return Path(__file__).parent.parent / "models" / name
+    return shipped("painter", name, PAINTERS)

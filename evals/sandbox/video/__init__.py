@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
+
+from regaze.evals.sandbox.shipped import shipped
 
 __all__ = ["CONTROLNETS", "controlnet_path"]
 
@@ -17,10 +18,4 @@ def controlnet_path(name: str = "painter-controlnet") -> Path:
     Raises:
         ValueError: No shipped ControlNet has that name.
     """
-    if name not in CONTROLNETS:
-        near = get_close_matches(name, CONTROLNETS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown ControlNet {name!r}: it must be one of {', '.join(CONTROLNETS)}; "
-            f"nearest is {near!r}"
-        )
-    return Path(__file__).parent.parent / "models" / name
+    return shipped("ControlNet", name, CONTROLNETS)

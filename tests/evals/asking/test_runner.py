@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image, ImageOps
 from toy import ToyTask, answers_on_disk, run_toy, shared_toy_model
 
 from regaze.evals.asking.batching import plan
 from regaze.evals.asking.decoding import Decoding
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import identify
-from regaze.evals.runs import files
+from regaze.evals.runs import files, records
 from regaze.evals.task import Item
 
 MODEL, PROCESSOR = shared_toy_model()
@@ -258,3 +259,22 @@ def test_what_has_no_answer_is_told_in_one_line_per_reason(
         "no answer to hard/1-0 and 2 more items: no image file image 1.png",
     ]
     assert any("answers are only white space" in r.message for r in caplog.records)
+
+
+class Replaced(ToyTask):
+    """The same questions; the first image shows something else."""
+
+    def load_image(self, item: Item) -> Image.Image:
+        image = super().load_image(item)
+        return ImageOps.invert(image) if item.image == "image 0" else image
+
+
+@pytest.mark.parametrize("conditions", [["vhr:alpha=4"], ["none@wrong", "vhr:alpha=4"]])
+def test_images_replaced_between_two_commands_are_refused(
+    tmp_path: Path, conditions: list[str]
+) -> None:
+    run_toy(tmp_path, task=ToyTask(2))
+    with pytest.raises(ValueError, match="was shown another image or text under vhr:alpha=4 than"):
+        run_toy(tmp_path, *conditions, task=Replaced(2))
+    assert not (tmp_path / "vhr_alpha=4" / records.PREDICTIONS).exists()
+    assert len(run_toy(tmp_path, "vhr:alpha=4", task=ToyTask(2)).answers[1].records) == 12

@@ -15,8 +15,8 @@ from PIL import Image
 from regaze.evals.benchmarks.annotated import Annotated, read_objects
 from regaze.evals.benchmarks.coco import Id, find_pictures, read_annotations
 from regaze.evals.benchmarks.pope import Pope
-from regaze.evals.benchmarks.pope_build import KINDS
 from regaze.evals.benchmarks.pope_files import build
+from regaze.evals.polling import KINDS
 
 SHOWN = {
     "a.jpg": ("dog", "cat", "sofa"),

@@ -10,7 +10,7 @@ from PIL import Image
 from scoring import sections
 
 from regaze.evals.benchmarks.opope import Opope, mentions
-from regaze.evals.benchmarks.pope_build import KINDS
+from regaze.evals.polling import KINDS
 from regaze.evals.task import QuestionTask
 
 TRUTH = {

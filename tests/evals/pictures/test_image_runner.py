@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -275,3 +276,40 @@ def test_two_processes_paint_what_one_does(tmp_path: Path, finished: Path) -> No
     assert contents(tmp_path) == contents(finished)
     sessions = files.read_json(tmp_path / "none" / store.MANIFEST)["sessions"]
     assert sorted(session["rank"] for session in sessions) == [0, 1]
+
+
+def test_a_lost_or_cut_picture_is_painted_again(tmp_path: Path, finished: Path) -> None:
+    run(tmp_path)
+    before = (tmp_path / "none" / records.PREDICTIONS).read_bytes()
+    (tmp_path / "none" / "images" / "a_0.png").unlink()
+    cut = tmp_path / "pag_scale=5" / "images" / "c_1.png"
+    cut.write_bytes(cut.read_bytes()[:-20])
+    run(tmp_path)
+    assert contents(tmp_path) == contents(finished)
+    assert (tmp_path / "none" / records.PREDICTIONS).read_bytes() == before
+
+
+def test_prompts_whose_ids_look_alike_as_names_have_pictures_of_their_own(tmp_path: Path) -> None:
+    alike = (Prompt("red circle", "a red circle"), Prompt("red_circle", "a white triangle"))
+    run(tmp_path, "none", plan=PictureSource(alike, (0,), ("painting",)))
+    first, second = contents(tmp_path)["none"]
+    assert first[2] != second[2]
+    assert first[3] != second[3]
+
+
+def test_settings_are_compared_once_nobody_else_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process begins with other settings between the start of a run and its lock."""
+    locked = files.locked
+
+    @contextmanager
+    def late(out: Path) -> Iterator[None]:
+        monkeypatch.setattr(files, "locked", locked)
+        run(tmp_path, "none", arguments={**tiny_painter.CALL, "guidance_scale": 3.0})
+        with locked(out):
+            yield
+
+    monkeypatch.setattr(files, "locked", late)
+    with pytest.raises(ConfigMismatchError, match=r"guidance_scale: 3\.0 there, 2\.0 now"):
+        run(tmp_path, "none")

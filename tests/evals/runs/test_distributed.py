@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from killing import NAMES
 from toy import answers_on_disk
 
 from regaze.evals.runs.distributed import World, join
@@ -113,6 +114,40 @@ def test_without_a_launcher_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) 
     assert join() == World(0, 1)
     assert join().first
     World().wait()
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"],
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launcher: str) -> None:
+    script = str(root / "tests" / "launching.py")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], script]
+    done = subprocess.run(
+        [*command, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+    )
+    assert done.returncode == 0, done.stderr
+    for name in NAMES:
+        together, alone = (tmp_path / name / how for how in ("together", "alone"))
+        assert answers_on_disk(together) == answers_on_disk(alone)
+        pictures = {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
+        assert {p: (together / p).read_bytes() for p in pictures} == pictures
+        for path in together.glob("*/manifest.json"):
+            ranks = {one["rank"] for one in json.loads(path.read_text())["sessions"]}
+            assert ranks == {0, 1}
+    found = [
+        (tmp_path / "heads" / how / "scores.jsonl").read_text() for how in ("together", "alone")
+    ]
+    assert found[0] == found[1]
+    assert found[0].count("\n") == 14
 
 
 @pytest.mark.parametrize("size", ["abc", "", "-1", "2.5"])

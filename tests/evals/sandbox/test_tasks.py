@@ -7,7 +7,7 @@ from itertools import groupby
 
 import pytest
 
-from regaze.evals.benchmarks.pope_build import KINDS
+from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.scenes import scene
 from regaze.evals.sandbox.tasks import CROWD, chair_truth, find_scene, load_image, pope_records
 from regaze.evals.sandbox.text import question

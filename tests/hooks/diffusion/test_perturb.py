@@ -68,6 +68,23 @@ def test_the_image_block_becomes_the_identity(image: slice) -> None:
     torch.testing.assert_close(got, logits.softmax(-1) @ value, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 20], ids=["a row for all", "each row its own"])
+@pytest.mark.parametrize("image", [slice(0, 15), slice(5, 20)], ids=["image-text", "text-image"])
+def test_a_mask_weighs_the_picture_s_tokens_too(image: slice, rows: int) -> None:
+    query, key, value = qkv()
+    mask = torch.randn(2, 1, rows, 20, generator=torch.Generator().manual_seed(1))
+    logits = query @ key.transpose(-1, -2) * 0.5 + mask
+    others = ~torch.eye(15, dtype=torch.bool)
+    logits[:, :, image, image] = logits[:, :, image, image].masked_fill(others, -torch.inf)
+    want = logits.softmax(-1) @ value
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor = mask) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, scale=0.5)
+
+    got = image_block_identity(query, key, value, 0.5, image, kernel, mask)
+    torch.testing.assert_close(got, want, atol=1e-6, rtol=1e-5)
+
+
 def test_image_block_survives_large_logits() -> None:
     query, key, value = qkv()
     got = image_block_identity(

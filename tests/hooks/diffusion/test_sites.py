@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from tiny_denoisers import TINY
+from diffusers.models.attention import BasicTransformerBlock
+from literal_denoisers import changed_rows
+from tiny_denoisers import TINY, UNET, livened, unet_call
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
 from regaze.hooks.diffusion import Layout, native_grid, sites
-from regaze.hooks.diffusion.sites import TEMPORAL, TEXT, choose
+from regaze.hooks.diffusion.sites import TEMPORAL, TEXT, choose, find_sites, read_layout
 
 CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
 
@@ -68,6 +71,58 @@ def test_layers_are_numbered_in_the_order_in_which_they_run(family: str) -> None
     for handle in handles:
         handle.remove()
     assert ran == [site.name for site in sites(pipe) if site.layer is not None]
+
+
+def older(kind: str) -> Any:
+    """U-Nets of older models, whose blocks attend otherwise."""
+    blocks: dict[str, Any]
+    if kind == "simple":
+        blocks = {"down_block_types": ("SimpleCrossAttnDownBlock2D", "DownBlock2D"),
+                  "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+                  "up_block_types": ("UpBlock2D", "SimpleCrossAttnUpBlock2D")}  # fmt: skip
+    else:
+        blocks = {"only_cross_attention": kind == "only cross"}
+    torch.manual_seed(0)
+    net: Any = diffusers.UNet2DConditionModel(**UNET | blocks)
+    if kind == "twice self":
+        middle = net.mid_block.attentions[0].transformer_blocks
+        middle[0] = BasicTransformerBlock(16, 2, 8, double_self_attention=True)
+    return livened(net)
+
+
+@pytest.mark.parametrize("kind", ["usual", "simple", "only cross", "twice self"])
+def test_blocks_of_older_unets_are_what_they_attend_to(kind: str) -> None:
+    net = older(kind)
+    found = find_sites(net)
+    call = unet_call(2)
+    other = call | {"encoder_hidden_states": call["encoder_hidden_states"] + 1}
+    seen = changed_rows(net, call, other)
+    want = {}
+    for name, calls in seen.items():
+        by_text = [bool(keys.any()) for _, keys in calls]
+        want[name] = "cross" if any(by_text) else "self"
+    assert {site.name: site.kind for site in found} == want
+    numbers = [site.layer for site in found if site.kind == "self"]
+    assert numbers == list(range(len(numbers)))
+    assert {s.layer for s in found if s.kind == "cross"} <= {None}
+    kinds = Counter(site.kind for site in found)
+    assert kinds == {
+        "usual": {"self": 4, "cross": 4}, "simple": {"cross": 4},
+        "only cross": {"self": 1, "cross": 7}, "twice self": {"self": 4, "cross": 4},
+    }[kind]  # fmt: skip
+
+
+def test_the_text_of_hunyuan_video_15_has_all_three_streams() -> None:
+    name = "HunyuanVideo15Transformer3DModel"
+    call = TINY[name].call(2)
+    layout, net = read_layout(TINY[name].build(name), call), TINY[name].build(name)
+    seen = changed_rows(net, call, call | {"hidden_states": call["hidden_states"] + 1})
+    rows = [rows for calls in seen.values() for rows, _ in calls if len(rows) > layout.n_text]
+    assert rows
+    for reached in rows:
+        assert int(reached.sum()) == layout.n_image
+        assert layout.image("image-text", len(reached)) == slice(0, layout.n_image)
+        assert layout.text("image-text", len(reached)) == slice(layout.n_image, len(reached))
 
 
 def test_a_second_image_attention_has_no_number() -> None:

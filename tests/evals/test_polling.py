@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from regaze.evals.benchmarks.pope import Pope
-from regaze.evals.benchmarks.pope_build import KINDS, Kind, Record, build_questions, with_article
+from regaze.evals.polling import KINDS, Kind, Record, build_questions, with_article
 
 SCENES = {
     "a.jpg": ["dog", "cat", "sofa", "dog"],

@@ -1,0 +1,66 @@
+"""measure vas: how much a model looks at the image, beside its system prompt."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from regaze.cli.options import Json, Model, spread
+from regaze.cli.terminal import out, say
+
+
+def group() -> None:
+    """Measure a model's attention."""
+
+
+@spread
+def vas(
+    model: Model,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="A picture. Repeatable; default: scenes of the built-in world."),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What is asked about each picture. Repeatable.")
+    ] = None,
+    with_: Annotated[
+        str | None, typer.Option("--with", "-w", help="Measure with this attached: avar, pai+vaf.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Scenes, where no pictures are given.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Measure VAS, the ratio of attention to the image and to the system prompt."""
+    from PIL import Image
+
+    from regaze.evals.runs.conditions import Condition
+    from regaze.evals.sandbox.scenes import scene
+    from regaze.evals.scoring.attention_mass import measure_vas
+    from regaze.hooks import attach
+    from regaze.interventions.lvlm.turns import Turns
+
+    loaded = model.load()
+    pictures = [Image.open(path).convert("RGB") for path in image or ()]
+    pictures = pictures or [scene("validation", number).image for number in range(limit)]
+    asked = [(one, text) for one in pictures for text in prompt or ["Describe the image."]]
+    specs = Condition.parse(with_).specs if with_ else ()
+    turns = Turns(loaded.processor)
+    inputs = (turns.model_inputs(loaded.model, text, (one,)) for one, text in asked)
+    with attach(loaded.model, *specs, processor=loaded.processor):
+        found = measure_vas(loaded.model, inputs, loaded.processor)
+    if as_json:
+        typer.echo(json.dumps({"prompts": len(asked), **asdict(found)}))
+        return
+    table = Table("layer", "VAS")
+    for layer, one in found.layers.items():
+        table.add_row(str(layer), f"{one:.3g}")
+    out.print(table)
+    say(
+        f"VAS {found.score:.3g} (log mean {found.log_mean:.3g}); mass on the image "
+        f"{found.image:.3f}, on the system prompt {found.system:.3f}; "
+        f"{len(asked)} prompts, {found.rows} question rows"
+    )

@@ -1,0 +1,32 @@
+"""Every kind of run, shared out by a launcher: ``torchrun ... launching.py FOLDER``.
+
+The first process then does it all again alone, so that both can be compared.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import tiny_painter
+from killing import heads, kinds
+
+from regaze.evals.runs.distributed import World, join
+
+
+def main(root: Path) -> None:
+    """Run everything with as many processes as there are, and alone."""
+    # Of processes that have met, transformers lets only the first one save a model.
+    runs = {**kinds(), "heads": heads(tiny_painter.fresh())}
+    world = join()
+    if world.size != 2:
+        sys.exit(f"the launcher started {world.size} process")
+    for name, run in runs.items():
+        run(root / name / "together", world)
+        if world.first:
+            run(root / name / "alone", World())
+        world.wait()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
