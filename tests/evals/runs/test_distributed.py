@@ -147,7 +147,7 @@ def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launc
         (tmp_path / "heads" / how / "scores.jsonl").read_text() for how in ("together", "alone")
     ]
     assert found[0] == found[1]
-    assert found[0].count("\n") == 14
+    assert found[0].count("\n") == 10
 
 
 @pytest.mark.parametrize("size", ["abc", "", "-1", "2.5"])
