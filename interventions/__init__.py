@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.a_star import AStar as AStar
     from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
+    from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
     from regaze.interventions.diffusion.seg import SEG as SEG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
