@@ -275,7 +275,8 @@ class _Negative(Work):
 
     def attend(self, call: Call) -> Tensor:
         """The guided head outputs."""
-        assert call.pass_ is not None and self.encoded is not None
+        if call.pass_ is None or self.encoded is None:
+            raise RuntimeError("nag edits passes of a denoiser that was given a negative prompt")
         own = int(call.pass_.call[call.pass_.family.text].shape[1])
         if self.model in CROSS:
             return on_cross(call, own, self._guided)

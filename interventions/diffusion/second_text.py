@@ -22,7 +22,7 @@ from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import call_of_rows, join_rows
 
 Guide = Callable[[Tensor, Tensor], Tensor]
-"""From the picture's head outputs on the first and on the second text, "B H N D", to what counts."""
+"""Makes one of the picture's head outputs on the first and on the second text, "B H N D"."""
 
 _OWN_TEXT = ("text_time",)
 """What U-Nets add to their time embedding without looking at the tokens of the text stream."""
@@ -40,9 +40,9 @@ def check_call(method: str, call: dict[str, Any], pass_: Pass) -> None:
         raise ValueError(f"{method}: this {name} is called with {masks[0]}, of one text alone")
     if call.get("encoder_hidden_states_image") is not None:
         raise ValueError(
-            f"{method}: this {name} reads the picture that it starts from among the text's columns, "
-            "cut off at a fixed length, so that a second text can't be told from it: image to "
-            "video isn't supported, text to video is"
+            f"{method}: this {name} reads the picture that it starts from among the text's "
+            "columns, cut off at a fixed length, so that a second text can't be told from it: "
+            "image to video isn't supported, text to video is"
         )
     added = getattr(pass_.denoiser.config, "addition_embed_type", None)
     if added not in (None, *_OWN_TEXT):
@@ -68,8 +68,7 @@ def more_tokens(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded
 def more_rows(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded) -> dict[str, Any]:
     """A call with a further row for each conditional one, of the same picture and a second text."""
     check_call(method, call, pass_)
-    family, batch, cond = pass_.family, pass_.rows.batch, pass_.rows.cond
-    assert cond is not None
+    family, batch, cond = pass_.family, *_whose(pass_)
     more = call_of_rows(call, cond, batch, family)
     samples, name = cond.stop - cond.start, family.text
     if encoded.pooled is None:
@@ -125,9 +124,7 @@ def on_two_streams(call: Call, own: int, other: int, guide: Guide, shared: bool)
         guide: What the picture's rows get.
         shared: Whether both have the first rows' picture.
     """
-    pass_ = call.pass_
-    assert pass_ is not None and pass_.rows.cond is not None
-    batch, cond = pass_.rows.batch, pass_.rows.cond
+    batch, cond = _whose(call.pass_)
     text, image, behind = call.text(), _picture(call), slice(batch, len(call.query))
     first, second = (slice(text.start, text.start + n) for n in (own, other))
     output = torch.zeros_like(call.query)
@@ -150,7 +147,7 @@ def on_two_streams(call: Call, own: int, other: int, guide: Guide, shared: bool)
 
 
 def _two_texts(call: Call, picture: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, ...]:
-    """The picture's rows and the text's, on each of two texts; picture on picture once if it can be.
+    """The picture's rows and the text's on each of two texts, picture on picture once if possible.
 
     Args:
         call: Whose kernel it is.
@@ -189,10 +186,15 @@ def _picture(call: Call) -> slice:
 
 def _conditional(call: Call) -> slice:
     """Which rows of a call's batch are conditional."""
-    assert call.pass_ is not None
-    rows, frames = call.pass_.rows, call.samples().frames
-    cond = rows.cond or slice(0, rows.batch)
+    (_, cond), frames = _whose(call.pass_), call.samples().frames
     return slice(cond.start * frames, cond.stop * frames)
+
+
+def _whose(pass_: Pass | None) -> tuple[int, slice]:
+    """How many rows a pass has of the pipeline's own, and which are conditional."""
+    if pass_ is None:
+        raise RuntimeError("a second text is read in passes of a denoiser alone")
+    return pass_.rows.batch, pass_.rows.cond or slice(0, pass_.rows.batch)
 
 
 def _padded(text: Tensor, length: int) -> Tensor:
