@@ -34,7 +34,7 @@ from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
 
 Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
-TEXT_ROWS = (None, "last", "latest", "question", "text")
+TEXT_ROWS = (None, "last", "latest", "question", "text", "image")
 
 
 @dataclass(frozen=True)
