@@ -69,8 +69,22 @@ def refuse_clashes(entries: Sequence[Entry]) -> None:
     for number, one in enumerate(edits):
         for other in edits[:number]:
             both = {site.name for site in one.sites} & {site.name for site in other.sites}
-            if both and one.start < other.stop and other.start < one.stop:
+            if both and _meet(one, other):
                 raise ValueError(
                     f"two interventions edit the attention of {min(both)} in the same steps; give "
                     "them other layers or other steps"
                 )
+    works = [entry.work for entry in entries if not entry.idle]
+    for one in works:
+        for other in works:
+            both = {site.name for site in one.sites} & {site.name for site in other.sites}
+            if one.reads_more and one is not other and both and _meet(one, other):
+                raise ValueError(
+                    f"one intervention gives {min(both)} more text than the prompt's, and another "
+                    "acts there on the prompt's own; give them other layers or other steps"
+                )
+
+
+def _meet(one: Work, other: Work) -> bool:
+    """Whether two works may act in the same step."""
+    return one.start < other.stop and other.start < one.stop

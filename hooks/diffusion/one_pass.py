@@ -39,6 +39,7 @@ from regaze.hooks.diffusion.predictions import (
     each,
     prediction_of,
     tiled,
+    trimmed,
     with_prediction,
     with_sample,
 )
@@ -115,11 +116,15 @@ class OnePass:
                 args, kwargs = with_sample(pass_, args, kwargs)
         branches = [(e, branch) for e, work in self._live for branch in work.branches(pass_)]
         kept = self._kept(pass_, branches)
+        if (call := self._arguments(pass_.call, pass_)) is not pass_.call:
+            pass_.layout = self._layout(pass_, call, pass_.rows.branches)
+            args, kwargs = (), copy_containers(call)
         with ExitStack() as stack:
             stack.enter_context(self._editing(pass_))
+            stack.enter_context(self._blocks(pass_))
             if kept is not None:
                 stack.enter_context(kept.recording())
-            output = run(*args, **kwargs)
+            output = trimmed(run(*args, **kwargs), pass_.rows.batch)
         for entry, work in self._live:
             if work.edits:
                 entry.tally.begin()
@@ -128,6 +133,25 @@ class OnePass:
         for _, work in self._live:
             output = work.after(pass_, output)
         return output
+
+    def _arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
+        """What the denoiser is called with, by the works that act in a pass."""
+        for _, work in self._live:
+            call = work.arguments(call, pass_)
+        return call
+
+    @contextmanager
+    def _blocks(self, pass_: Pass, skipped: Sequence[str] = ()) -> Iterator[None]:
+        """Let works run in the place of blocks of the pass inside, of which some are left out."""
+        found = dict.fromkeys(skipped, forks.skipping(pass_.family.returns))
+        for _, work in self._live:
+            found |= {n: one for n, one in work.blocks(pass_).items() if n not in skipped}
+        if not found:
+            yield
+            return
+        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser)
+        with forks.instead(self._denoiser, found):
+            yield
 
     def _begin(self, args: Any, kwargs: dict[str, Any]) -> Pass:
         """The pass, and which works act in it."""
@@ -165,7 +189,7 @@ class OnePass:
                 return work
         samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
         read = read_text(found.pipeline, samples, pass_.layout.n_words)
-        work = entry.work.begin(Run(samples, steps, read, entry.tally))
+        work = entry.work.begin(Run(samples, steps, read, entry.tally, found.pipeline))
         begun[id(entry)] = (found.run, step, work)
         return work
 
@@ -204,23 +228,34 @@ class OnePass:
         pass_: Pass,
         call: dict[str, Any],
         editors: Editors,
-        skipped: Collection[str] = (),
+        kept: Collection[str] = (),
+        skipped: Sequence[str] = (),
     ) -> Any:
-        """Run the denoiser on another call, with the main edits where no others are."""
+        """Run the denoiser on another call, with the main edits where no others are.
+
+        Args:
+            pass_: The pass that it runs beside.
+            call: Its arguments.
+            editors: Edits that stand in the main ones' place.
+            kept: Blocks that hand back what was kept of them.
+            skipped: Blocks that are left out.
+        """
         batch = len(call[pass_.family.sample])
         beside = replace(
             pass_, call=call, rows=Rows(batch, slice(0, batch), None), main=pass_, latents=None,
             layout=self._layout(pass_, call, 1),
         )  # fmt: skip
+        if (wider := self._arguments(call, beside)) is not call:
+            beside.layout, call = self._layout(beside, wider, 1), wider
         chains: dict[Site, Sequence[Any]] = {
             site: [partial(entry.attend, work)]
             for entry, work in self._live
             if work.edits
-            for site in work.sites
-            if site.block not in skipped
+            for site in work.attending(beside)
+            if site.block not in kept and site.block not in skipped
         }
-        with self._applied(beside, {**chains, **editors}):
-            return self._denoiser.forward(**copy_containers(call))
+        with self._applied(beside, {**chains, **editors}), self._blocks(beside, skipped):
+            return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
 
     # -- branches beside it --------------------------------------------------------------------
 
@@ -230,6 +265,8 @@ class OnePass:
             return None
         reason = why_not(self._module, pass_.call, pass_.family)
         reason = reason if self._seat.fork else "fork=False"
+        if any(work.reads_more for _, work in self._live):
+            reason = reason or "another intervention adds to what the denoiser is called with"
         wanted = []
         for entry, branch in branches:
             own = "its inputs are its own" if branch.inputs is not None else reason
@@ -283,11 +320,14 @@ class OnePass:
         if kept is not None and kept.broken:
             entry.tally.note = f"whole extra passes: {kept.broken}"
         if kept is None or kept.broken or branch.inputs is not None:
-            output = self._forward(pass_, call, editors)
+            output = self._forward(pass_, call, editors, skipped=branch.skipped)
         else:
             fork = _fork_of(branch, pass_)
             with kept.replaying(fork):
-                output = self._forward(pass_, call, editors, kept.skips(fork))
+                output = self._forward(pass_, call, editors, kept.skips(fork), branch.skipped)
+        for site in branch.sites:
+            if site.block in branch.skipped:
+                entry.tally.count(site.name)
         entry.tally.begin()
 
         def differs(main: Tensor, beside: Tensor) -> Tensor:
