@@ -51,6 +51,7 @@ class AttendForm:
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         frames: Frames of the clip that the batch holds, one after the other.
+        factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
     """
 
     layers: Sequence[str | int]
@@ -58,6 +59,7 @@ class AttendForm:
     start: float = 0.0
     stop: float = 1.0
     frames: int = 1
+    factor: Callable[[Map], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,18 @@ class Manner:
     images: int = 1
     frames: int = 1
 
+    @property
+    def both(self) -> bool:
+        """Whether a call holds both branches."""
+        return self.guided and not self.calls
+
     def cond(self, rows: Tensor) -> Tensor:
         """The conditional rows of a call that holds them."""
-        return self._half(rows, self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, self.cond_last) if self.both else rows
 
     def uncond(self, rows: Tensor) -> Tensor:
         """The other rows; the conditional ones if there are no others."""
-        return self._half(rows, not self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, not self.cond_last) if self.both else rows
 
     @staticmethod
     def _half(rows: Tensor, second: bool) -> Tensor:
@@ -128,7 +135,12 @@ def literally(
             for form in forms:
                 if isinstance(form, AttendForm) and form.start <= share < form.stop:
                     split = _split(running, form.frames)
-                    stack.enter_context(edited(denoiser, form.layers, form.edit, layout, split))
+                    branches = (2, int(running.cond_last)) if running.both else (1, 0)
+                    stack.enter_context(
+                        edited(
+                            denoiser, form.layers, form.edit, layout, split, branches, form.factor
+                        )
+                    )
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
