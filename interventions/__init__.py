@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.pag import PAG as PAG
     from regaze.interventions.diffusion.seg import SEG as SEG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
+    from regaze.interventions.diffusion.tpg import TPG as TPG
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH

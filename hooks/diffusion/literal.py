@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,6 +31,7 @@ class GuidanceForm:
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
+        around: What else the second pass runs in: ``around(denoiser, t)``, a context.
     """
 
     layers: Sequence[str | int]
@@ -39,6 +40,7 @@ class GuidanceForm:
     start: float = 0.0
     stop: float = 1.0
     branch: Literal["cond", "uncond"] = "cond"
+    around: Callable[[Any, float], AbstractContextManager[None]] = lambda denoiser, t: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,8 @@ def literally(
             for form in _guiding(forms):
                 if not form.start <= share < form.stop:
                     continue
-                with edited(denoiser, form.layers, form.edit, layout):
+                maps = edited(denoiser, form.layers, form.edit, layout)
+                with maps, form.around(denoiser, t):
                     perturbed = stock(*args, **kwargs)[0]
                 pick = running.cond if form.branch == "cond" else running.uncond
                 difference = pick(plain) - pick(perturbed)
