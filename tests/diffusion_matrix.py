@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import pytest
 from tiny_pipelines import FAMILIES, Family
 
-from regaze.interventions import PAG, SEG, TPG, SoftPAG
+from regaze.interventions import PAG, SEG, SLG, STG, TPG, SoftPAG
 from regaze.interventions.diffusion.guided import Guided
 
 SCALE = 1.5
+BLOCKS = ("sd3", "sd35", "flux", "wan", "qwen")
+"""Families whose blocks can be left out."""
 HEADS = {"L1": [0], "L2": {"0": 0.3, "1": 0.9}}
 
 
@@ -26,7 +28,7 @@ class Method:
         acts: A spec that acts on every tiny pipeline, if given the family's layers.
         idle: One of strength zero.
         on_layers: Whether it takes layers.
-        families: The families whose pipelines it acts on.
+        families: Those that it acts on.
     """
 
     id: str
@@ -68,6 +70,15 @@ METHODS = {
             SoftPAG(u=0, target="temperature", tau=3.0),
         ),
         Method("tpg", TPG(scale=SCALE), TPG(scale=0), families=UNETS),
+        Method(
+            "slg", SLG(scale=SCALE, layers=[1], start=0.3, stop=1.0), SLG(scale=0, layers=[1]),
+            families=BLOCKS,
+        ),
+        Method(
+            "stg-block", STG(scale=SCALE, layers=[1]), STG(scale=0, layers=[1]), families=BLOCKS,
+        ),
+        Method("stg-attention", STG(SCALE, [1], skip="attention"), STG(0, [1], skip="attention")),
+        Method("stg-diagonal", STG(SCALE, [1], skip="diagonal"), STG(0, [1], skip="diagonal")),
     )
 }  # fmt: skip
 

@@ -128,7 +128,10 @@ def edited(
         factor: From a call's `Map` to what the module's output is multiplied by, "B".
     """
     factors: dict[str, Tensor] = {}
-    sites = {site.name: site for site in choose(find_sites(denoiser), layers)}
+    found = find_sites(denoiser)
+    sites = {s.name: s for s in found if s.name in layers}
+    if len(sites) < len(layers):
+        sites = {site.name: site for site in choose(found, layers)}
     stock = F.scaled_dot_product_attention
     square: set[str] = set()
 
@@ -143,7 +146,8 @@ def edited(
             scale: float | None = None,
             enable_gqa: bool = False,
         ) -> Tensor:
-            if query.shape[-2] != key.shape[-2]:  # An IP-Adapter's, whose keys are its own.
+            columns = layout.n_text if sites[name].kind == "cross" else query.shape[-2]
+            if key.shape[-2] != columns:  # An IP-Adapter's, whose keys are its own.
                 return stock(query, key, value, attn_mask=attn_mask, scale=scale)
             square.add(name)
             group = query.shape[1] // key.shape[1]
