@@ -139,12 +139,17 @@ def read_run(out: Path) -> RunFile:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a condition's manifest.
+    """Read a condition's manifest, which is there before the run's directory names the condition.
 
     Raises:
-        ValueError: It is damaged; the message names file and field.
+        ValueError: It is lost or damaged; the message names file and field.
         OSError: It can't be read.
     """
+    if not (folder / MANIFEST).exists():
+        raise ValueError(
+            f"{folder / MANIFEST} is lost, so nothing says how the answers beside it were made: "
+            "restore it, or give another --out"
+        )
     return checked(folder / MANIFEST, Manifest)
 
 
