@@ -155,7 +155,27 @@ class _Painter:
     def paint(self, shots: Sequence[Any]) -> list[Any]:
         from regaze.evals.pictures.render import Picture
 
-        return [Picture((_picture(_Attached.current, *shot),)) for shot in shots]
+        return [
+            Picture((_picture(_Attached.current, *shot),), shot.prompt == _HELD_BACK)
+            for shot in shots
+        ]
+
+
+_HELD_BACK = ""
+
+
+@contextmanager
+def held_back(prompt: str) -> Iterator[None]:
+    """Let a safety checker hold back all pictures of a prompt."""
+    with patch(f"{__name__}._HELD_BACK", prompt):
+        yield
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a picture is there and can be read to its end."""
+    with Image.open(path) as image:
+        image.load()
+    return True
 
 
 _PIPELINE = SimpleNamespace(device="cpu", unet=SimpleNamespace(dtype="float32"))

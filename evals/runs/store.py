@@ -23,6 +23,8 @@ RUN = "run.json"
 MANIFEST = "manifest.json"
 
 _LONGEST = 80
+# Answers and a search's scores, also those that a killed process left in a file of its own.
+_RESULTS = (PREDICTIONS, "predictions.rank*.jsonl", "scores.jsonl", "scores.rank*.jsonl")
 _T = TypeVar("_T")
 _OPEN = ConfigDict(extra="allow", strict=True)
 
@@ -197,7 +199,7 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
             the settings that differ.
     """
     if not (folder / MANIFEST).exists():
-        if (folder / PREDICTIONS).exists():
+        if any(found for name in _RESULTS for found in folder.glob(name)):
             raise ConfigMismatchError(
                 f"{folder} holds answers but no {MANIFEST} that says how they were made: give "
                 "another --out"

@@ -48,7 +48,8 @@ def test_every_condition_does_every_batch_with_every_seed_the_unedited_model_fir
 
 def test_a_manifest_holds_settings_specs_notes_and_what_was_verified(tmp_path: Path) -> None:
     source, proof = {"benchmark": "stub"}, {"passed": True}
-    run_stub(tmp_path, LABEL, source=source, certificates={LABEL: proof})
+    work = StubWork(limit=6)
+    run_stub(tmp_path, LABEL, work=work, source=source, certificates={LABEL: proof})
     told = manifest(tmp_path)
     assert told["condition"] == told["noted"] == LABEL
     assert told["model"] == "stub"
@@ -64,6 +65,7 @@ def test_a_manifest_holds_settings_specs_notes_and_what_was_verified(tmp_path: P
     assert session["firing"] == {"fired": True, "interventions": []}
     run = store.read_run(tmp_path)
     assert run["source"] == source
+    assert run["limit"] == 6
     assert [place["folder"] for place in run["conditions"]] == ["none", FOLDER]
 
 
@@ -316,6 +318,31 @@ def test_what_killed_processes_left_is_put_together_before_the_work(tmp_path: Pa
     assert answers_on_disk(tmp_path) == whole
     assert sum(one["answered"] for one in manifest(tmp_path)["sessions"]) == 12 + 6
     assert len(work.asked) == 4  # two batches of the first seed are whole, and none of the other's
+
+
+@pytest.mark.parametrize("left", ["half a line", "a file of a process", "a session"])
+def test_each_thing_that_a_killed_process_leaves_is_tidied_up(tmp_path: Path, left: str) -> None:
+    run_stub(tmp_path, LABEL)
+    whole = answers_on_disk(tmp_path)
+    folder = tmp_path / FOLDER
+    path = folder / records.PREDICTIONS
+    *rest, last = path.read_bytes().splitlines(keepends=True)
+    told = manifest(tmp_path)
+    if left == "half a line":
+        path.write_bytes(b"".join(rest) + last[:20])
+    elif left == "a file of a process":
+        path.write_bytes(b"".join(rest))
+        records.predictions(folder, 1).write_bytes(last)
+    else:
+        files.write_json(folder / store.MANIFEST, {**told, "sessions": []})
+        files.write_json(folder / "session.rank0.json", told["sessions"][0])
+    work = StubWork()
+    run_stub(tmp_path, LABEL, work=work)
+    assert answers_on_disk(tmp_path) == whole
+    assert sorted(p.name for p in folder.iterdir()) == [store.MANIFEST, records.PREDICTIONS]
+    sessions = manifest(tmp_path)["sessions"]
+    assert [one["answered"] for one in sessions] == ([12, 1] if work.asked else [12])
+    assert [ids for *_, ids in work.asked] == ([["item 5"]] if left == "half a line" else [])
 
 
 def test_a_condition_whose_manifest_is_lost_is_told_in_a_line(tmp_path: Path) -> None:
