@@ -82,6 +82,7 @@ class ReadGaze(Edit):
         self.pass_: Any = None
 
     def begin(self, pass_: Pass) -> None:
+        """Take up a block, or a new prompt."""
         if pass_.prompt_start:
             self.seen, self.ids = [], []
         self.pass_ = None
@@ -101,12 +102,14 @@ class ReadGaze(Edit):
         self.seen = [(n, at.masked_fill(at >= past, -1), w) for n, at, w in self.seen]
 
     def select(self, rows: Tensor) -> ReadGaze:
+        """Take some samples, in their order."""
         twin = copy.copy(self)
         twin.seen = [(n, c[rows], w[rows.to(w.device)]) for n, c, w in self.seen]
         twin.ids = [ids[rows] for ids in self.ids]
         return twin
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        """Keep the question's rows; at the prompt's end say what they tell."""
         if self.pass_ is None:
             return
         acts = plan.acts["question"]
