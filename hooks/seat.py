@@ -28,7 +28,8 @@ from regaze.hooks.prompts import Lanes, Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import Running
-from regaze.hooks.scores import Scores, find_scorer
+from regaze.hooks.scorer import find_scorer
+from regaze.hooks.scores import Scores
 from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
