@@ -25,7 +25,7 @@ class Branch:
     Attributes:
         inputs: Makes its arguments at the prompt from those of the model's call (of ``generate``,
             where that runs: pictures as they were given) and the main run's pass: another picture,
-            another instruction, no picture (`regaze.hooks.scores.without_images`).
+            another instruction, no picture (`regaze.hooks.second_runs.without_images`).
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
         edits: What edits the branch; the main run's edits don't.

@@ -432,7 +432,7 @@ def test_every_method_has_a_literal_form_and_a_strength(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["hooks/literal.py", "hooks/diffusion/literal.py", "hooks/diffusion/literal_latents.py"]
+    "path", sorted(str(path.relative_to(ROOT)) for path in (ROOT / "hooks").rglob("literal*.py"))
 )
 def test_literal_forms_run_without_the_engine(path: str) -> None:
     engine = ("attention", "rows", "kernel", "null_prompt", "seat", "perturb", "fork", "attach")
@@ -451,7 +451,7 @@ def test_a_map_form_sees_what_the_columns_are() -> None:
     from asking import SHORT, ask
 
     from regaze.hooks.host import find_host
-    from regaze.hooks.literal import literally
+    from regaze.hooks.literal_runs import literally
 
     inputs = ask(model, (SHORT, [0]))
     with literally(find_host(model.model), inputs, [form]), torch.no_grad():

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regaze.hooks import Columns, attach
 from regaze.hooks.host import find_host
-from regaze.hooks.literal import literally
+from regaze.hooks.literal_runs import literally
 from regaze.interventions import (
     PAI,
     ColumnScale,
