@@ -118,6 +118,8 @@ class Probe:
     Attributes:
         scores: "1 V", of the last row.
         weights: Of each layer asked for, "1 H Q K".
+        ahead: Of each decode step on the likeliest tokens, as many as were asked for unless the
+            answer ends before, the same "1 H 1 K".
         ids: The prompt's token ids.
         image: Which of its columns are image patches.
         structure: Which are row ends and tile marks inside images.
@@ -136,6 +138,7 @@ class Probe:
     pictures: Sequence[Picture] = ()
     eyes: int = 0
     maps: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    ahead: Sequence[Mapping[int, Tensor]] = ()
 
     def seen_by(self, layer: int, picture: int) -> Tensor:
         """Weights "H R N" of the vision tower's rows."""
@@ -150,11 +153,13 @@ class ProbeForm:
         act: ``act(probe)``: what it then does in a second run of the prompt.
         layers: Whose maps it looks at.
         looks_at: Rows of the vision tower that it looks at.
+        looks_ahead: How many tokens it lets the plain model answer greedily.
     """
 
     act: Callable[[Probe], MapForm]
     layers: Collection[int] = ()
     looks_at: Literal["class", "all"] | None = None
+    looks_ahead: int = 0
 
 
 Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm
@@ -222,7 +227,8 @@ class Pass:
         maps: How many maps were built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
-        weights: Those maps.
+        weights: Those maps, of the block that was run last.
+        blocks: Those maps of all blocks.
     """
 
     prompt: Prompt
@@ -238,6 +244,7 @@ class Pass:
     row: int = -1
     looks: Collection[int] = ()
     weights: dict[int, Tensor] = field(default_factory=dict)
+    blocks: list[dict[int, Tensor]] = field(default_factory=list)
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -249,6 +256,9 @@ class Pass:
         self.start = int(cache.get_seq_length()) if cache is not None else 0
         self.end = self.start + given.shape[1]
         self.was_read = self.was_read[: self.start] + [given.shape[1] > 1] * given.shape[1]
+        if self.looks:
+            self.weights = {}
+            self.blocks.append(self.weights)
         return args, {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
     def look(self, layer: int, hidden: Tensor) -> None:
@@ -457,10 +467,14 @@ def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -
 
             eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
         seen = held.enter_context(_running(host, Pass(prompt, [], {}, looks=form.layers)))
+        if form.looks_ahead:
+            told = {"max_new_tokens": form.looks_ahead, "do_sample": False, "num_beams": 1}
+            model.generate(**inputs, **told)
+            more["ahead"] = seen.blocks[1:]
         scores = model(**inputs).logits[:, -1].float()
         if form.looks_at is not None:
             maps = {(one.layer, one.picture): one.weights for one in eye.captured}
-            more = {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
+            more |= {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
     ids = inputs["input_ids"][0].tolist()
     return form.act(
         Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor, **more)

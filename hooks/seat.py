@@ -42,14 +42,16 @@ class _Second:
     """A second run of the model that is under way.
 
     Attributes:
-        entries: What edits it.
+        entries: What edits it; None for what edits the main run, which looks ahead.
         n_last: Rows whose scores are wanted.
         enter: `Branch.enter`, while it reads its prompt.
+        ahead: `Pass.ahead`.
     """
 
-    entries: Sequence[LayerEntry]
+    entries: Sequence[LayerEntry] | None
     n_last: int
     enter: Enter | None
+    ahead: Tensor | None
 
 
 class _Here(Here):
@@ -229,10 +231,16 @@ class Seat(Stack):
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
+        self,
+        given: Mapping[str, Any],
+        edits: tuple[Edit, ...] | None,
+        n_last: int,
+        enter: Enter | None,
+        ahead: Tensor | None,
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        second = _Second(self._entries_of(edits), n_last, enter)
+        entries = None if edits is None else self._entries_of(edits)
+        second = _Second(entries, n_last, enter, ahead)
         here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given
@@ -370,6 +378,7 @@ class Seat(Stack):
         # Put back when the pass has gone well; a cache that one broke off is no prompt's.
         put_prompt(cache, self, None)
         pass_, prompt = self.reader.read(block, before)
+        pass_.ahead = None if self._here.second is None else self._here.second.ahead
         before = before if block.past else None
         if before is not None and before.rows is not None:
             before.rows.check(cache, pass_.past)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.head_search import rank_heads as rank_heads
     from regaze.interventions.lvlm.highlight import PromptHighlighter as PromptHighlighter
     from regaze.interventions.lvlm.icd import ICD as ICD
+    from regaze.interventions.lvlm.ilvad import ILVAD as ILVAD
     from regaze.interventions.lvlm.m3id import M3ID as M3ID
     from regaze.interventions.lvlm.pai import PAI as PAI
     from regaze.interventions.lvlm.paint import PAINT as PAINT
