@@ -60,6 +60,9 @@ class Edit:
             costs a whole map: N x N a head.
         sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
+        looks_ahead: How many decode steps are run, on the likeliest tokens and a copy of the
+            prompt's cache, before `look_back`: passes with ``pass_.ahead``, in which everything
+            that is attached acts, and whose state is dropped.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
@@ -70,6 +73,7 @@ class Edit:
     rows: Rows | None = None
     reads_only: bool = False
     sees_decoding: bool = False
+    looks_ahead: int = 0
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
     branches: tuple[Branch, ...] = ()

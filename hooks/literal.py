@@ -102,6 +102,8 @@ class Probe:
     Attributes:
         scores: "1 V", of the last row.
         weights: Of each layer asked for, "1 H Q K".
+        ahead: Of each decode step on the likeliest tokens, as many as were asked for unless the
+            answer ends before, the same "1 H 1 K".
         ids: The prompt's token ids.
         image: Which of its columns are image patches.
         structure: Which are row ends and tile marks inside images.
@@ -120,6 +122,7 @@ class Probe:
     pictures: Sequence[Picture] = ()
     eyes: int = 0
     maps: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    ahead: Sequence[Mapping[int, Tensor]] = ()
 
     def seen_by(self, layer: int, picture: int) -> Tensor:
         """Weights "H R N" of the vision tower's rows."""
@@ -134,11 +137,13 @@ class ProbeForm:
         act: ``act(probe)``: what it then does in a second run of the prompt.
         layers: Whose maps it looks at.
         looks_at: Rows of the vision tower that it looks at.
+        looks_ahead: How many tokens it lets the plain model answer greedily.
     """
 
     act: Callable[[Probe], MapForm]
     layers: Collection[int] = ()
     looks_at: Literal["class", "all"] | None = None
+    looks_ahead: int = 0
 
 
 Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm

@@ -40,7 +40,8 @@ class Pass:
         maps: How many maps were built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
-        weights: Those maps.
+        weights: Those maps, of the block that was run last.
+        blocks: Those maps of all blocks.
     """
 
     prompt: Prompt
@@ -56,6 +57,7 @@ class Pass:
     row: int = -1
     looks: Collection[int] = ()
     weights: dict[int, Tensor] = field(default_factory=dict)
+    blocks: list[dict[int, Tensor]] = field(default_factory=list)
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -67,6 +69,9 @@ class Pass:
         self.start = int(cache.get_seq_length()) if cache is not None else 0
         self.end = self.start + given.shape[1]
         self.was_read = self.was_read[: self.start] + [given.shape[1] > 1] * given.shape[1]
+        if self.looks:
+            self.weights = {}
+            self.blocks.append(self.weights)
         return args, {k: v for k, v in kwargs.items() if k != "logits_to_keep"}
 
     def look(self, layer: int, hidden: Tensor) -> None:

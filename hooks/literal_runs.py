@@ -76,10 +76,14 @@ def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -
 
             eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
         seen = held.enter_context(running(host, Pass(prompt, [], {}, looks=form.layers)))
+        if form.looks_ahead:
+            told = {"max_new_tokens": form.looks_ahead, "do_sample": False, "num_beams": 1}
+            model.generate(**inputs, **told)
+            more["ahead"] = seen.blocks[1:]
         scores = model(**inputs).logits[:, -1].float()
         if form.looks_at is not None:
             maps = {(one.layer, one.picture): one.weights for one in eye.captured}
-            more = {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
+            more |= {"pictures": eye.pictures, "maps": maps, "eyes": 1 + max(maps)[0]}
     ids = inputs["input_ids"][0].tolist()
     return form.act(
         Probe(scores, seen.weights, ids, prompt.image, prompt.structure, host.processor, **more)

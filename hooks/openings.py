@@ -35,14 +35,16 @@ class Second:
     """A second run of the model that is under way.
 
     Attributes:
-        entries: What edits it.
+        entries: What edits it; None for what edits the main run, which looks ahead.
         n_last: Rows whose scores are wanted.
         enter: `Branch.enter`, while it reads its prompt.
+        ahead: `Pass.ahead`.
     """
 
-    entries: Sequence[LayerEntry]
+    entries: Sequence[LayerEntry] | None
     n_last: int
     enter: Enter | None
+    ahead: Tensor | None
 
 
 class TextHere(Here):
@@ -128,6 +130,7 @@ class Openings(Stack):
         # Put back when the pass has gone well; a cache that one broke off is no prompt's.
         put_prompt(cache, self, None)
         pass_, prompt = self.reader.read(block, before)
+        pass_.ahead = None if self._here.second is None else self._here.second.ahead
         before = before if block.past else None
         if before is not None and before.rows is not None:
             before.rows.check(cache, pass_.past)

@@ -153,6 +153,8 @@ class Pass:
         ids: "B P" token ids that were read, -1 for generated text; on the CPU.
         pictures: What a vision tower is given; empty for a text tower.
         again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
+        ahead: In a step that only looks ahead (`Edit.looks_ahead`), bool "B": which samples have
+            not come to an end yet.
     """
 
     tokens: TokenMap
@@ -167,6 +169,7 @@ class Pass:
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     pictures: tuple[Picture, ...] = ()
     again: bool = False
+    ahead: Tensor | None = None
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None

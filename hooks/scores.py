@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.again import Again
 from regaze.hooks.edits import Edit
@@ -217,11 +217,12 @@ class Scores:
         config = scorer.config.get_text_config(decoder=True)
         samples = torch.zeros(pass_.batch, dtype=torch.bool, device=scores.device)
         first = scores[:, scores.shape[1] - pass_.n_last]
+        looking = [edit for edit in running.works.values() if edit.looks_back]
         with torch.no_grad():
-            for edit in running.works.values():
-                if edit.looks_back:
-                    wanted = edit.look_back(first, pass_)
-                    samples |= False if wanted is None else wanted.to(scores.device)
+            self._runs.look_ahead(first, running, max(edit.looks_ahead for edit in looking))
+            for edit in looking:
+                wanted = edit.look_back(first, pass_)
+                samples |= False if wanted is None else wanted.to(scores.device)
         samples &= pass_.tokens.has_image.to(scores.device)
         if not bool(samples.any()):
             return scores

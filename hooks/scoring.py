@@ -83,10 +83,16 @@ class Scoring(Openings):
 
     @contextmanager
     def _run_second(
-        self, given: Mapping[str, Any], edits: tuple[Edit, ...], n_last: int, enter: Enter | None
+        self,
+        given: Mapping[str, Any],
+        edits: tuple[Edit, ...] | None,
+        n_last: int,
+        enter: Enter | None,
+        ahead: Tensor | None,
     ) -> Iterator[None]:
         """Let passes of this thread inside be those of a second run of the model."""
-        second = Second(self._entries_of(edits), n_last, enter)
+        entries = None if edits is None else self._entries_of(edits)
+        second = Second(entries, n_last, enter, ahead)
         here, self._here.second = self._here.second, second
         before = self._here.outer, self._here.embedded
         self._here.outer = sys._getframe(2), given

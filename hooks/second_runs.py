@@ -6,6 +6,7 @@ what can't join, run beside it.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import threading
 import weakref
@@ -31,9 +32,12 @@ from regaze.hooks.tokens import Kind
 _TYPES = ("token_type_ids", "mm_token_type_ids")
 _POSITIONS = ("position_ids", "cache_position")
 
-RunSecond = Callable[[Mapping[str, Any], tuple[Edit, ...], int, Any], AbstractContextManager[None]]
-"""Lets passes inside be a branch's: its arguments, its edits, rows whose scores are wanted, and
-`Branch.enter` at its prompt."""
+RunSecond = Callable[
+    [Mapping[str, Any], tuple[Edit, ...] | None, int, Any, Tensor | None],
+    AbstractContextManager[None],
+]
+"""Lets passes inside be a branch's: its arguments, its edits (None: the main run's), rows whose
+scores are wanted, `Branch.enter` at its prompt, and `Pass.ahead`."""
 
 
 def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
@@ -138,7 +142,7 @@ class SecondRuns:
             inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
-        scores, second = self._call(inputs, branch, 1, branch.enter)
+        scores, second = self._call(inputs, branch.edits, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
@@ -160,6 +164,57 @@ class SecondRuns:
             scores = scores.repeat_interleave(times, 0)
         return scores, lane
 
+    def look_ahead(self, scores: Tensor, running: Running, steps: int) -> None:
+        """Run decode steps on the likeliest tokens, as far as samples haven't come to an end.
+
+        Args:
+            scores: "B V" after the prompt.
+            running: The prompt's pass.
+            steps: How many.
+
+        Raises:
+            NotImplementedError: The prompt left no cache.
+        """
+        if not steps:
+            return
+        if running.cache is None:
+            raise NotImplementedError(
+                "this method looks at what the model would say after the prompt, which takes the "
+                "prompt's cache: leave out use_cache=False"
+            )
+        pass_, positions, last = running.pass_, running.positions, None
+        columns = pass_.past + pass_.length - pass_.n_last + 1
+        if positions is not None:
+            rows = pass_.last_rows.to(positions.device)
+            whole = positions.expand(*positions.shape[:-2], pass_.batch, -1)
+            last = whole.gather(-1, rows[:, None].expand(*whole.shape[:-1], 1))[..., 0]
+        real = ~pass_.tokens.is_kind(Kind.PAD)[:, :columns]
+        mask = real.long().to(scores.device)
+        # What is known of the prompt goes with the copy.
+        cache = copy.deepcopy(running.cache)
+        lane = Lane(cache, mask, 0, columns, last, not bool(real.all()))
+        ends = torch.tensor(self._ends(), device=scores.device)
+        speaking = torch.ones(pass_.batch, dtype=torch.bool, device=scores.device)
+        for _ in range(steps):
+            token = scores.argmax(-1)
+            speaking = speaking & ~torch.isin(token, ends)
+            if not bool(speaking.any()):
+                return
+            lane, inputs = lane.next(token[:, None], None, columns)
+            given = {**inputs, "return_dict": True}
+            scores = self._call(given, None, 1, ahead=speaking)[0][:, -1].float()
+            columns += 1
+
+    def _ends(self) -> list[int]:
+        """Tokens that end an answer, as a running ``generate`` or the model's settings say."""
+        asked, scorer = self._request() or {}, self._scorer()
+        told = getattr(asked.get("generation_config"), "eos_token_id", None)
+        known = getattr(getattr(scorer, "generation_config", None), "eos_token_id", None)
+        found: Any = next(
+            (e for e in (asked.get("eos_token_id"), told, known) if e is not None), []
+        )
+        return [int(e) for e in (found if isinstance(found, (list, tuple)) else [found])]
+
     def _of_rows(self, pass_: Pass, given: Mapping[str, Any]) -> Pass:
         """The main run's pass for the samples that were asked for, without repeated rows."""
         ids = given.get("input_ids")
@@ -178,18 +233,24 @@ class SecondRuns:
         ids, real = _block(given, pass_, count)
         past = pass_.past + pass_.length - count
         lane, inputs = lane.next(ids, real, past)
-        scores, _ = self._call({**inputs, "return_dict": True}, branch, min(pass_.n_last, count))
+        given = {**inputs, "return_dict": True}
+        scores, _ = self._call(given, branch.edits, min(pass_.n_last, count))
         return scores, lane
 
     def _call(
-        self, inputs: Mapping[str, Any], branch: Branch, n_last: int, enter: Any = None
+        self,
+        inputs: Mapping[str, Any],
+        edits: tuple[Edit, ...] | None,
+        n_last: int,
+        enter: Any = None,
+        ahead: Tensor | None = None,
     ) -> tuple[Tensor, Running]:
         """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
         scorer: Any = self._scorer()
         kept = [(m, m.rope_deltas) for m in self.owners]
         self._here.given, self._here.running = inputs, None
         try:
-            with self._second(inputs, branch.edits, n_last, enter):
+            with self._second(inputs, edits, n_last, enter, ahead):
                 # Not by the module's call: what hooks it is for the main run.
                 output = scorer.forward(**inputs)
             second = self._here.running
