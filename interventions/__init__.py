@@ -51,13 +51,6 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.sinks import discover_sinks as discover_sinks
     from regaze.interventions.lvlm.spin import SPIN as SPIN
     from regaze.interventions.lvlm.tidal import TidalDecode as TidalDecode
-    from regaze.interventions.lvlm.tools import ColumnScale as ColumnScale
-    from regaze.interventions.lvlm.tools import HeadAblate as HeadAblate
-    from regaze.interventions.lvlm.tools import HeadScale as HeadScale
-    from regaze.interventions.lvlm.tools import LogitBias as LogitBias
-    from regaze.interventions.lvlm.tools import Patch as Patch
-    from regaze.interventions.lvlm.tools import Steer as Steer
-    from regaze.interventions.lvlm.tools import head_outputs as head_outputs
     from regaze.interventions.lvlm.vaf import VAF as VAF
     from regaze.interventions.lvlm.var import VAR as VAR
     from regaze.interventions.lvlm.vcd import VCD as VCD
