@@ -175,7 +175,8 @@ class Scores:
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise NotImplementedError(
-                f"{type(scorer).__name__} returned no .logits, so its scores can't be edited; "
+                f"{type(scorer).__name__} returned no .logits, so its scores can't be edited: "
+                "attach methods that leave scores alone"
             )
         others: dict[tuple[Entry[Edit, int], int], Tensor] = {}
         if isinstance(found, Together):
