@@ -173,7 +173,8 @@ def ablate(
     """
     check(subject)
     host = subject.host
-    named, where = choose_heads("ablation", host, heads or "all", layers)
+    wanted = None if layers is None else tuple(layers)
+    named, where = choose_heads("ablation", host, heads or "all", wanted)
     pairs = named if named != "all" else tuple((i, j) for i in where for j in range(host.n_heads))
     config = {
         **settings(subject.task, subject.items, subject.answerer, identity or {}, rows),
