@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin
+from transformers.utils import ModelOutput
 
 from regaze.hooks.again import Again
 from regaze.hooks.edits import Branch, Edit
@@ -96,6 +97,7 @@ class _Here(threading.local):
     given: Mapping[str, Any] | None = None
     running: Running | Together | None = None
     joint: Lanes = MappingProxyType({})
+    as_tuple: bool = False
 
 
 class Scores:
@@ -130,13 +132,21 @@ class Scores:
     @torch.compiler.disable
     def enter(
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> dict[str, Any] | None:
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Take note of a call's arguments; return others where second runs join it."""
         if scorer is not self._scorer():
             return None
         given = dict(zip(("input_ids",), args, strict=False)) | kwargs
         self._here.given, self._here.running, self._here.joint = given, None, {}
-        return self._join(scorer, given)
+        asked = kwargs.get("return_dict")
+        named = getattr(scorer.config, "return_dict", True) if asked is None else asked
+        self._here.as_tuple = not named
+        if not named:  # Scores are found by name; `leave` makes the tuple.
+            given, kwargs = ({**held, "return_dict": True} for held in (given, kwargs))
+        joint = self._join(scorer, given)
+        if joint is not None:
+            return (), joint
+        return None if named else (args, kwargs)
 
     def _join(self, scorer: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """The arguments of a step of the main run and of those second runs that can join it."""
@@ -178,8 +188,14 @@ class Scores:
         if self._here.given is not None:
             self._here.running = running
             return
-        works = running.main.works if isinstance(running, Together) else running.works
-        if any(edit.scores for edit in works.values()) and self._request() is not None:
+        main = running.main if isinstance(running, Together) else running
+        if main.keeps:
+            raise NotImplementedError(
+                "an intervention runs the last row of a prompt again when it has seen what it "
+                f"predicts, and {type(self._scorer()).__name__} was called without its output "
+                "layer: call the model itself, not a part of it"
+            )
+        if any(edit.scores for edit in main.works.values()) and self._request() is not None:
             raise NotImplementedError(
                 f"{type(self._scorer()).__name__}.generate() doesn't make its scores by a call of "
                 "the model itself but of a part of it, so they can't be edited"
@@ -187,7 +203,16 @@ class Scores:
 
     @torch.compiler.disable
     def leave(self, scorer: nn.Module, args: Any, output: Any) -> Any:
-        """Change the scores of a call.
+        """Change the scores of a call; a tuple where the caller asked for one."""
+        changed = self._change(scorer, output)
+        if scorer is not self._scorer() or not self._here.as_tuple:
+            return changed
+        self._here.as_tuple = False
+        output = output if changed is None else changed
+        return output.to_tuple() if isinstance(output, ModelOutput) else output
+
+    def _change(self, scorer: nn.Module, output: Any) -> Any:
+        """The output with its scores changed, or None if it stays.
 
         Raises:
             NotImplementedError: The model gives no ``logits`` by that name, or a branch would have
@@ -219,7 +244,6 @@ class Scores:
         if not isinstance(logits, Tensor):
             raise NotImplementedError(
                 f"{type(scorer).__name__} returned no .logits, so its scores can't be edited; "
-                "call it with return_dict=True"
             )
         others: dict[tuple[Entry[Edit, int], int], Tensor] = {}
         if isinstance(found, Together):

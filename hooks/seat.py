@@ -203,8 +203,7 @@ class Seat(Stack):
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._here.asked = True
-        joint = None if self._scores is None else self._scores.enter(scorer, args, kwargs)
-        return None if joint is None else ((), joint)
+        return None if self._scores is None else self._scores.enter(scorer, args, kwargs)
 
     def _see_asked(self, running: Running) -> None:
         """See that the scores of a pass will be edited, where a method does that.
@@ -214,7 +213,7 @@ class Seat(Stack):
         """
         if self._here.asked or self._here.second:
             return
-        if not any(work.scores for work in running.works.values()):
+        if not running.keeps and not any(work.scores for work in running.works.values()):
             return
         scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
         if any(frame.f_locals.get("self") is scorer for frame in around):

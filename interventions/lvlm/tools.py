@@ -385,7 +385,7 @@ class Steer(_VectorTool):
         def edit(o: Tensor, m: Map) -> Tensor:
             return torch.where(_rows(self, m, o), o + self.strength * self.vector(m.layer, o), o)
 
-        return OutputForm(self.layers or (), edit)
+        return OutputForm(self.layers or () if self.vectors else (), edit)
 
 
 @register
@@ -415,7 +415,7 @@ class Patch(_VectorTool):
         def edit(o: Tensor, m: Map) -> Tensor:
             return torch.where(_rows(self, m, o), self.vector(m.layer, o), o)
 
-        return OutputForm(self.layers or (), edit)
+        return OutputForm(self.layers or () if self.vectors else (), edit)
 
 
 class _Reading(Edit):
