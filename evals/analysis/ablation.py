@@ -31,7 +31,7 @@ from regaze.evals.analysis.maps import HeadMap, Pairs
 from regaze.evals.asking import sharing
 from regaze.evals.asking.prompts import Question, margin
 from regaze.evals.asking.settings import settings
-from regaze.evals.runs import driver, files, lines, store
+from regaze.evals.runs import files, lines, meeting, store
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import reason
@@ -189,8 +189,8 @@ def ablate(
         for path in lines.every(out / MARGINS):
             lines.repair(path)
 
-    with driver.alone(out, {out: config}, prepare, world):
-        known = {row["item"] for row in driver.left(world, partial(_read, out))}
+    with meeting.alone(out, {out: config}, prepare, world):
+        known = {row["item"] for row in meeting.read_together(world, partial(_read, out))}
         left = [item for item in subject.items if item.id not in known]
         mine = left[world.rank :: world.size]
         total = len(known) + len(mine)
@@ -209,10 +209,9 @@ def ablate(
                 lines.append(lines.own(out / MARGINS, world.rank), [dict(row)])
                 progress("ablation", place, total)
         order = {item.id: place for place, item in enumerate(subject.items)}
-        done = sorted(driver.left(world, partial(_read, out)), key=lambda row: order[row["item"]])
-        if world.first:
-            lines.settle(out / MARGINS, [dict(row) for row in done])
-        world.wait()
+        rows_found = meeting.read_together(world, partial(_read, out))
+        done = sorted(rows_found, key=lambda row: order[row["item"]])
+        meeting.by_first(world, lambda: lines.settle(out / MARGINS, [dict(row) for row in done]))
     return Ablation(pairs, done, why)
 
 
