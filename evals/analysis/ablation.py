@@ -191,24 +191,25 @@ def ablate(
 
     with meeting.alone(out, {out: config}, prepare, world):
         known = {row["item"] for row in meeting.read_together(world, partial(_read, out))}
-        left = [item for item in subject.items if item.id not in known]
-        mine = left[world.rank :: world.size]
-        total = len(known) + len(mine)
-        progress("ablation", len(known), total)
+        by_id = {item.id: item for item in subject.items}
+        left = {key: 1 for key in by_id if key not in known}
+        mine, finished = meeting.share_out("ablation", left, len(known), world, progress)
         with _attached(subject, where, to) as (attached, told):
-            for place, item in enumerate(mine, len(known) + 1):
+            for key in mine:
                 began = time.perf_counter()
-                found, columns = _margins(subject, item, pairs, attached, told, rows, why is None)
+                found, columns = _margins(
+                    subject, by_id[key], pairs, attached, told, rows, why is None
+                )
                 row = Margins(
-                    item=item.id,
+                    item=key,
                     plain=found[0],
                     margins=found[1:],
                     seconds=round(time.perf_counter() - began, 4),
                     columns=columns,
                 )
                 lines.append(lines.own(out / MARGINS, world.rank), [dict(row)])
-                progress("ablation", place, total)
-        order = {item.id: place for place, item in enumerate(subject.items)}
+                finished(key)
+        order = {key: place for place, key in enumerate(by_id)}
         rows_found = meeting.read_together(world, partial(_read, out))
         done = sorted(rows_found, key=lambda row: order[row["item"]])
         meeting.by_first(world, lambda: lines.settle(out / MARGINS, [dict(row) for row in done]))
