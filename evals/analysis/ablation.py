@@ -31,7 +31,7 @@ from regaze.evals.analysis.maps import HeadMap, Pairs
 from regaze.evals.asking import sharing
 from regaze.evals.asking.prompts import Question, margin
 from regaze.evals.asking.settings import settings
-from regaze.evals.runs import driver, files, lines, store
+from regaze.evals.runs import files, lines, meeting, store
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import reason
@@ -173,7 +173,8 @@ def ablate(
     """
     check(subject)
     host = subject.host
-    named, where = choose_heads("ablation", host, heads or "all", layers)
+    wanted = None if layers is None else tuple(layers)
+    named, where = choose_heads("ablation", host, heads or "all", wanted)
     pairs = named if named != "all" else tuple((i, j) for i in where for j in range(host.n_heads))
     config = {
         **settings(subject.task, subject.items, subject.answerer, identity or {}, rows),
@@ -188,30 +189,30 @@ def ablate(
         for path in lines.every(out / MARGINS):
             lines.repair(path)
 
-    with driver.alone(out, {out: config}, prepare, world):
-        known = {row["item"] for row in driver.left(world, partial(_read, out))}
-        left = [item for item in subject.items if item.id not in known]
-        mine = left[world.rank :: world.size]
-        total = len(known) + len(mine)
-        progress("ablation", len(known), total)
+    with meeting.alone(out, {out: config}, prepare, world):
+        known = {row["item"] for row in meeting.read_together(world, partial(_read, out))}
+        by_id = {item.id: item for item in subject.items}
+        left = {key: 1 for key in by_id if key not in known}
+        mine, finished = meeting.share_out("ablation", left, len(known), world, progress)
         with _attached(subject, where, to) as (attached, told):
-            for place, item in enumerate(mine, len(known) + 1):
+            for key in mine:
                 began = time.perf_counter()
-                found, columns = _margins(subject, item, pairs, attached, told, rows, why is None)
+                found, columns = _margins(
+                    subject, by_id[key], pairs, attached, told, rows, why is None
+                )
                 row = Margins(
-                    item=item.id,
+                    item=key,
                     plain=found[0],
                     margins=found[1:],
                     seconds=round(time.perf_counter() - began, 4),
                     columns=columns,
                 )
                 lines.append(lines.own(out / MARGINS, world.rank), [dict(row)])
-                progress("ablation", place, total)
-        order = {item.id: place for place, item in enumerate(subject.items)}
-        done = sorted(driver.left(world, partial(_read, out)), key=lambda row: order[row["item"]])
-        if world.first:
-            lines.settle(out / MARGINS, [dict(row) for row in done])
-        world.wait()
+                finished(key)
+        order = {key: place for place, key in enumerate(by_id)}
+        rows_found = meeting.read_together(world, partial(_read, out))
+        done = sorted(rows_found, key=lambda row: order[row["item"]])
+        meeting.by_first(world, lambda: lines.settle(out / MARGINS, [dict(row) for row in done]))
     return Ablation(pairs, done, why)
 
 

@@ -161,7 +161,8 @@ def _of_layer(host: Host, layer: int, seen: _Seen, direction: Tensor, dtype: tor
     outputs = seen.inputs[project].double()
     if not agree(outputs @ weight.mT + _bias(project), seen.outputs[project], dtype):
         raise _untold(host, f"the output projection of layer {layer} isn't a matrix product")
-    return (back * outputs).unflatten(-1, (host.n_heads, -1)).sum(-1).cpu()
+    effects: Tensor = (back * outputs).unflatten(-1, (host.n_heads, -1)).sum(-1).cpu()
+    return effects
 
 
 def _added(host: Host, layer: int, seen: _Seen, dtype: torch.dtype) -> tuple[Frozen | None, Tensor]:

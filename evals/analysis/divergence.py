@@ -53,7 +53,8 @@ class Divergence:
 
 def divergence(seen: Tensor, blind: Tensor) -> Tensor:
     """Distances "... H" of outputs "... H D" with the image and without."""
-    return torch.linalg.vector_norm(seen.float() - blind.float(), dim=-1)
+    found: Tensor = torch.linalg.vector_norm(seen.float() - blind.float(), dim=-1)
+    return found
 
 
 class _Divergence(Edit):

@@ -69,9 +69,13 @@ class VisualMass:
         return found
 
 
-def answer_lengths(new: Tensor, ends: Iterable[int]) -> Tensor:
-    """Tokens of each answer before the one that ends it: "B" of new tokens "B N"."""
-    ended = torch.isin(new.cpu(), torch.tensor(sorted(ends)))
+def answer_lengths(new: Tensor, ends: Iterable[int | None]) -> Tensor:
+    """Tokens of each answer before the one that ends it: "B" of new tokens "B N".
+
+    A model without a token that ends answers has None among ``ends``.
+    """
+    known = [one for one in ends if one is not None]
+    ended = torch.isin(new.cpu(), torch.tensor(known, dtype=torch.long))
     return (ended.cumsum(1) == 0).sum(1)
 
 
