@@ -7,6 +7,10 @@ PYTHON   ?= python3
 PIP_ARGS ?=
 WORKERS  ?= 2
 
+# What the versions of the requirements can break: engine, runs, files, pictures, commands.
+OLDEST ?= tests/cli tests/hooks/test_attach.py tests/interventions/test_exactness.py \
+    tests/evals/asking tests/evals/runs tests/evals/clips tests/evals/reports
+
 VENV := .venv
 BIN  := $(VENV)/bin
 # One stamp for what running needs and one for what developing needs: a second `make` installs
@@ -16,10 +20,10 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check typecheck bench format clean
+.PHONY: help demo test test-oldest check typecheck bench format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; write an HTML report.
 	@echo "==> Running the demo: nothing is downloaded, it takes a few minutes on a laptop"
@@ -28,6 +32,12 @@ demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; w
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"
 	@$(BIN)/pytest -n $(WORKERS)
+
+test-oldest:  ## Run a part of the tests on the oldest versions allowed, in .venv-oldest (PYTHON=python3.10).
+	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest
+	@.venv-oldest/bin/pip install -q $(PIP_ARGS) -c constraints-oldest.txt -e . 'pytest>=9'
+	@echo "==> Running a part of the tests on the oldest versions"
+	@.venv-oldest/bin/python -m pytest $(OLDEST)
 
 check: $(DEV) typecheck  ## Lint, check formatting, types, import rules and documentation links.
 	@echo "==> Linting (ruff check)"
@@ -56,7 +66,7 @@ format: $(DEV)  ## Sort imports, apply safe lint fixes and format.
 	@$(BIN)/ruff format
 
 clean:  ## Remove .venv and everything built or cached; runs/ stays.
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): pyproject.toml constraints.txt | $(VENV)

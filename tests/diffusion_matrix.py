@@ -13,7 +13,7 @@ import pytest
 from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, POOLED, WIDTH, Family, noise
 from torch import Tensor
 
-from regaze.interventions import NAG, PAG, SEG, SLG, STG, Regions, Reweight, SoftPAG
+from regaze.interventions import NAG, PAG, SEG, SLG, STG, TPG, Regions, Reweight, SoftPAG
 from regaze.interventions.diffusion.guided import Guided
 
 SCALE = 1.5
@@ -38,13 +38,14 @@ class Method:
     acts: Guided
     idle: Guided
     on_layers: bool = True
-
     families: tuple[str, ...] = tuple(FAMILIES)
 
     def on(self, family: Family) -> Guided:
         """The spec for a family's layers."""
         return replace(self.acts, layers=family.perturb) if self.on_layers else self.acts
 
+
+UNETS = tuple(name for name, kind in FAMILIES.items() if kind.denoiser == "unet")
 
 METHODS = {
     method.id: method
@@ -71,6 +72,7 @@ METHODS = {
             "softpag-temperature", SoftPAG(scale=SCALE, u=0.8, target="temperature", tau=3.0),
             SoftPAG(u=0, target="temperature", tau=3.0),
         ),
+        Method("tpg", TPG(scale=SCALE), TPG(scale=0), families=UNETS),
         Method(
             "slg", SLG(scale=SCALE, layers=(1,), start=0.3, stop=1.0), SLG(scale=0, layers=(1,)),
             families=BLOCKS,

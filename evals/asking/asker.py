@@ -237,8 +237,10 @@ class Asker:
         seed: int,
     ) -> dict[str, Generated | Refused]:
         prepares, answerer = self.prepares, self.work.answerer
+        # By its pixels, because all blank images of one size are one.
+        shown = {i.id: images[i.image] if i.image else _Shown() for i in items}
         questions = {
-            i.id: Question(i.prompt, images[i.image].image if i.image else None, i.image, i.choices)
+            i.id: Question(i.prompt, shown[i.id].image, shown[i.id].sha256, i.choices)
             for i in items
         }
         answers: dict[str, Generated | Refused] = {}
@@ -293,10 +295,10 @@ class Asker:
 
 @dataclass(frozen=True)
 class _Shown:
-    """An image as the model is shown it, and a hash of its pixels."""
+    """An image as the model is shown it, and a hash of its pixels; None where there is no image."""
 
-    image: Image.Image
-    sha256: str
+    image: Image.Image | None = None
+    sha256: str | None = None
 
 
 def _report(attached: Attachment, prepares: Preparer | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""CARVE's question stage: read where the model looks for each question, and show it that.
+"""CARVE's and ViCrop's question stage: read where the model looks, and show it that.
 
 All questions about an image and the general one are read as one group, whose prefix is encoded once
 where the model allows it. The general answer goes on only as long as the others do.
@@ -25,11 +25,13 @@ from regaze.hooks.report import InterventionReport, LayerReport
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_reading import Reading, patch_attention
 from regaze.interventions.lvlm.carve_regions import middle
+from regaze.interventions.lvlm.vicrop import ViCrop
 
 _KEPT_IMAGES = 256
 """Images whose general reading is kept; their questions are neighbours, but may fill batches."""
 
 
+@prepares("vicrop")
 @prepares("carve")
 class CarveReader:
     """The reading passes of one condition.
@@ -43,7 +45,7 @@ class CarveReader:
         cost: Of reading, since it was last set.
     """
 
-    def __init__(self, answerer: Answerer, spec: CARVE, share: bool) -> None:
+    def __init__(self, answerer: Answerer, spec: CARVE | ViCrop, share: bool) -> None:
         self.cost = Cost()
         self._spec, self._share = spec, share
         self._reader = Answerer(answerer.model, answerer.processor, spec.reading_tokens)
@@ -113,7 +115,9 @@ class CarveReader:
         return Prepared(asked, {"crop": list(look.box), "tokens": len(query.attention)})
 
     def _count(self, **extra: float) -> None:
-        self.cost = Cost.total([self.cost, Cost(extra={f"carve_{k}": v for k, v in extra.items()})])
+        self.cost = Cost.total(
+            [self.cost, Cost(extra={f"{self._spec.name}_{k}": v for k, v in extra.items()})]
+        )
 
     def _read(self, questions: Sequence[Question], asked: int) -> list[Reading | Refused]:
         """Answer, and keep where the model looked; those after the first ``asked`` may be cut."""

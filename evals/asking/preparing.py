@@ -53,7 +53,7 @@ MakePreparer = Callable[[Answerer, Any, bool], Preparer]
 
 _T = TypeVar("_T", bound=MakePreparer)
 _PREPARERS: dict[str, MakePreparer] = {}
-_BUILT_IN = {"carve": "regaze.evals.asking.carve"}
+_BUILT_IN = {name: "regaze.evals.asking.carve" for name in ("carve", "vicrop")}
 
 
 def prepares(name: str) -> Callable[[_T], _T]:

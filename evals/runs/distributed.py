@@ -45,7 +45,16 @@ def join() -> World:
     """Meet the other processes, if a launcher started several; call it before loading a model.
 
     Each process then has its own GPU as the current one.
+
+    Raises:
+        ValueError: The environment names a number of processes that is none.
     """
+    for name in _SIZES:
+        if not os.environ.get(name, "1").isdecimal():
+            raise ValueError(
+                f"the environment's {name} is {os.environ[name]!r}, not a number of processes: "
+                "unset it, or start the command by torchrun or accelerate launch"
+            )
     if all(os.environ.get(name, "1") == "1" for name in _SIZES):
         return World()
     import torch

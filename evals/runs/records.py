@@ -7,7 +7,6 @@ a file of its own; at the end one of them puts all answers in order.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -55,7 +54,7 @@ class Record:
         error: What went wrong, where ``finish`` is ``error``.
     """
 
-    __pydantic_config__: ClassVar = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
     id: str
     cluster: str
@@ -133,7 +132,7 @@ def settle(folder: Path, order: Sequence[Key]) -> dict[Key, Record]:
     """
     found = read(*all_predictions(folder))
     records = {key: found[key] for key in order if key in found}
-    lines.settle(folder / PREDICTIONS, [*map(dataclasses.asdict, records.values())])
+    lines.settle(folder / PREDICTIONS, [dict(vars(record)) for record in records.values()])
     return records
 
 
@@ -143,7 +142,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
     Raises:
         OSError: The disk is full or the folder read-only; the message says so in one line.
     """
-    lines.append(path, map(dataclasses.asdict, records))
+    lines.append(path, (dict(vars(record)) for record in records))
 
 
 def reason(error: ValidationError) -> str:

@@ -27,12 +27,15 @@ class Entry:
 
     def attend(self, work: Work, call: Call) -> Tensor:
         """Edit a call, count it, and now and then measure the change."""
+        before = len(call.factors)
         changed = work.attend(call)
         if not work.counted:
             return changed
         if due(self.tally.count(call.site.name)) and work.measured:
             stock = call.output.float()
             moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
+            for factor in call.factors[before:]:
+                moved = moved + (factor.float() - 1).abs()[:, None]
             self.tally.add(call.site.name, moved)
         return changed
 

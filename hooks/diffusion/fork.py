@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,11 +135,11 @@ class Kept:
 
 @contextmanager
 def instead(denoiser: nn.Module, found: Mapping[str, Instead]) -> Iterator[None]:
-    """Run other code in the place of some blocks in this thread's passes inside.
+    """Run other code in the place of some modules in this thread's passes inside.
 
     Args:
-        denoiser: The model, whose blocks are watched (`watch`).
-        found: What runs, by the paths of the blocks.
+        denoiser: The model, whose modules are watched (`watch`).
+        found: What runs, by the paths of the modules.
     """
     before = _HERE.blocks
     try:
@@ -186,9 +186,9 @@ def _block(block: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs: 
     return found(lambda: call(*args, **kwargs), given)
 
 
-def watch(calls: Calls, denoiser: nn.Module) -> None:
-    """Let passes of a denoiser keep and replay what its blocks return."""
-    for name in blocks(denoiser):
+def watch(calls: Calls, denoiser: nn.Module, more: Iterable[str] = ()) -> None:
+    """Let passes of a denoiser keep and replay what its blocks, and more modules, return."""
+    for name in (*blocks(denoiser), *more):
         block = denoiser.get_submodule(name)
         if not calls.covers(block):
             calls.around(block, _block)

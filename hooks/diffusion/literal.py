@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -35,6 +35,7 @@ class GuidanceForm:
         stop: Share of the sampling steps at which it ends.
         branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
         strict: Whether the step at ``start`` doesn't act.
+        around: What else the second pass runs in: ``around(denoiser, t)``, a context.
     """
 
     layers: Sequence[str | int]
@@ -44,6 +45,7 @@ class GuidanceForm:
     stop: float = 1.0
     branch: Literal["cond", "uncond"] = "cond"
     strict: bool = False
+    around: Callable[[Any, float], AbstractContextManager[None]] = lambda denoiser, t: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class AttendForm:
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         frames: Frames of the clip that the batch holds, one after the other.
+        factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
         cond_only: Whether only conditional rows are edited.
     """
 
@@ -64,6 +67,7 @@ class AttendForm:
     start: float = 0.0
     stop: float = 1.0
     frames: int = 1
+    factor: Callable[[Map], Tensor] | None = None
     cond_only: bool = False
 
 
@@ -90,13 +94,18 @@ class Manner:
     images: int = 1
     frames: int = 1
 
+    @property
+    def both(self) -> bool:
+        """Whether a call holds both branches."""
+        return self.guided and not self.calls
+
     def cond(self, rows: Tensor) -> Tensor:
         """The conditional rows of a call that holds them."""
-        return self._half(rows, self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, self.cond_last) if self.both else rows
 
     def uncond(self, rows: Tensor) -> Tensor:
         """The other rows; the conditional ones if there are no others."""
-        return self._half(rows, not self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, not self.cond_last) if self.both else rows
 
     @staticmethod
     def _half(rows: Tensor, second: bool) -> Tensor:
@@ -137,9 +146,12 @@ def literally(
                     if form.cond_only and state.waiting:
                         continue
                     split, edit = _split(running, form.frames), form.edit
-                    if form.cond_only and running.guided and not running.calls:
+                    if form.cond_only and running.both:
                         edit = partial(_half_edited, form.edit, running.cond_last)
-                    stack.enter_context(edited(denoiser, form.layers, edit, layout, split))
+                    branches = (2, int(running.cond_last)) if running.both else (1, 0)
+                    stack.enter_context(
+                        edited(denoiser, form.layers, edit, layout, split, branches, form.factor)
+                    )
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
@@ -148,11 +160,12 @@ def literally(
             for form in _guiding(forms):
                 if not form.start <= share < form.stop or form.strict and share == form.start:
                     continue
-                with (
-                    _left_out(denoiser, form.layers)
-                    if form.edit is None
-                    else edited(denoiser, form.layers, form.edit, layout)
-                ):
+                with ExitStack() as second:
+                    if form.edit is None:
+                        second.enter_context(_left_out(denoiser, form.layers))
+                    else:
+                        second.enter_context(edited(denoiser, form.layers, form.edit, layout))
+                        second.enter_context(form.around(denoiser, t))
                     perturbed = stock(*args, **kwargs)[0]
                 pick = running.cond if form.branch == "cond" else running.uncond
                 difference = pick(plain) - pick(perturbed)

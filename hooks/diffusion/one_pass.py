@@ -16,7 +16,7 @@ would predict. Where both are on a layer, the branch's edit stands in the main o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +31,7 @@ from regaze.hooks.diffusion import kernel
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.fork import Fork, Kept, is_compiled, why_not
+from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
 from regaze.hooks.diffusion.passes import Editors, Pass, ended
@@ -54,6 +54,8 @@ from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
+
+_NOTHING: Mapping[str, Any] = {}
 
 Live = Sequence[tuple[Entry, Work]]
 """Works that act in a pass, with what counts for them."""
@@ -141,15 +143,17 @@ class OnePass:
         return call
 
     @contextmanager
-    def _blocks(self, pass_: Pass, skipped: Sequence[str] = ()) -> Iterator[None]:
+    def _blocks(
+        self, pass_: Pass, skipped: Sequence[str] = (), more: Mapping[str, Instead] = _NOTHING
+    ) -> Iterator[None]:
         """Let works run in the place of blocks of the pass inside, of which some are left out."""
-        found = dict.fromkeys(skipped, forks.skipping(pass_.family.returns))
+        found = {**dict.fromkeys(skipped, forks.skipping(pass_.family.returns)), **more}
         for _, work in self._live:
             found |= {n: one for n, one in work.blocks(pass_).items() if n not in skipped}
         if not found:
             yield
             return
-        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser)
+        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser, found)
         with forks.instead(self._denoiser, found):
             yield
 
@@ -230,6 +234,7 @@ class OnePass:
         editors: Editors,
         kept: Collection[str] = (),
         skipped: Sequence[str] = (),
+        instead: Mapping[str, Callable[[Pass], Instead]] = _NOTHING,
     ) -> Any:
         """Run the denoiser on another call, with the main edits where no others are.
 
@@ -239,6 +244,7 @@ class OnePass:
             editors: Edits that stand in the main ones' place.
             kept: Blocks that hand back what was kept of them.
             skipped: Blocks that are left out.
+            instead: What runs in the place of modules.
         """
         batch = len(call[pass_.family.sample])
         beside = replace(
@@ -254,7 +260,8 @@ class OnePass:
             for site in work.attending(beside)
             if site.block not in kept and site.block not in skipped
         }
-        with self._applied(beside, {**chains, **editors}), self._blocks(beside, skipped):
+        made = {name: make(beside) for name, make in instead.items()}
+        with self._applied(beside, {**chains, **editors}), self._blocks(beside, skipped, made):
             return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
 
     # -- branches beside it --------------------------------------------------------------------
@@ -320,13 +327,15 @@ class OnePass:
         if kept is not None and kept.broken:
             entry.tally.note = f"whole extra passes: {kept.broken}"
         if kept is None or kept.broken or branch.inputs is not None:
-            output = self._forward(pass_, call, editors, skipped=branch.skipped)
+            output = self._forward(pass_, call, editors, (), branch.skipped, branch.instead)
         else:
             fork = _fork_of(branch, pass_)
             with kept.replaying(fork):
-                output = self._forward(pass_, call, editors, kept.skips(fork), branch.skipped)
+                output = self._forward(
+                    pass_, call, editors, kept.skips(fork), branch.skipped, branch.instead
+                )
         for site in branch.sites:
-            if site.block in branch.skipped:
+            if branch.instead or site.block in branch.skipped:
                 entry.tally.count(site.name)
         entry.tally.begin()
 

@@ -152,6 +152,7 @@ class Branch(Work):
             for the same. Only then may it begin where its works do.
         rows: Whose rows it runs on; "uncond" is the conditional branch without guidance.
         skipped: Paths of the denoiser's blocks that are left out: their streams pass through.
+        instead: What runs in the place of modules inside its sites' blocks, by their paths.
     """
 
     works: tuple[Work, ...] = ()
@@ -159,6 +160,7 @@ class Branch(Work):
     inputs: Callable[[dict[str, Any], Pass], dict[str, Any]] | None = None
     rows: Literal["cond", "uncond"] = "cond"
     skipped: tuple[str, ...] = ()
+    instead: Mapping[str, Callable[[Pass], Instead]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.works and not self.sites:

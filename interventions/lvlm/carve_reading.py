@@ -24,6 +24,7 @@ from regaze.hooks.host import find_host, split_target
 from regaze.interventions.lvlm.carve import CARVE, Look
 from regaze.interventions.lvlm.carve_regions import middle
 from regaze.interventions.lvlm.turns import Turns
+from regaze.interventions.lvlm.vicrop import ViCrop
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,7 @@ def patch_attention(
     count = 0 if seen.tokens is None else seen.tokens.n_images(sample)
     if count != 1:
         raise ValueError(
-            f"CARVE looks closer at one image, and this prompt has {count}: ask about one at a time"
+            f"looking closer takes one image, and this prompt has {count}: ask about one at a time"
         )
     grid = seen.grid(sample, 0, inputs)
     layers: dict[int, list[Tensor]] = {}
@@ -131,12 +132,12 @@ class Looker:
         ValueError: The model has no image patches to look at, or no chat template.
     """
 
-    def __init__(self, model: Any, processor: Any, spec: CARVE | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, spec: CARVE | ViCrop | None = None) -> None:
         found, self.processor = split_target(model, processor)
         self.model: Any = found
         if not getattr(self.processor, "chat_template", None):
             raise ValueError("CARVE asks questions, and the processor has no chat template")
-        self.spec = (spec or CARVE()).resolve(find_host(found, self.processor))
+        self.spec: CARVE | ViCrop = (spec or CARVE()).resolve(find_host(found, self.processor))
         self._turns = Turns(self.processor)
         self._picture = ""
         self._general: Reading | None = None
@@ -154,7 +155,7 @@ class Looker:
                 region stands out.
         """
         if not isinstance(image, Image.Image):
-            raise TypeError(f"CARVE looks closer at one PIL image, got {type(image).__name__}")
+            raise TypeError(f"looking closer takes one PIL image, got {type(image).__name__}")
         spec, picture = self.spec, image.convert("RGB")
         spec.check_question(question)
         key = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
@@ -212,7 +213,11 @@ class Looker:
 
 
 def look_closer(
-    model: Any, processor: Any, image: Image.Image, question: str, spec: CARVE | None = None
+    model: Any,
+    processor: Any,
+    image: Image.Image,
+    question: str,
+    spec: CARVE | ViCrop | None = None,
 ) -> Closer:
     """Find what a question is about in a picture, and show it magnified.
 

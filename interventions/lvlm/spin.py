@@ -170,6 +170,6 @@ def head_factors(sums: Tensor, keep: float, factor: float, heads: str = "top") -
         # Drawn on the CPU, so that every device draws the same heads.
         drawn = torch.rand(sums.shape[1], generator=torch.Generator().manual_seed(0))
         sums = drawn.to(sums.device)[:, None].expand_as(sums)
-    rank = sums.argsort(1, descending=heads != "bottom").argsort(1)
-    kept = rank < int(keep * sums.shape[1])
+    best = sums.topk(int(keep * sums.shape[1]), 1, largest=heads != "bottom", sorted=False)
+    kept = torch.zeros_like(sums, dtype=torch.bool).scatter(1, best.indices, True)
     return torch.where(kept, 1.0, factor)

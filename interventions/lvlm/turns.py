@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from PIL import Image
@@ -21,9 +22,14 @@ class Turns:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
+        # The same questions are asked under each condition, and a template is slow to fill in.
+        self._filled = lru_cache(maxsize=10_000)(self._fill)
 
     def text(self, prompt: str, *, images: int, answer: str | None = None) -> str:
         """One user turn in the model's chat template, and the answer to it or its beginning."""
+        return self._filled(prompt, images, answer)
+
+    def _fill(self, prompt: str, images: int, answer: str | None) -> str:
         content: list[dict[str, str]] = [{"type": "image"}] * images
         content = [*content, {"type": "text", "text": prompt}]
         messages = [{"role": "user", "content": content}]

@@ -1,5 +1,7 @@
 """The command line: a file for each command."""
 
+import sys
+
 
 def main() -> None:
     """Entry point of the command ``regaze``."""
@@ -9,4 +11,5 @@ def main() -> None:
 
         app(prog_name="regaze")
     except KeyboardInterrupt:
-        raise SystemExit("error: stopped") from None
+        sys.stderr.write("error: stopped\n")
+        raise SystemExit(130) from None

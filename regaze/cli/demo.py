@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 CONDITIONS = ("none", "var", "vhr:layers=[2,3]", "pai", "vaf")
 CONTROLS = ("none@blank", "vhr:layers=[2,3],heads=random")
 IMAGES = {"pope": 150, "chair": 200}
+_BATCH = 72
 
 
 def demo(
@@ -29,12 +30,14 @@ def demo(
 ) -> None:
     """Score the embedded model on POPE and CHAIR with four methods: a minute, no download."""
     from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.outputs import check_place
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.conditions import Condition
-    from regaze.evals.scoring.scored import write_scores
+    from regaze.evals.scoring.scored import SCORES, write_scores
     from regaze.evals.study import prepare
 
+    check_place(folder / SCORES, folder / REPORT)
     jobs = [
         prepare(*split)
         for name, n_images in IMAGES.items()
@@ -43,7 +46,7 @@ def demo(
     loaded = Model().load()
     conditions = [Condition.parse(text) for text in (*CONDITIONS, *CONTROLS)]
     finished = _anew_if_outdated(
-        folder, lambda: ask(jobs, loaded, conditions, out=folder, batch_size=18)
+        folder, lambda: ask(jobs, loaded, conditions, out=folder, batch_size=_BATCH)
     )
     scores = tables_of(finished)
     write_scores(folder, finished)

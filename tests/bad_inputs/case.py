@@ -69,8 +69,9 @@ def answered(*arguments: str) -> str:
     if said and said[0].startswith(("Usage:", "╭─ Error")):
         return _told(" ".join(line.strip("│╭╰─╮╯ ") for line in said))
     errors = [line for line in said if line.startswith("error: ")]
-    # What a bar showed of work that came before is no message.
-    others = [line for line in said if not line.startswith(("error: ", "note: "))]
+    # What a bar showed of work that came before is no message, and items without an answer are
+    # told of as they come.
+    others = [line for line in said if not line.startswith(("error: ", "note: ", "no answer to "))]
     others = [line for line in others if "━" not in line and "-:--:--" not in line]
     if len(errors) != 1 or others:
         return f"{len(said)} lines: {said[:4]}"

@@ -121,7 +121,7 @@ def _runs() -> Iterator[tuple[str, Change]]:
     for key in ("benchmark", "data", "n_images", "split", "profiles", "seed"):
         for value in ({}, "x", [5], -1):
             yield f"source {key}={value}", _inner("run.json", "source", key, value)
-    for key in ("config", "label", "items", "sessions"):
+    for key in ("config", "sessions", "counts"):
         for value in (5, "x", [5]):
             yield f"manifest {key}={value}", _edit(f"{condition}/manifest.json", **{key: value})
     yield "no manifest", _remove(f"{condition}/manifest.json")

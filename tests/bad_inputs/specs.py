@@ -13,7 +13,7 @@ _LISTS = ("NaN", "abc", "{}", "[-1]", "[1.5,2,3]", "[1,1]", "[null]", '[{"a":[]}
 _FLAGS = ("abc", "2", "[]", "NaN", "{}")
 _CHOICES = ("no-such-choice", "5", "[]", "{}", "[/red]")
 _TEXTS = (
-    "", " ", ":", "vhr:", "vhr:=", "vhr:alpha", "vhr:=3", "vhr:alpha=", "vhr:alpha=1,alpha=2", "+",
+    "", " ", ":", "vhr:=", "vhr:alpha", "vhr:=3", "vhr:alpha=", "vhr:alpha=1,alpha=2", "+",
     "vhr+", "+vhr", "none+vhr", "vhr@", "vhr@blank2", "@", "vhrr", "VHR ", "[vhr]", "[/]",
     "vhr:[red]=1", "vhr:alpha=[/]", "\x1b[31mvhr", "v" * 10_000, "vhr:alpha=1;pai", "vhr alpha=1",
     "vhr:alpha=1 beta=2", "vhr:alpha=2=3", "vhr:alpha:2", "vhr,pai", "carve+carve", "vhr/pai",

@@ -15,7 +15,7 @@ from regaze.hooks import attach
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.tokens import Kind, TokenMap
-from regaze.interventions import ICD, M3ID, PAI, VCD, AvisC, DoLa, Intervention, parse
+from regaze.interventions import ICD, M3ID, PAI, VCD, AvisC, DoLa, Intervention, from_dict, parse
 from regaze.interventions.lvlm.dola import _bucket
 from regaze.interventions.lvlm.icd import Words
 from regaze.interventions.lvlm.m3id import token_numbers
@@ -103,8 +103,7 @@ def test_the_cut_alone_is_a_control(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, *ROWS)
     spec = CONTRASTS[name].acts
-    make: Any = type(spec)
-    control = make(beta=0.3).controls()["cut only"]
+    control = from_dict({"name": name, "beta": 0.3}).controls()["cut only"]
     got, plain = logits(model, inputs, control)[:, -1], logits(model, inputs)[:, -1]
     cut = got == -torch.inf
     p = plain.softmax(-1)

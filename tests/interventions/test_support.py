@@ -88,7 +88,7 @@ def test_the_table_names_every_family_and_every_method() -> None:
     table, *refused = support_table().split("\nRefused when attaching")
     lines = table.splitlines()
     named = lines[0].removeprefix("| models | ").removesuffix(" |").replace(" | ", ", ").split(", ")
-    assert sorted(named) == sorted(METHODS[method].name.upper() for method in SHOWN)
+    assert sorted(named) == sorted(name.upper() for name in NAMES)
     assert lines[2].startswith("| Aria, ") and set(lines[2].split(" | ")[1:]) <= {"yes", "yes |"}
     for family in EVERY:
         where = "".join(refused) if KNOWN[family].refuse else table

@@ -95,6 +95,15 @@ def test_every_form_says_the_same_of_the_same_pictures(
     assert (found.absent, found.extra) == (0, 4 - len(wanted))
 
 
+def test_pictures_that_lack_on_either_side_are_counted(pictures: Path, tmp_path: Path) -> None:
+    path = coco(tmp_path)
+    (pictures / "a.jpg").unlink()
+    for name in ("x.jpg", "y.jpg"):
+        Image.new("RGB", (2, 2)).save(pictures / name)
+    found = read_objects([path], pictures)
+    assert (set(found.objects), found.absent, found.extra) == ({"b.jpg", "c.jpg", "d.jpg"}, 1, 2)
+
+
 def test_pictures_are_found_by_path_by_name_and_by_coco_s_id(tmp_path: Path) -> None:
     for name in ("COCO_val2014_000000000001.jpg", "000000000002.jpg", "x/b.png", "y/b.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -308,9 +317,9 @@ def test_a_command_that_cannot_be_met_leaves_the_old_file(
 
 def test_the_place_of_the_file_is_looked_at_first(pictures: Path, tmp_path: Path) -> None:
     args = ["--annotations", "nowhere.json", "--images", str(pictures)]
-    for out, message in ((tmp_path, "is a folder"), (tmp_path / "no" / "q.json", "no folder")):
+    for out in (tmp_path, coco(tmp_path) / "q.json"):
         result = call("build", "pope", *args, "--out", str(out))
-        assert (result.exit_code, message in one_line(result)) == (2, True)
+        assert (result.exit_code, f"cannot write {out}" in one_line(result)) == (2, True)
 
 
 # Real pictures

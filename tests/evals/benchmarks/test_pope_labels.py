@@ -35,6 +35,11 @@ def write(path: Path, content: list[dict[str, Any]]) -> Path:
     return path
 
 
+def pictures(folder: Path) -> None:
+    for name in ("0.png", "1.png"):
+        Image.new("RGB", (64, 64)).save(folder / name)
+
+
 def test_corrected_labels_leave_ambiguous_questions_out(tmp_path: Path) -> None:
     data = write(tmp_path / "coco_pope_random.json", rows())
     labels = write(tmp_path / "coco_repope_random.json", rows(q1="no", q2="", q8="yes"))
@@ -97,8 +102,7 @@ def test_labels_of_another_subset_and_no_labels_are_refused(tmp_path: Path) -> N
 
 
 def test_a_run_prints_both_and_can_be_shown_under_another_profile(tmp_path: Path) -> None:
-    for name in ("0.png", "1.png"):
-        Image.new("RGB", (64, 64)).save(tmp_path / name)
+    pictures(tmp_path)
     data = write(tmp_path / "coco_pope_random.json", rows())
     labels = write(tmp_path / "coco_repope_random.json", rows(q1="no", q2=""))
     out = str(tmp_path / "run")
@@ -112,12 +116,31 @@ def test_a_run_prints_both_and_can_be_shown_under_another_profile(tmp_path: Path
     assert [(one["title"], one["task"], one["scored"]) for one in told] == [
         ("POPE", "pope", 8), ("RePOPE", "repope", 7),
     ]  # fmt: skip
+    assert [one["asked"] for one in told] == [8, 7]
     shown = json.loads(call("show", out, "--profile", "opera", "--json").stdout)["tasks"]
     assert [(one["title"], one["profile"]) for one in shown] == [
         ("POPE", "opera"), ("RePOPE", "opera"),
     ]  # fmt: skip
     wrong = call("eval", "pope", *args, "--relabel", str(tmp_path / "0.png"))
     assert "is a PNG picture" in one_line(wrong)
+
+
+def test_the_scores_of_turned_labels_are_turned(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    data = write(tmp_path / "random.json", rows(q5="yes", q6="yes"))
+    turned = [
+        {**row, "label": "no" if row["label"] == "yes" else "yes"}
+        for row in rows(q5="yes", q6="yes")
+    ]
+    labels = write(tmp_path / "re_random.json", turned)
+    args = ("--questions", str(data), "--images", str(tmp_path), "--relabel", str(labels))
+    result = call("eval", "pope", *args, "--out", str(tmp_path / "run"), "--json")
+    told = json.loads(result.stdout)["tasks"]
+    one, other = (
+        task["conditions"][0]["score"]["groups"]["random"]["accuracy"]["value"] for task in told
+    )
+    assert one + other == 1
+    assert one != other
 
 
 def test_the_published_files_fit_pope_s(data_dir: Path, tmp_path: Path) -> None:
