@@ -37,16 +37,16 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.second_text import (
+    CROSS,
+    JOINT,
     more_rows,
     more_tokens,
     on_cross,
     on_one_stream,
     on_two_streams,
+    refuse,
 )
 from regaze.interventions.diffusion.where import check_where
-
-CROSS = ("UNet2DConditionModel", "UNetMotionModel", "WanTransformer3DModel")
-JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 
 def combine(
@@ -188,28 +188,6 @@ class NAG(Intervention):
         ) if self.phi and self.alpha else ()  # fmt: skip
         encoded = None if self.embeddings is None else read(self.embeddings)
         return _Negative(sites, self.start, self.stop, self, host.model, encoded)
-
-
-def refuse(method: str, host: Host) -> None:
-    """Check that a further text can be given to a model.
-
-    Raises:
-        ValueError: It can't, or it isn't known how.
-    """
-    if host.model in CROSS and any(site.kind == "cross" for site in host.sites):
-        return
-    if host.model in JOINT:
-        return
-    why = (
-        "it has no attention to text"
-        if not any(site.kind in ("cross", "joint") for site in host.sites)
-        else "what its text is processed by, before or beside attention, isn't known to keep two "
-        "texts apart"
-    )
-    raise ValueError(
-        f"{method} can't act on {host.model}: {why}. It acts on U-Nets (Stable Diffusion, SDXL, "
-        "AnimateDiff), Wan text to video, SD3 and FLUX"
-    )
 
 
 @dataclass(frozen=True)
