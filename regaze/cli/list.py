@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import out, say
@@ -34,14 +34,14 @@ def list_(as_json: Json = False) -> None:
     methods = Table(
         "method",
         "what it does",
-        "presets (NAME@preset)",
+        Column("presets (NAME@preset)", no_wrap=True),
         "paper",
         title="Methods (--with)",
         title_justify="left",
     )
     for name in names():
         says, paper = _or_why_not(describe, name)
-        methods.add_row(name, says, ", ".join(_presets(name)), paper)
+        methods.add_row(name, says, "\n".join(_presets(name)), paper)
     benchmarks = Table(
         "benchmark", "what it asks", "paper", title="Benchmarks", title_justify="left"
     )

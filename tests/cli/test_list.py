@@ -17,7 +17,7 @@ def test_list_names_every_method_and_benchmark() -> None:
 
 
 def test_list_names_presets_and_json_says_what_they_set_and_where_from() -> None:
-    assert "llava-1.5-7b-chair" in call("list").stdout.replace("\n", "")
+    assert "llava-1.5-7b-chair" in call("list").stdout
     said = json.loads(call("list", "--json").stdout)
     assert sorted(said["methods"]) == names() and "pope" in said["benchmarks"]
     found = said["methods"]["gift"]["presets"]["llava-1.5-7b"]
