@@ -53,6 +53,7 @@ class Edit:
             (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
+        reads: Those of them at which it only looks, and nothing is counted.
         rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
             or None for no row edit. In the vision tower "class" (the class token's row of each
@@ -70,6 +71,7 @@ class Edit:
     """
 
     tower: Literal["text", "vision"] = "text"
+    reads: frozenset[int] = frozenset()
     rows: Rows | None = None
     reads_only: bool = False
     sees_decoding: bool = False

@@ -148,7 +148,7 @@ class Running:
         if looks is None and not biasing:
             return run(stock)
         checks = self._checks_now(layer)
-        asked = None if self.over else self.prompt.asked
+        asked = None if self.over or self.pass_.ahead is not None else self.prompt.asked
         offset = self.offsets.get(layer, 0)
         if plan is None:
             refuse_unknown(real)
@@ -233,7 +233,7 @@ class Running:
         with torch.no_grad():
             blind = None if self.null is None else self.null.last_row(out)
             factor = edit.scale_heads(layer, out[:, : self.pass_.length], blind, self.pass_)
-            if factor is not None:
+            if factor is not None and self.pass_.ahead is None:
                 entry.tally.count(layer)
                 self.prompt.asked[entry, layer] += 1
                 if due(self.prompt.asked[entry, layer]):

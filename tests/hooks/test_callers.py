@@ -157,7 +157,7 @@ def test_drafts_from_the_prompt_change_no_answer(family: str, method: Method, ta
     assert say(model, method.acts, TARGETS[target](model.model), **options) == want
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", DRAFTING)
 def test_the_drafting_model_may_be_attached_to(name: str) -> None:
     model = tiny("llava", fresh=True)
     drafts = helper(model)
