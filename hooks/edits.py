@@ -53,6 +53,7 @@ class Edit:
             (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
+        reads: Those of them at which it only looks, and nothing is counted.
         rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
             "image" (the image's own), or None for no row edit. In the vision tower "class" (the
@@ -70,6 +71,7 @@ class Edit:
     """
 
     tower: Literal["text", "vision"] = "text"
+    reads: frozenset[int] = frozenset()
     rows: Rows | None = None
     reads_only: bool = False
     sees_decoding: bool = False
@@ -161,6 +163,14 @@ class Edit:
         """Return the result of a decode step's attention call in place of the stock one's, or None.
 
         Asked for in decode steps alone; nothing else may edit the layer then.
+        """
+        return None
+
+    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
+        """Return the edited result of a decode step's attention call by a cheaper way, or None.
+
+        Asked for where nothing else edits the row, all samples are edited and see all columns, and
+        the change isn't measured; elsewhere, and after None, rows are edited as always.
         """
         return None
 

@@ -189,10 +189,11 @@ class SecondRuns:
             whole = positions.expand(*positions.shape[:-2], pass_.batch, -1)
             last = whole.gather(-1, rows[:, None].expand(*whole.shape[:-1], 1))[..., 0]
         real = ~pass_.tokens.is_kind(Kind.PAD)[:, :columns]
+        if last is None and not bool(real.all()):
+            # The tower counts columns; behind a shorter prompt stands padding.
+            last = (pass_.last_rows + pass_.past).to(scores.device)
         mask = real.long().to(scores.device)
-        # What is known of the prompt goes with the copy.
-        cache = copy.deepcopy(running.cache)
-        lane = Lane(cache, mask, 0, columns, last, not bool(real.all()))
+        lane = Lane(_copied(running.cache), mask, 0, columns, last, not bool(real.all()))
         ends = torch.tensor(self._ends(), device=scores.device)
         speaking = torch.ones(pass_.batch, dtype=torch.bool, device=scores.device)
         for _ in range(steps):
@@ -261,6 +262,13 @@ class SecondRuns:
         if not isinstance(second, Running):
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
         return output.logits.gather(1, scored_rows(second.pass_, output.logits)), second
+
+
+def _copied(cache: Any) -> Any:
+    """A copy of a cache, and of what is known of its prompt; no gradient flows into it."""
+    held = (vars(layer).values() for layer in cache.layers)
+    tensors = (value for values in held for value in values if isinstance(value, Tensor))
+    return copy.deepcopy(cache, {id(one): one.detach().clone() for one in tensors})
 
 
 def _positions(inputs: Mapping[str, Any], like: Tensor | None) -> Tensor | None:

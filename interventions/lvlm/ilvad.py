@@ -407,6 +407,7 @@ class _Ground(Edit):
     def __init__(self, spec: ILVAD, every: Sequence[int], found: Handover[list[_Rows]]) -> None:
         super().__init__(every)
         self.spec, self.found = spec, found
+        self.reads = self.layers - frozenset(spec.layers or ())
         self.looks_ahead = spec.tokens - 1
         self.ahead = _Ahead()
         self.looking = self.again = False
