@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from stub_works import StubTask, StubWork, run_stub
 
 from regaze.evals.runs import files, lines, records, sessions, store
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.distributed import World
 from regaze.evals.runs.results import load
 
 LABEL = "vhr:alpha=4"
@@ -247,12 +250,12 @@ def test_a_session_says_at_once_when_an_intervention_began_to_act(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
-    session = sessions.Session(tmp_path, sessions.World(), "cpu")
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    session = sessions.Session(tmp_path, World(), "cpu")
     path = tmp_path / "session.rank0.json"
     session.save()
     assert not path.exists()
-    cost = sessions.Cost(items=2, seconds=1.0)
+    cost = Cost(items=2, seconds=1.0)
 
     def noted(fired: bool) -> tuple[bool, int]:
         session.note(2, cost, 2, {"fired": fired})
@@ -390,6 +393,8 @@ def test_files_are_on_the_disk_before_they_are_in_their_place(
     files.write_text(path, "old\n")
     assert steps == written
     steps.clear()
+    lines.append(path.with_name("a.rank1.jsonl"), [])
+    assert not path.with_name("a.rank1.jsonl").exists()
     lines.append(path.with_name("a.rank1.jsonl"), [{"a": 1}])
     lines.append(path.with_name("a.rank1.jsonl"), [{"a": 2}])
     assert steps == ["sync a.rank1.jsonl", "sync folder", "sync a.rank1.jsonl"]

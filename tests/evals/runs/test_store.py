@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from regaze.evals.reopening import reopen
 from regaze.evals.runs import files, store
@@ -114,3 +115,21 @@ def test_half_written_files_go_and_a_finished_one_stays(tmp_path: Path) -> None:
         ".0123456789ab.part",
         "a.png",
     ]
+
+
+def test_two_writers_of_a_file_have_a_part_each(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with files.replacing(path) as one, files.replacing(path) as other:
+        assert one != other
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert path.read_bytes() == b"one"
+
+
+def test_a_lock_is_taken_again_by_its_holder_and_given_back(tmp_path: Path) -> None:
+    mine = FileLock(tmp_path.resolve() / files.LOCK, blocking=False, is_singleton=True)
+    with files.locked(tmp_path):
+        with files.locked(tmp_path):
+            pass
+        assert mine.is_locked
+    assert not mine.is_locked
