@@ -349,6 +349,15 @@ def test_each_thing_that_a_killed_process_leaves_is_tidied_up(tmp_path: Path, le
     assert [ids for *_, ids in work.asked] == ([] if left.startswith("a file") else [["item 5"]])
 
 
+def test_a_session_that_is_in_the_manifest_already_is_not_counted_twice(tmp_path: Path) -> None:
+    run_stub(tmp_path, LABEL)
+    (session,) = manifest(tmp_path)["sessions"]
+    files.write_json(tmp_path / FOLDER / "session.rank0.json", session)  # killed before it went
+    assert load(StubTask(), tmp_path).answers[1].manifest["sessions"] == [session]
+    run_stub(tmp_path, LABEL)
+    assert manifest(tmp_path)["sessions"] == [session]
+
+
 def test_a_condition_whose_manifest_is_lost_is_told_in_a_line(tmp_path: Path) -> None:
     run_stub(tmp_path, LABEL)
     (tmp_path / FOLDER / store.MANIFEST).unlink()
@@ -403,4 +412,5 @@ def test_files_are_on_the_disk_before_they_are_in_their_place(
     assert steps == [*written, "remove a.rank1.jsonl"]
     steps.clear()
     lines.settle(path, [{"a": 1}, {"a": 2}])
+    lines.settle(folder / "b.jsonl", [])
     assert steps == []
