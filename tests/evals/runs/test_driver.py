@@ -268,6 +268,7 @@ def test_a_session_says_at_once_when_an_intervention_began_to_act(
     assert noted(True) == (True, 6)
     clock[0] = 31.0
     assert noted(True) == (True, 10)
+    assert noted(True) == (True, 10)
     # The first batch, in which kernels are chosen, is no part of the cost.
     assert json.loads(path.read_text())["cost"]["items"] == 8
 
