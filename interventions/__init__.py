@@ -14,10 +14,17 @@ if TYPE_CHECKING:
     from regaze.interventions.base import register as register
     from regaze.interventions.diffusion.a_star import AStar as AStar
     from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
+    from regaze.interventions.diffusion.enhance_a_video import EnhanceAVideo as EnhanceAVideo
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
+    from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.regions import Regions as Regions
+    from regaze.interventions.diffusion.reweight import Reweight as Reweight
     from regaze.interventions.diffusion.seg import SEG as SEG
+    from regaze.interventions.diffusion.slg import SLG as SLG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
+    from regaze.interventions.diffusion.stg import STG as STG
+    from regaze.interventions.diffusion.tpg import TPG as TPG
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH
@@ -35,6 +42,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.head_search import rank_heads as rank_heads
     from regaze.interventions.lvlm.highlight import PromptHighlighter as PromptHighlighter
     from regaze.interventions.lvlm.icd import ICD as ICD
+    from regaze.interventions.lvlm.ilvad import ILVAD as ILVAD
     from regaze.interventions.lvlm.m3id import M3ID as M3ID
     from regaze.interventions.lvlm.pai import PAI as PAI
     from regaze.interventions.lvlm.paint import PAINT as PAINT

@@ -10,10 +10,12 @@ from dataclasses import dataclass, replace
 import pytest
 from tiny_pipelines import FAMILIES, Family
 
-from regaze.interventions import PAG, SEG, SoftPAG
+from regaze.interventions import PAG, SEG, SLG, STG, TPG, SoftPAG
 from regaze.interventions.diffusion.guided import Guided
 
 SCALE = 1.5
+BLOCKS = ("sd3", "sd35", "flux", "wan", "qwen")
+"""Families whose blocks can be left out."""
 HEADS = {"L1": [0], "L2": {"0": 0.3, "1": 0.9}}
 
 
@@ -26,17 +28,21 @@ class Method:
         acts: A spec that acts on every tiny pipeline, if given the family's layers.
         idle: One of strength zero.
         on_layers: Whether it takes layers.
+        families: Those that it acts on.
     """
 
     id: str
     acts: Guided
     idle: Guided
     on_layers: bool = True
+    families: tuple[str, ...] = tuple(FAMILIES)
 
     def on(self, family: Family) -> Guided:
         """The spec for a family's layers."""
         return replace(self.acts, layers=family.perturb) if self.on_layers else self.acts
 
+
+UNETS = tuple(name for name, kind in FAMILIES.items() if kind.denoiser == "unet")
 
 METHODS = {
     method.id: method
@@ -63,6 +69,16 @@ METHODS = {
             "softpag-temperature", SoftPAG(scale=SCALE, u=0.8, target="temperature", tau=3.0),
             SoftPAG(u=0, target="temperature", tau=3.0),
         ),
+        Method("tpg", TPG(scale=SCALE), TPG(scale=0), families=UNETS),
+        Method(
+            "slg", SLG(scale=SCALE, layers=[1], start=0.3, stop=1.0), SLG(scale=0, layers=[1]),
+            families=BLOCKS,
+        ),
+        Method(
+            "stg-block", STG(scale=SCALE, layers=[1]), STG(scale=0, layers=[1]), families=BLOCKS,
+        ),
+        Method("stg-attention", STG(SCALE, [1], skip="attention"), STG(0, [1], skip="attention")),
+        Method("stg-diagonal", STG(SCALE, [1], skip="diagonal"), STG(0, [1], skip="diagonal")),
     )
 }  # fmt: skip
 
@@ -80,5 +96,6 @@ def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.Mark
             pytest.param(family, METHODS[i], id=f"{family}-{i}")
             for family in families
             for i in ids or METHODS
+            if family in METHODS[i].families
         ],
     )
