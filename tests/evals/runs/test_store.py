@@ -38,6 +38,8 @@ def test_a_folder_that_is_another_conditions_is_not_taken(tmp_path: Path) -> Non
     for label, folder in both.items():
         fields = {"condition": label, "config": {}, "sessions": []}
         files.write_json(folder / store.MANIFEST, fields)
+        # One that comes later, by itself, finds the folder taken.
+        assert store.folders(tmp_path, labels[1:])[labels[1]] == both[labels[1]]
     for order in (labels, labels[::-1], labels[:1], labels[1:]):
         assert store.folders(tmp_path, order) == {label: both[label] for label in order}
 
