@@ -42,6 +42,8 @@ def test_a_folder_that_is_another_conditions_is_not_taken(tmp_path: Path) -> Non
         assert store.folders(tmp_path, labels[1:])[labels[1]] == both[labels[1]]
     for order in (labels, labels[::-1], labels[:1], labels[1:]):
         assert store.folders(tmp_path, order) == {label: both[label] for label in order}
+    shutil.rmtree(both[labels[0]])
+    assert store.folders(tmp_path, labels[1:]) == {labels[1]: both[labels[1]]}
 
 
 DAMAGE: list[tuple[str, str, object, str]] = [
