@@ -108,8 +108,8 @@ def _prepare(work: Work, plan: Plan, keys: Sequence[Key]) -> None:
         files.write_json(path, fields)
     for file in records.all_predictions(plan.folder):
         lines.repair(file)
-    if len(records.all_predictions(plan.folder)) > 1 or session_files(plan.folder):
-        # A killed run left them.
+    if session_files(plan.folder):
+        # A killed run left them, and this one would write to files of the same names.
         _settle(plan, keys)
 
 
@@ -165,14 +165,11 @@ def _work_off(
 
 def _news(found: Iterable[Record], before: Mapping[Key, Record]) -> list[Record]:
     """What isn't on the disk: first answers, and outcomes of another try that differ."""
-    news = []
-    for record in found:
-        was = before.get(record.key)
-        if was is None:
-            news.append(record)
-        elif not was.ok and record.error != was.error:
-            news.append(replace(record, attempt=was.attempt + 1))
-    return news
+    return [
+        replace(record, attempt=was.attempt + 1) if was else record
+        for record in found
+        if (was := before.get(record.key)) is None or record.error != was.error
+    ]
 
 
 def _warn(fresh: Iterable[Record]) -> None:

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -285,7 +286,7 @@ def test_of_one_json_object_the_place_is_named_and_whole_pairs_are_characters(
 
 @pytest.mark.parametrize("field", ["id", "image", "prompt", "group", "cluster"])
 def test_no_item_holds_half_a_surrogate_pair(field: str) -> None:
-    texts = {"id": "a", "image": "b", "prompt": "c"}
+    texts: dict[str, Any] = {"id": "a", "image": "b", "prompt": "c"}
     with pytest.raises(ValueError, match=r"item '.*' holds half of a surrogate pair in '\\udcff'"):
         Item(**{**texts, field: "\udcff"})
     with pytest.raises(ValueError, match=r"item 'a' holds half"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from stub_works import StubTask, StubWork, run_stub
 
 from regaze.evals.runs import files, lines, records, sessions, store
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.cost import Cost
+from regaze.evals.runs.distributed import World
 from regaze.evals.runs.results import load
 
 LABEL = "vhr:alpha=4"
@@ -247,12 +250,12 @@ def test_a_session_says_at_once_when_an_intervention_began_to_act(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(sessions.time, "monotonic", lambda: clock[0])
-    session = sessions.Session(tmp_path, sessions.World(), "cpu")
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    session = sessions.Session(tmp_path, World(), "cpu")
     path = tmp_path / "session.rank0.json"
     session.save()
     assert not path.exists()
-    cost = sessions.Cost(items=2, seconds=1.0)
+    cost = Cost(items=2, seconds=1.0)
 
     def noted(fired: bool) -> tuple[bool, int]:
         session.note(2, cost, 2, {"fired": fired})
@@ -264,6 +267,7 @@ def test_a_session_says_at_once_when_an_intervention_began_to_act(
     assert noted(True) == (True, 6)
     assert noted(True) == (True, 6)
     clock[0] = 31.0
+    assert noted(True) == (True, 10)
     assert noted(True) == (True, 10)
     # The first batch, in which kernels are chosen, is no part of the cost.
     assert json.loads(path.read_text())["cost"]["items"] == 8
@@ -334,6 +338,7 @@ def test_each_thing_that_a_killed_process_leaves_is_tidied_up(tmp_path: Path, le
         path.write_bytes(b"".join(rest))
         records.predictions(folder, 1).write_bytes(last)
     else:
+        path.write_bytes(b"".join(rest))
         files.write_json(folder / store.MANIFEST, {**told, "sessions": []})
         files.write_json(folder / "session.rank0.json", told["sessions"][0])
     work = StubWork()
@@ -342,7 +347,16 @@ def test_each_thing_that_a_killed_process_leaves_is_tidied_up(tmp_path: Path, le
     assert sorted(p.name for p in folder.iterdir()) == [store.MANIFEST, records.PREDICTIONS]
     sessions = manifest(tmp_path)["sessions"]
     assert [one["answered"] for one in sessions] == ([12, 1] if work.asked else [12])
-    assert [ids for *_, ids in work.asked] == ([["item 5"]] if left == "half a line" else [])
+    assert [ids for *_, ids in work.asked] == ([] if left.startswith("a file") else [["item 5"]])
+
+
+def test_a_session_that_is_in_the_manifest_already_is_not_counted_twice(tmp_path: Path) -> None:
+    run_stub(tmp_path, LABEL)
+    (session,) = manifest(tmp_path)["sessions"]
+    files.write_json(tmp_path / FOLDER / "session.rank0.json", session)  # killed before it went
+    assert load(StubTask(), tmp_path).answers[1].manifest["sessions"] == [session]
+    run_stub(tmp_path, LABEL)
+    assert manifest(tmp_path)["sessions"] == [session]
 
 
 def test_a_condition_whose_manifest_is_lost_is_told_in_a_line(tmp_path: Path) -> None:
@@ -389,6 +403,8 @@ def test_files_are_on_the_disk_before_they_are_in_their_place(
     files.write_text(path, "old\n")
     assert steps == written
     steps.clear()
+    lines.append(path.with_name("a.rank1.jsonl"), [])
+    assert not path.with_name("a.rank1.jsonl").exists()
     lines.append(path.with_name("a.rank1.jsonl"), [{"a": 1}])
     lines.append(path.with_name("a.rank1.jsonl"), [{"a": 2}])
     assert steps == ["sync a.rank1.jsonl", "sync folder", "sync a.rank1.jsonl"]
@@ -397,4 +413,5 @@ def test_files_are_on_the_disk_before_they_are_in_their_place(
     assert steps == [*written, "remove a.rank1.jsonl"]
     steps.clear()
     lines.settle(path, [{"a": 1}, {"a": 2}])
+    lines.settle(folder / "b.jsonl", [])
     assert steps == []
