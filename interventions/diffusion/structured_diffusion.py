@@ -31,6 +31,7 @@ from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import encode
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Prompt
 from regaze.hooks.diffusion.works import Run, Work
@@ -171,6 +172,12 @@ class _Structured(Work):
             raise ValueError(
                 "structured_diffusion: the pipeline was given embeddings, whose words aren't "
                 "known; give it the prompt"
+            )
+        variables = variables_of(run.pipeline)
+        if variables.get("prompt_2") not in (None, variables.get("prompt")):
+            raise ValueError(
+                "structured_diffusion: prompt_2 is another prompt, whose embeddings lie in the "
+                "same columns; leave it out"
             )
         lists = self.spec.of([prompt.text for prompt in prompts])
         unlike = [prompts[n].text for n, phrases in enumerate(lists) if not phrases]
