@@ -89,9 +89,33 @@ def more_rows(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded) 
     return join_rows(first, more, batch, family)
 
 
+def regional_rows(
+    method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded
+) -> dict[str, Any]:
+    """A call whose rows read another text, with a further row for each that reads their own.
+
+    Raises:
+        ValueError: It holds another branch, too.
+    """
+    check_call(method, call, pass_)
+    family, batch, cond = pass_.family, *_whose(pass_)
+    if cond != slice(0, batch):
+        raise ValueError(f"{method}: a batch of several branches isn't known of this model")
+    text, places = call[family.text], call.get("txt_ids")
+    other = rows_of(encoded.text, batch, text, f"{method}: embeddings")
+    length = max(text.shape[1], other.shape[1])
+    first = {**call, family.text: _padded(other, length)}
+    second = {**call, family.text: _padded(text, length)}
+    if places is not None:
+        if places.any():
+            raise ValueError(f"{method}: txt_ids are known of the prompt's own text alone")
+        first["txt_ids"] = places.new_zeros(length, *places.shape[1:])
+    return join_rows(first, second, batch, family)
+
+
 def on_cross(call: Call, own: int, guide: Guide) -> Tensor:
     """Cross-attention whose keys are the first text's, then the second's."""
-    rows = _conditional(call)
+    rows = conditional(call)
     first, second = slice(None, own), slice(own, None)
     output = call.kernel(call.query, call.key[:, :, first], call.value[:, :, first])
     other = call.kernel(call.query[rows], call.key[rows, :, second], call.value[rows, :, second])
@@ -100,14 +124,14 @@ def on_cross(call: Call, own: int, guide: Guide) -> Tensor:
 
 def on_one_stream(call: Call, own: int, guide: Guide) -> Tensor:
     """Joint attention with both texts in the same rows, of which none sees the other."""
-    rows, text, image = _conditional(call), call.text(), _picture(call)
+    rows, text, image = conditional(call), call.text(), picture_of(call)
     first, second = slice(text.start, text.start + own), slice(text.start + own, text.stop)
-    parts = [_part(call, rows, columns) for columns in (image, first, second)]
+    parts = [part_of(call, rows, columns) for columns in (image, first, second)]
     positive, one, negative, other = _two_texts(call, *parts)
     output = torch.zeros_like(call.query)
     for branch in (slice(0, rows.start), slice(rows.stop, len(output))):
         if branch.start < branch.stop:  # Another branch reads its own text.
-            found = _joint(call, _part(call, branch, image), _part(call, branch, first))
+            found = joint_outputs(call, part_of(call, branch, image), part_of(call, branch, first))
             output[branch, :, image], output[branch, :, first] = found
     output[rows, :, image] = guide(positive, negative)
     output[rows, :, first], output[rows, :, second] = one, other
@@ -125,22 +149,22 @@ def on_two_streams(call: Call, own: int, other: int, guide: Guide, shared: bool)
         shared: Whether both have the first rows' picture.
     """
     batch, cond = _whose(call.pass_)
-    text, image, behind = call.text(), _picture(call), slice(batch, len(call.query))
+    text, image, behind = call.text(), picture_of(call), slice(batch, len(call.query))
     first, second = (slice(text.start, text.start + n) for n in (own, other))
     output = torch.zeros_like(call.query)
     for branch in (slice(0, cond.start), slice(cond.stop, batch)):
         if branch.start < branch.stop:
-            found = _joint(call, _part(call, branch, image), _part(call, branch, first))
+            found = joint_outputs(call, part_of(call, branch, image), part_of(call, branch, first))
             output[branch, :, image], output[branch, :, first] = found
     picture, one, two = (
-        _part(call, rows, columns)
+        part_of(call, rows, columns)
         for rows, columns in ((cond, image), (cond, first), (behind, second))
     )
     if shared:
         positive, one_out, negative, two_out = _two_texts(call, picture, one, two)
     else:
-        positive, one_out = _joint(call, picture, one)
-        negative, two_out = _joint(call, _part(call, behind, image), two)
+        positive, one_out = joint_outputs(call, picture, one)
+        negative, two_out = joint_outputs(call, part_of(call, behind, image), two)
     output[cond, :, image] = output[behind, :, image] = guide(positive, negative)
     output[cond, :, first], output[behind, :, second] = one_out, two_out
     return output
@@ -168,23 +192,24 @@ def _two_texts(call: Call, picture: Tensor, one: Tensor, two: Tensor) -> tuple[T
     return tuple(found)
 
 
-def _joint(call: Call, picture: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+def joint_outputs(call: Call, picture: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+    """The picture's rows and the text's, of joint attention of both."""
     found = call.kernel(*torch.cat([picture, text], 3))
     return found[:, :, : picture.shape[3]], found[:, :, picture.shape[3] :]
 
 
-def _part(call: Call, rows: slice, tokens: slice) -> Tensor:
+def part_of(call: Call, rows: slice, tokens: slice) -> Tensor:
     """Queries, keys and values of some rows, "3 B H N D"."""
     return torch.stack([x[rows, :, tokens] for x in (call.query, call.key, call.value)])
 
 
-def _picture(call: Call) -> slice:
+def picture_of(call: Call) -> slice:
     """The tokens that aren't the text's, reference pictures included."""
     text, tokens = call.text(), call.query.shape[2]
     return slice(text.stop, tokens) if text.start == 0 else slice(0, text.start)
 
 
-def _conditional(call: Call) -> slice:
+def conditional(call: Call) -> slice:
     """Which rows of a call's batch are conditional."""
     (_, cond), frames = _whose(call.pass_), call.samples().frames
     return slice(cond.start * frames, cond.stop * frames)
