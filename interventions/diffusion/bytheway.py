@@ -55,7 +55,7 @@ class ByTheWay(Intervention):
     Attributes:
         alpha: Share of up_blocks.1's map; 0 leaves that out.
         beta: Factor of the high band; 1 leaves it to the energy alone.
-        tau: Half width of the high band; a clip must have more than 2 tau frames.
+        tau: Half width of the high band; a clip must have 2 tau + 2 frames.
         layers: Where: temporal self-attention; by default all of it in up_blocks.1, 2 and 3.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends: the first fifth, as in the code.
@@ -172,7 +172,8 @@ class ByTheWay(Intervention):
                 f"bytheway: {name} didn't run before {call.site.name} in this pass, so there is "
                 "no map to lead by"
             )
-        return resized(*noted, grid)
+        maps, places = noted
+        return resized(maps, places, grid)
 
     def edited(self, own: Tensor, first: Tensor, branches: int, cond: int, rows: int) -> Tensor:
         """Maps "B H F F" as the method changes them.
@@ -188,10 +189,10 @@ class ByTheWay(Intervention):
             ValueError: The clip has too few frames for tau.
         """
         frames, samples = own.shape[-1], rows // branches
-        if frames <= 2 * self.tau:
+        if frames < 2 * self.tau + 2:  # The band would hold the constant, which rows sum to.
             raise ValueError(
-                f"bytheway: tau={self.tau} needs more than {2 * self.tau} frames, and this clip "
-                f"has {frames}; use tau={(frames - 1) // 2} or less"
+                f"bytheway: tau={self.tau} needs {2 * self.tau + 2} frames or more, and this clip "
+                f"has {frames}; use tau={frames // 2 - 1} or less"
             )
         mixed = own if first is own else own + self.alpha * (first - own)
         alone = frames == 2 * self.tau + 2  # The band is all but the constant.
@@ -200,7 +201,8 @@ class ByTheWay(Intervention):
 
         def energy(squares: Tensor) -> Tensor:
             each = squares.sum(-1).mean((1, 2)).unflatten(0, (branches, samples, -1))
-            return each[cond].mean(-1)
+            chosen: Tensor = each[cond].mean(-1)
+            return chosen
 
         before = energy(own.square())
         if spectrum is None:
@@ -212,8 +214,9 @@ class ByTheWay(Intervention):
         beta = ((before - low) / high.clamp(min=1e-12)).clamp(min=0).sqrt().clamp(min=self.beta)
         beta = beta.repeat(branches).repeat_interleave(len(own) // rows)[:, None, None, None]
         if spectrum is None:
-            return beta * mixed + (1 - beta) / frames
-        new = torch.fft.ifft(torch.where(band, beta * spectrum, spectrum), dim=-1).real
+            flat: Tensor = beta * mixed + (1 - beta) / frames
+            return flat
+        new: Tensor = torch.fft.ifft(torch.where(band, beta * spectrum, spectrum), dim=-1).real
         return new / new.sum(-1, keepdim=True)
 
     def _literal(self, m: Map, seen: dict[str, tuple[Tensor, tuple[int, int]]]) -> Tensor:
@@ -280,7 +283,8 @@ def resized(maps: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Ten
         return maps
     whole = maps.unflatten(0, (-1, *grid)).flatten(3).permute(0, 3, 1, 2)
     whole = F.interpolate(whole, wanted, mode="bilinear", align_corners=False)
-    return whole.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, maps.shape[1:])
+    flat: Tensor = whole.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, maps.shape[1:])
+    return flat
 
 
 def _places(site: Site, count: int, rows: int, frames: int, layout: Layout) -> tuple[int, int]:

@@ -301,7 +301,7 @@ def _merged(context: Tensor, phrases: Sequence[Aligned]) -> Tensor:
 
 def _heads(projected: Tensor, like: Tensor, frames: int) -> Tensor:
     """Keys or values "S L C" by heads, for every frame of the samples."""
-    heads = projected.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+    heads: Tensor = projected.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
     return heads.repeat_interleave(frames, 0).to(like.dtype)
 
 

@@ -46,7 +46,8 @@ def test_cross_attention_equals_the_released_code(case: dict[str, Any]) -> None:
         read = [(keys[i][None], given[i][None], read[i][2]) for i in range(len(keys))]
 
     def heads(x: Tensor) -> Tensor:
-        return x.unflatten(2, (size["heads"], -1)).transpose(1, 2)
+        found: Tensor = x.unflatten(2, (size["heads"], -1)).transpose(1, 2)
+        return found
 
     hidden = inputs["hidden_states"]
     with torch.no_grad():

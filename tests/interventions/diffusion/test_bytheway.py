@@ -136,9 +136,12 @@ def test_bad_inputs_raise(pipe: Any) -> None:
         with pytest.raises(ValueError, match="bytheway: .* has no temporal attention in"):
             regaze.attach(tiny(family), ByTheWay())
     with regaze.attach(pipe, ByTheWay()), pytest.raises(
-        ValueError, match="tau=7 needs more than 14 frames, and this clip has 4; use tau=1 or less"
+        ValueError, match="tau=7 needs 16 frames or more, and this clip has 4; use tau=1 or less"
     ):  # fmt: skip
         run(pipe)
+    # The band would be all of the spectrum, and renormalising undo its factor.
+    with regaze.attach(pipe, ByTheWay(tau=2)), pytest.raises(ValueError, match="needs 6 frames"):
+        run(pipe, frames=5)
     with pytest.raises(ValueError, match="which comes after it"):
         regaze.attach(pipe, ByTheWay(layers=("down_blocks.0",)))
     with pytest.raises(ValueError, match="self-attention, which sees no text"):
@@ -147,7 +150,7 @@ def test_bad_inputs_raise(pipe: Any) -> None:
         with pytest.raises(ValueError, match="bytheway: "):
             ByTheWay(**fields)  # type: ignore[arg-type]
     kind, video = FAMILIES["animatediff"], tiny("animatediff")
-    with regaze.attach(video, ByTheWay(tau=1)):
+    with regaze.attach(video, ByTheWay(tau=0)):
         kind.run(video)  # Its up_blocks.1 alone.
 
 

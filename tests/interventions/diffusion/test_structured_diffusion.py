@@ -80,7 +80,8 @@ def literally(
         )  # fmt: skip
 
     def heads(module: Any, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (module.heads, -1)).transpose(-3, -2)
+        found: Tensor = x.unflatten(-1, (module.heads, -1)).transpose(-3, -2)
+        return found
 
     def patched(module: Any) -> Callable[..., Tensor]:
         def forward(hidden: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
@@ -150,9 +151,7 @@ def test_a_batch_and_several_images_give_what_single_prompts_give(pipe: Any, key
 class Kernels(TorchDispatchMode):
     """Counts attention kernels."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
+    count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += "scaled_dot_product" in str(func)
