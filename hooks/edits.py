@@ -25,7 +25,7 @@ class Branch:
     Attributes:
         inputs: Makes its arguments at the prompt from those of the model's call (of ``generate``,
             where that runs: pictures as they were given) and the main run's pass: another picture,
-            another instruction, no picture (`regaze.hooks.scores.without_images`).
+            another instruction, no picture (`regaze.hooks.second_runs.without_images`).
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
         edits: What edits the branch; the main run's edits don't.
@@ -55,9 +55,9 @@ class Edit:
         layers: Layers at which the edit acts.
         rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
-            or None for no row edit. In the vision tower "class" (the class token's row of each
-            picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
-            head.
+            "image" (the image's own), or None for no row edit. In the vision tower "class" (the
+            class token's row of each picture), indices of each picture's rows, or "all", which
+            costs a whole map: N x N a head.
         sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
 OLDEST = {"transformers": "5.18"}
 """As `pyproject.toml` says; pip heeds it, but pip can be told not to."""
@@ -14,6 +16,8 @@ def check() -> None:
 
     Raises:
         ImportError: One is, or is missing.
+        SystemExit: Likewise, in the command ``regaze``: its entry point lies in the package that is
+            being imported, so that nothing there could turn the error into one line.
     """
     for name, oldest in OLDEST.items():
         try:
@@ -21,10 +25,13 @@ def check() -> None:
         except metadata.PackageNotFoundError:
             found = "none"
         if found == "none" or _numbers(found) < _numbers(oldest):
-            raise ImportError(
+            message = (
                 f"regaze needs {name} {oldest} or newer, and found {found}: "
                 f"pip install '{name}>={oldest}'"
             )
+            if Path(sys.argv[0]).stem == "regaze":
+                raise SystemExit(f"error: {message}")
+            raise ImportError(message)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

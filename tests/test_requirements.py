@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -30,17 +31,32 @@ def test_the_oldest_versions_tested_are_the_oldest_that_are_allowed() -> None:
     assert floors().items() >= requirements.OLDEST.items()
 
 
-def test_a_library_that_is_too_old_is_refused_at_import(tmp_path: Path) -> None:
+@pytest.fixture
+def too_old(tmp_path: Path) -> Path:
+    """A folder where Python finds an old transformers first."""
     info = tmp_path / "transformers-5.2.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.2.0\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import regaze"
+    return tmp_path
+
+
+def test_a_library_that_is_too_old_is_refused_at_import(too_old: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(too_old)!r}); import regaze"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
         f"ImportError: regaze needs transformers {requirements.OLDEST['transformers']} or newer, "
         f"and found 5.2.0: pip install 'transformers>={requirements.OLDEST['transformers']}'"
     )
+
+
+def test_the_command_says_so_in_one_line(too_old: Path) -> None:
+    command = Path(sys.executable).with_name("regaze")
+    surroundings = os.environ | {"PYTHONPATH": str(too_old)}
+    run = subprocess.run([command, "list"], env=surroundings, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: regaze needs transformers ")
 
 
 @pytest.mark.parametrize(

@@ -85,13 +85,11 @@ def load(task: Task, out: Path) -> RunResult:
     inputs = Inputs()
     for condition in plan["conditions"]:
         folder = out / condition["folder"]
-        manifest: dict[str, Any] = {"config": {}, "sessions": []}
-        if (folder / store.MANIFEST).exists():
-            manifest = cast(dict[str, Any], store.read_manifest(folder))
-            if manifest["config"].get("items_sha256") != items_digest(items):
-                raise ValueError(f"{folder} answers other questions than the {task.name} given")
-            known = manifest["sessions"]
-            manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
+        manifest = cast(dict[str, Any], store.read_manifest(folder))
+        if manifest["config"].get("items_sha256") != items_digest(items):
+            raise ValueError(f"{folder} answers other questions than the {task.name} given")
+        known = manifest["sessions"]
+        manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
         seeds = manifest["config"].get("seeds", [0])
         found = records.read(*records.all_predictions(folder))
         inputs.check(condition["label"], manifest["config"].get("image", "given"), found.values())

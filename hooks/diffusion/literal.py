@@ -27,21 +27,24 @@ class GuidanceForm:
 
     Attributes:
         layers: The attention modules whose maps are edited, by path or number ("L18").
-        edit: From a call's `Map` to edited weights "B H N N".
+        edit: From a call's `Map` to edited weights "B H N N"; None leaves out the blocks that these
+            modules are in.
         weight: ``weight(t, guided)``: factor of (branch - perturbed) at a timestep, with and
             without classifier-free guidance.
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
+        strict: Whether the step at ``start`` doesn't act.
         around: What else the second pass runs in: ``around(denoiser, t)``, a context.
     """
 
     layers: Sequence[str | int]
-    edit: Callable[[Map], Tensor]
+    edit: Callable[[Map], Tensor] | None
     weight: Callable[[float, bool], float]
     start: float = 0.0
     stop: float = 1.0
     branch: Literal["cond", "uncond"] = "cond"
+    strict: bool = False
     around: Callable[[Any, float], AbstractContextManager[None]] = lambda denoiser, t: nullcontext()
 
 
@@ -66,31 +69,6 @@ class AttendForm:
     frames: int = 1
     factor: Callable[[Map], Tensor] | None = None
     cond_only: bool = False
-
-
-@dataclass(frozen=True)
-class SkipForm:
-    """A method that guides away from a branch with blocks left out.
-
-    Attributes:
-        layers: Attention modules in the blocks, by path or number ("L18").
-        scale: Factor of (branch - skipped).
-        start: First active share of the sampling steps.
-        stop: Share of the sampling steps at which it ends.
-        strict: Whether the step at ``start`` doesn't act.
-    """
-
-    layers: Sequence[str | int]
-    scale: float
-    start: float = 0.0
-    stop: float = 1.0
-    strict: bool = False
-
-    branch: Literal["cond", "uncond"] = "cond"
-
-    def weight(self, t: float, guided: bool) -> float:
-        """The scale, at every timestep."""
-        return self.scale
 
 
 @dataclass(frozen=True)
@@ -136,7 +114,7 @@ class Manner:
 
 @contextmanager
 def literally(
-    pipeline: Any, running: Manner, forms: Sequence[GuidanceForm | AttendForm | SkipForm]
+    pipeline: Any, running: Manner, forms: Sequence[GuidanceForm | AttendForm]
 ) -> Iterator[None]:
     """Run methods literally in the pipeline that is called inside.
 
@@ -180,11 +158,10 @@ def literally(
                 return _again(output, plain + state.waiting.pop())
             delta = torch.zeros_like(plain)
             for form in _guiding(forms):
-                strict = isinstance(form, SkipForm) and form.strict
-                if not form.start <= share < form.stop or (strict and share == form.start):
+                if not form.start <= share < form.stop or form.strict and share == form.start:
                     continue
                 with ExitStack() as second:
-                    if isinstance(form, SkipForm):
+                    if form.edit is None:
                         second.enter_context(_left_out(denoiser, form.layers))
                     else:
                         second.enter_context(edited(denoiser, form.layers, form.edit, layout))
@@ -228,10 +205,8 @@ class _State:
         return self.step / count, float(times[len(times) - count + self.step])
 
 
-def _guiding(
-    forms: Sequence[GuidanceForm | AttendForm | SkipForm],
-) -> list[GuidanceForm | SkipForm]:
-    return [form for form in forms if not isinstance(form, AttendForm)]
+def _guiding(forms: Sequence[GuidanceForm | AttendForm]) -> list[GuidanceForm]:
+    return [form for form in forms if isinstance(form, GuidanceForm)]
 
 
 @contextmanager

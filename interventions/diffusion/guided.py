@@ -10,7 +10,7 @@ from torch import Tensor
 
 from regaze.hooks.checks import check_number
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import GuidanceForm, SkipForm
+from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention
@@ -59,7 +59,7 @@ class Guided(Intervention):
         """Guidance of weight 0."""
         return replace(self, scale=0.0)
 
-    def literal(self) -> GuidanceForm | SkipForm:
+    def literal(self) -> GuidanceForm:
         """A whole second pass with the edited maps, and what is added of the difference."""
         return GuidanceForm(self.layers or (), self.literal_map, self.weight, self.start, self.stop)
 

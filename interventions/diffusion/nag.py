@@ -37,16 +37,17 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.second_text import (
+    CROSS,
+    JOINT,
+    Guide,
     more_rows,
     more_tokens,
     on_cross,
     on_one_stream,
     on_two_streams,
+    refuse,
 )
 from regaze.interventions.diffusion.where import check_where
-
-CROSS = ("UNet2DConditionModel", "UNetMotionModel", "WanTransformer3DModel")
-JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 
 
 def combine(
@@ -190,28 +191,6 @@ class NAG(Intervention):
         return _Negative(sites, self.start, self.stop, self, host.model, encoded)
 
 
-def refuse(method: str, host: Host) -> None:
-    """Check that a further text can be given to a model.
-
-    Raises:
-        ValueError: It can't, or it isn't known how.
-    """
-    if host.model in CROSS and any(site.kind == "cross" for site in host.sites):
-        return
-    if host.model in JOINT:
-        return
-    why = (
-        "it has no attention to text"
-        if not any(site.kind in ("cross", "joint") for site in host.sites)
-        else "what its text is processed by, before or beside attention, isn't known to keep two "
-        "texts apart"
-    )
-    raise ValueError(
-        f"{method} can't act on {host.model}: {why}. It acts on U-Nets (Stable Diffusion, SDXL, "
-        "AnimateDiff), Wan text to video, SD3 and FLUX"
-    )
-
-
 @dataclass(frozen=True)
 class _Negative(Work):
     """Gives a denoiser a second text, and guides what is read of both."""
@@ -219,8 +198,6 @@ class _Negative(Work):
     spec: NAG = NAG()
     model: str = ""
     encoded: Encoded | None = None
-
-    measured = False
 
     @property
     def rows(self) -> bool:
@@ -275,15 +252,22 @@ class _Negative(Work):
 
     def attend(self, call: Call) -> Tensor:
         """The guided head outputs."""
+        return self._read(call, self._guided)
+
+    def unedited(self, call: Call) -> Tensor:
+        """The same without guidance."""
+        return self._read(call, lambda positive, _: positive)
+
+    def _read(self, call: Call, guide: Guide) -> Tensor:
         if call.pass_ is None or self.encoded is None:
             raise RuntimeError("nag edits passes of a denoiser that was given a negative prompt")
         own = int(call.pass_.call[call.pass_.family.text].shape[1])
         if self.model in CROSS:
-            return on_cross(call, own, self._guided)
+            return on_cross(call, own, guide)
         if not self.rows:
-            return on_one_stream(call, own, self._guided)
+            return on_one_stream(call, own, guide)
         apart = call.site.block.startswith("single_")
-        return on_two_streams(call, own, self.encoded.text.shape[1], self._guided, not apart)
+        return on_two_streams(call, own, self.encoded.text.shape[1], guide, not apart)
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
         spec = self.spec

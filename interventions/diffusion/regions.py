@@ -37,13 +37,14 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion import regional
-from regaze.interventions.diffusion.nag import CROSS, refuse
 from regaze.interventions.diffusion.second_text import (
+    CROSS,
     conditional,
     joint_outputs,
     more_tokens,
     part_of,
     picture_of,
+    refuse,
     regional_rows,
 )
 from regaze.interventions.diffusion.where import check_where
@@ -216,8 +217,6 @@ class _Regional(Work):
     masks: tuple[Any, ...] = ()
     found: dict[tuple[int, ...], list[regional.Group]] = field(default_factory=dict)
 
-    measured = False
-
     def begin(self, run: Run) -> Work:
         """Read the regions' prompts."""
         if self.encoded is not None:
@@ -226,7 +225,7 @@ class _Regional(Work):
         return replace(self, encoded=encode(run.pipeline, self.model, texts), found={})
 
     def arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
-        """Add the regions' prompts behind the text; in FLUX the base's stream in rows of its own."""
+        """Add the regions' prompts behind the text; in FLUX the base's stream in further rows."""
         if pass_.rows.cond is None:
             return call
         if self.encoded is None:
@@ -253,6 +252,10 @@ class _Regional(Work):
         if self.model == "FluxTransformer2DModel":
             return self._flux(call, own)
         return self._sd3(call, own)
+
+    def unedited(self, call: Call) -> Tensor:
+        """The same with nothing but the base prompt's share."""
+        return replace(self, spec=replace(self.spec, base_ratio=1.0)).attend(call)
 
     def _cross(self, call: Call, own: int) -> Tensor:
         rows, count = conditional(call), len(self.masks)
@@ -302,7 +305,8 @@ class _Regional(Work):
         return regional.joint(call.kernel, picture, texts, groups, len(self.masks))
 
     def _mixed(self, region: Tensor, base: Tensor) -> Tensor:
-        return torch.lerp(region, base, self.spec.base_ratio) if self.spec.base_ratio else region
+        mixed: Tensor = torch.lerp(region, base, self.spec.base_ratio)
+        return mixed if self.spec.base_ratio else region
 
     def _groups(self, call: Call, tokens: int) -> list[regional.Group]:
         """The groups of a layer's tokens.
@@ -340,4 +344,5 @@ def _sized(place: Any, finest: tuple[int, ...], grid: tuple[int, ...]) -> Tensor
     *frames, tall, wide = grid
     x, y = (torch.arange(wide) + 0.5) / wide, (torch.arange(tall) + 0.5) / tall
     across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
-    return (down[:, None] & across).flatten().repeat(frames[0] if frames else 1)
+    inside: Tensor = down[:, None] & across
+    return inside.flatten().repeat(frames[0] if frames else 1)

@@ -58,8 +58,8 @@ def read_weights(text: str) -> tuple[str, dict[str, float]]:
     plain = _WEIGHTED.sub(lambda found: found[1].strip(), text)
     if re.search(r"[()]", plain):
         raise ValueError(
-            f"reweight: {text!r}: write a strength as (a red:1.4), with a number, and no parentheses "
-            "within others"
+            f"reweight: {text!r}: write a strength as (a red:1.4), with a number, and no "
+            "parentheses within others"
         )
     return plain, words
 
@@ -72,7 +72,8 @@ class Reweight(Intervention):
     Attributes:
         words: ``{"red": 1.4, "a cat": 0.5}``; every occurrence counts, with all its tokens. Or
             ``"(a red:1.4) cat"``, of which the pipeline gets the prompt without parentheses
-            (`read_weights`). Numbers in place of words are columns of the text stream. 1 is a no-op.
+            (`read_weights`). Numbers in place of words are columns of the text stream. A strength
+            of 1 is a no-op.
         how: "values" or "logits"; by default "values" in models with cross-attention, "logits" in
             those with joint attention.
         maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
@@ -272,8 +273,8 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
     for part in text:
         if part.prompts is None:
             raise ValueError(
-                f"reweight: which columns hold {word!r} isn't known, because the pipeline was given "
-                "embeddings (or how it reads prompts isn't known); give column numbers"
+                f"reweight: which columns hold {word!r} isn't known, because the pipeline was "
+                "given embeddings (or how it reads prompts isn't known); give column numbers"
             )
         prompt = part.prompts[sample]
         listed.append(prompt.listed())

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, rows_of
+from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.lse import together, with_lse
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import call_of_rows, join_rows
@@ -24,8 +25,34 @@ from regaze.hooks.diffusion.rows import call_of_rows, join_rows
 Guide = Callable[[Tensor, Tensor], Tensor]
 """Makes one of the picture's head outputs on the first and on the second text, "B H N D"."""
 
+CROSS = ("UNet2DConditionModel", "UNetMotionModel", "WanTransformer3DModel")
+JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
+"""Denoisers that keep two texts apart but in attention, cross- or joint."""
+
 _OWN_TEXT = ("text_time",)
 """What U-Nets add to their time embedding without looking at the tokens of the text stream."""
+
+
+def refuse(method: str, host: Host) -> None:
+    """Check that a further text can be given to a model.
+
+    Raises:
+        ValueError: It can't, or it isn't known how.
+    """
+    if host.model in CROSS and any(site.kind == "cross" for site in host.sites):
+        return
+    if host.model in JOINT:
+        return
+    why = (
+        "it has no attention to text"
+        if not any(site.kind in ("cross", "joint") for site in host.sites)
+        else "what its text is processed by, before or beside attention, isn't known to keep two "
+        "texts apart"
+    )
+    raise ValueError(
+        f"{method} can't act on {host.model}: {why}. It acts on U-Nets (Stable Diffusion, SDXL, "
+        "AnimateDiff), Wan text to video, SD3 and FLUX"
+    )
 
 
 def check_call(method: str, call: dict[str, Any], pass_: Pass) -> None:
@@ -180,10 +207,10 @@ def _two_texts(call: Call, picture: Tensor, one: Tensor, two: Tensor) -> tuple[T
         two: The same of another.
     """
     query, found = picture[0], []
-    alone = with_lse(*picture, call.scale)
+    alone = with_lse(query, picture[1], picture[2], call.scale)
     for text in (one, two):
         columns = torch.cat([picture[1:], text[1:]], 3)
-        on_text = None if alone is None else with_lse(query, *text[1:], call.scale)
+        on_text = None if alone is None else with_lse(query, text[1], text[2], call.scale)
         if alone is None or on_text is None:
             found.append(call.kernel(query, *columns))
         else:

@@ -4,10 +4,10 @@
 
 where both streams pass through a block that is left out. There is no paper: it came with Stable
 Diffusion 3.5 medium, and the reference is diffusers' SD3 pipeline (0.42.1,
-``skip_guidance_layers``), whose latents and ours agree. Its window is strict at both ends: with start 0 the first step doesn't
-act. Unlike there it also acts without classifier-free guidance, with the same formula. diffusers'
-guider ``SkipLayerGuidance`` differs: it rounds the window down to whole steps, and its scale s
-without guidance is ``s - 1`` here.
+``skip_guidance_layers``), whose latents and ours agree. Its window is strict at both ends: with
+start 0 the first step doesn't act. Unlike there it also acts without classifier-free guidance, with
+the same formula. diffusers' guider ``SkipLayerGuidance`` differs: it rounds the window down to
+whole steps, and its scale s without guidance is ``s - 1`` here.
 
 The branch begins at the first block that is left out: with blocks 7 to 9 of 24 it runs 14. Blocks
 [7, 8, 9] of SD3.5 *large* destroy the picture (diffusers issue 10455).
@@ -21,7 +21,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import SkipForm
+from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.guided import Guided
@@ -60,9 +60,9 @@ class SLG(Guided):
         super().check()
         check_layers("slg", self.layers, "slg@sd3.5-medium")
 
-    def literal(self) -> SkipForm:
+    def literal(self) -> GuidanceForm:
         """A whole second pass without the blocks."""
-        return SkipForm(self.layers or (), self.scale, self.start, self.stop, strict=True)
+        return replace(super().literal(), edit=None, strict=True)
 
     def literal_map(self, m: Map) -> Tensor:
         """Never asked for: no map is edited."""

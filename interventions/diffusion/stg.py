@@ -12,8 +12,8 @@ and @3ab859a, which also skips attention, in two ways. So what is skipped is nam
                 HunyuanVideo; that of CogVideoX covers other rows by mistake)
 
 The older LTX tree's "STG-R", which returns the attention's input, isn't offered, nor is the
-rescaling by one standard deviation over a whole batch, which is off in the code. The Wan script there, whose
-branch has the negative prompt, guides nothing as it ships.
+rescaling by one standard deviation over a whole batch, which is off in the code. The Wan script
+there, whose branch has the negative prompt, guides nothing as it ships.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from regaze.hooks.checks import check_choice
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.literal import GuidanceForm, SkipForm
+from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import Intervention, Preset, register
@@ -68,11 +68,10 @@ class STG(Guided):
         check_choice("stg", "skip", self.skip, ("block", "attention", "diagonal"))
         check_layers("stg", self.layers, ", ".join(f"stg@{name}" for name in self.presets))
 
-    def literal(self) -> GuidanceForm | SkipForm:
+    def literal(self) -> GuidanceForm:
         """A whole second pass without the blocks, or with edited maps."""
-        if self.skip == "block":
-            return SkipForm(self.layers or (), self.scale, self.start, self.stop)
-        return super().literal()
+        form = super().literal()
+        return replace(form, edit=None) if self.skip == "block" else form
 
     def literal_map(self, m: Map) -> Tensor:
         """The identity, or with the picture's rows seeing themselves and the text."""

@@ -176,12 +176,15 @@ def eval_(
     conditions = compared.conditions
     decoding = answers.decoding
     from regaze.cli.verify import certified
+    from regaze.evals.outputs import check_place
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
+    from regaze.evals.runs.store import RUN
     from regaze.evals.scoring.scored import write_scores
     from regaze.evals.study import prepare
 
     out = work.out or Path("runs") / f"{source.benchmark}-{Path(model.model).name}"
+    check_place(out / RUN, out / REPORT)
     sources = on_test_splits(source, out) if questions.on_both_splits else [(source, out)]
     jobs = [prepare(source, out, questions.limit) for source, out in sources]
     world = join()

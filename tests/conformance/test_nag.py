@@ -25,6 +25,11 @@ from regaze.hooks.diffusion.rows import Rows
 from regaze.interventions.diffusion.nag import _Negative, combine
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def spec_of(case: dict[str, Any], **more: Any) -> regaze.NAG:
     norm = case.get("norm", "l1")
     return regaze.NAG(
@@ -39,10 +44,11 @@ def test_the_combination(case: dict[str, Any], norm: str) -> None:
     name = case["name"]
     positive = inputs.get(f"{name}.z_pos", inputs["comb.z_pos"])
     # Four heads: the norm is over all of them together.
-    heads = [x.unflatten(2, (4, 8)).transpose(1, 2) for x in (positive, inputs["comb.z_neg"])]
+    pair = (positive, inputs["comb.z_neg"])
+    z, other = (x.unflatten(2, (4, 8)).transpose(1, 2) for x in pair)
     spec = replace(spec_of(case), norm=norm)
     assert spec.phi == case["phi_paper"]
-    got = combine(*heads, spec.phi, spec.tau, spec.alpha, norm).transpose(1, 2).flatten(2)
+    got = combine(z, other, spec.phi, spec.tau, spec.alpha, norm).transpose(1, 2).flatten(2)
     assert got.isfinite().all()
     if name != "comb_zero" or norm == "l1":  # There the code's L2 gives NaN.
         torch.testing.assert_close(got, expected[f"{name}.{norm}"], atol=2e-5, rtol=1e-5)
@@ -121,8 +127,9 @@ def test_cross_attention_of_wan(case: dict[str, Any]) -> None:
     attn.eval().load_state_dict(weights(inputs, "wan_t2v."))
     text = torch.cat([inputs["wan_t2v.context_pos"], inputs["wan_t2v.context_neg"]], 1)
     site = Site("attn", "cross", "blocks.0", None, 4, "image")
+    hidden = inputs["wan_t2v.hidden_states"]
     got = guided(attn, spec_of(case), "WanTransformer3DModel", site, (8, 8), NO_CFG,
-                 hidden_states=inputs["wan_t2v.hidden_states"], encoder_hidden_states=text)  # fmt: skip
+                 hidden_states=hidden, encoder_hidden_states=text)  # fmt: skip
     close(got, expected["wan_t2v.out"])
 
 

@@ -48,7 +48,7 @@ def test_slg_equals_diffusers_sd3_pipeline(case: dict[str, Any]) -> None:
 
     spec = regaze.SLG(
         scale=case["skip_layer_guidance_scale"],
-        layers=[f"transformer_blocks.{n}.attn" for n in case["skip_guidance_layers"] or [1]],
+        layers=tuple(f"transformer_blocks.{n}.attn" for n in case["skip_guidance_layers"] or [1]),
         start=case["skip_layer_guidance_start"], stop=case["skip_layer_guidance_stop"],
     )  # fmt: skip
     # There it is silently ignored without classifier-free guidance; here it acts.
@@ -72,7 +72,7 @@ def test_slg_combines_as_diffusers_guider_does() -> None:
     inputs, expected = vectors("slg")
     cond, uncond, skipped = (inputs[name] for name in ("cond", "uncond", "skip"))
     g, s = 7.5, 2.8
-    work = regaze.SLG(scale=s, layers=[0]).bind(Host("SD3Transformer2DModel", (SITE,)))
+    work = regaze.SLG(scale=s, layers=(0,)).bind(Host("SD3Transformer2DModel", (SITE,)))
     (branch,) = work.branches(_pass(0, 1))
     delta = branch.combine(cond, skipped, _pass(0, 1)) - cond
     cfg = (uncond + delta) + g * ((cond + delta) - (uncond + delta))
@@ -88,7 +88,7 @@ def test_slg_combines_as_diffusers_guider_does() -> None:
 @pytest.mark.parametrize("schedule", meta("slg")["schedules"])
 def test_slg_acts_in_the_steps_of_diffusers_pipeline(schedule: dict[str, Any]) -> None:
     steps = schedule["num_inference_steps"]
-    spec = regaze.SLG(layers=[0], start=schedule["start"], stop=schedule["stop"])
+    spec = regaze.SLG(layers=(0,), start=schedule["start"], stop=schedule["stop"])
     work = spec.bind(Host("SD3Transformer2DModel", (SITE,)))
     acts = [i for i in range(steps) if work.acts(_pass(i, steps))]
     assert acts == schedule["pipeline_steps"]
@@ -107,7 +107,7 @@ def test_stg_combines_as_the_code_does() -> None:
     inputs, expected = vectors("stg")
     (case,) = (c for c in meta("stg")["cases"] if c["name"] == "guidance")
     cond, uncond, skipped = (inputs[f"guidance.{n}"] for n in ("cond", "uncond", "perturbed"))
-    work = regaze.STG(scale=case["stg_scale"], layers=[0]).bind(
+    work = regaze.STG(scale=case["stg_scale"], layers=(0,)).bind(
         Host("SD3Transformer2DModel", (SITE,))
     )
     (branch,) = work.branches(_pass(0, 1))
@@ -177,7 +177,7 @@ def test_a_block_of_ltx_is_left_out() -> None:
 
 def perturbed(attn: nn.Module, model: str, site: Site, skip: str, n_text: int, **call: Any) -> Any:
     holder = nn.ModuleDict({"attn": attn})
-    guidance = regaze.STG(layers=[0], skip=skip).bind(Host(model, (site,)))
+    guidance = regaze.STG(layers=(0,), skip=skip).bind(Host(model, (site,)))
     layout = Layout(None, n_text, False)
     with torch.no_grad(), editing(holder, guidance.sites, layout, guidance.works[0].attend):
         return attn(**call)
@@ -193,8 +193,9 @@ def test_attention_of_ltx_is_skipped() -> None:
     )  # fmt: skip
     site = Site("attn", "self", "transformer_blocks.0", 0, 2, "image")
     rotary = (inputs["ltx.rotary_cos"], inputs["ltx.rotary_sin"])
+    hidden = inputs["ltx.attn_hidden_states"][4:]
     got = perturbed(attn, "LTXVideoTransformer3DModel", site, "attention", 0,
-                    hidden_states=inputs["ltx.attn_hidden_states"][4:], image_rotary_emb=rotary)  # fmt: skip
+                    hidden_states=hidden, image_rotary_emb=rotary)  # fmt: skip
     want = expected["ltx_attention_value.video"][4:]
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from regaze.hooks import Branch, attach, joint, scores
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
-from regaze.hooks.scores import without_images
+from regaze.hooks.second_runs import without_images
 from regaze.interventions import PAI, VAF
 
 LAYERS = (0, 1, 2)
