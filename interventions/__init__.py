@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from regaze.interventions.base import register as register
     from regaze.interventions.diffusion.a_star import AStar as AStar
     from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
+    from regaze.interventions.diffusion.bytheway import ByTheWay as ByTheWay
     from regaze.interventions.diffusion.enhance_a_video import EnhanceAVideo as EnhanceAVideo
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
     from regaze.interventions.diffusion.nag import NAG as NAG
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.slg import SLG as SLG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
     from regaze.interventions.diffusion.stg import STG as STG
+    from regaze.interventions.diffusion.structured_diffusion import (
+        StructuredDiffusion as StructuredDiffusion,
+    )
     from regaze.interventions.diffusion.tpg import TPG as TPG
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis

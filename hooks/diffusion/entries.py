@@ -32,7 +32,7 @@ class Entry:
         if not work.counted:
             return changed
         if due(self.tally.count(call.site.name)) and work.measured:
-            stock = call.output.float()
+            stock = work.unedited(call).float()
             moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
             for factor in call.factors[before:]:
                 moved = moved + (factor.float() - 1).abs()[:, None]

@@ -249,7 +249,7 @@ class OnePass:
         batch = len(call[pass_.family.sample])
         beside = replace(
             pass_, call=call, rows=Rows(batch, slice(0, batch), None), main=pass_, latents=None,
-            layout=self._layout(pass_, call, 1),
+            layout=self._layout(pass_, call, 1), notes={},
         )  # fmt: skip
         if (wider := self._arguments(call, beside)) is not call:
             beside.layout, call = self._layout(beside, wider, 1), wider

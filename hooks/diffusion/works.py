@@ -113,6 +113,10 @@ class Work:
         """Make the head outputs of a call, "B H N D"."""
         return call.output
 
+    def unedited(self, call: Call) -> Tensor:
+        """What a call's head outputs would be, which changes are measured against."""
+        return call.output
+
     def branches(self, pass_: Pass) -> Sequence[Branch]:
         """Further runs of the denoiser beside the pass."""
         return ()

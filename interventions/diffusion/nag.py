@@ -39,6 +39,7 @@ from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.second_text import (
     CROSS,
     JOINT,
+    Guide,
     more_rows,
     more_tokens,
     on_cross,
@@ -198,8 +199,6 @@ class _Negative(Work):
     model: str = ""
     encoded: Encoded | None = None
 
-    measured = False
-
     @property
     def rows(self) -> bool:
         """Whether the second text is in rows of its own, not behind the first in the same."""
@@ -253,15 +252,22 @@ class _Negative(Work):
 
     def attend(self, call: Call) -> Tensor:
         """The guided head outputs."""
+        return self._read(call, self._guided)
+
+    def unedited(self, call: Call) -> Tensor:
+        """The same without guidance."""
+        return self._read(call, lambda positive, _: positive)
+
+    def _read(self, call: Call, guide: Guide) -> Tensor:
         if call.pass_ is None or self.encoded is None:
             raise RuntimeError("nag edits passes of a denoiser that was given a negative prompt")
         own = int(call.pass_.call[call.pass_.family.text].shape[1])
         if self.model in CROSS:
-            return on_cross(call, own, self._guided)
+            return on_cross(call, own, guide)
         if not self.rows:
-            return on_one_stream(call, own, self._guided)
+            return on_one_stream(call, own, guide)
         apart = call.site.block.startswith("single_")
-        return on_two_streams(call, own, self.encoded.text.shape[1], self._guided, not apart)
+        return on_two_streams(call, own, self.encoded.text.shape[1], guide, not apart)
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
         spec = self.spec

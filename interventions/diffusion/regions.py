@@ -217,8 +217,6 @@ class _Regional(Work):
     masks: tuple[Any, ...] = ()
     found: dict[tuple[int, ...], list[regional.Group]] = field(default_factory=dict)
 
-    measured = False
-
     def begin(self, run: Run) -> Work:
         """Read the regions' prompts."""
         if self.encoded is not None:
@@ -254,6 +252,10 @@ class _Regional(Work):
         if self.model == "FluxTransformer2DModel":
             return self._flux(call, own)
         return self._sd3(call, own)
+
+    def unedited(self, call: Call) -> Tensor:
+        """The same with nothing but the base prompt's share."""
+        return replace(self, spec=replace(self.spec, base_ratio=1.0)).attend(call)
 
     def _cross(self, call: Call, own: int) -> Tensor:
         rows, count = conditional(call), len(self.masks)

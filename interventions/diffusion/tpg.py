@@ -24,7 +24,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -74,7 +74,10 @@ class TPG(Guided):
 
     def literal(self) -> GuidanceForm:
         """A whole second pass with tokens permuted where they enter the first chosen block."""
-        return replace(super().literal(), around=self._permuting)
+        return GuidanceForm(
+            self.layers or (), self.literal_map, self.weight, self.start, self.stop,
+            around=self._permuting,
+        )  # fmt: skip
 
     def literal_map(self, m: Map) -> Tensor:
         """The maps are those of the shuffled tokens."""

@@ -25,6 +25,11 @@ from regaze.hooks.diffusion.rows import Rows
 from regaze.interventions.diffusion.nag import _Negative, combine
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def spec_of(case: dict[str, Any], **more: Any) -> regaze.NAG:
     norm = case.get("norm", "l1")
     return regaze.NAG(

@@ -15,6 +15,7 @@ from vectors import cases, meta, named, vectors
 import regaze
 from regaze.hooks.diffusion import Host, Layout, Site
 from regaze.hooks.diffusion.kernel import editing
+from regaze.interventions.diffusion.bytheway import high_band
 from regaze.interventions.diffusion.enhance_a_video import intensity
 
 ENHANCE = "enhance_a_video"
@@ -97,3 +98,29 @@ def test_enhance_a_video_equals_the_released_code(case: dict[str, Any]) -> None:
         torch.testing.assert_close(
             value, want, atol=2e-5 * max(1.0, want.abs().max().item()), rtol=0
         )
+
+
+@pytest.mark.parametrize("case", cases("bytheway"))
+def test_bytheway_equals_the_released_code(case: dict[str, Any]) -> None:
+    (inputs, expected), name = vectors("bytheway"), case["name"]
+    own, first = (
+        inputs[f"{name}.{x}"].unflatten(0, (-1, case["heads"])) for x in ("attn", "attn_up1")
+    )
+    spec = regaze.ByTheWay(alpha=case["alpha"], beta=case["beta_input"], tau=case["tau"])
+    got = spec.edited(own, first, branches=2, cond=1, rows=2)
+    atol = 1e-5 if case["beta_input"] <= 2 else 1e-4
+    torch.testing.assert_close(got.flatten(0, 1), expected[f"{name}.attn_out"], atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("bytheway", lambda case: case["frames"] == 16))
+def test_the_closed_form_equals_the_transform(case: dict[str, Any]) -> None:
+    inputs, _ = vectors("bytheway")
+    maps = inputs[f"{case['name']}.attn"].unflatten(0, (-1, case["heads"]))
+    frames, beta = case["frames"], case["beta_input"]
+    band = high_band(frames, case["tau"])
+    spectrum = torch.fft.fft(maps, dim=-1)
+    want = torch.fft.ifft(torch.where(band, beta * spectrum, spectrum), dim=-1).real
+    spec = regaze.ByTheWay(alpha=0.0, beta=beta, tau=case["tau"])
+    got = spec.edited(maps, maps, branches=2, cond=1, rows=2)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+    assert band.tolist() == [False] + [True] * (frames - 1)

@@ -41,6 +41,7 @@ def test_detaching_restores_the_pipeline(family: str, method: TextMethod) -> Non
     with regaze.attach(pipe, method.make()) as run:
         edited = kind.run(pipe)
     assert run.report().fired
+    assert all(layer.effect > 0 for layer in run.report().interventions[0].layers)
     assert differ(edited, plain) > 1e-3
     assert state(denoiser) == before
     assert torch.equal(kind.run(pipe), plain)
