@@ -6,13 +6,17 @@ import re
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 OLDEST = {"transformers": "5.18"}
 """As `pyproject.toml` says; pip heeds it, but pip can be told not to."""
 
+BELOW = {"transformers": "5.24"}
+"""Likewise: from this version on decode steps differ from the formulas written out."""
+
 
 def check() -> None:
-    """Refuse libraries that are too old.
+    """Refuse libraries that are too old or too new.
 
     Raises:
         ImportError: One is, or is missing.
@@ -29,9 +33,18 @@ def check() -> None:
                 f"regaze needs {name} {oldest} or newer, and found {found}: "
                 f"pip install '{name}>={oldest}'"
             )
-            if Path(sys.argv[0]).stem == "regaze":
-                raise SystemExit(f"error: {message}")
-            raise ImportError(message)
+            _refuse(message)
+        if name in BELOW and _numbers(found) >= _numbers(BELOW[name]):
+            _refuse(
+                f"regaze needs {name} older than {BELOW[name]}, and found {found}: "
+                f"pip install '{name}>={oldest},<{BELOW[name]}'"
+            )
+
+
+def _refuse(message: str) -> NoReturn:
+    if Path(sys.argv[0]).stem == "regaze":
+        raise SystemExit(f"error: {message}")
+    raise ImportError(message)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

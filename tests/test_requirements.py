@@ -21,7 +21,7 @@ def floors() -> dict[str, str]:
     """The lowest versions that pyproject allows."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = text[text.index("\ndependencies = [") : text.index("[project.optional")]
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)[",]', block))
 
 
 def test_the_oldest_versions_tested_are_the_oldest_that_are_allowed() -> None:
@@ -60,7 +60,7 @@ def test_the_command_says_so_in_one_line(too_old: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("found", "fits"), [("5.9.1", False), ("5.18.0.dev0", True), ("5.18.0", True), ("6.0", True)]
+    ("found", "fits"), [("5.9.1", False), ("5.18.0.dev0", True), ("5.18.0", True), ("5.23.1", True)]
 )
 def test_versions_are_compared_by_their_numbers(
     found: str, fits: bool, monkeypatch: pytest.MonkeyPatch
@@ -78,3 +78,14 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "OLDEST", {"no-such-library": "1.0"})
     with pytest.raises(ImportError, match="no-such-library 1.0 or newer, and found none"):
         requirements.check()
+
+
+@pytest.mark.parametrize("found", ["5.24.0", "6.0"])
+def test_a_version_that_answers_otherwise_is_refused(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: found)
+    with pytest.raises(ImportError, match="older than 5.24, and found " + found):
+        requirements.check()
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"<{requirements.BELOW['transformers']}" in text

@@ -15,6 +15,7 @@ from typing import Any
 
 from regaze.evals.runs import files, lines, meeting, records, sessions, store
 from regaze.evals.runs.conditions import Condition, baseline_first
+from regaze.evals.runs.controls import roles
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import Key, Record
@@ -72,7 +73,11 @@ def run(
             _prepare(work, plan, keys)
             if certificate := (certificates or {}).get(plan.label):
                 sessions.certify(plan.folder, certificate)
-        order = [{"label": plan.label, "folder": plan.folder.name} for plan in plans]
+        named = roles([plan.label for plan in plans])
+        order = [
+            {"label": plan.label, "folder": plan.folder.name, "control": named.get(plan.label)}
+            for plan in plans
+        ]
         made_from = {"source": source, "limit": work.limit, "conditions": order}
         files.write_json(out / store.RUN, made_from)
 

@@ -30,10 +30,11 @@ _OPEN = ConfigDict(extra="allow", strict=True)
 
 
 class Place(TypedDict):
-    """Where a condition's answers are."""
+    """Where a condition's answers are, and what it is a control of, see `controls.roles`."""
 
     label: str
     folder: str
+    control: NotRequired[str | None]
 
 
 class RunFile(TypedDict):
