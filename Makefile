@@ -20,7 +20,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-oldest check typecheck bench format clean
+.PHONY: help demo results test test-oldest check typecheck bench format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,11 @@ help:  ## List the targets.
 demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; write an HTML report.
 	@echo "==> Running the demo: nothing is downloaded, it takes a few minutes on a laptop"
 	@$(BIN)/regaze demo
+
+# Sizes by ARGS, e.g. ARGS="--pope 300 --trials 40 --out runs/large"; see --help.
+results: $(DEV)  ## Tune and score every method, write docs/results.md; 40 minutes of one core, resumable.
+	@echo "==> Every method on the built-in model: stopped, it goes on where it was"
+	@$(BIN)/python -m regaze.evals.results $(ARGS)
 
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"

@@ -81,10 +81,6 @@ def run(
         made_from = {"source": source, "limit": work.limit, "conditions": order}
         files.write_json(out / store.RUN, made_from)
 
-    def gather() -> None:
-        for plan in plans:
-            _remark(plan, _settle(plan, keys))
-
     configs = {plan.folder: plan.config for plan in plans}
     with meeting.alone(out, configs, prepare, world):
         known = meeting.read_together(world, lambda: [_known(work, plan) for plan in plans])
@@ -93,6 +89,14 @@ def run(
             inputs.check(plan.label, plan.condition.image, before.values())
         for plan, (before, standing) in zip(plans, known, strict=True):
             _work_off(work, plan, batches, before, standing, inputs, world, progress)
+
+        def gather() -> None:
+            for plan, (before, _) in zip(plans, known, strict=True):
+                numbers = _settle(plan, keys)
+                # What was answered before was remarked on then.
+                if len(before) < len(keys):
+                    _remark(plan, numbers)
+
         meeting.by_first(world, gather)
         return load(work.task, out)
 

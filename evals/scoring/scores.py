@@ -191,7 +191,7 @@ def score_run(
     if not live or not items:
         why = f": {next(iter(failures.values()))}" if failures else ""
         raise ValueError(f"{result.out} has no item that every condition has answered{why}")
-    found = assess(task, items, [_system(a) for a in live], draws=draws, seed=seed)
+    found = assess(task, items, [system_of(a) for a in live], draws=draws, seed=seed)
     if controls is None:
         controls = result.controls
     scored = {
@@ -269,7 +269,8 @@ def _answered(answers: Answers, item: Item) -> bool:
     return all(item.id in records and records[item.id].ok for records in by_seed)
 
 
-def _system(answers: Answers) -> System:
+def system_of(answers: Answers) -> System:
+    """What a condition said and, of yes/no questions, its margins."""
     margins = {key: record.margin for key, record in answers.records.items()}
     return System(
         [

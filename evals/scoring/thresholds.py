@@ -81,8 +81,10 @@ class _Part:
     ) -> None:
         order = margins.argsort()
         self.yes, self.cluster_of = yes[order], cluster_of[order]
-        # A cut can't fall between equal margins: it stands behind the last of them.
-        self.cuts = np.flatnonzero(np.diff(margins[order], append=np.inf))
+        # A cut can't fall between equal margins: it stands behind the last of them. Compared, not
+        # subtracted: where a method rules an answer out, margins are infinite.
+        rising = margins[order]
+        self.cuts = np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
 
     def scored(self, times: Array) -> tuple[Array, Array]:
         """AUC and best accuracy where each cluster counts so many times, "draws clusters"."""

@@ -26,6 +26,7 @@ from regaze.cli.measure import group as measure_group
 from regaze.cli.measure import vas
 from regaze.cli.show import show
 from regaze.cli.sites import sites
+from regaze.cli.tune import tune
 from regaze.cli.verify import verify
 
 app = typer.Typer(
@@ -79,6 +80,7 @@ app.command()(sites)
 app.command()(animate)
 app.command()(verify)
 app.add_typer(analyse, name="analyse")
+app.command()(tune)
 app.add_typer(build, name="build")
 app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")

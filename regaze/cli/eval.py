@@ -19,7 +19,7 @@ from regaze.cli.options import (
     spread,
 )
 from regaze.cli.studies import ask, on_test_splits, tables_of
-from regaze.cli.terminal import say
+from regaze.cli.terminal import note, say
 from regaze.evals import sandbox
 
 if TYPE_CHECKING:
@@ -33,8 +33,11 @@ _SEEDS = 3
 class Questions:
     """What is asked."""
 
-    benchmark: Annotated[
-        str, typer.Argument(help="Which benchmark, e.g. pope or chair; `regaze list` names all.")
+    benchmarks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BENCHMARK...", help="Which, e.g. pope or pope chair; `regaze list` names all."
+        ),
     ]
     data: Annotated[
         list[str] | None,
@@ -70,15 +73,25 @@ class Questions:
     profile: Profile = None
     seed: Annotated[int, typer.Option(min=0, help="Of drawn images and of the bootstrap.")] = 0
 
-    def source(self, model: str) -> Source:
-        """Where the task comes from.
+    def sources(self, model: str) -> list[Source]:
+        """Where the tasks come from.
 
         Raises:
-            ValueError: An unknown benchmark, or no data for a model that isn't the sandbox's.
+            ValueError: An unknown benchmark, files for several at once, or no data for a model
+                that isn't the sandbox's.
         """
         from regaze.evals.benchmarks.registry import Source, find
 
-        find(self.benchmark)
+        names = self.benchmarks
+        for name in names:
+            find(name)
+        if len(set(names)) < len(names):
+            raise ValueError(f"{' '.join(names)}: name each benchmark once")
+        if len(names) > 1 and (self.data or self.profile):
+            raise ValueError(
+                f"{'--data' if self.data else '--profile'} belongs to one benchmark: run "
+                f"{' and '.join(names)} one at a time"
+            )
         for option in ("images", "words", "synonyms", "relabel"):
             if getattr(self, option) is not None and not self.data:
                 raise ValueError(
@@ -86,21 +99,36 @@ class Questions:
                 )
         if not self.data and not sandbox.is_sandbox(model) and self.split is None:
             raise ValueError(
-                f"--data is missing: where are {self.benchmark.upper()}'s files? (--split test "
+                f"--data is missing: where are {names[0].upper()}'s files? (--split test "
                 "asks about the sandbox's scenes instead)"
             )
-        return Source(
-            benchmark=self.benchmark,
-            data=tuple(map(absolute, self.data or ())),
-            images=self.images and absolute(self.images),
-            words=self.words and absolute(self.words),
-            synonyms=self.synonyms and absolute(self.synonyms),
-            relabel=self.relabel and absolute(self.relabel),
-            split="test" if self.split is None else self.split,
-            n_images=self.n_images,
-            seed=self.seed,
-            profiles=tuple(self.profile or ()),
-        )
+        return [
+            Source(
+                benchmark=name,
+                data=tuple(map(absolute, self.data or ())),
+                images=self.images and absolute(self.images),
+                words=self.words and absolute(self.words),
+                synonyms=self.synonyms and absolute(self.synonyms),
+                relabel=self.relabel and absolute(self.relabel),
+                split="test" if self.split is None else self.split,
+                n_images=self.n_images,
+                seed=self.seed,
+                profiles=tuple(self.profile or ()),
+            )
+            for name in names
+        ]
+
+    def places(self, model: str, out: Path) -> list[tuple[Source, Path]]:
+        """Each source and its folder; of several benchmarks each has one of its own.
+
+        Raises:
+            ValueError: See `sources`.
+        """
+        found = self.sources(model)
+        named = [(one, out / one.benchmark if len(found) > 1 else out) for one in found]
+        if not self.on_both_splits:
+            return named
+        return [place for one in named for place in on_test_splits(*one)]
 
     @property
     def on_both_splits(self) -> bool:
@@ -172,8 +200,9 @@ def eval_(
 ) -> None:
     """Score a model on a benchmark, as it is and with interventions, side by side."""
     size = batch_size(work.batch_size)
-    source = questions.source(model.model)
-    conditions = compared.conditions
+    out = work.out or Path("runs") / f"{'-'.join(questions.benchmarks)}-{Path(model.model).name}"
+    places = questions.places(model.model, out)
+    named = compared.conditions
     decoding = answers.decoding
     from regaze.cli.verify import certified
     from regaze.evals.outputs import check_place
@@ -183,12 +212,13 @@ def eval_(
     from regaze.evals.scoring.scored import write_scores
     from regaze.evals.study import prepare
 
-    out = work.out or Path("runs") / f"{source.benchmark}-{Path(model.model).name}"
-    check_place(out / RUN, out / REPORT)
-    sources = on_test_splits(source, out) if questions.on_both_splits else [(source, out)]
-    jobs = [prepare(source, out, questions.limit) for source, out in sources]
+    check_place(*(folder / name for _, folder in places for name in (RUN, REPORT)))
+    jobs = [prepare(source, folder, questions.limit) for source, folder in places]
     world = join()
     loaded = model.load()
+    conditions, left_out = compared.on(loaded)
+    if world.first:
+        note(*(f"left out: {name}: {why}" for name, why in left_out.items()))
     certificates = certified(loaded, conditions) if work.verify else None
     finished = ask(
         jobs,
@@ -209,7 +239,8 @@ def eval_(
     scores = tables_of(finished)
     write_scores(out, finished)
     write_report(out / REPORT, finished, loaded)
-    printed.show(scores)
+    printed.show(scores, **({"left_out": left_out} if compared.all else {}))
     if printed.plain:
         say(f"Report: {out / REPORT}")
-    exit_if_silent(scores)
+    # That one of all methods doesn't act on a prompt is a finding, and stands in the notes.
+    exit_if_silent(scores, [one.label for one in named] if compared.all else None)

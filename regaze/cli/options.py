@@ -28,6 +28,8 @@ Profile = Annotated[
     list[str] | None, typer.Option(help="Scoring rules, e.g. official or opera. Repeatable.")
 ]
 
+_ALL = "all"
+
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of those of its parameters that are dataclasses.
@@ -122,7 +124,8 @@ class Compared:
         typer.Option(
             "--with",
             "-w",
-            help="A condition: none, var, vhr:alpha=2, or var+pai. Repeatable; none always runs.",
+            help="A condition: none, var, vhr:alpha=2, or var+pai; all: every method that can act "
+            "on the model. Repeatable; none always runs.",
         ),
     ] = None
     controls: Annotated[
@@ -133,16 +136,36 @@ class Compared:
     ] = False
 
     @property
+    def all(self) -> bool:
+        """Whether every method is asked for."""
+        return _ALL in (self.with_ or ())
+
+    @property
     def conditions(self) -> list[Condition]:
-        """The conditions, and the controls of each if they are asked for.
+        """The conditions that are named, and the controls of each if they are asked for.
 
         Raises:
             ValueError: An unknown method or field; the message names the nearest.
         """
         from regaze.evals.runs.conditions import Condition
+
+        return self._controlled([Condition.parse(t) for t in self.with_ or () if t != _ALL])
+
+    def on(self, loaded: Loaded) -> tuple[list[Condition], dict[str, str]]:
+        """The conditions on a model, and which methods ``all`` leaves out, with the reason."""
+        from regaze.evals.asking.every import every_method
+        from regaze.evals.runs.conditions import Condition
+
+        if not self.all:
+            return self.conditions, {}
+        found = every_method(loaded)
+        every = [Condition((spec,)) for spec in found.specs]
+        # One that is named too comes once, in its place among those named.
+        return self._controlled([*dict.fromkeys([*self.conditions, *every])]), dict(found.left_out)
+
+    def _controlled(self, conditions: list[Condition]) -> list[Condition]:
         from regaze.evals.runs.controls import with_controls
 
-        conditions = [Condition.parse(text) for text in self.with_ or ()]
         return with_controls(conditions) if self.controls else conditions
 
 
@@ -183,9 +206,15 @@ class Printed:
             out.print(*map(tables.render, scores))
 
 
-def exit_if_silent(scores: Sequence[TaskScores]) -> None:
-    """End with code 1 if a method never fired."""
+def exit_if_silent(scores: Sequence[TaskScores], named: Sequence[str] | None = None) -> None:
+    """End with code 1 if a method never fired.
+
+    Args:
+        scores: Of all tasks.
+        named: The conditions that count; default: all.
+    """
     silent = sorted({label for one in scores for label in one.silent})
+    silent = [label for label in silent if named is None or label in named]
     if silent:
         fail(f"never fired, so not reported: {', '.join(silent)}", 1)
 

@@ -1,0 +1,218 @@
+"""The page about all methods on one model, from stored numbers alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from regaze.evals.reports.wording import metric_name
+from regaze.evals.scoring.statistics import Change
+from regaze.evals.scoring.thresholds import AUC, reading
+
+_SHOWN: Mapping[str, Mapping[str, int]] = {
+    "pope": {"accuracy": 1, AUC: 1, "yes_ratio": 0},
+    "chair": {"chair_i": -1, "recall": 1, "words": 0},
+}
+"""Metrics of each task, and which way is better."""
+_READINGS = {"threshold": "moved threshold", "ranking": "ranking", "opposite": "threshold only"}
+_ALPHA = 0.05
+
+
+def page(stored: Mapping[str, Any]) -> str:
+    """The page as Markdown.
+
+    Args:
+        stored: As `regaze.evals.results.results` makes it.
+    """
+    parts = [
+        _head(stored),
+        _findings(stored),
+        *(_task(stored, table) for table in stored["tables"]),
+        _settings(stored),
+        _left_out(stored),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _head(stored: Mapping[str, Any]) -> str:
+    sizes = stored["sizes"]
+    return f"""# Results
+
+Every method for vision-language models on the built-in model `{stored["model"]}`, one baseline,
+paired by construction. `make results` makes this page; its numbers are in
+[results.json](results.json), and what the methods are in [methods.md](methods.md).
+
+- **Asked**: POPE on {sizes["pope"]} scenes (random, popular and adversarial questions; their mean
+  is shown) and CHAIR on {sizes["chair"]}, of each of the sandbox's test splits: scenes free of the
+  training's prior, and scenes that follow it. A method that merely removes the prior helps on the
+  first and costs on the second.
+- **Settings**: each method as it comes, and *tuned* by Optuna ({sizes["trials"]} trials, by the AUC
+  of POPE's yes margin) on {sizes["validation"]} validation scenes, which no test asks. The fewer
+  they are, the more is luck: see whether a tuned setting holds on the test scenes.
+- **Changes** are in points, with 95 % intervals from a paired bootstrap over scenes. ▲ better,
+  ▼ worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
+  conditions of the table.
+- **Only a moved threshold?** A method that says yes more often may gain accuracy without telling
+  present from absent any better; AUC doesn't see that. Contrasts that rule implausible answers out
+  (`beta`) make margins infinite, and ties count half in AUC.
+- **Time** is processor time for an answer as `regaze eval` asks (questions on an image share its
+  prefix where the method allows), beside the unedited model's, the least of some rounds taken in
+  turn. POPE's answers are a word, CHAIR's a caption. Of so small a model much of it is overhead.
+- This is a model of 1.9 M parameters on drawn scenes: it shows what a method does here, not how
+  much it would do on a large one, for which the defaults were published."""
+
+
+def _findings(stored: Mapping[str, Any]) -> str:
+    """What can be said over all tables, method by method."""
+    better: dict[str, list[str]] = {}
+    worse: dict[str, list[str]] = {}
+    for table in stored["tables"]:
+        for label, row in table["rows"].items():
+            if row["control"] or not row["changes"]:
+                continue
+            changes = _changes(row)
+            for metric, way in _SHOWN[table["task"]].items():
+                if way and changes[metric].excludes_zero:
+                    found = better if changes[metric].delta * way > 0 else worse
+                    said = f"{metric_name(metric)} {_number(metric, changes[metric].delta)}"
+                    found.setdefault(label, []).append(f"{said} ({_short(table)})")
+    lines = ["## In short", "", "Where an interval excludes 0, before any correction:", ""]
+    lines += _list("better", better, "nothing got better")
+    lines += ["", *_list("worse", worse, "nothing got worse")]
+    return "\n".join(lines)
+
+
+def _list(word: str, found: Mapping[str, Sequence[str]], nothing: str) -> list[str]:
+    if not found:
+        return [f"- {nothing}"]
+    return [f"- {word} with `{label}`: {', '.join(each)}" for label, each in found.items()]
+
+
+def _short(table: Mapping[str, Any]) -> str:
+    return "with the prior" if "follow" in table["title"] else "prior-free"
+
+
+def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
+    shown = _SHOWN[table["task"]]
+    rows = table["rows"]
+    (baseline, first), *_ = rows.items()
+    names = [metric_name(metric) for metric in shown]
+    ranked = AUC in shown
+    values = [_value(metric, first["metrics"][metric]["value"]) for metric in shown]
+    lines = [
+        f"## {table['title']}",
+        "",
+        f"{table['items']} items about {table['scenes']} scenes"
+        + (f"; {table['section']} groups." if ranked else "."),
+        "",
+        _row("method", "", *names, *(["gain by"] if ranked else []), "time"),
+        _row("---", "---", *("---:" for _ in names), *(["---"] if ranked else []), "---:"),
+        _row(f"`{baseline}`", "", *values, *([""] if ranked else []), "1"),
+    ]
+    for name, usual in stored["usual"].items():
+        best = stored["tuned"].get(name, {}).get("with")
+        for kind, label in (("default", usual), ("tuned", best)):
+            if kind == "tuned" and (label is None or label == usual):
+                continue
+            time = stored["times"][table["task"]].get(label)
+            lines.append(_line(table, name, kind, label, time))
+    controls = [(label, row) for label, row in rows.items() if row["control"]]
+    lines += [
+        _row(f"control: {row['control']}", f"`{label}`", *_cells(table, row), "")
+        for label, row in controls
+    ]
+    return "\n".join(lines)
+
+
+def _line(table: Mapping[str, Any], name: str, kind: str, label: str, time: float | None) -> str:
+    empty = [""] * (len(_SHOWN[table["task"]]) + (AUC in _SHOWN[table["task"]]))
+    if label in table["silent"]:
+        return _row(f"`{name}`", f"{kind}: never acted", *empty, "")
+    if label not in table["rows"]:
+        return _row(f"`{name}`", f"{kind}: no answers", *empty, "")
+    cells = _cells(table, table["rows"][label])
+    return _row(f"`{name}`", kind, *cells, "" if time is None else f"{time:.2f}")
+
+
+def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    shown, changes = _SHOWN[table["task"]], _changes(row)
+    cells = [_cell(metric, changes[metric], way) for metric, way in shown.items()]
+    if AUC in shown:
+        cells.append(_READINGS.get(reading(changes) or "", ""))
+    return cells
+
+
+def _changes(row: Mapping[str, Any]) -> dict[str, Change]:
+    found = {}
+    for metric, of in row["changes"].items():
+        fields: dict[str, Any] = {
+            k: math.nan if v is None and k not in _NONE else v for k, v in of.items()
+        }
+        found[metric] = Change(**fields)
+    return found
+
+
+_NONE = ("seeds", "p_holm")
+
+
+def _cell(metric: str, change: Change, way: int) -> str:
+    if math.isnan(change.delta):
+        return "–"
+    low, high = _number(metric, change.low), _number(metric, change.high)
+    said = f"{_number(metric, change.delta)} [{low}, {high}]"
+    if not change.excludes_zero:
+        return said
+    mark = "●" if not way else "▲" if change.delta * way > 0 else "▼"
+    p = change.p if change.p_holm is None else change.p_holm
+    return f"**{said}** {mark}" if p < _ALPHA else f"{said} {mark}"
+
+
+def _number(metric: str, value: float) -> str:
+    shown = round(value if metric == "words" else 100 * value, 1) + 0.0
+    return f"{shown:+.1f}".replace("-", "−") if shown else "0.0"
+
+
+def _value(metric: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value if metric == 'words' else 100 * value:.1f}"
+
+
+def _settings(stored: Mapping[str, Any]) -> str:
+    lines = [
+        "## Settings",
+        "",
+        "AUC on the validation scenes; it is the best of several and so too good.",
+        "",
+        _row("method", "unedited", "default", "tuned", "`--with`", "unusable trials"),
+        _row("---", "---:", "---:", "---:", "---", "---:"),
+    ]
+    for name, found in stored["tuned"].items():
+        numbers = [_share(found[key]) for key in ("baseline", "usual", "value")]
+        same = found["with"] in (None, stored["usual"][name])
+        chosen = "the default" if same else f"`{found['with']}`"
+        lines.append(
+            _row(f"`{name}`", *numbers, chosen, f"{found['refused']} of {found['trials']}")
+        )
+    return "\n".join(lines)
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _left_out(stored: Mapping[str, Any]) -> str:
+    lines = ["## Left out", ""]
+    lines += [f"- `{name}`: {why}" for name, why in stored["left_out"].items()] or ["- nothing"]
+    silent = {label for table in stored["tables"] for label in table["silent"]}
+    lines += [
+        f"- `{label}` never acted on these prompts, so there is nothing to report of it"
+        for label in sorted(silent)
+    ]
+    lines.append("- tools (`headscale`, `logitbias`, ...), which do nothing by default")
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

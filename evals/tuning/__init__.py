@@ -1,0 +1,1 @@
+"""Settings of methods, chosen on validation scenes."""

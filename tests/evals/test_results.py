@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from toy import TOY_IDENTITY, toy_model
+
+from regaze.evals import results
+from regaze.evals.asking.models import Loaded
+from regaze.evals.benchmarks.registry import Source
+from regaze.evals.reports.results_page import page
+from regaze.evals.runs import files
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.progress import quiet
+from regaze.evals.scoring.compare import to_json
+from regaze.evals.study import prepare, study
+
+LABELS = ("vhr:alpha=9", "vhr:alpha=9,heads=random", "pai", "vicrop", "none@blank")
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("results")
+    jobs = [prepare(Source(name, n_images=3), out / name) for name in ("pope", "chair")]
+    loaded = Loaded(*toy_model(), TOY_IDENTITY)
+    conditions = [Condition.parse(label) for label in LABELS]
+    runs = study(jobs, loaded, conditions, progress=lambda _: quiet, max_new_tokens=3)
+    search = {
+        "with": "vhr:alpha=9",
+        "objective": "auc",
+        "value": 0.75,
+        "usual": None,
+        "baseline": 0.5,
+        "trials": 4,
+        "refused": 1,
+    }
+    return {
+        "model": "toy",
+        "sizes": {"pope": 3, "chair": 3, "validation": 2, "trials": 4},
+        "times": {"pope": {"pai": 1.25}, "chair": {"pai": 1.5}},
+        "left_out": {"adhh": "it acts on listed heads"},
+        "tuned": {"vhr": search, "pai": {**search, "with": "pai"}},
+        "usual": {"pai": "pai", "vhr": "vhr", "vicrop": "vicrop"},
+        "tables": to_json([results.table_of(s) for run in runs for s in run.scores]),
+    }
+
+
+def row(text: str, *begins: str) -> list[str]:
+    """The cells of the only row that begins so."""
+    start = "| " + " | ".join(begins) + " |"
+    (found,) = [line for line in text.splitlines() if line.startswith(start)]
+    return [cell.strip() for cell in found.split(" |")][len(begins) : -1]
+
+
+def test_the_page_says_what_is_stored(stored: dict[str, Any], tmp_path: Path) -> None:
+    # From the file alone, as the command makes it.
+    files.write_json(tmp_path / "results.json", stored)
+    results.main(["--page", "--docs", str(tmp_path)])
+    text = (tmp_path / "results.md").read_text(encoding="utf-8")
+    assert text == page(stored)
+    pope, _, chair = text.partition("## POPE")[2].partition("## CHAIR")
+    change = stored["tables"][0]["rows"]["vhr:alpha=9"]["changes"]["yes_ratio"]
+    cells = row(pope, "`vhr`", "tuned")
+    expected = f"{100 * change['delta']:+.1f} [{100 * change['low']:+.1f}, "
+    assert change["delta"] != 0
+    assert cells[2].replace("−", "-").lstrip("*").startswith(expected)
+    assert row(pope, "`pai`", "default")[-1] == "1.25"
+    assert row(chair, "`pai`", "default")[-1] == "1.50"
+    assert "`pai` | tuned" not in text
+    assert row(pope, "`vicrop`", "default: never acted")[0] == ""
+    assert row(pope, "`vhr`", "default: no answers")[0] == ""
+    assert len(row(pope, "control: random heads", "`vhr:alpha=9,heads=random`")) == len(cells)
+    settings = row(text, "`vhr`", "50.0")
+    assert settings == ["–", "75.0", "`vhr:alpha=9`", "1 of 4"]
+    assert "- `adhh`: it acts on listed heads" in text
+    assert "- `vicrop` never acted on these prompts" in text
+
+
+def test_marks_tell_better_from_worse_and_what_holds_after_correction(
+    stored: dict[str, Any],
+) -> None:
+    change = {"baseline": 0.5, "other": 0.6, "delta": 0.1, "low": 0.05, "high": 0.15}
+    told = {"p": 0.01, "dropped": 0, "seeds": None}
+    (table, _) = stored["tables"]
+    changes = {
+        "accuracy": {**change, **told, "p_holm": 0.04},
+        "auc": {**change, **told, "delta": -0.1, "low": -0.15, "high": -0.05, "p_holm": 0.2},
+        "yes_ratio": {**change, **told, "p_holm": None, "low": None, "high": None, "delta": None},
+    }
+    rows = {**table["rows"], "pai": {**table["rows"]["pai"], "changes": changes}}
+    text = page({**stored, "tables": [{**table, "rows": rows}]})
+    assert row(text, "`pai`", "default") == [
+        "**+10.0 [+5.0, +15.0]** ▲",
+        "−10.0 [−15.0, −5.0] ▼",
+        "–",
+        "threshold only",
+        "1.25",
+    ]
+    assert "- better with `pai`: accuracy +10.0 (prior-free)" in text
+    assert "- worse with `pai`: AUC −10.0 (prior-free)" in text
