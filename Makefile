@@ -9,7 +9,7 @@ WORKERS  ?= 2
 
 # What the versions of the requirements can break: engine, runs, files, pictures, commands.
 OLDEST ?= tests/cli tests/hooks/test_attach.py tests/interventions/test_exactness.py \
-    tests/evals/asking tests/evals/runs tests/evals/clips tests/evals/reports
+    tests/conformance tests/evals/asking tests/evals/runs tests/evals/clips tests/evals/reports
 
 VENV := .venv
 BIN  := $(VENV)/bin

@@ -20,6 +20,7 @@ from benchmarks import _llava
 from benchmarks._llava import N_IMAGE, SIDE, Shape
 from regaze.interventions import (
     ADHH,
+    GIFT,
     PAI,
     PASTA,
     SPIN,
@@ -62,6 +63,7 @@ def conditions(shape: Shape) -> list[Condition]:
     var = VAR(sink_dims=(1, 2), tau=2.5 / shape.hidden**0.5, floor=0.0, layers=layers)
     heads = max(1, shape.hidden // shape.head_dim // 4)
     listed = tuple((layer, head) for layer in layers for head in range(heads))
+    gift = GIFT(layers=layers[1:], saliency=(0,), words="all", trim=(0, 0))
     return [
         Condition("sdpa"),
         Condition("attached, off", PAI(alpha=0.0), judged=all_three),
@@ -73,6 +75,7 @@ def conditions(shape: Shape) -> list[Condition]:
         Condition("AD-HH", ADHH(heads=listed, threshold=0.0), judged=all_three),
         # From the image on, in a quarter of the heads.
         Condition("PASTA", PASTA(spans=("<image>",), heads=listed), judged=all_three),
+        Condition("GIFT", gift, judged=all_three),
         Condition("VHR", VHR(layers=layers), judged=("decode",)),
         Condition("sdpa, 2 rows", blind="row"),
         Condition("sdpa, 2 passes", blind="pass"),

@@ -13,7 +13,6 @@ from typing import Any
 
 from regaze.evals.reopening import open_run, run_files
 from regaze.evals.runs import records, store
-from regaze.evals.runs.controls import roles
 from regaze.evals.scoring.scored import Opened
 from regaze.evals.scoring.scores import TaskScores, score_run
 from regaze.evals.task import QuestionTask
@@ -94,7 +93,7 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
     controls = {
         f"{name}: {label}": control
         for name, run in (("A", ours.result), ("B", result))
-        for label, control in roles([each.label for each in run.answers]).items()
+        for label, control in run.controls.items()
     }
     both = replace(ours.result, answers=answers)
     scores = [
@@ -106,11 +105,9 @@ def _pair(ours: Opened, theirs: Path, seed: int) -> Pair:
 
 
 def _config(out: Path) -> Mapping[str, Any]:
-    """The settings of the first condition that has begun; all conditions share those compared."""
+    """The settings of the first condition; all conditions share those compared."""
     for condition in store.read_run(out)["conditions"]:
-        folder = out / condition["folder"]
-        if (folder / store.MANIFEST).exists():
-            return store.read_manifest(folder)["config"]
+        return store.read_manifest(out / condition["folder"])["config"]
     raise ValueError(f"{out} holds no answers yet")
 
 

@@ -34,6 +34,9 @@ class Item:
         choices: Answers to choose among by likelihood; the one with the lowest mean token
             cross-entropy is the answer. Empty: the answer is generated.
         cluster: The unit that statistics resample; default: the image.
+
+    Raises:
+        ValueError: It has neither image nor cluster, or holds what can't be stored as text.
     """
 
     id: str
@@ -49,6 +52,28 @@ class Item:
             if self.image is None:
                 raise ValueError(f"item {self.id} has no image, so it needs a cluster")
             object.__setattr__(self, "cluster", self.image)
+        for text in (
+            self.id,
+            self.image or "",
+            self.prompt,
+            self.group,
+            *self.choices,
+            self.cluster,
+        ):
+            if not is_text(text):
+                raise ValueError(
+                    f"item {self.id!a} holds half of a surrogate pair in {text!a:.60}, which is no "
+                    "text and can't be stored: correct the data"
+                )
+
+
+def is_text(text: str) -> bool:
+    """Whether a string holds characters only; Python's may also hold halves of surrogate pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

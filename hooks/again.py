@@ -211,4 +211,5 @@ class Again:
 def keeps_calls(works: Iterable[Edit], pass_: Pass) -> bool:
     """Whether a pass ends a prompt whose last row may have to run again."""
     ends = pass_.prompt_end and pass_.tokens.generated == 0
-    return ends and any(work.looks_back for work in works)
+    looking = ends and any(work.looks_back for work in works)
+    return looking and bool(pass_.tokens.has_image.any())

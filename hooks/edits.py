@@ -25,7 +25,7 @@ class Branch:
     Attributes:
         inputs: Makes its arguments at the prompt from those of the model's call (of ``generate``,
             where that runs: pictures as they were given) and the main run's pass: another picture,
-            another instruction, no picture (`regaze.hooks.scores.without_images`).
+            another instruction, no picture (`regaze.hooks.second_runs.without_images`).
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
         edits: What edits the branch; the main run's edits don't.
@@ -53,13 +53,17 @@ class Edit:
             (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
+        reads: Those of them at which it only looks, and nothing is counted.
         rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
-            or None for no row edit. In the vision tower "class" (the class token's row of each
-            picture), indices of each picture's rows, or "all", which costs a whole map: N x N a
-            head.
+            "image" (the image's own), or None for no row edit. In the vision tower "class" (the
+            class token's row of each picture), indices of each picture's rows, or "all", which
+            costs a whole map: N x N a head.
         sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
+        looks_ahead: How many decode steps are run, on the likeliest tokens and a copy of the
+            prompt's cache, before `look_back`: passes with ``pass_.ahead``, in which everything
+            that is attached acts, and whose state is dropped.
         null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
@@ -67,9 +71,11 @@ class Edit:
     """
 
     tower: Literal["text", "vision"] = "text"
+    reads: frozenset[int] = frozenset()
     rows: Rows | None = None
     reads_only: bool = False
     sees_decoding: bool = False
+    looks_ahead: int = 0
     null_prompt: bool = False
     null_positions: Literal["drop", "mask"] = "drop"
     branches: tuple[Branch, ...] = ()
@@ -157,6 +163,14 @@ class Edit:
         """Return the result of a decode step's attention call in place of the stock one's, or None.
 
         Asked for in decode steps alone; nothing else may edit the layer then.
+        """
+        return None
+
+    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
+        """Return the edited result of a decode step's attention call by a cheaper way, or None.
+
+        Asked for where nothing else edits the row, all samples are edited and see all columns, and
+        the change isn't measured; elsewhere, and after None, rows are edited as always.
         """
         return None
 

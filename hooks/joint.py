@@ -116,7 +116,8 @@ class _Layer(DynamicLayer):
 
     def __init__(self, own: Sequence[DynamicLayer], joint: JointCache) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.own, self.pads, self.batch = tuple(own), joint.pads, joint.batch
+        self.own, self.pads = tuple(own), joint.pads
+        self._rows = [joint.rows(number) for number in range(len(self.own))]
         self.past = self.own[0].get_seq_length() + self.pads[0]
         self.handed: list[tuple[Any, Any]] = []
         self._rooms: tuple[Tensor | None, Tensor | None] = None, None
@@ -148,9 +149,8 @@ class _Layer(DynamicLayer):
         self._rooms, self.past = (keys, values), self.past + key_states.shape[2]
         keys, values = keys[:, :, : self.past], values[:, :, : self.past]
         self.handed = []
-        of_parts = zip(keys.split(self.batch), values.split(self.batch), strict=True)
-        for layer, pad, (key, value) in zip(self.own, self.pads, of_parts, strict=True):
-            layer.keys, layer.values = key[:, :, pad:], value[:, :, pad:]
+        for layer, pad, rows in zip(self.own, self.pads, self._rows, strict=True):
+            layer.keys, layer.values = keys[rows, :, pad:], values[rows, :, pad:]
             self.handed.append((layer.keys, layer.values))
         return keys, values
 
@@ -166,9 +166,9 @@ class _Layer(DynamicLayer):
         )
         if room is None or closed or room.shape[2] < end:
             room = new.new_empty(*new.shape[:2], end + _ROOM, new.shape[3])
-            for rows, pad, one in zip(room.split(self.batch), self.pads, own, strict=True):
-                rows[:, :, :pad] = 0
-                rows[:, :, pad : self.past] = one
+            for rows, pad, one in zip(self._rows, self.pads, own, strict=True):
+                room[rows, :, :pad] = 0
+                room[rows, :, pad : self.past] = one
         room[:, :, self.past : end] = new
         return room
 

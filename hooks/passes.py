@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.tokens import Kind, TokenMap
 
-Rows = Literal["last", "latest", "question", "text", "class", "all"] | tuple[int, ...]
+Rows = Literal["last", "latest", "question", "text", "image", "class", "all"] | tuple[int, ...]
 """Rows of a text tower; "class", "all" and indices are rows of a vision tower's pictures."""
 Wanted = tuple[Rows, bool]
 """Rows that an edit asks for, and whether it only reads them."""
@@ -153,6 +153,8 @@ class Pass:
         ids: "B P" token ids that were read, -1 for generated text; on the CPU.
         pictures: What a vision tower is given; empty for a text tower.
         again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
+        ahead: In a step that only looks ahead (`Edit.looks_ahead`), bool "B": which samples have
+            not come to an end yet.
     """
 
     tokens: TokenMap
@@ -167,6 +169,7 @@ class Pass:
     ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     pictures: tuple[Picture, ...] = ()
     again: bool = False
+    ahead: Tensor | None = None
     _columns: dict[tuple[int, int, torch.device], Columns] = field(default_factory=dict)
     _plans: dict[PlanKey, RowPlan | None] = field(default_factory=dict)
     _last: Tensor | None = None
@@ -242,7 +245,7 @@ class Pass:
         rows = self.scored(self.length)
         every = torch.ones_like(rows, dtype=torch.bool)
         acts: dict[Rows, Tensor | None] = {}
-        for name in ("last", "question", "text"):
+        for name in ("last", "question", "text", "image"):
             picked = self._select(name).gather(1, rows)
             acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
         return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)
@@ -277,6 +280,8 @@ class Pass:
             return after
         if selector == "question":
             return after & self._block(self.tokens.is_kind(Kind.QUESTION))
+        if selector == "image":
+            return self._block(self.tokens.is_kind(Kind.IMAGE))
         last = torch.zeros_like(after)
         if self.prompt_end:
             real = self._block(~self.tokens.is_kind(Kind.PAD)).int()

@@ -99,7 +99,7 @@ class RowJob:
 
     def _count(self, asked: Asked) -> None:
         for entry, edit in self.edits:
-            if not edit.reads_only:
+            if not edit.reads_only and self.layer not in edit.reads:
                 entry.tally.count(self.layer)
                 number = asked[entry, self.layer] = asked[entry, self.layer] + 1
                 if due(number):

@@ -16,7 +16,7 @@ from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.null_prompt import NullPrompt
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, RowPlan
 from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
@@ -148,7 +148,7 @@ class Running:
         if looks is None and not biasing:
             return run(stock)
         checks = self._checks_now(layer)
-        asked = None if self.over else self.prompt.asked
+        asked = None if self.over or self.pass_.ahead is not None else self.prompt.asked
         offset = self.offsets.get(layer, 0)
         if plan is None:
             refuse_unknown(real)
@@ -161,6 +161,10 @@ class Running:
                     plain = job.run().plain
                 self._check(real, layer, done[0], plain, looks.rows, looks.valid)
             return done
+        if not checks:
+            short = self._shortened(layer, stock, real, edits, plan)
+            if short is not None:
+                return short
         job = RowJob(real, edits, plan, layer, self.pass_, offset, asked, plain=checks)
         edited = job.run()
         if plan.covers_all and self.null is None and not checks:
@@ -171,6 +175,27 @@ class Running:
         if biasing:
             done = self._bias(done, layer, real, biasing)
         return overwrite(done, edited, plan)
+
+    def _shortened(
+        self, layer: int, stock: Stock, real: Call, edits: Sequence[Working], plan: RowPlan
+    ) -> Attention | None:
+        """A decode step whose one edit has a shortcut (`Edit.shortcut`), if that can be taken."""
+        if len(edits) != 1 or not overrides(edits[0][1], "shortcut"):
+            return None
+        entry, edit = edits[0]
+        alone = self.pass_.decodes and self.null is None and not self.over
+        whole = real.mask is None and not real.maps and all(a is None for a in plan.acts.values())
+        if not (alone and whole) or due(self.prompt.asked[entry, layer] + 1):
+            return None
+        refuse_unknown(real)
+        columns = self.pass_.columns(
+            self.offsets.get(layer, 0), real.key.shape[2], real.query.device
+        )
+        done = edit.shortcut(layer, real, stock, columns)
+        if done is not None:
+            entry.tally.count(layer)
+            self.prompt.asked[entry, layer] += 1
+        return done
 
     def _bias(self, done: Attention, layer: int, real: Call, biasing: Sequence[Edit]) -> Attention:
         """The kernel's rows, with the biases that all of them get."""
@@ -208,7 +233,7 @@ class Running:
         with torch.no_grad():
             blind = None if self.null is None else self.null.last_row(out)
             factor = edit.scale_heads(layer, out[:, : self.pass_.length], blind, self.pass_)
-            if factor is not None:
+            if factor is not None and self.pass_.ahead is None:
                 entry.tally.count(layer)
                 self.prompt.asked[entry, layer] += 1
                 if due(self.prompt.asked[entry, layer]):

@@ -121,27 +121,22 @@ class Capture:
             raise ValueError(
                 f"sample {sample} has {tokens.n_images(sample)} images; there is no image {image}"
             )
-        run = tokens.image_columns(sample, image)
-        inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
         # Rows that were repeated (beams, a shared beginning) brought their image once.
         seen = self._seen_last
         brought = 1 if seen is None else seen.batch
         times = tokens.batch // (brought if inputs is None else len(inputs["input_ids"]))
         before = range(0, sample - sample % times, times)
         number = sum(tokens.n_images(row) for row in before) + image
-        grid = patch_grid(
-            self._config,
-            len(run),
-            grid_size(inputs or (seen.inputs if seen else {}), number),
-            int(inside.sum()),
-        )
+        size = grid_size(inputs or (seen.inputs if seen else {}), number)
+        grid = image_grid(self._config, tokens, sample, image, size)
         if grid is None:
             raise ValueError(
                 f"the patch grid of this {getattr(self._config, 'model_type', 'model')}'s image "
-                f"({len(run)} columns) can't be known; pass processor= to capture, and inputs= "
-                "here: all that the processor made of the batch (image_sizes, image_grid_thw)"
+                f"({len(tokens.image_columns(sample, image))} columns) can't be known; pass "
+                "processor= to capture, and inputs= here: all that the processor made of the batch "
+                "(image_sizes, image_grid_thw)"
             )
-        return run[grid]
+        return grid
 
     def _found(self, sample: int) -> TokenMap:
         if self.tokens is None or not self.captured:
@@ -152,6 +147,27 @@ class Capture:
         if not 0 <= sample < self.tokens.batch:
             raise ValueError(f"the batch has {self.tokens.batch} rows; there is no row {sample}")
         return self.tokens
+
+
+def image_grid(
+    config: Any, tokens: TokenMap, sample: int, image: int, size: Tensor | None
+) -> Tensor | None:
+    """Prompt columns of the patches of one image, as a grid over the picture: "rows cols".
+
+    Args:
+        config: The model's config.
+        tokens: The prompt's columns.
+        sample: Batch row.
+        image: Number of the image within that row's prompt.
+        size: What `grid_size` says of it.
+
+    Returns:
+        None if it can't be known.
+    """
+    run = tokens.image_columns(sample, image)
+    inside = tokens.kinds[sample, int(run[0]) : int(run[-1])] == Kind.SEPARATOR
+    grid = patch_grid(config, len(run), size, int(inside.sum()))
+    return None if grid is None else run[grid]
 
 
 class CaptureEdit(Edit):

@@ -43,7 +43,7 @@ class VisionSeat(Stack):
                 f"{name} edits a vision tower, which has no prompts, scores or residual stream to "
                 "show: only edit_logits, see_rows and scale_heads act there"
             )
-        if work.rows in ("last", "question", "text"):
+        if work.rows in ("last", "question", "text", "image"):
             raise ValueError(
                 f'{work.rows!r} rows are of a text tower; {name} edits a vision tower: take "class"'
                 ', "all" or indices'

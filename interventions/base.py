@@ -229,6 +229,17 @@ def describe(name: str) -> tuple[str, str]:
     return known.summary, known.paper
 
 
+def presets(name: str) -> tuple[str, ...]:
+    """Names of a method's published settings, without importing a shipped one.
+
+    Raises:
+        ValueError: No such method; the message names the nearest ones.
+        ImportError: An installed package offers it, but it can't be loaded.
+    """
+    known = outlines().get(name)
+    return tuple(get(name).presets) if known is None else known.presets
+
+
 def from_dict(spec: Mapping[str, Any]) -> Intervention:
     """Rebuild a spec from `Intervention.to_dict`'s result.
 

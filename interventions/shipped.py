@@ -23,11 +23,13 @@ class Outline:
         summary: What it does.
         paper: Where it is described.
         module: What to import for it.
+        presets: Names of its published settings.
     """
 
     summary: str
     paper: str
     module: str
+    presets: tuple[str, ...] = ()
 
 
 @cache
@@ -40,7 +42,8 @@ def outlines() -> Mapping[str, Outline]:
         text = path.read_text(encoding="utf-8")
         if "\n@register\n" in text:
             for said in _registered(ast.parse(text)):
-                found[said["name"]] = Outline(said["summary"], said["paper"], module)
+                presets = tuple(said.get("presets", "").split())
+                found[said["name"]] = Outline(said["summary"], said["paper"], module, presets)
     return found
 
 
@@ -58,8 +61,15 @@ def _registered(module: ast.Module) -> Iterator[dict[str, str]]:
 
 
 def _texts(node: ast.ClassDef) -> dict[str, str]:
-    """The class attributes that are set to a string."""
-    return {
+    """The class attributes that are set to a string, and the keys of those set to a dict."""
+    keys = {
+        line.target.id: " ".join(str(ast.literal_eval(key)) for key in line.value.keys if key)
+        for line in node.body
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(line.value, ast.Dict)
+    }
+    return keys | {
         line.target.id: ast.literal_eval(line.value)
         for line in node.body
         if isinstance(line, ast.AnnAssign)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
+from typing import NoReturn
 
 OLDEST = {"transformers": "5.18"}
 """As `pyproject.toml` says; pip heeds it, but pip can be told not to."""
 
+BELOW = {"transformers": "5.24"}
+"""Likewise: from this version on decode steps differ from the formulas written out."""
+
 
 def check() -> None:
-    """Refuse libraries that are too old.
+    """Refuse libraries that are too old or too new.
 
     Raises:
         ImportError: One is, or is missing.
+        SystemExit: Likewise, in the command ``regaze``: its entry point lies in the package that is
+            being imported, so that nothing there could turn the error into one line.
     """
     for name, oldest in OLDEST.items():
         try:
@@ -21,10 +29,22 @@ def check() -> None:
         except metadata.PackageNotFoundError:
             found = "none"
         if found == "none" or _numbers(found) < _numbers(oldest):
-            raise ImportError(
+            message = (
                 f"regaze needs {name} {oldest} or newer, and found {found}: "
                 f"pip install '{name}>={oldest}'"
             )
+            _refuse(message)
+        if name in BELOW and _numbers(found) >= _numbers(BELOW[name]):
+            _refuse(
+                f"regaze needs {name} older than {BELOW[name]}, and found {found}: "
+                f"pip install '{name}>={oldest},<{BELOW[name]}'"
+            )
+
+
+def _refuse(message: str) -> NoReturn:
+    if Path(sys.argv[0]).stem == "regaze":
+        raise SystemExit(f"error: {message}")
+    raise ImportError(message)
 
 
 def _numbers(version: str) -> tuple[int, ...]:

@@ -5,15 +5,20 @@ Every promise is tested over these methods and the families of tiny pipelines.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
-from tiny_pipelines import FAMILIES, Family
+from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, POOLED, WIDTH, Family, noise
+from torch import Tensor
 
-from regaze.interventions import PAG, SEG, SoftPAG
+from regaze.interventions import NAG, PAG, SEG, SLG, STG, TPG, Regions, Reweight, SoftPAG
 from regaze.interventions.diffusion.guided import Guided
 
 SCALE = 1.5
+BLOCKS = ("sd3", "sd35", "flux", "wan", "qwen")
+"""Families whose blocks can be left out."""
 HEADS = {"L1": [0], "L2": {"0": 0.3, "1": 0.9}}
 
 
@@ -26,17 +31,21 @@ class Method:
         acts: A spec that acts on every tiny pipeline, if given the family's layers.
         idle: One of strength zero.
         on_layers: Whether it takes layers.
+        families: Those that it acts on.
     """
 
     id: str
     acts: Guided
     idle: Guided
     on_layers: bool = True
+    families: tuple[str, ...] = tuple(FAMILIES)
 
     def on(self, family: Family) -> Guided:
         """The spec for a family's layers."""
         return replace(self.acts, layers=family.perturb) if self.on_layers else self.acts
 
+
+UNETS = tuple(name for name, kind in FAMILIES.items() if kind.denoiser == "unet")
 
 METHODS = {
     method.id: method
@@ -63,8 +72,95 @@ METHODS = {
             "softpag-temperature", SoftPAG(scale=SCALE, u=0.8, target="temperature", tau=3.0),
             SoftPAG(u=0, target="temperature", tau=3.0),
         ),
+        Method("tpg", TPG(scale=SCALE), TPG(scale=0), families=UNETS),
+        Method(
+            "slg", SLG(scale=SCALE, layers=(1,), start=0.3, stop=1.0), SLG(scale=0, layers=(1,)),
+            families=BLOCKS,
+        ),
+        Method(
+            "stg-block", STG(scale=SCALE, layers=(1,)), STG(scale=0, layers=(1,)), families=BLOCKS,
+        ),
+        Method("stg-attention", STG(SCALE, (1,), skip="attention"), STG(0, (1,), skip="attention")),
+        Method("stg-diagonal", STG(SCALE, (1,), skip="diagonal"), STG(0, (1,), skip="diagonal")),
     )
 }  # fmt: skip
+
+
+TEXT_LENGTH = 7
+"""Tokens of further prompts, which differ from the prompt's own in number."""
+
+
+def _embeddings(prompts: int) -> dict[str, Tensor]:
+    return {
+        "text": noise(prompts, TEXT_LENGTH, WIDTH, seed=9),
+        "pooled": noise(prompts, POOLED, seed=8),
+    }
+
+
+MASK = [[row < 4 or column > 3 for column in range(COLUMNS)] for row in range(HEIGHT)]
+TWO_TEXTS = ("sd", "sd21", "sdxl", "sd3", "sd35", "flux", "wan", "animatediff", "controlnet")
+"""Families to whose denoiser a further text can be given."""
+
+
+@dataclass(frozen=True)
+class TextMethod:
+    """One way to use a method that edits what the picture reads of texts.
+
+    Attributes:
+        id: What tests call it.
+        make: A spec that acts; kept from being made before a test says where files may lie.
+        families: Those that it acts on.
+    """
+
+    id: str
+    make: Callable[[], Any]
+    families: tuple[str, ...] = TWO_TEXTS
+
+
+TEXT_METHODS = {
+    method.id: method
+    for method in (
+        TextMethod("nag", lambda: NAG(phi=3.0, tau=1.3, alpha=0.7, embeddings=_embeddings(1))),
+        TextMethod(
+            "nag-l2",
+            lambda: NAG(phi=3.0, tau=1.1, alpha=0.7, norm="l2", embeddings=_embeddings(1)),
+        ),
+        TextMethod(
+            "nag-shared",
+            lambda: NAG(phi=3.0, tau=1.3, embeddings=_embeddings(1), text_stream="shared"),
+            families=("sd3", "sd35"),
+        ),
+        TextMethod(
+            "regions",
+            lambda: Regions(
+                [((0, 0, 0.5, 0.5), "one"), (MASK, "two")], 0.3, stop=1.0,
+                embeddings={"text": noise(2, TEXT_LENGTH, WIDTH, seed=9)},
+            ),
+        ),
+        TextMethod(
+            "reweight", lambda: Reweight({1: 2.0, 3: 0.25}), tuple(set(FAMILIES) - {"img2img"})
+        ),
+        TextMethod(
+            "reweight-values", lambda: Reweight({1: 2.0, 3: -0.5}, "values"), ("sd", "sd3", "flux")
+        ),
+        TextMethod(
+            "reweight-logits", lambda: Reweight({1: 2.0, 3: 0.5}, "logits"), ("sd", "pixart", "wan")
+        ),
+    )
+}  # fmt: skip
+
+
+def text_pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
+    """Run a test as ``test(family, method)``, names and methods, as `pairs` does."""
+    return pytest.mark.parametrize(
+        ("family", "method"),
+        [
+            pytest.param(family, TEXT_METHODS[i], id=f"{family}-{i}")
+            for family in families
+            for i in ids or TEXT_METHODS
+            if family in TEXT_METHODS[i].families
+        ],
+    )
 
 
 def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
@@ -80,5 +176,6 @@ def pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.Mark
             pytest.param(family, METHODS[i], id=f"{family}-{i}")
             for family in families
             for i in ids or METHODS
+            if family in METHODS[i].families
         ],
     )

@@ -1,9 +1,9 @@
-"""Runs that are killed again and again, in a process that forks: ``python killing.py FOLDER N``.
+"""Runs that are killed again and again, in a process that forks: ``killing.py FOLDER N M``.
 
-Each kind of run is made once without a kill, and then over and over with kills until N of them have
-struck: at any time, or before the k-th moment at which something should reach the disk, where a
-part of what was being written is lost; in one process or in one of two, whose other one a launcher
-then stops.
+Each kind of run is made once without a kill, and then over and over with kills: N with a model that
+is a stub, M with a real one. They strike at any time, or before the k-th step by which something
+reaches its place on the disk, where a part of what was being written is lost; in one process, or in
+either of two, whose other one a launcher then stops.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import stub_works
 import tiny_painter
 from toy import ToyTask, toy_model
 
@@ -38,6 +39,7 @@ from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.pictures.render import Shot
 from regaze.evals.pictures.task import Pictures
+from regaze.evals.runs import sessions
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.distributed import World
@@ -45,7 +47,8 @@ from regaze.evals.sandbox.video.pipeline import load_pipeline
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 
 Kind = Callable[[Path, World], object]
-NAMES = ("questions", "pictures", "clips")
+NAMES = ("questions", "pictures", "clips", "heads")
+_STEPS = 40
 
 
 def heads(painter: LoadedPipeline) -> Kind:
@@ -90,7 +93,7 @@ def kinds() -> dict[str, Kind]:
             pipeline, warped, source, out=out, identity=identity, arguments=call, world=world
         )
 
-    return dict(zip(NAMES, (questions, paintings, moving), strict=True))
+    return dict(zip(NAMES, (questions, paintings, moving, heads(painter)), strict=True))
 
 
 @dataclass(frozen=True)
@@ -111,15 +114,18 @@ class Rank(World):
 
 
 def die_before(moment: int) -> None:
-    """Kill this process before that many writes have reached the disk, with a part of them lost."""
+    """Kill this process before that many steps of writing, with a part of what it syncs lost."""
     sync, synced = os.fsync, dict[int, int]()
     left = moment
 
-    def fsync(handle: int) -> None:
+    def strike() -> bool:
         nonlocal left
         left -= 1
+        return left <= 0
+
+    def fsync(handle: int) -> None:
         about = os.fstat(handle)
-        if left <= 0:
+        if strike():
             if stat.S_ISREG(about.st_mode):
                 added = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
                 kept = min(synced.get(about.st_ino, 0), about.st_size) if added else 0
@@ -128,11 +134,21 @@ def die_before(moment: int) -> None:
         sync(handle)
         synced[about.st_ino] = about.st_size
 
+    def mortal(step: Callable[..., Any]) -> Callable[..., Any]:
+        def stepping(*given: Any, **named: Any) -> Any:
+            if strike():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(*given, **named)
+
+        return stepping
+
     os.fsync = fsync  # type: ignore[assignment]
+    for name in ("replace", "unlink"):
+        setattr(Path, name, mortal(getattr(Path, name)))
 
 
-def fork(run: Kind, out: Path, size: int, moment: int | None) -> list[int]:
-    """Start the processes of a run; the last one dies at a moment."""
+def fork(run: Kind, out: Path, size: int, moment: int | None, victim: int = 0) -> list[int]:
+    """Start the processes of a run; one of them dies at a moment."""
     place = Path(tempfile.mkdtemp())
     pids = []
     for rank in range(size):
@@ -140,7 +156,7 @@ def fork(run: Kind, out: Path, size: int, moment: int | None) -> list[int]:
         if pid == 0:
             try:
                 random.seed(str((out, moment)))
-                if moment and rank == size - 1:
+                if moment and rank == victim:
                     die_before(moment)
                 run(out, Rank(rank, size, place) if size > 1 else World())
                 os._exit(0)
@@ -168,34 +184,51 @@ def end(pids: list[int]) -> bool:
     return killed
 
 
-def main(root: Path, kills: int) -> None:
+def kill(run: Kind, root: Path, kills: int) -> dict[str, int]:
+    """Run something with that many kills; how many there were, in how many runs, and what they hit.
+
+    ``halves`` are pictures that were being written, ``shared`` kills that left the file of a
+    second process.
+    """
+    began = time.monotonic()
+    end(fork(run, root / "whole", 1, None))
+    took = time.monotonic() - began
+    told = dict.fromkeys(("kills", "runs", "halves", "shared"), 0)
+    while told["kills"] < kills:
+        told["runs"] += 1
+        out, killed = root / f"killed{told['runs']}", True
+        while killed:
+            done = told["kills"]
+            if done >= kills:
+                killed = end(fork(run, out, 1, None))
+                continue
+            size, moment, timed = 1 + done % 2, random.randint(1, _STEPS), done % 4 == 3
+            victim = random.randrange(size)
+            pids = fork(run, out, size, None if timed else moment, victim)
+            if timed:
+                time.sleep(random.uniform(0, took))
+                os.kill(pids[victim], signal.SIGKILL)
+            killed = end(pids)
+            told["kills"] += killed
+            told["halves"] += any(out.glob("*/*/.*.part"))
+            told["shared"] += any(out.rglob("*.rank1.jsonl"))
+    return told
+
+
+def main(root: Path, stubbed: int, real: int) -> None:
     """Run everything; prints how often each kind was killed, and in how many runs."""
-    told = {}
-    for name, run in kinds().items():
-        began = time.monotonic()
-        end(fork(run, root / name / "whole", 1, None))
-        took = time.monotonic() - began
-        done = runs = 0
-        while done < kills:
-            runs += 1
-            out, killed = root / name / f"killed{runs}", True
-            while killed:
-                size, moment = 1 + done % 2, random.randint(1, 30)
-                if done >= kills:
-                    killed = end(fork(run, out, 1, None))
-                    continue
-                timed = done % 4 == 3
-                pids = fork(run, out, size, None if timed else moment)
-                if timed:
-                    time.sleep(random.uniform(0, took))
-                    os.kill(pids[-1], signal.SIGKILL)
-                killed = end(pids)
-                done += killed
-        told[name] = [done, runs]
+    sessions.code_version()  # asked for once, not by every process
+    told = {
+        f"stub-{name}": kill(run, root / f"stub-{name}", stubbed)
+        for name, run in stub_works.KINDS.items()
+    }
+    told |= {
+        f"real-{name}": kill(run, root / f"real-{name}", real) for name, run in kinds().items()
+    }
     print(json.dumps(told))
 
 
 if __name__ == "__main__":
     random.seed(0)
     logging.disable()
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

@@ -8,8 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import tiny_painter
-from killing import heads, kinds
+from killing import kinds
 
 from regaze.evals.runs.distributed import World, join
 
@@ -17,7 +16,7 @@ from regaze.evals.runs.distributed import World, join
 def main(root: Path) -> None:
     """Run everything with as many processes as there are, and alone."""
     # Of processes that have met, transformers lets only the first one save a model.
-    runs = {**kinds(), "heads": heads(tiny_painter.fresh())}
+    runs = kinds()
     world = join()
     if world.size != 2:
         sys.exit(f"the launcher started {world.size} process")

@@ -11,6 +11,7 @@ from PIL import Image
 from popes import pope
 from toy import ToyTask
 
+from regaze.evals.runs.controls import roles
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import Answers, RunResult
@@ -27,7 +28,8 @@ def fired(label: str, acted: bool = True) -> dict[str, Any]:
 
 def run(task: Task, *answers: Answers) -> RunResult:
     """A run of a task; the first answers are the unedited model's."""
-    return RunResult(task, task.items, answers, Path("runs/x"))
+    controls = roles([each.label for each in answers])
+    return RunResult(task, task.items, answers, Path("runs/x"), controls)
 
 
 def manifest(label: str) -> dict[str, Any]:

@@ -36,6 +36,10 @@ def spec_for(host: Host, method: Method) -> Intervention:
     changes: dict[str, Any] = {"layers": layers}
     if method.name == "var":
         changes["sink_dims"] = tuple(range(6))
+    if isinstance(getattr(method.acts, "heads", None), tuple):
+        changes["heads"] = tuple(
+            (layer, head) for layer in layers for head in (0, host.n_heads - 1)
+        )
     return dataclasses.replace(method.acts, **changes)
 
 

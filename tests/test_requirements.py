@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def floors() -> dict[str, str]:
     """The lowest versions that pyproject allows."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     block = text[text.index("\ndependencies = [") : text.index("[project.optional")]
-    return dict(re.findall(r'"([\w-]+)>=([\d.]+)"', block))
+    return dict(re.findall(r'"([\w-]+)>=([\d.]+)[",]', block))
 
 
 def test_the_oldest_versions_tested_are_the_oldest_that_are_allowed() -> None:
@@ -30,11 +31,17 @@ def test_the_oldest_versions_tested_are_the_oldest_that_are_allowed() -> None:
     assert floors().items() >= requirements.OLDEST.items()
 
 
-def test_a_library_that_is_too_old_is_refused_at_import(tmp_path: Path) -> None:
+@pytest.fixture
+def too_old(tmp_path: Path) -> Path:
+    """A folder where Python finds an old transformers first."""
     info = tmp_path / "transformers-5.2.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.2.0\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import regaze"
+    return tmp_path
+
+
+def test_a_library_that_is_too_old_is_refused_at_import(too_old: Path) -> None:
+    code = f"import sys; sys.path.insert(0, {str(too_old)!r}); import regaze"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1
     assert run.stderr.splitlines()[-1] == (
@@ -43,8 +50,17 @@ def test_a_library_that_is_too_old_is_refused_at_import(tmp_path: Path) -> None:
     )
 
 
+def test_the_command_says_so_in_one_line(too_old: Path) -> None:
+    command = Path(sys.executable).with_name("regaze")
+    surroundings = os.environ | {"PYTHONPATH": str(too_old)}
+    run = subprocess.run([command, "list"], env=surroundings, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("error: regaze needs transformers ")
+
+
 @pytest.mark.parametrize(
-    ("found", "fits"), [("5.9.1", False), ("5.18.0.dev0", True), ("5.18.0", True), ("6.0", True)]
+    ("found", "fits"), [("5.9.1", False), ("5.18.0.dev0", True), ("5.18.0", True), ("5.23.1", True)]
 )
 def test_versions_are_compared_by_their_numbers(
     found: str, fits: bool, monkeypatch: pytest.MonkeyPatch
@@ -62,3 +78,14 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(requirements, "OLDEST", {"no-such-library": "1.0"})
     with pytest.raises(ImportError, match="no-such-library 1.0 or newer, and found none"):
         requirements.check()
+
+
+@pytest.mark.parametrize("found", ["5.24.0", "6.0"])
+def test_a_version_that_answers_otherwise_is_refused(
+    found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metadata, "version", lambda name: found)
+    with pytest.raises(ImportError, match="older than 5.24, and found " + found):
+        requirements.check()
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f"<{requirements.BELOW['transformers']}" in text

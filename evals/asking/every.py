@@ -10,7 +10,7 @@ from regaze.evals.asking.models import Loaded
 from regaze.hooks.attach import attach
 from regaze.hooks.host import find_host
 from regaze.interventions.base import Intervention, get, names
-from regaze.interventions.lvlm.tools import Tool
+from regaze.interventions.lvlm.tool import Tool
 
 WORKING: Mapping[str, Mapping[str, Any]] = {"highlight": {"spans": ("<image>",)}}
 """Settings of methods that have no defaults which work, where some serve every model: the picture

@@ -126,14 +126,39 @@ def begin(
     """
     with partial():
         cache = read(model, prefix)
+    return proceed(model, cache, shared, beams, deltas(model))
+
+
+def deltas(model: Any) -> Tensor | None:
+    """How far positions lag behind columns, "G 1", after the pass of a prompt; None: not at all.
+
+    Where an image takes fewer positions than columns (M-RoPE), the model keeps the difference.
+    """
+    kept = (getattr(module, "rope_deltas", None) for module in model.modules())
+    return next((one for one in kept if one is not None), None)
+
+
+def proceed(
+    model: Any, cache: Any, shared: Shared, beams: int, lag: Tensor | None
+) -> dict[str, Any]:
+    """What to give ``generate`` to read the rests behind beginnings that were read.
+
+    Args:
+        model: An image-text-to-text model.
+        cache: Keys and values of the beginnings; used up.
+        shared: Prompts.
+        beams: Rows that ``generate`` will make of each prompt.
+        lag: What `deltas` said after the beginnings.
+
+    Raises:
+        CannotShareError: The cache isn't one that can be continued by columns.
+    """
     check_cache(cache)
     cache.batch_repeat_interleave(shared.repeats * beams)
     ids, mask = shared.ids.to(model.device), shared.mask.to(model.device)
     positions = mask.cumsum(1) - 1
-    # Where an image takes fewer positions than columns (M-RoPE), the model keeps the difference.
-    deltas = [m.rope_deltas for m in model.modules() if getattr(m, "rope_deltas", None) is not None]
-    if deltas:
-        positions = positions + deltas[0].to(positions).repeat_interleave(shared.repeats, 0)
+    if lag is not None:
+        positions = positions + lag.to(positions).repeat_interleave(shared.repeats, 0)
     return {
         "input_ids": ids,
         "attention_mask": mask,

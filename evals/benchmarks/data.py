@@ -6,6 +6,7 @@ import codecs
 import hashlib
 import io
 import json
+import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from regaze.evals.benchmarks.kinds import described, no_json
-from regaze.evals.task import Item
+from regaze.evals.task import Item, is_text
 
 Row = Mapping[str, Any]
 Loader = Callable[[str], Image.Image]
@@ -26,6 +27,9 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+_HALVES = re.compile(r"\\u[dD][89a-fA-F]")
+_IDS = ("id", "question_id", "image_id")
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -131,7 +135,7 @@ def read_json(path: Path) -> Any:
     """
     text = _json_text(path)
     try:
-        return _parse(path, 1, text)
+        found = _parse(path, 1, text)
     except ValueError as error:
         first, _, rest = text.strip().partition("\n")
         if rest and (row := _object(first)) is not None:
@@ -140,6 +144,9 @@ def read_json(path: Path) -> Any:
                 f"{described(row)}"
             ) from error
         raise
+    if _HALVES.search(text):
+        _refuse_halves(str(path), found)
+    return found
 
 
 def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -165,9 +172,12 @@ def read_records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if (whole := _object(text)) is None:
                 raise error from None
             entries = [(1, whole)]
+    may_be_cut = _HALVES.search(text)
     for number, entry in entries:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}:{number}: expected a JSON object, found {entry!r:.60}")
+        if may_be_cut:
+            _refuse_halves(f"{path}:{number}", entry)
         yield f"{path}:{number}", entry
 
 
@@ -248,6 +258,28 @@ def _parse(path: Path, line: int, text: str) -> Any:
         raise ValueError(f"{path}:{line}: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}:{line}: malformed JSON: nested too deeply") from None
+
+
+def _refuse_halves(where: str, value: Any) -> None:
+    r"""Check that texts are texts: JSON can spell ``\ud800``, half of a pair, which no file holds.
+
+    Raises:
+        ValueError: One isn't; the message names file, field and the row's id.
+    """
+    parts: list[tuple[str, str, Any]] = [(where, "", value)]
+    while parts:
+        where, name, part = parts.pop()
+        if isinstance(part, dict):
+            here = next((f"{where}, {key} {part[key]!a:.60}" for key in _IDS if key in part), where)
+            parts += [(where, f"a key of {name or 'the object'}", key) for key in part]
+            parts += [(here, f"{name}.{key}".lstrip("."), each) for key, each in part.items()]
+        elif isinstance(part, list):
+            parts += [(where, f"{name}.{n}".lstrip("."), each) for n, each in enumerate(part)]
+        elif isinstance(part, str) and not is_text(part):
+            raise ValueError(
+                f"{where}: {name or 'the content'} is {part!a:.60}, which holds half of a "
+                "surrogate pair, so it is no text and can't be stored: correct it in the file"
+            )
 
 
 class _RepeatedKeyError(ValueError):

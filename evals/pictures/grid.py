@@ -247,4 +247,6 @@ def _scaled(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
 def _font(size: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which comes with matplotlib, in many alphabets."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, round(size))
+    # Pillow 10.1 takes no path object.
+    file = Path(mpl.get_data_path()) / "fonts" / "ttf" / name
+    return ImageFont.truetype(str(file), round(size))

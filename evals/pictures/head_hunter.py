@@ -8,6 +8,15 @@ back.
 
 As in the paper's algorithm a chosen head isn't tried again; the released code tries it and ignores
 it. Ties go to the earlier layer, then to the lower head.
+
+A search shares with other runs how processes lock a directory, share out what is left and meet
+(`regaze.evals.runs.meeting`), but it is no work for `regaze.evals.runs.driver`. A driver's run
+compares conditions that are known before it begins, each with a folder, a manifest and sessions,
+and the unedited model beside them; it keeps answers to be scored later, and errors among them. The
+tests of a search, hundreds in a round, are known only when the round before has been decided, their
+outcome is numbers, and one that fails must end the search, because the choice is between all. The
+driver would have to run in turns, without a baseline and without a task, and a directory would hold
+a thousand files in place of one.
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from typing_extensions import TypedDict
 
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.render import NOISE, Painter, Picture, Shot
-from regaze.evals.runs import driver, files, lines, store
+from regaze.evals.runs import files, lines, meeting, store
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import reason
@@ -174,7 +183,7 @@ def hunt(
         for path in lines.every(out / _SCORES):
             lines.repair(path)
 
-    with driver.alone(out, {out: config}, prepare, world):
+    with meeting.alone(out, {out: config}, prepare, world):
         rounds: list[Round] = []
         chosen: tuple[Head, ...] = ()
         for number in range(search.rounds):
@@ -186,10 +195,9 @@ def hunt(
             chosen += tuple(best)
         score = _test_all(out, world, search.rounds, [], chosen, tester, progress)[_CHOSEN]
         spec = replace(search.spec, heads=as_field(chosen))
-        if world.first:
-            fields = {**spec.to_dict(), "heads": as_field(chosen)}
-            files.write_json(out / SPEC, {k: v for k, v in fields.items() if v is not None})
-        world.wait()
+        fields = {**spec.to_dict(), "heads": as_field(chosen)}
+        given = {key: value for key, value in fields.items() if value is not None}
+        meeting.by_first(world, lambda: files.write_json(out / SPEC, given))
     return Found(spec, tuple(rounds), score)
 
 
@@ -267,21 +275,19 @@ def _test_all(
 ) -> dict[str, float]:
     """Test this process's part of a round; mean scores of the whole round, by what was tested."""
     tests = {_CHOSEN: list(chosen), **{name_of(head): [*chosen, head] for head in pool}}
-    before = driver.left(world, partial(_read, out))
+    before = meeting.read_together(world, partial(_read, out))
     known = {row["test"] for row in before if row["round"] == number}
-    mine = [name for name in tests if name not in known][world.rank :: world.size]
+    left = {name: 1 for name in tests if name not in known}
     label = f"round {number + 1}" if pool else "chosen heads"
-    progress(label, len(known), len(known) + len(mine))
-    for place, name in enumerate(mine, len(known) + 1):
+    mine, finished = meeting.share_out(label, left, len(known), world, progress)
+    for name in mine:
         row = {"round": number, "test": name, "scores": tester(tests[name])}
         lines.append(lines.own(out / _SCORES, world.rank), [row])
-        progress(label, place, len(known) + len(mine))
-    rows = driver.left(world, partial(_read, out))
-    if world.first:
-        order = {name: place for place, name in enumerate(tests)}
-        rows.sort(key=lambda r: (r["round"], order.get(r["test"], 0) * (r["round"] == number)))
-        lines.settle(out / _SCORES, [dict(row) for row in rows])
-    world.wait()
+        finished(name)
+    rows = meeting.read_together(world, partial(_read, out))
+    order = {name: place for place, name in enumerate(tests)}
+    rows.sort(key=lambda r: (r["round"], order.get(r["test"], 0) * (r["round"] == number)))
+    meeting.by_first(world, lambda: lines.settle(out / _SCORES, [dict(row) for row in rows]))
     return {
         row["test"]: math.fsum(row["scores"]) / len(row["scores"])
         for row in rows

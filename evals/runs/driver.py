@@ -8,14 +8,14 @@ goes on with the same command, also with another number of processes.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from regaze.evals.runs import files, lines, records, sessions, store
+from regaze.evals.runs import files, lines, meeting, records, sessions, store
 from regaze.evals.runs.conditions import Condition, baseline_first
+from regaze.evals.runs.controls import roles
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import Key, Record
@@ -26,7 +26,6 @@ from regaze.evals.task import Item
 _log = logging.getLogger(__name__)
 _REMARKS = {"truncated": "were cut at the length limit", "blank": "are only white space"}
 _REMARKABLE = 0.01
-_T = TypeVar("_T")
 
 
 def run(
@@ -74,63 +73,32 @@ def run(
             _prepare(work, plan, keys)
             if certificate := (certificates or {}).get(plan.label):
                 sessions.certify(plan.folder, certificate)
-        order = [{"label": plan.label, "folder": plan.folder.name} for plan in plans]
+        named = roles([plan.label for plan in plans])
+        order = [
+            {"label": plan.label, "folder": plan.folder.name, "control": named.get(plan.label)}
+            for plan in plans
+        ]
         made_from = {"source": source, "limit": work.limit, "conditions": order}
         files.write_json(out / store.RUN, made_from)
 
-    with alone(out, {plan.folder: plan.config for plan in plans}, prepare, world):
-        known = left(world, lambda: [_known(work, plan) for plan in plans])
+    configs = {plan.folder: plan.config for plan in plans}
+    with meeting.alone(out, configs, prepare, world):
+        known = meeting.read_together(world, lambda: [_known(work, plan) for plan in plans])
         inputs = Inputs()
         for plan, (before, _) in zip(plans, known, strict=True):
             inputs.check(plan.label, plan.condition.image, before.values())
         for plan, (before, standing) in zip(plans, known, strict=True):
             _work_off(work, plan, batches, before, standing, inputs, world, progress)
-        world.wait()
-        if world.first:
+
+        def gather() -> None:
             for plan, (before, _) in zip(plans, known, strict=True):
                 numbers = _settle(plan, keys)
                 # What was answered before was remarked on then.
                 if len(before) < len(keys):
                     _remark(plan, numbers)
-        world.wait()
+
+        meeting.by_first(world, gather)
         return load(work.task, out)
-
-
-@contextmanager
-def alone(
-    out: Path,
-    configs: Mapping[Path, Mapping[str, Any]],
-    prepare: Callable[[], None],
-    world: World,
-) -> Iterator[None]:
-    """Keep other runs out of a directory, check and prepare it, and meet the other processes.
-
-    Args:
-        out: The directory.
-        configs: What the contents of each of its folders depend on.
-        prepare: What the first process does before all begin.
-        world: This process among the others.
-
-    Raises:
-        ValueError: A folder holds answers made with other settings.
-        OSError: The directory can't be written, or another process writes to it.
-    """
-    with files.locked(out) if world.first else nullcontext():
-        for folder, config in configs.items():
-            store.check_config(folder, config)
-        if world.first:
-            files.remove_parts(out)
-            prepare()
-        world.wait()
-        yield
-
-
-def left(world: World, read: Callable[[], _T]) -> _T:
-    """What is on the disk, read while nobody writes: all must share out the same rest."""
-    world.wait()
-    found = read()
-    world.wait()
-    return found
 
 
 def _prepare(work: Work, plan: Plan, keys: Sequence[Key]) -> None:
@@ -149,8 +117,8 @@ def _prepare(work: Work, plan: Plan, keys: Sequence[Key]) -> None:
         files.write_json(path, fields)
     for file in records.all_predictions(plan.folder):
         lines.repair(file)
-    if len(records.all_predictions(plan.folder)) > 1 or session_files(plan.folder):
-        # A killed run left them.
+    if session_files(plan.folder):
+        # A killed run left them, and this one would write to files of the same names.
         _settle(plan, keys)
 
 
@@ -177,42 +145,40 @@ def _work_off(
     progress: Progress,
 ) -> None:
     """Do this process's part of what is left, and write each batch down before the next."""
-    everything = [(seed, batch) for seed in work.seeds for batch in batches]
-    todo = [(s, b) for s, b in everything if not all((i.id, s) in standing for i in b)]
-    mine = todo[world.rank :: world.size]
-    done = sum(len(b) for _, b in everything) - sum(len(b) for _, b in todo)
-    total = done + sum(len(b) for _, b in mine)
-    progress(plan.label, done, total)
+    units = [(seed, batch) for seed in work.seeds for batch in range(len(batches))]
+    left = {
+        (seed, number): len(batches[number])
+        for seed, number in units
+        if not all((item.id, seed) in standing for item in batches[number])
+    }
+    done = sum(len(batches[number]) for _, number in units) - sum(left.values())
+    mine, finished = meeting.share_out(plan.label, left, done, world, progress)
     if not mine:
         return
     session = sessions.Session(plan.folder, world, work.device)
     with work.doing(plan) as do:
-        for seed, batch in mine:
+        for seed, number in mine:
+            batch = batches[number]
             wanted = {(item.id, seed) for item in batch} - set(standing)
             found = do(seed, batch, wanted)
             inputs.check(plan.label, plan.condition.image, found.records)
-            fresh = _news(found.records, before)
-            if fresh:
+            if fresh := _news(found.records, before):
                 # The session first: no answer is on the disk without the proof that its
                 # intervention acted.
                 session.note(len(fresh), found.cost, found.size, found.firing)
                 records.append(records.predictions(plan.folder, world.rank), fresh)
                 _warn(fresh)
-            done += len(batch)
-            progress(plan.label, done, total)
+            finished((seed, number))
         session.save()
 
 
 def _news(found: Iterable[Record], before: Mapping[Key, Record]) -> list[Record]:
     """What isn't on the disk: first answers, and outcomes of another try that differ."""
-    news = []
-    for record in found:
-        was = before.get(record.key)
-        if was is None:
-            news.append(record)
-        elif not was.ok and record.error != was.error:
-            news.append(replace(record, attempt=was.attempt + 1))
-    return news
+    return [
+        replace(record, attempt=was.attempt + 1) if was else record
+        for record in found
+        if (was := before.get(record.key)) is None or record.error != was.error
+    ]
 
 
 def _warn(fresh: Iterable[Record]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from regaze.evals.runs import files, records, store
+from regaze.evals.runs.controls import roles
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.records import Record
 from regaze.evals.task import Item, Task
@@ -64,12 +65,14 @@ class RunResult:
         items: The items that were asked, in order.
         answers: One entry per condition, the unedited model first.
         out: The directory.
+        controls: Which conditions are controls, and what each is.
     """
 
     task: Task
     items: Sequence[Item]
     answers: Sequence[Answers]
     out: Path
+    controls: Mapping[str, str] = field(default_factory=dict)
 
 
 def load(task: Task, out: Path) -> RunResult:
@@ -85,13 +88,11 @@ def load(task: Task, out: Path) -> RunResult:
     inputs = Inputs()
     for condition in plan["conditions"]:
         folder = out / condition["folder"]
-        manifest: dict[str, Any] = {"config": {}, "sessions": []}
-        if (folder / store.MANIFEST).exists():
-            manifest = cast(dict[str, Any], store.read_manifest(folder))
-            if manifest["config"].get("items_sha256") != items_digest(items):
-                raise ValueError(f"{folder} answers other questions than the {task.name} given")
-            known = manifest["sessions"]
-            manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
+        manifest = cast(dict[str, Any], store.read_manifest(folder))
+        if manifest["config"].get("items_sha256") != items_digest(items):
+            raise ValueError(f"{folder} answers other questions than the {task.name} given")
+        known = manifest["sessions"]
+        manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]
         seeds = manifest["config"].get("seeds", [0])
         found = records.read(*records.all_predictions(folder))
         inputs.check(condition["label"], manifest["config"].get("image", "given"), found.values())
@@ -100,7 +101,14 @@ def load(task: Task, out: Path) -> RunResult:
             for seed in seeds
         }
         answers.append(Answers(condition["label"], by_seed[seeds[0]], manifest, by_seed, folder))
-    return RunResult(task, items, answers, out)
+    return RunResult(task, items, answers, out, _controls(plan["conditions"]))
+
+
+def _controls(places: Sequence[store.Place]) -> Mapping[str, str]:
+    """As noted, so that no method need be imported; earlier versions noted nothing."""
+    if any("control" not in place for place in places):
+        return roles([place["label"] for place in places])
+    return {place["label"]: name for place in places if (name := place.get("control"))}
 
 
 class Inputs:

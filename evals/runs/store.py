@@ -23,15 +23,18 @@ RUN = "run.json"
 MANIFEST = "manifest.json"
 
 _LONGEST = 80
+# Answers and a search's scores, also those that a killed process left in a file of its own.
+_RESULTS = (PREDICTIONS, "predictions.rank*.jsonl", "scores.jsonl", "scores.rank*.jsonl")
 _T = TypeVar("_T")
 _OPEN = ConfigDict(extra="allow", strict=True)
 
 
 class Place(TypedDict):
-    """Where a condition's answers are."""
+    """Where a condition's answers are, and what it is a control of, see `controls.roles`."""
 
     label: str
     folder: str
+    control: NotRequired[str | None]
 
 
 class RunFile(TypedDict):
@@ -139,12 +142,17 @@ def read_run(out: Path) -> RunFile:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read a condition's manifest.
+    """Read a condition's manifest, which is there before the run's directory names the condition.
 
     Raises:
-        ValueError: It is damaged; the message names file and field.
+        ValueError: It is lost or damaged; the message names file and field.
         OSError: It can't be read.
     """
+    if not (folder / MANIFEST).exists():
+        raise ValueError(
+            f"{folder / MANIFEST} is lost, so nothing says how the answers beside it were made: "
+            "restore it, or give another --out"
+        )
     return checked(folder / MANIFEST, Manifest)
 
 
@@ -192,7 +200,7 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
             the settings that differ.
     """
     if not (folder / MANIFEST).exists():
-        if (folder / PREDICTIONS).exists():
+        if any(found for name in _RESULTS for found in folder.glob(name)):
             raise ConfigMismatchError(
                 f"{folder} holds answers but no {MANIFEST} that says how they were made: give "
                 "another --out"

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from regaze.evals.runs.controls import roles
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.compare import Comparison, Group, Score, assess
@@ -169,7 +168,7 @@ def score_run(
         task: The same questions or some of them under another profile or with another truth;
             default: the run's own task.
         title: Default: the task's name.
-        controls: Which conditions are controls, and what each is; default: what their labels say.
+        controls: Which conditions are controls, and what each is; default: what the run notes.
         draws: Bootstrap replicates.
         seed: Seed of the bootstrap.
 
@@ -194,7 +193,7 @@ def score_run(
         raise ValueError(f"{result.out} has no item that every condition has answered{why}")
     found = assess(task, items, [system_of(a) for a in live], draws=draws, seed=seed)
     if controls is None:
-        controls = roles([answers.label for answers in result.answers])
+        controls = result.controls
     scored = {
         answers.label: (own, change if answers is not live[0] else None)
         for answers, (own, change) in zip(live, found, strict=True)

@@ -20,7 +20,7 @@ from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
 from regaze.hooks.diffusion.literal import Manner, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
-from regaze.interventions import FlowWarp, Intervention
+from regaze.interventions import FlowWarp, Intervention, StructuredDiffusion
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
 
@@ -137,9 +137,11 @@ class Pipeline(Subject):
         return copied(self.pipeline)
 
     def prepared(self, spec: Intervention) -> Intervention:
-        """A spec with words of the prompt, or a flow, if it has none."""
+        """A spec with words or phrases of the prompt, or a flow, if it has none."""
         if isinstance(spec, ConceptUpdate) and not spec.tokens and not self.one_batch:
             return replace(spec, tokens=_WORDS)
+        if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
+            return replace(spec, phrases=_WORDS)
         if isinstance(spec, FlowWarp) and spec.flow is None:
             return replace(spec, flow=_drawn(int(self._call["height"]), int(self._call["width"])))
         return spec

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -96,6 +96,7 @@ class Call:
         module: The module.
         pass_: The denoiser's forward pass.
         given: What an edit before this one made of it.
+        factors: What the module's output will be multiplied by; see `amplify`.
     """
 
     site: Site
@@ -110,6 +111,23 @@ class Call:
     module: nn.Module | None = None
     pass_: Pass | None = None
     given: Tensor | None = None
+    factors: list[Tensor] = field(default_factory=list)
+
+    def amplify(self, factor: Tensor) -> None:
+        """Multiply what the module returns, its projection's bias included; the text's rows aren't.
+
+        Args:
+            factor: One for each sample of the batch, "B".
+
+        Raises:
+            RuntimeError: The call holds a part of the module's samples only.
+        """
+        if self.entered is None or len(self.query) != self.entered.batch:
+            raise RuntimeError(
+                f"{self.site.name} calls its kernel on {len(self.query)} of the samples that "
+                "entered it, so what it returns can't be scaled; switch splitting of the batch off"
+            )
+        self.factors.append(factor)
 
     @cached_property
     def output(self) -> Tensor:

@@ -27,12 +27,15 @@ class Entry:
 
     def attend(self, work: Work, call: Call) -> Tensor:
         """Edit a call, count it, and now and then measure the change."""
+        before = len(call.factors)
         changed = work.attend(call)
         if not work.counted:
             return changed
         if due(self.tally.count(call.site.name)) and work.measured:
-            stock = call.output.float()
+            stock = work.unedited(call).float()
             moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
+            for factor in call.factors[before:]:
+                moved = moved + (factor.float() - 1).abs()[:, None]
             self.tally.add(call.site.name, moved)
         return changed
 
@@ -69,8 +72,22 @@ def refuse_clashes(entries: Sequence[Entry]) -> None:
     for number, one in enumerate(edits):
         for other in edits[:number]:
             both = {site.name for site in one.sites} & {site.name for site in other.sites}
-            if both and one.start < other.stop and other.start < one.stop:
+            if both and _meet(one, other):
                 raise ValueError(
                     f"two interventions edit the attention of {min(both)} in the same steps; give "
                     "them other layers or other steps"
                 )
+    works = [entry.work for entry in entries if not entry.idle]
+    for one in works:
+        for other in works:
+            both = {site.name for site in one.sites} & {site.name for site in other.sites}
+            if one.reads_more and one is not other and both and _meet(one, other):
+                raise ValueError(
+                    f"one intervention gives {min(both)} more text than the prompt's, and another "
+                    "acts there on the prompt's own; give them other layers or other steps"
+                )
+
+
+def _meet(one: Work, other: Work) -> bool:
+    """Whether two works may act in the same step."""
+    return one.start < other.stop and other.start < one.stop

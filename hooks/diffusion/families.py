@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -73,6 +73,8 @@ class Family:
         layout: Reads how the tokens of a pass are laid out.
         chain: Whether a block reads nothing but what the one before it returned, so that of a run
             of blocks that a branch skips only the last one's output has to be kept.
+        returns: Which of its arguments a block returns, in order, so that it can be left out; empty
+            if that isn't known, or if blocks change their streams' shapes (U-Nets).
         sample: Which argument holds the latents.
         text: Which argument holds the text.
         lists: Arguments that are lists with an entry for each row of the batch.
@@ -89,6 +91,7 @@ class Family:
     blocks: tuple[str, ...] = ("transformer_blocks",)
     layout: Reader = patches()
     chain: bool = True
+    returns: tuple[str, ...] = ()
     sample: str = "hidden_states"
     text: str = "encoder_hidden_states"
     lists: tuple[str, ...] = ()
@@ -111,6 +114,9 @@ _DOUBLE_AND_SINGLE = ("transformer_blocks", "single_transformer_blocks")
 _IMAGE_TEXT = (Rule(r".*\.attn1?", "joint", "image-text"),)
 _TEXT_IMAGE = (Rule(r".*\.attn1?", "joint", "text-image"),)
 _SELF_AND_CROSS = (Rule(r".*\.attn1", "self"), Rule(r".*\.attn2", "cross"))
+_IMAGE = ("hidden_states",)
+_TEXT_FIRST = ("encoder_hidden_states", "hidden_states")
+_IMAGE_FIRST = ("hidden_states", "encoder_hidden_states")
 _PACKED = Family(_TEXT_IMAGE, _DOUBLE_AND_SINGLE, positions, per_token=("img_ids", "txt_ids"))
 _VIDEO = Family(_SELF_AND_CROSS, ("blocks",), patches("fhw"))
 _UNET = Family(
@@ -149,19 +155,23 @@ FAMILIES: dict[str, Family] = {
     "ChromaTransformer2DModel": _PACKED,
     "ChronoEditTransformer3DModel": _VIDEO,
     "BriaTransformer2DModel": _PACKED,
-    "CogVideoXTransformer3DModel": Family(_TEXT_IMAGE, layout=patches("fchw")),
+    "CogVideoXTransformer3DModel": Family(
+        _TEXT_IMAGE, layout=patches("fchw"), returns=_IMAGE_FIRST
+    ),
     "CogView3PlusTransformer2DModel": Family(_TEXT_IMAGE),
     "CogView4Transformer2DModel": Family(_TEXT_IMAGE),
     "DiTTransformer2DModel": Family(_SELF_AND_CROSS, text=""),
     "Flux2Transformer2DModel": _PACKED,
-    "FluxTransformer2DModel": _PACKED,
+    "FluxTransformer2DModel": replace(_PACKED, returns=_TEXT_FIRST),
     "HunyuanImageTransformer2DModel": Family(
         _IMAGE_TEXT, _DOUBLE_AND_SINGLE, beside(patches("fhw"), "encoder_hidden_states_2")
     ),
     "HunyuanVideo15Transformer3DModel": Family(
         _IMAGE_TEXT, layout=beside(patches("fhw"), "encoder_hidden_states_2", "image_embeds")
     ),
-    "HunyuanVideoTransformer3DModel": Family(_IMAGE_TEXT, _DOUBLE_AND_SINGLE, patches("fhw")),
+    "HunyuanVideoTransformer3DModel": Family(
+        _IMAGE_TEXT, _DOUBLE_AND_SINGLE, patches("fhw"), returns=_IMAGE_FIRST
+    ),
     "Kandinsky5Transformer3DModel": Family(
         (
             Rule(r"text_.*", "other"),
@@ -184,7 +194,7 @@ FAMILIES: dict[str, Family] = {
         ),
         layout=sizes,
     ),
-    "LTXVideoTransformer3DModel": Family(_SELF_AND_CROSS, layout=sizes),
+    "LTXVideoTransformer3DModel": Family(_SELF_AND_CROSS, layout=sizes, returns=_IMAGE),
     "Lumina2Transformer2DModel": Family(
         (
             Rule(r"context_refiner\..*", "other"),
@@ -195,22 +205,24 @@ FAMILIES: dict[str, Family] = {
         lumina2,
         uneven=_uneven_masks,
     ),
-    "MochiTransformer3DModel": Family(_IMAGE_TEXT, layout=patches("fhw")),
+    "MochiTransformer3DModel": Family(_IMAGE_TEXT, layout=patches("fhw"), returns=_IMAGE_FIRST),
     "OvisImageTransformer2DModel": _PACKED,
     "PixArtTransformer2DModel": Family(_SELF_AND_CROSS),
     "QwenImage21Transformer2DModel": Family(
         _TEXT_IMAGE, layout=qwen_image21, lists=("img_shapes",)
     ),
-    "QwenImageTransformer2DModel": Family(_TEXT_IMAGE, layout=shapes, lists=("img_shapes",)),
+    "QwenImageTransformer2DModel": Family(
+        _TEXT_IMAGE, layout=shapes, lists=("img_shapes",), returns=_TEXT_FIRST
+    ),
     "SD3Transformer2DModel": Family(
-        (Rule(r".*\.attn2", "self", counted=False), *_IMAGE_TEXT),
+        (Rule(r".*\.attn2", "self", counted=False), *_IMAGE_TEXT), returns=_TEXT_FIRST
     ),
     "SanaTransformer2DModel": Family(
         refuse="its self-attention is linear: it makes running sums of keys and values and has no "
         "map of which tokens look at which, so there is nothing to edit"
     ),
     "SkyReelsV2Transformer3DModel": _VIDEO,
-    "WanTransformer3DModel": _VIDEO,
+    "WanTransformer3DModel": replace(_VIDEO, returns=_IMAGE),
     "WanVACETransformer3DModel": Family(
         (Rule(r"vace_.*", "other"), *_SELF_AND_CROSS),
         ("vace_blocks", "blocks"),

@@ -10,9 +10,10 @@ denoisers write to what blocks returned (FreeU).
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,11 +27,14 @@ from regaze.hooks.diffusion.sites import blocks
 Fork = tuple[frozenset[str], tuple[int, int]]
 """The blocks that a branch's edits are in, and the first and last of the rows that it runs on."""
 
+Instead = Callable[[Callable[[], Any], Mapping[str, Any]], Any]
+"""What runs in a block's place: ``instead(run, arguments)``; ``run()`` runs the block itself."""
+
 
 class _Here(threading.local):
     """What this thread keeps, or replays, now."""
 
-    blocks: Mapping[int, Callable[[Callable[[], Any]], Any]] | None = None
+    blocks: Mapping[int, Instead] | None = None
 
 
 _HERE = _Here()
@@ -49,6 +53,7 @@ class Kept:
     def __init__(
         self, denoiser: nn.Module, family: Family, forks: Sequence[Fork], batch: int
     ) -> None:
+        self._denoiser = denoiser
         self._blocks = {name: denoiser.get_submodule(name) for name in blocks(denoiser)}
         self._chain, self._batch = family.chain, batch
         self._next = {
@@ -66,7 +71,11 @@ class Kept:
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Keep what the pass inside needs to keep."""
-        with _around_blocks(self._blocks, lambda name: lambda run: self._record(name, run)):
+
+        def keep(name: str) -> Instead:
+            return lambda run, arguments: self._record(name, run)
+
+        with instead(self._denoiser, {name: keep(name) for name in self._blocks}):
             yield
 
     def _record(self, name: str, run: Callable[[], Any]) -> Any:
@@ -114,23 +123,45 @@ class Kept:
         shared = self._chain or self._left[fork[1]] > 0
         whole = slice(0, self._batch)
 
-        def hand(name: str) -> Callable[[Callable[[], Any]], Any]:
-            return lambda run: _cut(replays[name], whole, self._batch) if shared else replays[name]
+        def hand(name: str) -> Instead:
+            def handed(run: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
+                return _cut(replays[name], whole, self._batch) if shared else replays[name]
 
-        with _around_blocks({n: self._blocks[n] for n in replays}, hand):
+            return handed
+
+        with instead(self._denoiser, {name: hand(name) for name in replays}):
             yield
 
 
 @contextmanager
-def _around_blocks(
-    found: Mapping[str, nn.Module], make: Callable[[str], Callable[[Callable[[], Any]], Any]]
-) -> Iterator[None]:
+def instead(denoiser: nn.Module, found: Mapping[str, Instead]) -> Iterator[None]:
+    """Run other code in the place of some modules in this thread's passes inside.
+
+    Args:
+        denoiser: The model, whose modules are watched (`watch`).
+        found: What runs, by the paths of the modules.
+    """
     before = _HERE.blocks
     try:
-        _HERE.blocks = {id(block): make(name) for name, block in found.items()}
+        more = {id(denoiser.get_submodule(name)): one for name, one in found.items()}
+        _HERE.blocks = {**(before or {}), **more}
         yield
     finally:
         _HERE.blocks = before
+
+
+def skipping(returns: Sequence[str]) -> Instead:
+    """What runs in the place of a block that is left out: its streams pass through.
+
+    Args:
+        returns: Which of its arguments it returns, in order.
+    """
+
+    def skip(run: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
+        streams = tuple(arguments[name] for name in returns)
+        return streams[0] if len(streams) == 1 else streams
+
+    return skip
 
 
 @contextmanager
@@ -149,12 +180,15 @@ def cleared() -> Iterator[None]:
 def _block(block: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run a block, or what this thread does in its place."""
     found = None if _HERE.blocks is None else _HERE.blocks.get(id(block))
-    return call(*args, **kwargs) if found is None else found(lambda: call(*args, **kwargs))
+    if found is None:
+        return call(*args, **kwargs)
+    given = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
+    return found(lambda: call(*args, **kwargs), given)
 
 
-def watch(calls: Calls, denoiser: nn.Module) -> None:
-    """Let passes of a denoiser keep and replay what its blocks return."""
-    for name in blocks(denoiser):
+def watch(calls: Calls, denoiser: nn.Module, more: Iterable[str] = ()) -> None:
+    """Let passes of a denoiser keep and replay what its blocks, and more modules, return."""
+    for name in (*blocks(denoiser), *more):
         block = denoiser.get_submodule(name)
         if not calls.covers(block):
             calls.around(block, _block)

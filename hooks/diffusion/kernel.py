@@ -175,7 +175,22 @@ def _attend(module: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs
         _HERE.module = outer
     mode.check()
     edits.count(site)
+    for factor in mode.factors:
+        output = _amplified(output, factor, mode.entered, site)
     return output
+
+
+def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any:
+    """What a module returns with its picture's rows multiplied."""
+    streams = output if isinstance(output, tuple) else (output,)
+    first = streams[0]
+    if site.kind not in ("self", "joint") or first.shape[:2] != (entered.batch, entered.tokens):
+        raise RuntimeError(
+            f"{site.name} returns {tuple(first.shape)} for {entered}, so which rows are the "
+            "picture's isn't known, which this edit needs; choose other layers"
+        )
+    scaled = first * factor.to(first.dtype)[:, None, None]
+    return (scaled, *streams[1:]) if isinstance(output, tuple) else scaled
 
 
 class _Kernel(TorchFunctionMode):
@@ -186,9 +201,10 @@ class _Kernel(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._module, self._site, self._edits, self._chain = module, site, edits, chain
-        self._entered = entered
+        self.entered = entered
         self._queries: list[Tensor] = []
         self._seen: list[tuple[int, int, int]] = []
+        self.factors: list[Tensor] = []
 
     def __torch_function__(
         self,
@@ -245,7 +261,8 @@ class _Kernel(TorchFunctionMode):
         for editor in self._chain:
             call = Call(
                 site, self._edits.layout, query, key, value, named.get("attn_mask"), scale, kernel,
-                self._entered, self._module, self._edits.pass_, given,
+                self.entered, self._module, self._edits.pass_, given,
+                self.factors,
             )  # fmt: skip
             given = editor(call)
         shape = (*query.shape[:3], value.shape[-1])
@@ -262,7 +279,7 @@ class _Kernel(TorchFunctionMode):
         Raises:
             RuntimeError: Some weren't, or it isn't known which were.
         """
-        if not self._entered.covered([(len(q), q.shape[-2]) for q in self._queries]):
+        if not self.entered.covered([(len(q), q.shape[-2]) for q in self._queries]):
             raise RuntimeError(_missed(self._site, self._module, self._story()))
 
     def _story(self) -> str:
@@ -274,7 +291,7 @@ class _Kernel(TorchFunctionMode):
             )
         wanted = "keys of the text" if self._site.kind == "cross" else "rows that are the columns"
         return (
-            f"{self._entered} entered it, and its kernel calls had (batch, rows, columns) "
+            f"{self.entered} entered it, and its kernel calls had (batch, rows, columns) "
             f"{self._seen}: those with {wanted} hold other rows in all"
         )
 

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal_maps import Map, edited
-from regaze.hooks.diffusion.sites import read_layout
+from regaze.hooks.diffusion.sites import choose, find_sites, read_layout
 
 
 @dataclass(frozen=True)
@@ -25,20 +27,25 @@ class GuidanceForm:
 
     Attributes:
         layers: The attention modules whose maps are edited, by path or number ("L18").
-        edit: From a call's `Map` to edited weights "B H N N".
+        edit: From a call's `Map` to edited weights "B H N N"; None leaves out the blocks that these
+            modules are in.
         weight: ``weight(t, guided)``: factor of (branch - perturbed) at a timestep, with and
             without classifier-free guidance.
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
+        strict: Whether the step at ``start`` doesn't act.
+        around: What else the second pass runs in: ``around(denoiser, t)``, a context.
     """
 
     layers: Sequence[str | int]
-    edit: Callable[[Map], Tensor]
+    edit: Callable[[Map], Tensor] | None
     weight: Callable[[float, bool], float]
     start: float = 0.0
     stop: float = 1.0
     branch: Literal["cond", "uncond"] = "cond"
+    strict: bool = False
+    around: Callable[[Any, float], AbstractContextManager[None]] = lambda denoiser, t: nullcontext()
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,8 @@ class AttendForm:
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
         frames: Frames of the clip that the batch holds, one after the other.
+        factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
+        cond_only: Whether only conditional rows are edited.
     """
 
     layers: Sequence[str | int]
@@ -58,6 +67,8 @@ class AttendForm:
     start: float = 0.0
     stop: float = 1.0
     frames: int = 1
+    factor: Callable[[Map], Tensor] | None = None
+    cond_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,13 +94,18 @@ class Manner:
     images: int = 1
     frames: int = 1
 
+    @property
+    def both(self) -> bool:
+        """Whether a call holds both branches."""
+        return self.guided and not self.calls
+
     def cond(self, rows: Tensor) -> Tensor:
         """The conditional rows of a call that holds them."""
-        return self._half(rows, self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, self.cond_last) if self.both else rows
 
     def uncond(self, rows: Tensor) -> Tensor:
         """The other rows; the conditional ones if there are no others."""
-        return self._half(rows, not self.cond_last) if self.guided and not self.calls else rows
+        return self._half(rows, not self.cond_last) if self.both else rows
 
     @staticmethod
     def _half(rows: Tensor, second: bool) -> Tensor:
@@ -127,17 +143,29 @@ def literally(
             share, t = state.share(pipeline, cond=not state.waiting)
             for form in forms:
                 if isinstance(form, AttendForm) and form.start <= share < form.stop:
-                    split = _split(running, form.frames)
-                    stack.enter_context(edited(denoiser, form.layers, form.edit, layout, split))
+                    if form.cond_only and state.waiting:
+                        continue
+                    split, edit = _split(running, form.frames), form.edit
+                    if form.cond_only and running.both:
+                        edit = partial(_half_edited, form.edit, running.cond_last)
+                    branches = (2, int(running.cond_last)) if running.both else (1, 0)
+                    stack.enter_context(
+                        edited(denoiser, form.layers, edit, layout, split, branches, form.factor)
+                    )
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
                 return _again(output, plain + state.waiting.pop())
             delta = torch.zeros_like(plain)
             for form in _guiding(forms):
-                if not form.start <= share < form.stop:
+                if not form.start <= share < form.stop or form.strict and share == form.start:
                     continue
-                with edited(denoiser, form.layers, form.edit, layout):
+                with ExitStack() as second:
+                    if form.edit is None:
+                        second.enter_context(_left_out(denoiser, form.layers))
+                    else:
+                        second.enter_context(edited(denoiser, form.layers, form.edit, layout))
+                        second.enter_context(form.around(denoiser, t))
                     perturbed = stock(*args, **kwargs)[0]
                 pick = running.cond if form.branch == "cond" else running.uncond
                 difference = pick(plain) - pick(perturbed)
@@ -153,6 +181,12 @@ def literally(
         yield
     finally:
         del denoiser.forward
+
+
+def _half_edited(edit: Callable[[Map], Tensor], second: bool, m: Map) -> Tensor:
+    """A map of which the conditional half is edited."""
+    halves, own = [*edit(m).chunk(2)], m.weights.chunk(2)
+    return torch.cat([own[0], halves[1]] if second else [halves[0], own[1]])
 
 
 class _State:
@@ -173,6 +207,32 @@ class _State:
 
 def _guiding(forms: Sequence[GuidanceForm | AttendForm]) -> list[GuidanceForm]:
     return [form for form in forms if isinstance(form, GuidanceForm)]
+
+
+@contextmanager
+def _left_out(denoiser: Any, layers: Sequence[str | int]) -> Iterator[None]:
+    """Put modules that hand their streams on in the place of blocks."""
+    returns = family_of(denoiser).returns
+    with ExitStack() as stack:
+        for path in {site.block for site in choose(find_sites(denoiser), layers)}:
+            names, _, index = path.rpartition(".")
+            holder, block = denoiser.get_submodule(names), denoiser.get_submodule(path)
+            stack.callback(holder.__setitem__, int(index), block)
+            holder[int(index)] = _Through(block, returns)
+        yield
+
+
+class _Through(nn.Module):
+    """Returns what it is given."""
+
+    def __init__(self, block: nn.Module, returns: Sequence[str]) -> None:
+        super().__init__()
+        self._names, self._returns = list(inspect.signature(block.forward).parameters), returns
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(self._names, args, strict=False)) | kwargs
+        streams = tuple(given[name] for name in self._returns)
+        return streams if len(streams) > 1 else streams[0]
 
 
 def _split(running: Manner, frames: int) -> tuple[int, int, int]:

@@ -29,6 +29,8 @@ class Map:
         image: Where the image's tokens are.
         grid: Frames, rows and columns of the image's tokens.
         split: How the batch divides: branches (and whole clips), frames, images per prompt.
+        layout: How the pass's tokens are laid out.
+        branches: How many branches of guidance it holds, and which is the conditional one.
     """
 
     site: Site
@@ -41,6 +43,8 @@ class Map:
     image: slice
     grid: tuple[int, int, int]
     split: tuple[int, int, int]
+    layout: Layout = Layout(None, 0, False)
+    branches: tuple[int, int] = (1, 0)
 
     @property
     def identity(self) -> Tensor:
@@ -109,6 +113,8 @@ def edited(
     edit: Callable[[Map], Tensor],
     layout: Layout,
     split: tuple[int, int, int] = (1, 1, 1),
+    branches: tuple[int, int] = (1, 0),
+    factor: Callable[[Map], Tensor] | None = None,
 ) -> Iterator[None]:
     """Edit the maps of some attention modules in the passes inside.
 
@@ -118,8 +124,14 @@ def edited(
         edit: From a call's `Map` to edited weights.
         layout: How the passes' tokens are laid out.
         split: See `Map.split`.
+        branches: See `Map.branches`.
+        factor: From a call's `Map` to what the module's output is multiplied by, "B".
     """
-    sites = {site.name: site for site in choose(find_sites(denoiser), layers)}
+    factors: dict[str, Tensor] = {}
+    found = find_sites(denoiser)
+    sites = {s.name: s for s in found if s.name in layers}
+    if len(sites) < len(layers):
+        sites = {site.name: site for site in choose(found, layers)}
     stock = F.scaled_dot_product_attention
     square: set[str] = set()
 
@@ -134,26 +146,41 @@ def edited(
             scale: float | None = None,
             enable_gqa: bool = False,
         ) -> Tensor:
-            if query.shape[-2] != key.shape[-2]:  # An IP-Adapter's, whose keys are its own.
+            columns = layout.n_text if sites[name].kind == "cross" else query.shape[-2]
+            if key.shape[-2] != columns:  # An IP-Adapter's, whose keys are its own.
                 return stock(query, key, value, attn_mask=attn_mask, scale=scale)
             square.add(name)
             group = query.shape[1] // key.shape[1]
             q, k, v = query.float(), *(x.float().repeat_interleave(group, 1) for x in (key, value))
-            factor = scale or query.shape[-1] ** -0.5
-            logits = q @ k.transpose(-1, -2) * factor
+            times = scale or query.shape[-1] ** -0.5
+            logits = q @ k.transpose(-1, -2) * times
             bias = bias_of(attn_mask, logits)
             weights = (logits + bias).softmax(-1).nan_to_num(0)
             image = layout.image(sites[name].order, logits.shape[-1])
             sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
             grid = sides[0], sides[1], sides[2]
             about = Map(
-                sites[name], q, k, logits, bias, weights, factor, image, grid, split
+                sites[name], q, k, logits, bias, weights, times, image, grid, split, layout,
+                branches,
             )  # fmt: skip
+            if factor is not None:
+                factors[name] = factor(about)
             return (edit(about) @ v).to(query.dtype)
 
         return kernel
 
-    with kernels(denoiser, list(sites), literal):
+    def scaled(name: str) -> Callable[..., Any]:
+        def hook(module: Any, args: Any, output: Any) -> Any:
+            first, *rest = output if isinstance(output, tuple) else (output,)
+            first = first * factors.pop(name)[:, None, None]
+            return (first, *rest) if isinstance(output, tuple) else first
+
+        return hook
+
+    with kernels(denoiser, list(sites), literal), ExitStack() as stack:
+        for name in sites if factor is not None else ():
+            module = denoiser.get_submodule(name)
+            stack.callback(module.register_forward_hook(scaled(name)).remove)
         yield
     if others := [name for name in sites if name not in square]:
         raise NotImplementedError(

@@ -16,7 +16,7 @@ would predict. Where both are on a layer, the branch's edit stands in the main o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -31,7 +31,7 @@ from regaze.hooks.diffusion import kernel
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.fork import Fork, Kept, is_compiled, why_not
+from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
 from regaze.hooks.diffusion.passes import Editors, Pass, ended
@@ -39,6 +39,7 @@ from regaze.hooks.diffusion.predictions import (
     each,
     prediction_of,
     tiled,
+    trimmed,
     with_prediction,
     with_sample,
 )
@@ -53,6 +54,8 @@ from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.text import read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
+
+_NOTHING: Mapping[str, Any] = {}
 
 Live = Sequence[tuple[Entry, Work]]
 """Works that act in a pass, with what counts for them."""
@@ -115,11 +118,15 @@ class OnePass:
                 args, kwargs = with_sample(pass_, args, kwargs)
         branches = [(e, branch) for e, work in self._live for branch in work.branches(pass_)]
         kept = self._kept(pass_, branches)
+        if (call := self._arguments(pass_.call, pass_)) is not pass_.call:
+            pass_.layout = self._layout(pass_, call, pass_.rows.branches)
+            args, kwargs = (), copy_containers(call)
         with ExitStack() as stack:
             stack.enter_context(self._editing(pass_))
+            stack.enter_context(self._blocks(pass_))
             if kept is not None:
                 stack.enter_context(kept.recording())
-            output = run(*args, **kwargs)
+            output = trimmed(run(*args, **kwargs), pass_.rows.batch)
         for entry, work in self._live:
             if work.edits:
                 entry.tally.begin()
@@ -128,6 +135,27 @@ class OnePass:
         for _, work in self._live:
             output = work.after(pass_, output)
         return output
+
+    def _arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
+        """What the denoiser is called with, by the works that act in a pass."""
+        for _, work in self._live:
+            call = work.arguments(call, pass_)
+        return call
+
+    @contextmanager
+    def _blocks(
+        self, pass_: Pass, skipped: Sequence[str] = (), more: Mapping[str, Instead] = _NOTHING
+    ) -> Iterator[None]:
+        """Let works run in the place of blocks of the pass inside, of which some are left out."""
+        found = {**dict.fromkeys(skipped, forks.skipping(pass_.family.returns)), **more}
+        for _, work in self._live:
+            found |= {n: one for n, one in work.blocks(pass_).items() if n not in skipped}
+        if not found:
+            yield
+            return
+        forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser, found)
+        with forks.instead(self._denoiser, found):
+            yield
 
     def _begin(self, args: Any, kwargs: dict[str, Any]) -> Pass:
         """The pass, and which works act in it."""
@@ -165,7 +193,7 @@ class OnePass:
                 return work
         samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
         read = read_text(found.pipeline, samples, pass_.layout.n_words)
-        work = entry.work.begin(Run(samples, steps, read, entry.tally))
+        work = entry.work.begin(Run(samples, steps, read, entry.tally, found.pipeline))
         begun[id(entry)] = (found.run, step, work)
         return work
 
@@ -204,23 +232,37 @@ class OnePass:
         pass_: Pass,
         call: dict[str, Any],
         editors: Editors,
-        skipped: Collection[str] = (),
+        kept: Collection[str] = (),
+        skipped: Sequence[str] = (),
+        instead: Mapping[str, Callable[[Pass], Instead]] = _NOTHING,
     ) -> Any:
-        """Run the denoiser on another call, with the main edits where no others are."""
+        """Run the denoiser on another call, with the main edits where no others are.
+
+        Args:
+            pass_: The pass that it runs beside.
+            call: Its arguments.
+            editors: Edits that stand in the main ones' place.
+            kept: Blocks that hand back what was kept of them.
+            skipped: Blocks that are left out.
+            instead: What runs in the place of modules.
+        """
         batch = len(call[pass_.family.sample])
         beside = replace(
             pass_, call=call, rows=Rows(batch, slice(0, batch), None), main=pass_, latents=None,
-            layout=self._layout(pass_, call, 1),
+            layout=self._layout(pass_, call, 1), notes={},
         )  # fmt: skip
+        if (wider := self._arguments(call, beside)) is not call:
+            beside.layout, call = self._layout(beside, wider, 1), wider
         chains: dict[Site, Sequence[Any]] = {
             site: [partial(entry.attend, work)]
             for entry, work in self._live
             if work.edits
-            for site in work.sites
-            if site.block not in skipped
+            for site in work.attending(beside)
+            if site.block not in kept and site.block not in skipped
         }
-        with self._applied(beside, {**chains, **editors}):
-            return self._denoiser.forward(**copy_containers(call))
+        made = {name: make(beside) for name, make in instead.items()}
+        with self._applied(beside, {**chains, **editors}), self._blocks(beside, skipped, made):
+            return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
 
     # -- branches beside it --------------------------------------------------------------------
 
@@ -230,6 +272,8 @@ class OnePass:
             return None
         reason = why_not(self._module, pass_.call, pass_.family)
         reason = reason if self._seat.fork else "fork=False"
+        if any(work.reads_more for _, work in self._live):
+            reason = reason or "another intervention adds to what the denoiser is called with"
         wanted = []
         for entry, branch in branches:
             own = "its inputs are its own" if branch.inputs is not None else reason
@@ -283,11 +327,16 @@ class OnePass:
         if kept is not None and kept.broken:
             entry.tally.note = f"whole extra passes: {kept.broken}"
         if kept is None or kept.broken or branch.inputs is not None:
-            output = self._forward(pass_, call, editors)
+            output = self._forward(pass_, call, editors, (), branch.skipped, branch.instead)
         else:
             fork = _fork_of(branch, pass_)
             with kept.replaying(fork):
-                output = self._forward(pass_, call, editors, kept.skips(fork))
+                output = self._forward(
+                    pass_, call, editors, kept.skips(fork), branch.skipped, branch.instead
+                )
+        for site in branch.sites:
+            if branch.instead or site.block in branch.skipped:
+                entry.tally.count(site.name)
         entry.tally.begin()
 
         def differs(main: Tensor, beside: Tensor) -> Tensor:

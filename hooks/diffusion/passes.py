@@ -66,6 +66,7 @@ class Pass:
         forward: Runs the denoiser on another call, edited as the main pass and by more editors.
         latents: The pipeline's latents, for works that asked for them.
         main: The pass beside which this one runs as a branch; None for the main pass.
+        notes: What works remember of its calls, by keys of their own, until it ends.
     """
 
     denoiser: Any
@@ -78,6 +79,7 @@ class Pass:
     forward: Callable[[dict[str, Any], Editors], Any] = field(default=ended, repr=False)
     latents: StepLatents | None = None
     main: Pass | None = None
+    notes: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def pipeline(self) -> Any:

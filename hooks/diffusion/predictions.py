@@ -39,6 +39,12 @@ def prediction_of(output: Any) -> Any:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def trimmed(output: Any, batch: int) -> Any:
+    """The output without rows that were added behind a batch."""
+    prediction = prediction_of(output)
+    return output if len(prediction) == batch else with_prediction(output, prediction[:batch])
+
+
 def with_prediction(output: Any, prediction: Any) -> Any:
     """The output with another prediction."""
     if isinstance(output, Tensor):

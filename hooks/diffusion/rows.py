@@ -269,6 +269,30 @@ def call_of_rows(
     return {name: cut(name, value) for name, value in call.items()}
 
 
+def join_rows(
+    call: Mapping[str, Any], more: Mapping[str, Any], batch: int, family: Family
+) -> dict[str, Any]:
+    """A denoiser call's arguments with another call's rows behind its own.
+
+    Args:
+        call: Of ``batch`` rows.
+        more: The same arguments for other rows.
+        batch: Rows of the first.
+        family: The denoiser's.
+    """
+
+    def joined(one: Any, other: Any) -> Any:
+        if isinstance(one, Tensor):
+            return torch.cat([one, other]) if one.ndim and len(one) == batch else one
+        if isinstance(one, (list, tuple)):
+            return type(one)(map(joined, one, other))
+        if isinstance(one, dict):
+            return {name: joined(one[name], other[name]) for name in one}
+        return one
+
+    return {n: v if n in family.per_token else joined(v, more[n]) for n, v in call.items()}
+
+
 def copy_containers(value: Any) -> Any:
     """Copies of nested lists and dicts, which some denoisers empty while they run."""
     if isinstance(value, list):

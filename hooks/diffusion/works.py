@@ -4,6 +4,7 @@ In the order in which a seat runs them, for every forward pass of the denoiser:
 
     begin      once per run of a pipeline: the work of that run, which may remember what it saw
     before     ahead of the pass, whose latents it may move
+    arguments  what the denoiser is called with: more text, more rows
     attend     instead of an attention call's head outputs, in chosen sites
     branches   further runs of the denoiser, whose outputs are combined with the main one's
     after      at the end of the pass, with its output
@@ -11,13 +12,14 @@ In the order in which a seat runs them, for every forward pass of the denoiser:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.fork import Instead
 from regaze.hooks.diffusion.passes import Editors, Pass
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.tally import Tally
@@ -33,12 +35,14 @@ class Run:
         steps: Number of sampling steps; 0 if the pipeline doesn't count them as others do.
         text: The parts of the text stream, whose columns are those of text maps.
         tally: The work's counters.
+        pipeline: The pipeline.
     """
 
     samples: int
     steps: int
     text: tuple[Part, ...]
     tally: Tally = field(default_factory=Tally)
+    pipeline: Any = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ class Work:
         return not self.sites
 
     @property
+    def reads_more(self) -> bool:
+        """Whether its passes have other arguments than the pipeline's."""
+        return type(self).arguments is not Work.arguments
+
+    @property
     def edits(self) -> bool:
         """Whether it edits attention in the pipeline's own branches."""
         return self.counted and type(self).attend is not Work.attend
@@ -84,12 +93,28 @@ class Work:
     def before(self, pass_: Pass) -> None:
         """Prepare for a pass; move its latents, if it asked for them."""
 
+    def arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
+        """The arguments of a pass, its branches' included.
+
+        Text may be made longer: then `attend` says, in every layer that sees it, what is read of
+        it. Rows may be added behind the others: what the denoiser predicts of these is dropped.
+        """
+        return call
+
+    def blocks(self, pass_: Pass) -> Mapping[str, Instead]:
+        """What runs in the place of the denoiser's blocks, by their paths."""
+        return {}
+
     def attending(self, pass_: Pass) -> Sequence[Site]:
         """Sites whose calls `attend` makes in the pipeline's own branches."""
         return () if type(self).attend is Work.attend else self.sites
 
     def attend(self, call: Call) -> Tensor:
         """Make the head outputs of a call, "B H N D"."""
+        return call.output
+
+    def unedited(self, call: Call) -> Tensor:
+        """What a call's head outputs would be, which changes are measured against."""
         return call.output
 
     def branches(self, pass_: Pass) -> Sequence[Branch]:
@@ -130,12 +155,16 @@ class Branch(Work):
         inputs: Its arguments, made of the main run's for its rows: ``inputs(call, pass_)``; None
             for the same. Only then may it begin where its works do.
         rows: Whose rows it runs on; "uncond" is the conditional branch without guidance.
+        skipped: Paths of the denoiser's blocks that are left out: their streams pass through.
+        instead: What runs in the place of modules inside its sites' blocks, by their paths.
     """
 
     works: tuple[Work, ...] = ()
     combine: Callable[[Tensor, Tensor, Pass], Tensor] = lambda main, branch, pass_: main
     inputs: Callable[[dict[str, Any], Pass], dict[str, Any]] | None = None
     rows: Literal["cond", "uncond"] = "cond"
+    skipped: tuple[str, ...] = ()
+    instead: Mapping[str, Callable[[Pass], Instead]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.works and not self.sites:

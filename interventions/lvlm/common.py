@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
-from regaze.hooks.scores import generates_by
+from regaze.hooks.scorer import generates_by
 from regaze.interventions.base import Intervention, get, names
 
 

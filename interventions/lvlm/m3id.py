@@ -26,7 +26,7 @@ from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal_scores import ScoreForm, Whole
 from regaze.hooks.passes import Pass
-from regaze.hooks.scores import without_images
+from regaze.hooks.second_runs import without_images
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import require_images, require_scores

@@ -26,7 +26,7 @@ from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.literal_scores import ScoreForm, Whole
 from regaze.hooks.passes import Columns, Pass
-from regaze.hooks.scores import without_images
+from regaze.hooks.second_runs import without_images
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.contrasts import guide, with_images

@@ -7,6 +7,9 @@ from typing import Annotated
 
 import typer
 
+from regaze.cli.analyse import group as analyse_group
+from regaze.cli.analyse import heads as analyse_heads
+from regaze.cli.analyse import overlap
 from regaze.cli.animate import animate
 from regaze.cli.build import pope
 from regaze.cli.compare import compare
@@ -34,6 +37,7 @@ app = typer.Typer(
 )
 build = typer.Typer(no_args_is_help=True, help="Make a benchmark of your own annotated pictures.")
 discover = typer.Typer(no_args_is_help=True, help="Find what a method needs to know of a model.")
+analyse = typer.Typer(no_args_is_help=True, help="Analyse a model's attention heads.")
 measure = typer.Typer(no_args_is_help=True, help="Measure a model's attention.")
 judge = typer.Typer(
     no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
@@ -75,12 +79,16 @@ app.command()(compare)
 app.command()(sites)
 app.command()(animate)
 app.command()(verify)
+app.add_typer(analyse, name="analyse")
 app.command()(tune)
 app.add_typer(build, name="build")
 app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")
 app.add_typer(measure, name="measure")
 app.command()(demo)
+analyse.callback()(analyse_group)
+analyse.command()(analyse_heads)
+analyse.command()(overlap)
 build.callback()(group)
 build.command()(pope)
 discover.command()(sinks)

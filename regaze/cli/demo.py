@@ -30,12 +30,14 @@ def demo(
 ) -> None:
     """Score the embedded model on POPE and CHAIR with four methods: a minute, no download."""
     from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.outputs import check_place
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.conditions import Condition
-    from regaze.evals.scoring.scored import write_scores
+    from regaze.evals.scoring.scored import SCORES, write_scores
     from regaze.evals.study import prepare
 
+    check_place(folder / SCORES, folder / REPORT)
     jobs = [
         prepare(*split)
         for name, n_images in IMAGES.items()

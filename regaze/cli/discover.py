@@ -89,6 +89,7 @@ def heads(
     asked = prompts.of(source.model)
     given = call.arguments
     numbers = read_seeds(seeds)
+    from regaze.evals.outputs import check_place
     from regaze.evals.pictures import head_hunter, scorers
     from regaze.evals.pictures.heat import save_heat
     from regaze.evals.pictures.render import Shot
@@ -103,6 +104,7 @@ def heads(
     search = head_hunter.Search(rounds, picks, spec, None if not layers else tuple(layers))
     shots = [Shot(one.text, seed) for one in asked for seed in numbers]
     folder = folder or Path("runs") / f"heads-{source.name}"
+    check_place(folder / head_hunter.SPEC, folder / HEAT)
     world = join()
     loaded = source.load()
     ready = scorer.load(source.scoring_device)

@@ -205,11 +205,14 @@ def eval_(
     named = compared.conditions
     decoding = answers.decoding
     from regaze.cli.verify import certified
+    from regaze.evals.outputs import check_place
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
+    from regaze.evals.runs.store import RUN
     from regaze.evals.scoring.scored import write_scores
     from regaze.evals.study import prepare
 
+    check_place(*(folder / name for _, folder in places for name in (RUN, REPORT)))
     jobs = [prepare(source, folder, questions.limit) for source, folder in places]
     world = join()
     loaded = model.load()

@@ -49,12 +49,14 @@ def images(
     given = call.arguments
     asked = prompts.of(source.model)
     numbers = read_seeds(seeds)
+    from regaze.evals.outputs import check_place
     from regaze.evals.pictures import comparison, scorers, study
     from regaze.evals.pictures.stored import PictureSource
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
+    from regaze.evals.runs.store import RUN
     from regaze.evals.scoring.compare import to_json
     from regaze.evals.scoring.scored import as_json as scores_as_json
 
@@ -72,6 +74,7 @@ def images(
     if len({item.cluster for item in painted.task.items}) < 2:
         raise ValueError("intervals are over prompts, so they need at least two prompts")
     folder = folder or Path("runs") / f"images-{source.name}"
+    check_place(folder / RUN, folder / REPORT)
     world = join()
     if world.first:
         scorers.try_out(chosen, [one.text for one in asked])

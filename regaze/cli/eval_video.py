@@ -60,11 +60,13 @@ def video(
 
     from regaze.evals.clips.study import run_video
     from regaze.evals.clips.task import PROMPTS, ClipSource
+    from regaze.evals.outputs import check_place
     from regaze.evals.pictures import comparison
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report
     from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
+    from regaze.evals.runs.store import RUN
     from regaze.evals.sandbox.video import controlnet_path
     from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
     from regaze.evals.scoring.scored import as_json as scores_as_json
@@ -75,6 +77,7 @@ def video(
     conditions = list(comparison.parse(with_ or ["none"]).values())
     source = ClipSource(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
     scorers = [_scorer(text) for text in scores or ()]
+    check_place(folder / RUN, folder / REPORT)
     world = join()
     with resumable(folder), bars(shown=world.first) as follow:
         scored = run_video(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -38,7 +39,7 @@ class Commands(TyperGroup):
             for path in ctx.params.get("load") or ():
                 from regaze.interventions import plugins
 
-                plugins.load_file(path)
+                plugins.load_file(Path(path))  # Older typers convert after this.
             with _clean():
                 return super().invoke(ctx)
         except KeyboardInterrupt:

@@ -2,26 +2,46 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from typing import Any
 
-from rich.table import Table
+import typer
+from rich.table import Column, Table
 
+from regaze.cli.options import Json
 from regaze.cli.terminal import out, say
 from regaze.evals import sandbox
 from regaze.evals.sandbox.painting import PAINTERS
 
 
-def list_() -> None:
-    """List the methods and the benchmarks, shipped and of your own."""
+def list_(as_json: Json = False) -> None:
+    """List the methods, with their published settings, and the benchmarks."""
     from regaze.evals.benchmarks import registry
     from regaze.interventions import names
     from regaze.interventions.base import describe
 
+    if as_json:
+        benchmarks_said = {
+            name: dict(zip(("asks", "paper"), _or_why_not(registry.describe, name), strict=True))
+            for name in registry.names()
+        }
+        methods_said = {name: _method(name) for name in names()}
+        models = [*sandbox.MODELS, *PAINTERS]
+        found = {"methods": methods_said, "benchmarks": benchmarks_said, "models": models}
+        typer.echo(json.dumps(found))
+        return
     methods = Table(
-        "method", "what it does", "paper", title="Methods (--with)", title_justify="left"
+        "method",
+        "what it does",
+        Column("presets (NAME@preset)", no_wrap=True),
+        "paper",
+        title="Methods (--with)",
+        title_justify="left",
     )
     for name in names():
-        methods.add_row(name, *_or_why_not(describe, name))
+        says, paper = _or_why_not(describe, name)
+        methods.add_row(name, says, "\n".join(_presets(name)), paper)
     benchmarks = Table(
         "benchmark", "what it asks", "paper", title="Benchmarks", title_justify="left"
     )
@@ -29,6 +49,32 @@ def list_() -> None:
         benchmarks.add_row(name, *_or_why_not(registry.describe, name))
     out.print(methods, benchmarks, sep="\n")
     say(f"Embedded models: {', '.join((*sandbox.MODELS, *PAINTERS))}")
+
+
+def _presets(name: str) -> tuple[str, ...]:
+    """Names of a method's presets; none of one that can't be loaded, whose row says so."""
+    from regaze.interventions.base import presets
+
+    try:
+        return presets(name)
+    except ImportError:
+        return ()
+
+
+def _method(name: str) -> dict[str, Any]:
+    """What there is to say of a method, with the fields and sources of its presets."""
+    from regaze.interventions import get
+    from regaze.interventions.base import describe
+
+    says, paper = _or_why_not(describe, name)
+    known: dict[str, Any] = {}
+    if _presets(name):
+        cls = get(name)
+        for preset, settings in cls.presets.items():
+            made = cls.preset(preset).to_dict()
+            fields = {field: made[field] for field in settings.fields}
+            known[preset] = {"fields": fields, "source": settings.source}
+    return {"does": says, "paper": paper, "presets": known}
 
 
 def _or_why_not(describe: Callable[[str], tuple[str, str]], name: str) -> tuple[str, str]:

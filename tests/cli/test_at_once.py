@@ -80,6 +80,7 @@ def test_mistakes(args: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.Mon
 def test_runs_are_shown_and_compared(model: str, tmp_path: Path) -> None:
     a, b = str(tmp_path / "a"), str(tmp_path / "b")
     for out in (a, b):
-        assert evaluate(model, Path(out), "-w", "vhr:alpha=4", images=2).exit_code == 0
+        asked = evaluate(model, Path(out), "-w", "vhr:alpha=4", "--controls", images=2)
+        assert asked.exit_code == 0
     assert loaded_by("show", a) == set()
     assert loaded_by("compare-runs", a, b) == set()

@@ -8,7 +8,7 @@ from pathlib import Path
 from command_line import call, evaluate, one_line
 
 from regaze.interventions import Intervention, get, names
-from regaze.interventions.lvlm.tools import Tool
+from regaze.interventions.lvlm.tool import Tool
 
 
 def test_all_methods_on_two_benchmarks(model: str, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from vectors import FOLDER, attention_inputs, cases, causal_logits, meta, span, 
 
 from regaze.hooks.attention import mix_values
 from regaze.interventions.lvlm.content_words import content_tokens
-from regaze.interventions.lvlm.gift import boost, keep_heads, normalise, shifts
+from regaze.interventions.lvlm.gift import boost
+from regaze.interventions.lvlm.gift_gaze import keep_heads, normalise, shifts
 
 
 @pytest.mark.parametrize("case", cases("gift"))

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import on_tiny, one_line
+from command_line import call, on_tiny, one_line
 from PIL import Image
 
+from regaze.evals.asking import models
 from regaze.evals.clips import animation
 from regaze.evals.outputs import check_place, whole
 from regaze.evals.pictures import grid, pipelines
+from regaze.evals.sandbox.video import pipeline
 from regaze.interventions.diffusion import flow
 from regaze.interventions.diffusion.flow import Flow
 
@@ -89,19 +91,38 @@ def test_a_place_is_tested_and_nothing_is_left_there(tmp_path: Path) -> None:
         ("animate", "folder.gif"),
         ("animate", "taken.gif"),
         ("verify", "folder.png"),
+        ("eval pope --split test", "file"),
+        ("eval images", "file"),
+        ("eval images", "reported"),
+        ("eval video", "file"),
+        ("discover heads", "file"),
+        ("discover heads", "file/below"),
+        ("demo", "file"),
     ],
 )
 def test_a_place_that_cannot_be_written_is_refused_before_anything_is_loaded(
     command: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(pipelines, "load", lambda *a, **k: pytest.fail("it was loaded"))
+    for module in (pipelines, models):
+        monkeypatch.setattr(module, "load", lambda *a, **k: pytest.fail("it was loaded"))
+    monkeypatch.setattr(pipeline, "load_pipeline", lambda *a: pytest.fail("it was loaded"))
+    (tmp_path / "reported" / "report.html").mkdir(parents=True)
     for name in ("folder.png", "folder.gif"):
         (tmp_path / name).mkdir()
     for name in ("file", "taken"):  # frames go to a folder named like the animation
         (tmp_path / name).write_text("")
-    given = {"compare": ("-p", "a", "--with", "none"), "animate": ("--with", "none")}
-    result = on_tiny(command, *given.get(command, ()), "--out", file)
+    given: dict[str, tuple[str, ...]] = {
+        "compare": ("-p", "a", "--with", "none"),
+        "animate": ("--with", "none"),
+        "eval images": ("-p", "a", "-p", "b", "--score", "painting"),
+        "discover heads": ("-p", "a"),
+    }
+    arguments = (*given.get(command, ()), "--out", file)
+    if command in ("demo", "eval video"):
+        result = call(*command.split(), *arguments)
+    else:
+        result = on_tiny(command, *arguments)
     assert result.exit_code == 2
     assert one_line(result).startswith("error: cannot write ")
 

@@ -119,8 +119,20 @@ def helper(model: Tiny) -> Any:
     return drafts
 
 
+DRAFTING = tuple(name for name in MAIN if METHODS[name].drafts)
+
+
+@pytest.mark.parametrize("options", ["assistant_model", "prompt_lookup_num_tokens"])
+def test_what_drafts_are_refused_for_says_so(options: str) -> None:
+    model = tiny("qwen2_vl", fresh=True)
+    given = helper(model) if options == "assistant_model" else 3
+    for name in set(MAIN) - set(DRAFTING):
+        with pytest.raises(NotImplementedError, match="leave the assistant out"):
+            say(model, METHODS[name].acts, **{options: given})
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pairs(families=FEW)
+@pairs(*DRAFTING, families=FEW)
 def test_drafts_change_no_answer(family: str, method: Method, target: str) -> None:
     if refuses(method, target):
         return
@@ -132,7 +144,9 @@ def test_drafts_change_no_answer(family: str, method: Method, target: str) -> No
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pairs(families=("qwen2_vl",))  # LLaVA itself refuses image tokens among the proposed ones
+@pairs(
+    *DRAFTING, families=("qwen2_vl",)
+)  # LLaVA itself refuses image tokens among the proposed ones
 def test_drafts_from_the_prompt_change_no_answer(family: str, method: Method, target: str) -> None:
     if refuses(method, target):
         return
@@ -143,7 +157,7 @@ def test_drafts_from_the_prompt_change_no_answer(family: str, method: Method, ta
     assert say(model, method.acts, TARGETS[target](model.model), **options) == want
 
 
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize("name", DRAFTING)
 def test_the_drafting_model_may_be_attached_to(name: str) -> None:
     model = tiny("llava", fresh=True)
     drafts = helper(model)

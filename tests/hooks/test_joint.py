@@ -17,7 +17,7 @@ from transformers import DynamicCache
 from regaze.hooks import Branch, attach, joint, scores
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
-from regaze.hooks.scores import without_images
+from regaze.hooks.second_runs import without_images
 from regaze.interventions import PAI, VAF
 
 LAYERS = (0, 1, 2)
@@ -171,3 +171,35 @@ def test_a_cache_that_is_moved_copied_or_cut_goes_on_where_it_is() -> None:
         passes.handle.remove()
     assert shared == [1, 2, 3, 4, 5]
     assert cache.layers[0].keys.shape[0] == 2 and type(cache) is DynamicCache
+
+
+def test_gradients_flow_through_shared_steps(beside: Any) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    start, weight = inputs["input_ids"].shape[1], model.tower.layers[0].mlp.down_proj.weight
+
+    def gradient() -> Tensor:
+        weight.grad = None
+        with attach(model.model, *specs(model)):
+            passes = Passes(model)
+            found = model.model(**inputs, use_cache=True)
+            total = found.logits[:, -1].sum()
+            for column, token in enumerate((30, 31), start):
+                step = {
+                    "input_ids": torch.tensor([[token]]),
+                    "position_ids": torch.tensor([[column]]),
+                }
+                found = model.model(**step, past_key_values=found.past_key_values)
+                total = total + found.logits[:, -1].sum()
+            passes.handle.remove()
+            shared.append(passes.shared)
+            total.backward()
+        found_gradient: Tensor = weight.grad
+        return found_gradient
+
+    shared: list[int] = []
+    got = gradient()
+    beside()
+    want = gradient()
+    assert shared == [2, 0]
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))

@@ -18,7 +18,7 @@ from transformers import StaticCache
 
 from regaze.hooks import attach
 from regaze.hooks.host import find_host
-from regaze.hooks.literal import compare_prompts
+from regaze.hooks.literal_runs import compare_prompts
 from regaze.hooks.null_prompt import NullPrompt
 from regaze.interventions import VHR
 from regaze.interventions.lvlm import vhr

@@ -107,9 +107,15 @@ def test_a_batch_that_changes_within_a_prompt_raises() -> None:
 def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    want = logits(model, inputs, *(METHODS[name].acts for name in MAIN))
+    needs_scores = call == "the inner model"
+    specs = [
+        METHODS[name].acts
+        for name in MAIN
+        if not (needs_scores and METHODS[name].decides == "prediction")
+    ]
+    want = logits(model, inputs, *specs)
     rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
-    with attach(model.model, *(METHODS[name].acts for name in MAIN)), torch.no_grad():
+    with attach(model.model, *specs), torch.no_grad():
         if call == "positional":
             got = model.model(inputs["input_ids"], **rest).logits
         elif call == "keyword":
@@ -119,6 +125,17 @@ def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
         else:
             got = model.model.lm_head(model.model.model(**inputs).last_hidden_state)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_what_waits_for_a_prediction_raises_where_none_is_made() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, METHODS["adaptvis"].acts), torch.no_grad():
+        with pytest.raises(NotImplementedError, match="without its output layer"):
+            model.model.model(**inputs)
+        with pytest.raises(RuntimeError, match="was called directly"):
+            model.model.forward(**inputs)
+        assert model.model.model(**ask(model, (SHORT, []))) is not None  # Nothing to wait for.
 
 
 def test_the_text_tower_can_be_called_alone() -> None:

@@ -16,7 +16,7 @@ from traces import trace
 
 from regaze.hooks import Branch, Edit, Handover, attach, capture
 from regaze.hooks.passes import Columns, GrowingMask, Pass, RowPlan
-from regaze.hooks.scores import without_images
+from regaze.hooks.second_runs import without_images
 from regaze.interventions import PAI
 
 LAYER = 1

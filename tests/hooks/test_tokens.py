@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regaze.hooks import Kind, TokenMap
 from regaze.hooks.host import find_host, image_tokens
-from regaze.hooks.literal import STRUCTURE, read
+from regaze.hooks.literal_prompt import STRUCTURE, read
 from regaze.hooks.tokens import ImageTokens, Spans
 
 IMG, VIDEO, ROW_END, FENCE, FIRST, NEWLINE, TEXT = 9, 8, 7, 6, 5, 4, 1

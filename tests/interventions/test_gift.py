@@ -13,7 +13,8 @@ from regaze.hooks import attach
 from regaze.hooks.host import find_host
 from regaze.interventions import GIFT, parse
 from regaze.interventions.lvlm import content_words
-from regaze.interventions.lvlm.gift import boost, normalise
+from regaze.interventions.lvlm.gift import boost
+from regaze.interventions.lvlm.gift_gaze import normalise
 
 LAYERS = (1, 2)
 TAGS = {"dog": "NOUN", "picture": "NOUN", "describe": "VERB", "word": "NOUN", "detail": "NOUN"}

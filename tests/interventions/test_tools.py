@@ -11,6 +11,8 @@ from tiny import tiny
 from torch import Tensor
 
 from regaze.hooks import Columns, attach
+from regaze.hooks.host import find_host
+from regaze.hooks.literal_runs import literally
 from regaze.interventions import (
     PAI,
     ColumnScale,
@@ -63,6 +65,18 @@ def test_patching_a_run_with_its_own_outputs_changes_nothing_and_with_anothers_d
     assert (logits(model, one, swapped)[0, -1] - plain).abs().max() > 0.1
     with pytest.raises(ValueError, match="no image, so there is no row to read"):
         head_outputs(model.model, ask(model, (SHORT, [])), heads)
+
+
+@pytest.mark.parametrize("spec", [Patch(), Steer()])
+def test_without_vectors_nothing_changes_in_the_literal_form_either(spec: Any) -> None:
+    model = tiny("llava")
+    inputs, host = ask(model, (SHORT, [0])), find_host(model.model)
+    with torch.no_grad():
+        with literally(host, inputs, []):
+            plain = model.model(**inputs).logits
+        with literally(host, inputs, [spec.resolve(host).literal()]):
+            assert torch.equal(model.model(**inputs).logits, plain)
+    assert torch.equal(logits(model, inputs, spec), logits(model, inputs))
 
 
 def test_a_silenced_head_is_the_same_as_one_scaled_to_nothing_or_patched_with_zeros() -> None:

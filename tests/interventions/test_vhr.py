@@ -15,7 +15,8 @@ from transformers import DynamicCache, StaticCache
 
 from regaze.hooks import attach
 from regaze.hooks.host import find_host
-from regaze.hooks.literal import compare_prompts, read
+from regaze.hooks.literal_prompt import read
+from regaze.hooks.literal_runs import compare_prompts
 from regaze.interventions import VHR
 from regaze.interventions.lvlm import vhr
 from regaze.interventions.lvlm.vhr import choose_heads

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from stored import answers_on_disk
 from tiny import Tiny, tiny
-from toy import ToyTask, answers_on_disk, toy_model
+from toy import ToyTask, toy_model
 
 from regaze.evals.asking import runner
 from regaze.evals.asking.carve import CarveReader

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from PIL import Image, ImageOps
-from toy import ToyTask, answers_on_disk, run_toy, shared_toy_model
+from stored import answers_on_disk
+from toy import ToyTask, run_toy, shared_toy_model
 
 from regaze.evals.asking.batching import plan
 from regaze.evals.asking.decoding import Decoding

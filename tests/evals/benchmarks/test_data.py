@@ -7,12 +7,20 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from regaze.evals.benchmarks.data import open_image, read_image, read_records, read_text
+from regaze.evals.benchmarks.data import (
+    open_image,
+    read_image,
+    read_json,
+    read_records,
+    read_text,
+)
+from regaze.evals.task import Item
 
 RED = (255, 0, 0)
 
@@ -244,3 +252,43 @@ def test_endless_nesting_is_malformed(tmp_path: Path) -> None:
     path.write_text("[" * 100_000)
     with pytest.raises(ValueError, match=f"{path}:1"):
         lines(path)
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ('{"id": 7}\n{"id": 8, "text": "a \\ud800"}', r"a.json:2, id 8: text is 'a \ud800'"),
+        ('[{"id": 7}, {"id": "\\uDC00"}]', r"a.json:2, id '\udc00': id is '\udc00'"),
+        ('{"question_id": 7, "b": ["\\ud800"]}', r"a.json:1, question_id 7: b.0 is '\ud800'"),
+        ('{"\\ud800": 1}', r"a.json:1: a key of the object is '\ud800'"),
+        ('{"b": {"\\ud83d": 1}}', r"a.json:1: a key of b is '\ud83d'"),
+    ],
+)
+def test_half_a_surrogate_pair_is_refused_with_file_row_and_field(
+    tmp_path: Path, rows: str, said: str
+) -> None:
+    (tmp_path / "a.json").write_text(rows)
+    with pytest.raises(ValueError) as error:
+        list(read_records(tmp_path / "a.json"))
+    assert str(error.value).startswith(f"{tmp_path}/{said}, which holds half of a surrogate pair")
+
+
+def test_of_one_json_object_the_place_is_named_and_whole_pairs_are_characters(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(r'{"images": [{"id": 3, "name": "\ud83d\ude00 \\ud800"}]}')
+    assert read_json(path)["images"][0]["name"] == "\U0001f600 \\ud800"
+    path.write_text(r'{"images": [{"id": 3, "name": "\ude00"}]}')
+    with pytest.raises(ValueError, match=r"a\.json, id 3: images\.0\.name is '\\ude00', which"):
+        read_json(path)
+
+
+@pytest.mark.parametrize("field", ["id", "image", "prompt", "group", "cluster"])
+def test_no_item_holds_half_a_surrogate_pair(field: str) -> None:
+    texts: dict[str, Any] = {"id": "a", "image": "b", "prompt": "c"}
+    with pytest.raises(ValueError, match=r"item '.*' holds half of a surrogate pair in '\\udcff'"):
+        Item(**{**texts, field: "\udcff"})
+    with pytest.raises(ValueError, match=r"item 'a' holds half"):
+        Item("a", "b", "c", choices=("x", "\udcff"))
+    assert Item("\U0001f600", "b", "c").cluster == "b"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from toy import ToyTask, answers_on_disk, run_toy
+from stored import answers_on_disk
+from toy import ToyTask, run_toy
 
 from regaze.evals.runs.store import ConfigMismatchError
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from regaze.evals.reopening import reopen
 from regaze.evals.runs import files, store
@@ -37,8 +38,12 @@ def test_a_folder_that_is_another_conditions_is_not_taken(tmp_path: Path) -> Non
     for label, folder in both.items():
         fields = {"condition": label, "config": {}, "sessions": []}
         files.write_json(folder / store.MANIFEST, fields)
+        # One that comes later, by itself, finds the folder taken.
+        assert store.folders(tmp_path, labels[1:])[labels[1]] == both[labels[1]]
     for order in (labels, labels[::-1], labels[:1], labels[1:]):
         assert store.folders(tmp_path, order) == {label: both[label] for label in order}
+    shutil.rmtree(both[labels[0]])
+    assert store.folders(tmp_path, labels[1:]) == {labels[1]: both[labels[1]]}
 
 
 DAMAGE: list[tuple[str, str, object, str]] = [
@@ -114,3 +119,21 @@ def test_half_written_files_go_and_a_finished_one_stays(tmp_path: Path) -> None:
         ".0123456789ab.part",
         "a.png",
     ]
+
+
+def test_two_writers_of_a_file_have_a_part_each(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with files.replacing(path) as one, files.replacing(path) as other:
+        assert one != other
+        one.write_bytes(b"one")
+        other.write_bytes(b"other")
+    assert path.read_bytes() == b"one"
+
+
+def test_a_lock_is_taken_again_by_its_holder_and_given_back(tmp_path: Path) -> None:
+    mine = FileLock(tmp_path.resolve() / files.LOCK, blocking=False, is_singleton=True)
+    with files.locked(tmp_path):
+        with files.locked(tmp_path):
+            pass
+        assert mine.is_locked
+    assert not mine.is_locked

@@ -17,7 +17,7 @@ from regaze.evals.tuning.spaces import (
     space_of,
 )
 from regaze.interventions import VHR, Intervention, get, names, parse
-from regaze.interventions.lvlm.tools import Tool
+from regaze.interventions.lvlm.tool import Tool
 
 
 def within(value: Any, domain: Domain) -> bool:

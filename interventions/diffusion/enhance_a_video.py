@@ -1,0 +1,204 @@
+"""Enhance-A-Video: strengthen a video model's attention where its frames attend to each other.
+
+Of each call of video attention with T frames, take for every place of the picture and every head
+the T x T map A of that place's tokens alone, softmax(q k' / sqrt d) of the final queries and keys.
+Its off-diagonal mean is the cross-frame intensity CFI, and the module's output on the video's rows
+is multiplied by
+
+    f = max(1, (T + weight) CFI)
+
+Luo et al., arXiv 2502.07508; code NUS-HPC-AI-Lab/Enhance-A-Video@16a7899. Rows of A sum to 1, so
+CFI = (T - trace A) / (T (T - 1)): only the diagonal is needed, exp(l_tt - logsumexp_j l_tj).
+
+The factor comes after the output projection, its bias included, as in the code. Paper and code
+write the temperature differently (tau, T + weight); the code's weight is the field here. The code
+has one factor for a whole call, so that samples of a batch, and both halves of guidance, change
+each other's; by default here each has its own, and ``per="call"`` is the code's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.checks import check_choice, check_number
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import AttendForm
+from regaze.hooks.diffusion.literal_maps import Map
+from regaze.hooks.diffusion.perturb import as_query_heads
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.works import Attend
+from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion.where import check_where, chosen
+
+_CODE = "arXiv 2502.07508, code NUS-HPC-AI-Lab/Enhance-A-Video@16a7899"
+_WEIGHTS = {
+    "CogVideoXTransformer3DModel": 3.4,
+    "HunyuanVideoTransformer3DModel": 4.0,
+    "WanTransformer3DModel": 4.0,
+}
+"""The code's weights by the class of the denoiser."""
+_CHUNK = 2**24
+"""How many logits exist at once."""
+
+
+@register
+@dataclass(frozen=True)
+class EnhanceAVideo(Intervention):
+    """Video attention amplified by its cross-frame intensity.
+
+    Attributes:
+        weight: Added to the number of frames in the factor. By default the code's for Wan,
+            CogVideoX and HunyuanVideo; other models must be given one. Short clips need less.
+        per: What shares a factor: each sample has its own ("item"), or one for the whole call
+            ("call"), as in the code.
+        layers: Where, as in `Guided.layers`; by default all layers of self- and joint attention.
+        start: Share of the sampling steps at which it begins.
+        stop: Share of the sampling steps at which it ends; all steps by default, as in the code.
+    """
+
+    name: ClassVar[str] = "enhance_a_video"
+    summary: ClassVar[str] = "amplify video attention by how much its frames see of each other"
+    paper: ClassVar[str] = "arXiv 2502.07508"
+    acts_on: ClassVar[str] = "diffusers pipelines"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "cogvideox": Preset({"weight": 3.4, "per": "call"}, _CODE),
+        "hunyuanvideo": Preset({"weight": 4.0, "per": "call"}, _CODE),
+        "wan": Preset({"weight": 4.0, "per": "call"}, _CODE),
+    }
+
+    weight: float | None = None
+    per: str = "item"
+    layers: tuple[str | int, ...] | None = None
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        if self.weight is not None:
+            check_number(self.name, "weight", self.weight)
+        check_choice(self.name, "per", self.per, ("item", "call"))
+        check_where(self.name, self.layers, self.start, self.stop)
+
+    def idle(self) -> EnhanceAVideo:
+        """A weight so low that the factor is 1 whatever the maps are."""
+        return replace(self, weight=-1e9)
+
+    def literal(self) -> AttendForm:
+        """The factor from whole T x T maps."""
+        return AttendForm(
+            self.layers or (), lambda m: m.weights, self.start, self.stop, factor=self._factor
+        )
+
+    def resolve(self, host: Host) -> EnhanceAVideo:
+        """Fill in the weight and the layers.
+
+        Raises:
+            ValueError: No weight was published for this model, or it has no such layers.
+        """
+        weight = _WEIGHTS.get(host.model) if self.weight is None else self.weight
+        if weight is None:
+            raise ValueError(
+                f"enhance_a_video: no weight was published for {host.model}; give one (4 is what "
+                f"{', '.join(_WEIGHTS)} have, or near it)"
+            )
+        return replace(self, weight=weight, layers=tuple(s.name for s in self._sites(host)))
+
+    def bind(self, host: Host) -> Attend:
+        """Make the edit."""
+        return Attend(tuple(self._sites(host)), self.start, self.stop, self._attend)
+
+    def _sites(self, host: Host) -> list[Site]:
+        every = [site.name for site in host.layers]
+        found = chosen(self.name, host, every if self.layers is None else self.layers)
+        for site in found:
+            if site.kind == "temporal" or "unet" in host.model.lower():
+                raise ValueError(
+                    f"enhance_a_video: {site.name} of {host.model} doesn't see all frames of a "
+                    "clip in one sequence; it acts on video transformers (Wan, CogVideoX, "
+                    "HunyuanVideo)"
+                )
+        return found
+
+    def _attend(self, call: Call) -> Tensor:
+        video = call.image()
+        grid = _clip(call.site, call.layout.grid(video.stop - video.start))
+        first = video.start + call.first
+        key = call.key[:, :, first : first + video.stop - video.start]
+        key = as_query_heads(key, call.query.shape[1])
+        cfi = intensity(call.query[:, :, video], key, grid[0], call.scale)
+        call.amplify(self.factor(cfi, grid[0]))
+        return call.output
+
+    def factor(self, cfi: Tensor, frames: int) -> Tensor:
+        """What the output is multiplied by, "B"."""
+        if self.per == "call":
+            cfi = cfi.mean().expand_as(cfi)
+        return ((frames + (self.weight or 0.0)) * cfi).clamp(min=1)
+
+    def _factor(self, m: Map) -> Tensor:
+        frames, rows, columns = _clip(m.site, m.grid)
+        query, key = (
+            x[:, :, m.image].unflatten(2, (frames, rows * columns)).transpose(2, 3)
+            for x in (m.query, m.key)
+        )
+        maps = (query @ key.transpose(-1, -2) * m.scale).softmax(-1)
+        others = ~torch.eye(frames, dtype=torch.bool, device=maps.device)
+        cfi = maps[..., others].flatten(1).mean(1)
+        cfi = cfi.mean().expand_as(cfi) if self.per == "call" else cfi
+        factor: Tensor = (cfi * (frames + (self.weight or 0.0))).clamp(min=1)
+        return factor
+
+
+def intensity(query: Tensor, key: Tensor, frames: int, scale: float) -> Tensor:
+    """The cross-frame intensity of each sample, "B" float32.
+
+    Args:
+        query: The video's queries "B H T*S D", frame after frame.
+        key: Its keys, with as many heads.
+        frames: T.
+        scale: Factor of the logits.
+    """
+    places = query.shape[2] // frames
+    trace = query.new_zeros(len(query), dtype=torch.float32)
+    for some in _chunks(places, query.shape[0] * query.shape[1] * frames * frames):
+        q, k = (
+            x.unflatten(2, (frames, places))[:, :, :, some].transpose(2, 3) for x in (query, key)
+        )
+        logits = (q @ k.transpose(-1, -2)).float() * scale
+        own = logits.diagonal(dim1=-2, dim2=-1) - logits.logsumexp(-1)
+        trace += own.exp().sum((1, 2, 3))
+    mean = trace / (places * query.shape[1])
+    return (frames - mean) / (frames * (frames - 1))
+
+
+def _chunks(places: int, each: int) -> Iterator[slice]:
+    size = max(1, _CHUNK // each)
+    for number in range(math.ceil(places / size)):
+        yield slice(number * size, (number + 1) * size)
+
+
+def _clip(site: Site, grid: tuple[int, ...] | None) -> tuple[int, int, int]:
+    """Frames, rows and columns of a call's video tokens.
+
+    Raises:
+        ValueError: They aren't those of a clip.
+    """
+    if grid is None or len(grid) != 3 or grid[0] < 2:
+        what = "an unknown grid" if grid is None else " x ".join(map(str, grid))
+        raise ValueError(
+            f"enhance_a_video: the tokens of {site.name} make {what}, and frames that see each "
+            "other are needed: a video model, and a clip of two latent frames or more"
+        )
+    return grid[0], grid[1], grid[2]

@@ -1,0 +1,348 @@
+"""Regions: parts of the picture with prompts of their own, beside the prompt of the whole.
+
+In every attention to text, rows of the picture get
+
+    (1 - base_ratio) regional + base_ratio base,
+
+base being attention to the pipeline's own prompt and regional that to the prompts of the regions
+that a token lies in; see `regaze.interventions.diffusion.regional` for who sees whom. A token in
+several regions sees the prompts of all of them.
+
+Chen et al., arXiv 2411.02395; code instantX-research/Regional-Prompting-FLUX@6011179, for FLUX. As
+there, pooled text and modulation are the base prompt's, FLUX's double blocks have one picture, its
+single ones two, of which the regional one is the result and gets the mixture. There masks are kept
+from the first call for good; here each run has its own. SD3 has the double blocks' form. For
+cross-attention (U-Nets, Wan) no code was published: there tokens in no region attend to the base
+prompt alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regaze.hooks.checks import check_number, shown
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.works import Run, Work
+from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion import regional
+from regaze.interventions.diffusion.second_text import (
+    CROSS,
+    conditional,
+    joint_outputs,
+    more_tokens,
+    part_of,
+    picture_of,
+    refuse,
+    regional_rows,
+)
+from regaze.interventions.diffusion.where import check_where
+
+
+@register
+@dataclass(frozen=True)
+class Regions(Intervention):
+    """Regional prompts.
+
+    Attributes:
+        regions: Pairs of a place and a prompt. A place is a box (left, top, right, bottom) in
+            shares of the picture, or a mask: an array (rows, columns) with the picture's
+            proportions, not zero inside, which is kept in a file under its hash; or such a .npy
+            file, or an image's path. The base prompt is what the pipeline is called with.
+        base_ratio: Share of the base prompt; 1 is a no-op. 0.1 to 0.3 in the paper's examples;
+            more regions need less.
+        embeddings: The regions' prompts as embeddings, in place of their texts: a tensor
+            ``{"text": (regions, tokens, size)}``, which is kept in a file, or such a safetensors
+            file.
+        every: In FLUX and SD3: of how many double and single blocks each first one keeps regions
+            apart; in the others every token sees every region's prompt.
+        start: Share of the sampling steps at which it begins.
+        stop: Share of the sampling steps at which it ends: 10 of 24 in the code's examples.
+    """
+
+    name: ClassVar[str] = "regions"
+    summary: ClassVar[str] = "parts of the picture with prompts of their own"
+    paper: ClassVar[str] = "arXiv 2411.02395"
+    acts_on: ClassVar[str] = "diffusers pipelines"
+    presets: ClassVar[dict[str, Preset]] = {
+        "flux": Preset(
+            {"base_ratio": 0.3, "stop": 10 / 24},
+            "instantX-research/Regional-Prompting-FLUX@6011179, infer_flux_regional.py",
+        ),
+    }
+
+    regions: Any = ()
+    base_ratio: float = 0.3
+    embeddings: Any = None
+    every: tuple[int, ...] = (1, 1)
+    start: float = 0.0
+    stop: float = 10 / 24
+
+    def __post_init__(self) -> None:
+        given = self.embeddings
+        if isinstance(given, dict) and all(isinstance(x, Tensor) for x in given.values()):
+            object.__setattr__(self, "embeddings", str(keep(given)))
+        if isinstance(self.regions, (list, tuple)):
+            pairs = [
+                (_stored(one[0]), one[1]) if isinstance(one, (list, tuple)) and len(one) == 2
+                else one
+                for one in self.regions
+            ]  # fmt: skip
+            object.__setattr__(self, "regions", tuple(pairs))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_number("regions", "base_ratio", self.base_ratio, low=0, high=1)
+        check_where("regions", None, self.start, self.stop)
+        if len(self.every) != 2 or not all(isinstance(n, int) and n > 0 for n in self.every):
+            raise ValueError(f"regions: every must be two whole numbers, got {shown(self.every)}")
+        if not isinstance(self.regions, tuple):
+            raise ValueError(
+                f"regions: regions must be pairs of a place and a prompt, got {shown(self.regions)}"
+            )
+        for pair in self.regions:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], str)):
+                raise ValueError(f"regions: {shown(pair)} is no pair of a place and a prompt")
+            _check_place(pair[0])
+        if self.embeddings is not None and not isinstance(self.embeddings, str):
+            raise ValueError(
+                'regions: embeddings must be a tensor {"text": ...} or a safetensors file, got '
+                f"{shown(self.embeddings)}"
+            )
+
+    def idle(self) -> Regions:
+        """The base prompt alone."""
+        return replace(self, base_ratio=1.0)
+
+    def controls(self) -> dict[str, Intervention]:
+        """The same prompts in each other's places."""
+        places, prompts = [p for p, _ in self.regions], [text for _, text in self.regions]
+        if len(set(prompts)) < 2 or self.embeddings is not None:
+            return {}
+        moved = tuple(zip(places, [*prompts[1:], prompts[0]], strict=True))
+        return {"swapped": replace(self, regions=moved)}
+
+    def resolve(self, host: Host) -> Regions:
+        """Check that it can act on the model.
+
+        Raises:
+            ValueError: It can't.
+        """
+        refuse("regions", host)
+        return self
+
+    def bind(self, host: Host) -> Work:
+        """Make the work."""
+        kind = "cross" if host.model in CROSS else "joint"
+        acts = self.regions and self.base_ratio < 1
+        sites = tuple(s for s in host.sites if s.kind == kind) if acts else ()
+        encoded = None if self.embeddings is None else read(self.embeddings)
+        if encoded is not None and len(encoded.text) != len(self.regions):
+            raise ValueError(
+                f"regions: embeddings are of {len(encoded.text)} prompts for {len(self.regions)} "
+                "regions"
+            )
+        masks = tuple(_mask(place) for place, _ in self.regions)
+        return _Regional(sites, self.start, self.stop, self, host.model, encoded, masks)
+
+
+def _check_place(place: Any) -> None:
+    if isinstance(place, str):
+        return
+    box = isinstance(place, tuple) and len(place) == 4
+    for number in place if box else (None,):
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ValueError(
+                f"regions: {shown(place)} is no place: give a box (left, top, right, bottom) in "
+                "shares of the picture, a mask (rows, columns), or a file"
+            )
+    left, top, right, bottom = place
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(
+            f"regions: box {place} isn't (left, top, right, bottom) in shares of the picture: "
+            "0 <= left < right <= 1 and 0 <= top < bottom <= 1"
+        )
+
+
+def _stored(place: Any) -> Any:
+    """A place that JSON can hold: a mask is kept in ``$XDG_CACHE_HOME/regaze/masks``."""
+    if isinstance(place, (str, Path)):
+        return str(place)
+    if isinstance(place, (list, tuple)) and len(place) == 4 and not hasattr(place[0], "__len__"):
+        return tuple(place)
+    mask = np.asarray(place.cpu() if isinstance(place, Tensor) else place)
+    if mask.ndim != 2 or mask.dtype == object:
+        return place
+    inside = np.ascontiguousarray(mask != 0)
+    name = hashlib.sha256(repr(inside.shape).encode() + inside.tobytes()).hexdigest()[:20]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = cache / "regaze" / "masks" / f"{name}.npy"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.save(path, inside)
+    return str(path)
+
+
+def _mask(place: Any) -> Any:
+    """A place as a mask "H W", or as the box that it is."""
+    if not isinstance(place, str):
+        return place
+    if place.endswith(".npy"):
+        return torch.from_numpy(np.load(place) != 0)
+    from PIL import Image
+
+    with Image.open(place) as picture:
+        return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
+
+
+@dataclass(frozen=True)
+class _Regional(Work):
+    """Gives a denoiser the regions' texts, and lets each region read its own."""
+
+    spec: Regions = Regions()
+    model: str = ""
+    encoded: Encoded | None = None
+    masks: tuple[Any, ...] = ()
+    found: dict[tuple[int, ...], list[regional.Group]] = field(default_factory=dict)
+
+    def begin(self, run: Run) -> Work:
+        """Read the regions' prompts."""
+        if self.encoded is not None:
+            return self
+        texts = [prompt for _, prompt in self.spec.regions]
+        return replace(self, encoded=encode(run.pipeline, self.model, texts), found={})
+
+    def arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
+        """Add the regions' prompts behind the text; in FLUX the base's stream in further rows."""
+        if pass_.rows.cond is None:
+            return call
+        if self.encoded is None:
+            raise ValueError(
+                "regions: a bare denoiser has no encoder to read prompts with; give embeddings, or "
+                "attach to the pipeline"
+            )
+        together = Encoded(self.encoded.text.flatten(0, 1)[None])
+        if self.model == "FluxTransformer2DModel":
+            return regional_rows("regions", call, pass_, together)
+        return more_tokens("regions", call, pass_, together)
+
+    def attending(self, pass_: Pass) -> tuple[Site, ...]:
+        """Every layer that sees the text, in passes with conditional rows."""
+        return () if pass_.rows.cond is None else self.sites
+
+    def attend(self, call: Call) -> Tensor:
+        """Head outputs, the regions' and the base's mixed."""
+        if call.pass_ is None:
+            raise RuntimeError("regions edits passes of a denoiser")
+        own = int(call.pass_.call[call.pass_.family.text].shape[1])
+        if self.model in CROSS:
+            return self._cross(call, own)
+        if self.model == "FluxTransformer2DModel":
+            return self._flux(call, own)
+        return self._sd3(call, own)
+
+    def unedited(self, call: Call) -> Tensor:
+        """The same with nothing but the base prompt's share."""
+        return replace(self, spec=replace(self.spec, base_ratio=1.0)).attend(call)
+
+    def _cross(self, call: Call, own: int) -> Tensor:
+        rows, count = conditional(call), len(self.masks)
+        output = call.kernel(call.query, call.key[:, :, :own], call.value[:, :, :own])
+        texts = torch.stack([x[rows, :, own:] for x in (call.key, call.value)])
+        base, query = output[rows], call.query[rows]
+        found = self._groups(call, query.shape[2])
+        mixed = regional.cross(call.kernel, query, texts.unflatten(3, (count, -1)), found, base)
+        return torch.cat([output[: rows.start], self._mixed(mixed, base), output[rows.stop :]])
+
+    def _sd3(self, call: Call, own: int) -> Tensor:
+        rows, image, text = conditional(call), picture_of(call), call.text()
+        first, others = slice(text.start, text.start + own), slice(text.start + own, text.stop)
+        every = slice(0, len(call.query))
+        output = torch.zeros_like(call.query)
+        found = joint_outputs(call, part_of(call, every, image), part_of(call, every, first))
+        output[:, :, image], output[:, :, first] = found
+        picture, texts = (part_of(call, rows, tokens) for tokens in (image, others))
+        region, read = self._regions(call, picture, texts)
+        output[rows, :, image] = self._mixed(region, found[0][rows])
+        output[rows, :, others] = read
+        return output
+
+    def _flux(self, call: Call, own: int) -> Tensor:
+        batch, image, text = len(call.query) // 2, picture_of(call), call.text()
+        regions, base = slice(0, batch), slice(batch, None)
+        words = slice(text.start, text.start + own)
+        output = torch.zeros_like(call.query)
+        picture, texts = (part_of(call, regions, tokens) for tokens in (image, text))
+        region, output[regions, :, text] = self._regions(call, picture, texts)
+        # Both rows hold the same picture in double blocks.
+        plain, output[base, :, words] = joint_outputs(
+            call, part_of(call, base, image), part_of(call, base, words)
+        )
+        output[regions, :, image] = self._mixed(region, plain)
+        single = call.site.block.startswith("single_")
+        output[base, :, image] = plain if single else output[regions, :, image]
+        return output
+
+    def _regions(self, call: Call, picture: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """The picture's rows and the texts', apart or, between these blocks, all together."""
+        single = call.site.block.startswith("single_")
+        index = int(call.site.block.rpartition(".")[2])
+        if index % self.spec.every[single]:
+            return joint_outputs(call, picture, texts)
+        groups = self._groups(call, picture.shape[3])
+        return regional.joint(call.kernel, picture, texts, groups, len(self.masks))
+
+    def _mixed(self, region: Tensor, base: Tensor) -> Tensor:
+        mixed: Tensor = torch.lerp(region, base, self.spec.base_ratio)
+        return mixed if self.spec.base_ratio else region
+
+    def _groups(self, call: Call, tokens: int) -> list[regional.Group]:
+        """The groups of a layer's tokens.
+
+        Raises:
+            ValueError: The grid isn't known, or masks have other proportions.
+        """
+        layout = call.layout
+        if layout.stream is not None and layout.stream != layout.n_image:
+            raise ValueError(
+                "regions: this picture is made of reference pictures, whose tokens lie in no region"
+            )
+        grid = layout.grid(tokens)
+        if grid is None or layout.finest is None:
+            raise ValueError(f"regions: {call.site.name} has {tokens} tokens of an unknown grid")
+        if grid not in self.found:
+            masks = [_sized(mask, layout.finest, grid) for mask in self.masks]
+            inside = torch.stack(masks).to(call.query.device)
+            self.found[grid] = regional.groups(inside)
+        return self.found[grid]
+
+
+def _sized(place: Any, finest: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
+    """Which tokens of a grid lie in a place, "N"."""
+    rows, columns = finest[-2:]
+    if isinstance(place, Tensor):
+        if place.shape[0] * columns != place.shape[1] * rows:
+            raise ValueError(
+                f"regions: a mask of {place.shape[0]} x {place.shape[1]} (rows x columns) doesn't "
+                f"have the proportions of the picture, whose latents have {rows} x {columns} "
+                "tokens; make it of the picture's size"
+            )
+        return regional.on_grid(place, grid)
+    left, top, right, bottom = place
+    *frames, tall, wide = grid
+    x, y = (torch.arange(wide) + 0.5) / wide, (torch.arange(tall) + 0.5) / tall
+    across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
+    inside: Tensor = down[:, None] & across
+    return inside.flatten().repeat(frames[0] if frames else 1)

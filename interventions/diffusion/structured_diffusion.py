@@ -1,0 +1,321 @@
+"""Structured Diffusion Guidance: cross-attention reads each noun phrase as it stands by itself.
+
+Each noun phrase of the prompt is encoded alone, and its tokens' embeddings take the place of the
+phrase's columns in the prompt's own W_p: contexts W_1 ... W_k beside W_0 = W_p. The conditional
+rows of every cross-attention layer become
+
+    keys="prompt"   O = 1/(k+1) sum_i softmax(Q K(W_p)') V(W_i)
+    keys="phrases"  O = 1/(k+1) sum_i softmax(Q K(W_i)') V(W*)
+    keys="pairs"    O = 1/(k+1) sum_i softmax(Q K(W_i)') V(W_i)
+
+with W* the prompt's embeddings with all phrases put in, one after the other. Feng et al., arXiv
+2212.05032; code weixi-feng/Structured-Diffusion-Guidance@773b2ba, which uses the second form for
+prompts with "and". There the paper's formula is the third one; the code has it where it is given as
+many values as keys.
+
+Attention and V are linear in what is averaged, so the first form is SDPA(Q, K(W_p), V(mean W_i)):
+a second context for values, and no extra attention. The others cost k more attention calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.checks import check_choice, shown
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.encode import encode
+from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.running import variables_of
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.text import Prompt
+from regaze.hooks.diffusion.works import Run, Work
+from regaze.interventions.base import Intervention, register
+from regaze.interventions.diffusion.nouns import noun_phrases
+from regaze.interventions.diffusion.where import check_where, chosen
+
+_MODELS = ("UNet2DConditionModel", "UNetMotionModel")
+
+
+@register
+@dataclass(frozen=True)
+class StructuredDiffusion(Intervention):
+    """Noun phrases read by themselves in cross-attention.
+
+    Attributes:
+        phrases: Phrases of the prompt, such as ``["a red circle", "a blue square"]``; a list of
+            lists has one for each prompt; "auto" are all noun phrases of more than one word that
+            spaCy finds, at every level, as the code takes them from a parser.
+        keys: Whose keys are used: the "prompt"'s, with averaged values, the code's default; the
+            "phrases"'s, the code's form for conjunctions; or those in "pairs" with their values.
+        layers: Where: parts of module paths; by default every cross-attention layer.
+        start: Share of the sampling steps at which it begins.
+        stop: Share of the sampling steps at which it ends; all steps by default, as in the code.
+    """
+
+    name: ClassVar[str] = "structured_diffusion"
+    summary: ClassVar[str] = "read each noun phrase of the prompt as it stands by itself"
+    paper: ClassVar[str] = "arXiv 2212.05032"
+    acts_on: ClassVar[str] = "diffusers pipelines"
+
+    phrases: Any = "auto"
+    keys: str = "prompt"
+    layers: tuple[str | int, ...] | None = None
+    start: float = 0.0
+    stop: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        super().__post_init__()
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        lists = self.phrases if self._each else (self.phrases,)
+        for phrases in lists if self.phrases != "auto" else ():
+            if not isinstance(phrases, tuple) or not all(
+                isinstance(phrase, str) and phrase.strip() for phrase in phrases
+            ):
+                raise ValueError(
+                    'structured_diffusion: phrases must be "auto", a list of phrases, or a list '
+                    f"of them for each prompt, got {shown(self.phrases)}"
+                )
+        check_choice(self.name, "keys", self.keys, ("prompt", "phrases", "pairs"))
+        check_where(self.name, self.layers, self.start, self.stop)
+
+    @property
+    def _each(self) -> bool:
+        """Whether each prompt has phrases of its own."""
+        found = self.phrases
+        return isinstance(found, tuple) and bool(found) and isinstance(found[0], tuple)
+
+    def idle(self) -> StructuredDiffusion:
+        """No phrases: the prompt alone."""
+        return replace(self, phrases=())
+
+    def resolve(self, host: Host) -> StructuredDiffusion:
+        """Choose the layers, by their full names.
+
+        Raises:
+            ValueError: It isn't a U-Net that reads text by cross-attention.
+        """
+        return replace(self, layers=tuple(site.name for site in self._sites(host)))
+
+    def bind(self, host: Host) -> Work:
+        """Make the edit; without phrases it is a no-op."""
+        sites = self._sites(host) if self.phrases else []
+        return _Structured(tuple(sites), self.start, self.stop, self)
+
+    def _sites(self, host: Host) -> list[Site]:
+        if host.model not in _MODELS:
+            raise ValueError(
+                f"structured_diffusion: {host.model} isn't known to read its text by "
+                f"cross-attention in the encoder's own columns; it acts on {' and '.join(_MODELS)}"
+            )
+        every = [site.name for site in host.sites if site.kind == "cross"]
+        return chosen(self.name, host, self.layers or every, ("cross",))
+
+    def of(self, prompts: Sequence[str]) -> list[tuple[str, ...]]:
+        """The phrases of each prompt.
+
+        Raises:
+            ValueError: There are lists for another number of prompts.
+        """
+        if self.phrases == "auto":
+            return [tuple(noun_phrases(prompt)) for prompt in prompts]
+        if not self._each:
+            return [self.phrases] * len(prompts)
+        lists, rest = len(self.phrases), len(prompts) % len(self.phrases)
+        if rest:
+            raise ValueError(
+                f"structured_diffusion: phrases are for {lists} prompts, and {len(prompts)} "
+                "samples are made"
+            )
+        return [one for one in self.phrases for _ in range(len(prompts) // lists)]
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A phrase in its prompt.
+
+    Attributes:
+        columns: Where its tokens are in the prompt, once for each time that it occurs.
+        embeddings: Its own "tokens C".
+    """
+
+    columns: tuple[tuple[int, ...], ...]
+    embeddings: Tensor
+
+    def put(self, context: Tensor) -> Tensor:
+        """A prompt's embeddings "L C" with the phrase's own in their place."""
+        found = context.clone()
+        for columns in self.columns:
+            found[list(columns)] = self.embeddings.to(context)
+        return found
+
+
+@dataclass(frozen=True)
+class _Structured(Work):
+    spec: StructuredDiffusion = StructuredDiffusion()
+    samples: tuple[tuple[Aligned, ...], ...] = ()
+    kept: list[Any] = field(default_factory=list, compare=False, repr=False)
+
+    def begin(self, run: Run) -> Work:
+        """Encode the phrases of the run's prompts."""
+        prompts = run.text[0].prompts
+        if prompts is None:
+            raise ValueError(
+                "structured_diffusion: the pipeline was given embeddings, whose words aren't "
+                "known; give it the prompt"
+            )
+        variables = variables_of(run.pipeline)
+        if variables.get("prompt_2") not in (None, variables.get("prompt")):
+            raise ValueError(
+                "structured_diffusion: prompt_2 is another prompt, whose embeddings lie in the "
+                "same columns; leave it out"
+            )
+        lists = self.spec.of([prompt.text for prompt in prompts])
+        unlike = [prompts[n].text for n, phrases in enumerate(lists) if not phrases]
+        if unlike:
+            run.tally.note = f"no noun phrase of two words or more in {shown(unlike[0])}"
+        wanted = list(dict.fromkeys(phrase for phrases in lists for phrase in phrases))
+        if not wanted:
+            return replace(self, samples=((),) * len(prompts), kept=[])
+        encoded = encode(run.pipeline, _MODELS[0], wanted).text
+        own = dict(zip(wanted, encoded, strict=True))
+        samples = tuple(
+            tuple(aligned(prompt, phrase, own[phrase]) for phrase in phrases)
+            for prompt, phrases in zip(prompts, lists, strict=True)
+        )
+        return replace(self, samples=samples, kept=[])
+
+    def attending(self, pass_: Pass) -> tuple[Site, ...]:
+        """All layers, in passes with conditional rows."""
+        return () if pass_.rows.cond is None else self.sites
+
+    def attend(self, call: Call) -> Tensor:
+        """Head outputs whose conditional rows read the phrases."""
+        pass_, module = call.pass_, call.module
+        if pass_ is None or pass_.pipeline is None:
+            raise ValueError(
+                "structured_diffusion needs a running pipeline, which knows the prompt's words"
+            )
+        _check_plain(pass_.denoiser, module)
+        frames, rows = call.samples().frames, pass_.rows.cond or slice(0, pass_.rows.batch)
+        made = self._contexts(pass_, rows)
+        cond = slice(rows.start * frames, rows.stop * frames)
+        named = {} if call.mask is None or len(call.mask) == 1 else {"attn_mask": call.mask[cond]}
+        done: Any = 0
+        for keys, values, share in made:
+            key, value = call.key[cond], call.value[cond]
+            key = key if keys is None else _heads(module.to_k(keys), key, frames)  # type: ignore[union-attr, operator]
+            value = value if values is None else _heads(module.to_v(values), value, frames)  # type: ignore[union-attr, operator]
+            one = call.kernel(call.query[cond], key, value, **named)
+            done = done + share.repeat_interleave(frames)[:, None, None, None].to(one) * one
+        if cond == slice(0, len(call.query)):
+            return torch.as_tensor(done)
+        output = call.output.clone()
+        output[cond] = done
+        return output
+
+    def _contexts(self, pass_: Pass, rows: slice) -> Made:
+        """What the conditional rows of a pass read."""
+        text = pass_.call[pass_.family.text]
+        if self.kept and self.kept[0] is text:
+            found: Made = self.kept[1]
+            return found
+        base = text[:: len(text) // pass_.rows.batch][rows]
+        made = contexts(base, self.samples, self.spec.keys)
+        self.kept[:] = [text, made]
+        return made
+
+
+Made = list[tuple[Tensor | None, Tensor | None, Tensor]]
+"""Contexts of keys and of values "S L C" (None: the prompts' own), and each sample's share "S"."""
+
+
+def contexts(base: Tensor, samples: Sequence[Sequence[Aligned]], keys: str) -> Made:
+    """What prompts read, attention call by attention call.
+
+    Args:
+        base: Their embeddings "S L C".
+        samples: The phrases of each.
+        keys: See `StructuredDiffusion`.
+    """
+    ones = base.new_ones(len(base))
+    if keys == "prompt":
+        mean = [
+            torch.stack([x, *(phrase.put(x) for phrase in phrases)]).mean(0)
+            for x, phrases in zip(base, samples, strict=True)
+        ]
+        return [(None, torch.stack(mean), ones)]
+    merged = torch.stack([_merged(x, s) for x, s in zip(base, samples, strict=True)])
+    made: Made = [(None, merged if keys == "phrases" else None, ones)]
+    for number in range(max(map(len, samples), default=0)):
+        context = torch.stack(
+            [s[number].put(x) if number < len(s) else x for x, s in zip(base, samples, strict=True)]
+        )
+        # Samples of fewer phrases don't count what fills their lists up.
+        share = base.new_tensor([float(number < len(s)) for s in samples])
+        made.append((context, merged if keys == "phrases" else context, share))
+    whole = torch.stack([share for _, _, share in made]).sum(0)
+    return [(key, value, share / whole) for key, value, share in made]
+
+
+def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
+    """A phrase's own embeddings and its columns in a prompt.
+
+    Args:
+        prompt: As the encoder reads it.
+        phrase: Of its text.
+        encoded: The phrase, encoded by itself: "L C", its first token behind the one that begins.
+
+    Raises:
+        ValueError: The prompt doesn't hold the phrase, or cuts it off, or reads it as other tokens.
+    """
+    found = prompt.find(phrase)
+    if not found:
+        raise ValueError(
+            f"structured_diffusion: {phrase!r} isn't in the prompt {prompt.text!r}, or is cut off "
+            f"at the encoder's length; its tokens are {prompt.listed()}"
+        )
+    lengths = {len(columns) for columns in found}
+    if len(lengths) > 1 or any(c != list(range(c[0], c[0] + len(c))) for c in found):
+        raise ValueError(
+            f"structured_diffusion: {phrase!r} is {sorted(lengths)} tokens in {prompt.text!r}, so "
+            "it can't be aligned; leave it out"
+        )
+    return Aligned(tuple(map(tuple, found)), encoded[1 : 1 + lengths.pop()])
+
+
+def _merged(context: Tensor, phrases: Sequence[Aligned]) -> Tensor:
+    for phrase in phrases:
+        context = phrase.put(context)
+    return context
+
+
+def _heads(projected: Tensor, like: Tensor, frames: int) -> Tensor:
+    """Keys or values "S L C" by heads, for every frame of the samples."""
+    heads: Tensor = projected.unflatten(2, (like.shape[1], -1)).transpose(1, 2)
+    return heads.repeat_interleave(frames, 0).to(like.dtype)
+
+
+def _check_plain(denoiser: Any, module: Any) -> None:
+    """Check that a layer's keys and values are projections of the encoder's own columns.
+
+    Raises:
+        ValueError: They are of something else.
+    """
+    kind = getattr(denoiser.config, "encoder_hid_dim_type", None)
+    projected = kind not in (None, "ip_image_proj")
+    if projected or getattr(module, "norm_cross", None) or getattr(module, "norm_k", None):
+        what = f"{kind} between text encoder and layers" if projected else "norms on text or keys"
+        raise ValueError(
+            f"structured_diffusion: this {type(denoiser).__name__} has {what}, so that contexts "
+            "can't be averaged before values are projected"
+        )
