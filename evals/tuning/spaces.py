@@ -80,6 +80,7 @@ SPACES: Mapping[str, Space] = {
     "gift": {"alpha": Range(0.5, 12, log=True), "beta": Range(0.5, 2), "layers": Bands()},
     "highlight": {"weight": Range(1.2, 10, log=True), "scale": Range(1, 2)},
     "icd": {"alpha": Range(0.1, 3, log=True), "beta": _BETA, "place": OneOf(("before", "instead"))},
+    "ilvad": {"alpha": Range(0.5, 8, log=True), "beta": Range(0.1, 1), "layers": Bands()},
     "m3id": {"rate": Range(0.005, 0.5, log=True), "beta": _BETA},
     "pai": {
         "alpha": Range(0.05, 2, log=True),
@@ -94,7 +95,7 @@ SPACES: Mapping[str, Space] = {
     },
     "pasta": {"alpha": Range(0.001, 0.5, log=True)},
     "scalingvis": {"weight": Range(0.4, 2, log=True), "layers": Bands()},
-    "spin": {"keep": Range(0.5, 0.98), "factor": Range(0.01, 0.9), "layers": Bands()},
+    "spin": {"keep": Range(0.5, 0.98), "factor": Range(0, 0.9), "layers": Bands()},
     "vaf": {"enhance": Range(1, 1.6), "suppress": Range(0.7, 1), "layers": Bands()},
     "var": {
         "rho": Range(0.1, 0.9),
