@@ -23,6 +23,7 @@ from torch import Tensor
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
+from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.guided import Guided
 from regaze.interventions.diffusion.skip import Skipping, check_layers
@@ -55,10 +56,10 @@ class SLG(Guided):
     start: float = 0.01
     stop: float = 0.2
 
-    def check(self) -> None:
-        """Check the fields' domains."""
-        super().check()
+    def sites(self, denoiser: Host) -> list[Site]:
+        """The blocks to leave out, which have to be named."""
         check_layers("slg", self.layers, "slg@sd3.5-medium")
+        return super().sites(denoiser)
 
     def literal(self) -> GuidanceForm:
         """A whole second pass without the blocks."""

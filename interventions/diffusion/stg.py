@@ -27,6 +27,7 @@ from regaze.hooks.checks import check_choice
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
+from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Guidance
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.guided import Guided
@@ -66,7 +67,11 @@ class STG(Guided):
         """Check the fields' domains."""
         super().check()
         check_choice("stg", "skip", self.skip, ("block", "attention", "diagonal"))
+
+    def sites(self, denoiser: Host) -> list[Site]:
+        """The layers to skip, which have to be named."""
         check_layers("stg", self.layers, ", ".join(f"stg@{name}" for name in self.presets))
+        return super().sites(denoiser)
 
     def literal(self) -> GuidanceForm:
         """A whole second pass without the blocks, or with edited maps."""
