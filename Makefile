@@ -30,7 +30,7 @@ demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; w
 	@$(BIN)/regaze demo
 
 # Sizes by ARGS, e.g. ARGS="--pope 300 --trials 40 --out runs/large"; see --help.
-results: $(DEV)  ## Tune and score every method, write docs/results.md; 40 minutes of one core, resumable.
+results: $(DEV)  ## Tune and score every method, write docs/results.md; about half an hour of one core, resumable.
 	@echo "==> Every method on the built-in model: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.results $(ARGS)
 

@@ -40,7 +40,8 @@ def _head(stored: Mapping[str, Any]) -> str:
     return f"""# Results
 
 Every method for vision-language models on the built-in model `{stored["model"]}`, one baseline,
-paired by construction. `make results` makes this page; its numbers are in
+paired by construction. `make results` makes this page (at its usual sizes in about half an hour of
+one core, as smaller runs suggest) and goes on where it was stopped. Its numbers are in
 [results.json](results.json), and what the methods are in [methods.md](methods.md).
 
 - **Asked**: POPE on {sizes["pope"]} scenes (random, popular and adversarial questions; their mean
