@@ -44,7 +44,7 @@ class SLG(Guided):
 
     name: ClassVar[str] = "slg"
     summary: ClassVar[str] = "guide away from a branch with blocks left out"
-    paper: ClassVar[str] = "diffusers 0.42.1, SD3 pipeline"
+    paper: ClassVar[str] = "none: diffusers 0.42.1, SD3 pipeline"
     presets: ClassVar[dict[str, Preset]] = {
         "sd3.5-medium": Preset(
             {"layers": [7, 8, 9], "scale": 2.8, "start": 0.01, "stop": 0.2},
