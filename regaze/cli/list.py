@@ -32,16 +32,16 @@ def list_(as_json: Json = False) -> None:
         typer.echo(json.dumps(found))
         return
     methods = Table(
-        "method",
-        "what it does",
-        Column("presets (NAME@preset)", no_wrap=True),
-        "paper",
+        Column("method", no_wrap=True),
+        "what it does, and published settings (NAME@PRESET)",
+        Column("paper", max_width=20),
         title="Methods (--with)",
         title_justify="left",
     )
     for name in names():
         says, paper = _or_why_not(describe, name)
-        methods.add_row(name, says, "\n".join(_presets(name)), paper)
+        presets = " ".join(f"@{preset}" for preset in _presets(name))
+        methods.add_row(name, f"{says}\n{presets}" if presets else says, paper)
     benchmarks = Table(
         "benchmark", "what it asks", "paper", title="Benchmarks", title_justify="left"
     )
