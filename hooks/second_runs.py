@@ -189,8 +189,9 @@ class SecondRuns:
             whole = positions.expand(*positions.shape[:-2], pass_.batch, -1)
             last = whole.gather(-1, rows[:, None].expand(*whole.shape[:-1], 1))[..., 0]
         real = ~pass_.tokens.is_kind(Kind.PAD)[:, :columns]
-        if last is None and not bool(real.all()):
-            # The tower counts columns; behind a shorter prompt stands padding.
+        if last is None and (self.owners or not bool(real.all())):
+            # The tower counts columns; behind a shorter prompt stands padding, and a model that
+            # keeps how far positions run ahead may still hold that of another prompt.
             last = (pass_.last_rows + pass_.past).to(scores.device)
         mask = real.long().to(scores.device)
         lane = Lane(_copied(running.cache), mask, 0, columns, last, not bool(real.all()))

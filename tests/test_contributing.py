@@ -209,7 +209,7 @@ def add_a_diffusion_method(root: Path) -> None:
     )
     matrix = root / "tests/diffusion_matrix.py"
     after(
-        matrix, "from regaze.interventions import PAG", "from regaze.interventions import Blind\n"
+        matrix, "from regaze.interventions import NAG", "from regaze.interventions import Blind\n"
     )
     after(
         matrix, '        Method("pag", ', '        Method("blind", Blind(scale=1.5), Blind(0)),\n'

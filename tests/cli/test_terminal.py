@@ -104,7 +104,13 @@ def test_an_interrupt_while_commands_load_is_one_line() -> None:
 
 def test_an_interrupt_in_the_first_seconds_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "regaze", "demo", "--out", str(tmp_path / "demo")]
-    run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Background jobs are started with interrupts ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(1)
     run.send_signal(signal.SIGINT)
     _, said = run.communicate(timeout=120)

@@ -29,7 +29,8 @@ def test_rows_in_parts_equal_rows_at_once(
             out = model.model(**inputs, output_attentions=base == "eager")
         results.append((out.logits, seen.mass(0), seen.mass(1), *(out.attentions or ())))
     for at_once, in_parts in zip(*results, strict=True):
-        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5)
+        # A dozen methods one on top of the other add up their rounding.
+        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("name", MAIN)

@@ -193,13 +193,17 @@ def test_compiled_models_are_edited_however_early_they_were_compiled() -> None:
     model = tiny("llava", fresh=True)
     tower: Any = model.model.get_decoder()
     inputs, longer = ask(model, (SHORT, [0])), ask(model, (LONG, [1]))
-    want = [logits(tiny("llava"), x, *ALL) for x in (inputs, longer)]
+    # PASTA's second kernel call rounds otherwise where its operands are laid out otherwise.
+    exact = [METHODS[name].acts for name in MAIN if name != "pasta"]
+    cases = [(x, specs) for specs in (exact, ALL) for x in (inputs, longer)]
+    want = [logits(tiny("llava"), x, *specs) for x, specs in cases]
     plain = logits(tiny("llava"), inputs)
     torch._dynamo.reset()
     tower.compile(backend="eager")  # guards and graph breaks as with any other backend
     assert torch.equal(logits(model, inputs), plain)
-    for got, expected in zip((logits(model, x, *ALL) for x in (inputs, longer)), want, strict=True):
-        assert torch.equal(got, expected)
+    for (x, specs), expected in zip(cases, want, strict=True):
+        got = logits(model, x, *specs)
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-4 if specs is ALL else 0)
     assert torch.equal(logits(model, inputs), plain)
 
 
