@@ -140,7 +140,7 @@ def _chosen(search: Tuned) -> dict[str, Any]:
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
-    """Of one task what the page needs: each condition on the last total."""
+    """What the page needs of one task: each condition on the last total."""
     section = scores.sections[-1]
     rows = {
         row.condition.label: {

@@ -84,7 +84,7 @@ class Subject:
 def pick(items: Sequence[Item], limit: int) -> list[Item]:
     """So many items about as many different images as can be, in their order.
 
-    Of the first image the first question, of the second the second, and so on round; then the next
+    The first question about the first image, the second about the second, and so on; then the next
     of each. So kinds of questions that take turns (POPE's yes and no) are all there.
     """
     groups = list(by_image(items))
