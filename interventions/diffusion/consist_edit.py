@@ -49,11 +49,15 @@ from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion import masks
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
-from regaze.interventions.diffusion.edit_source import Source
+from regaze.interventions.diffusion.edit_source import (
+    UNREAD,
+    Source,
+    columns_of,
+    joint_sites,
+    over_of,
+)
 from regaze.interventions.diffusion.where import check_where, chosen
 
-_TEXT_ALONE = ("CogVideoXTransformer3DModel",)
-"""Models in whose maps the code takes the text's columns alone."""
 _CODE = "zxYin/ConsistEdit_Code@0b73d6a"
 
 
@@ -181,19 +185,11 @@ class ConsistEdit(Intervention):
         Raises:
             ValueError: The model has no joint attention, or a layer doesn't exist.
         """
-        over = self.over or ("text" if host.model in _TEXT_ALONE else "joint")
+        over = self.over or over_of(host.model)
         return replace(self, layers=tuple(site.name for site in self._sites(host)), over=over)
 
     def _sites(self, host: Host) -> list[Site]:
-        joint = [site.name for site in host.sites if site.kind == "joint"]
-        if not joint:
-            raise ValueError(
-                f"consistedit: {host.model} has no joint attention of picture and text, where the "
-                "method takes the picture's part from the source; it acts on SD3, FLUX, "
-                "Qwen-Image, CogVideoX, HunyuanVideo and others of their kind"
-            )
-        if host.model == "FluxTransformer2DModel":
-            joint = [name for name in joint if name.startswith("single_")] or joint
+        joint = [site.name for site in joint_sites(host)]
         return chosen(self.name, host, self.layers or joint, PERTURBED)
 
     def bind(self, host: Host) -> Work:
@@ -319,7 +315,7 @@ class _Consistent(Work):
         members = torch.zeros(len(edits), length)
         for place, n in enumerate(edits):
             for word in self._words(run.text, n, images, place // images, len(edits) // images):
-                members[place, _columns(word, run.text, n - images, length)] = 1
+                members[place, columns_of(word, run.text, n - images, length)] = 1
         return members
 
     def _words(
@@ -336,7 +332,7 @@ class _Consistent(Work):
             return found
         prompts = text[0].prompts
         if prompts is None:
-            raise ValueError(_UNREAD.format("the edit's words"))
+            raise ValueError(UNREAD.format("the edit's words"))
         return changed_words(prompts[row - images].text, prompts[row].text)
 
     def before(self, pass_: Pass) -> None:
@@ -510,12 +506,6 @@ class _OfSource(_Consistent, LatentEdit):
         return self.source.shares
 
 
-_UNREAD = (
-    "consistedit: which columns hold {} isn't known, because the pipeline was given embeddings (or "
-    "how it reads prompts isn't known); give column numbers, or a mask"
-)
-
-
 def changed_words(source: str, edit: str) -> list[str]:
     """The words of a prompt that another one doesn't hold at their place.
 
@@ -536,31 +526,6 @@ def changed_words(source: str, edit: str) -> list[str]:
             'concerns isn\'t known; name words of the source, or a mask ("all")'
         )
     return list(dict.fromkeys(filter(None, found)))
-
-
-def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) -> list[int]:
-    """The columns of a word's first occurrence in all parts of a text stream.
-
-    Raises:
-        ValueError: It isn't in the prompt, or columns aren't known by words.
-    """
-    if isinstance(word, int):
-        if word >= length:
-            raise ValueError(f"consistedit: column {word} doesn't exist; the text has {length}")
-        return [word]
-    found, listed = [], []
-    for part in text:
-        if part.prompts is None:
-            raise ValueError(_UNREAD.format(repr(word)))
-        prompt = part.prompts[sample]
-        listed.append(prompt.listed())
-        found += [part.columns.start + i for tokens in prompt.find(word)[:1] for i in tokens]
-    if not found:
-        raise ValueError(
-            f"consistedit: {word!r} isn't in the source prompt {text[0].prompts[sample].text!r}; "  # type: ignore[index]
-            f"its tokens are {'; '.join(listed)}"
-        )
-    return sorted(set(found))
 
 
 def _check_pairs(prompts: int, chain: int) -> None:

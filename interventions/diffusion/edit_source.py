@@ -1,17 +1,34 @@
 """The source of an edit: a picture's latents, step by step, and its attention to words.
 
-`recorded` keeps those of a picture that is painted; `invert` (in `inversion`) those of a real one.
+`recorded` keeps those of pictures that are painted; `invert` (in `inversion`) those of real ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.entries import Entry
+from regaze.hooks.diffusion.fork import is_compiled
+from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.seat import known_seat, seat_of
+from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.text import Part
+from regaze.hooks.diffusion.works import Run, Work
+from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
+
+_TEXT_ALONE = ("CogVideoXTransformer3DModel",)
+"""Models in whose maps the code takes the text's columns alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,8 +36,8 @@ class Source:
     """Latents of pictures, step by step.
 
     Attributes:
-        latents: "T+1 S ...": of S pictures what each of T sampling steps begins with, the noise
-            first, and the result.
+        latents: "T S ...": of S pictures what each of T sampling steps begins with, the noise
+            first.
         timesteps: "T", as the scheduler counts them.
         shares: "S N": what the picture's tokens give to the words, if that was read.
     """
@@ -44,11 +61,11 @@ class Source:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"source {path} can't be read: {error}") from None
         latents, timesteps = found.get("latents"), found.get("timesteps")
-        if latents is None or timesteps is None or len(latents) != len(timesteps) + 1:
+        if latents is None or timesteps is None or len(latents) != len(timesteps):
             shapes = {name: tuple(x.shape) for name, x in found.items()}
             raise ValueError(
-                f"{path} isn't the source of an edit, which holds latents of T + 1 states and T "
-                f"timesteps: it holds {shapes}"
+                f"{path} isn't the source of an edit, which holds latents and timesteps "
+                f"of T steps: it holds {shapes}"
             )
         return cls(latents, timesteps, found.get("shares"))
 
@@ -88,6 +105,189 @@ class Source:
             )
         return self.latents[step].to(like)
 
-    def to(self, dtype: torch.dtype) -> Source:
-        """The same in another dtype, to take less room."""
-        return Source(self.latents.to(dtype), self.timesteps, self.shares)
+    def edited(self, threshold: float = 0.1, frames: int = 1) -> Tensor:
+        """What may be edited, "S N" bool: tokens that belong to the words.
+
+        Raises:
+            ValueError: Attention to words wasn't read.
+        """
+        if self.shares is None:
+            raise ValueError("attention to words wasn't read with this source; name words")
+        return relative(self.shares, frames) > threshold
+
+
+class Recording:
+    """What a run gives, once it has ended."""
+
+    def __init__(self) -> None:
+        self.latents: list[Tensor] = []
+        self.times: list[float] = []
+        self.seen = Running()
+
+    def clear(self) -> None:
+        """Forget an earlier run."""
+        self.latents, self.times, self.seen = [], [], Running()
+
+    @property
+    def source(self) -> Source:
+        """The pictures' source.
+
+        Raises:
+            ValueError: No pipeline ran.
+        """
+        if not self.latents:
+            raise ValueError("nothing was recorded: run the pipeline inside of `with recorded(...)`")
+        mean = self.seen.mean().cpu() if self.seen.calls else None
+        return Source(torch.stack(self.latents), torch.tensor(self.times), mean)
+
+
+@dataclass(frozen=True, eq=False)
+class Recorder(Work):
+    """Keeps a run's latents, and reads its attention to words.
+
+    Attributes:
+        words: Of every prompt, or a list of them for each; none: attention isn't read.
+        into: Where it goes.
+        over: See `regaze.interventions.diffusion.edit_mask.shares`.
+        members: "S T", which columns hold the words.
+    """
+
+    words: tuple[Any, ...] = ()
+    into: Recording = field(default_factory=Recording)
+    over: str = "joint"
+    members: Tensor | None = None
+
+    counted = False
+
+    def begin(self, run: Run) -> Work:
+        """Find the words in the run's prompts."""
+        self.into.clear()
+        if not self.words:
+            return self
+        each = any(isinstance(one, (tuple, list)) for one in self.words)
+        length = max(part.columns.stop for part in run.text)
+        lists = self.words if each else (self.words,) * run.samples
+        if run.samples % len(lists):
+            raise ValueError(f"words are given for {len(lists)} prompts, and {run.samples} run")
+        members = torch.zeros(run.samples, length)
+        for sample in range(run.samples):
+            for word in lists[sample * len(lists) // run.samples]:
+                members[sample, columns_of(word, run.text, sample, length)] = 1
+        return replace(self, members=members)
+
+    def before(self, pass_: Pass) -> None:
+        """Keep what a step begins with."""
+        found = pass_.running
+        if pass_.rows.cond is None or found is None:
+            return
+        latents = found.variables.get("latents")
+        if not isinstance(latents, Tensor):
+            raise ValueError(
+                f"{type(pass_.pipeline).__name__} doesn't show its latents, so they can't be kept"
+            )
+        self.into.latents.append(latents.detach().clone().cpu())
+        self.into.times.append(pass_.timestep)
+
+    def attending(self, pass_: Pass) -> Sequence[Site]:
+        """Where attention to words is read."""
+        return () if self.members is None or pass_.rows.cond is None else self.sites
+
+    def attend(self, call: Call) -> Tensor:
+        """Read a call's attention to words."""
+        pass_, members = call.pass_, self.members
+        if pass_ is None or members is None:
+            raise RuntimeError("attention to words is read in passes of a pipeline")
+        cond = pass_.rows.cond or slice(0, pass_.rows.batch)
+        each = len(call.query) // pass_.rows.batch
+        rows = slice(cond.start * each, cond.stop * each)
+        which = torch.arange(rows.start, rows.stop, device=call.query.device)
+        found = Attended.of(call, call.query[rows], call.key[rows], call.value[rows])
+        self.into.seen.add(shares(call, found, which, members, self.over))
+        return call.output
+
+
+@contextmanager
+def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
+    """Record the source of edits while a pipeline paints it inside.
+
+    Args:
+        pipeline: A diffusers pipeline with joint attention.
+        words: What will be edited: words of the prompt, or column numbers of its text; or a list of
+            them for each prompt. Without them only latents are kept.
+
+    Raises:
+        TypeError: It is no pipeline with a known denoiser.
+        ValueError: It has no joint attention, or the denoiser is compiled.
+    """
+    denoisers = find_denoisers(pipeline)
+    if not denoisers or pipeline in denoisers.values():
+        raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
+    denoiser: Any = next(iter(denoisers.values()))
+    if is_compiled(denoiser):
+        raise ValueError("a compiled denoiser doesn't show its maps; record before compiling it")
+    host = host_of(inner(denoiser))
+    sites = joint_sites(host)
+    words = (words,) if isinstance(words, (str, int)) else tuple(words)
+    into = Recording()
+    entry = Entry(Recorder(tuple(sites), words=words, into=into, over=over_of(host.model)))
+    seat = known_seat(denoiser) or seat_of(denoiser, None, fork=True)
+    try:
+        seat.push(entry, pipeline)
+        yield into
+    finally:
+        seat.pop(entry)
+
+
+def joint_sites(host: Any) -> list[Site]:
+    """Where the method edits by default.
+
+    Raises:
+        ValueError: The model has no joint attention.
+    """
+    joint = [site for site in host.sites if site.kind == "joint"]
+    if not joint:
+        raise ValueError(
+            f"consistedit: {host.model} has no joint attention of picture and text, where the "
+            "method takes the picture's part from the source; it acts on SD3, FLUX, "
+            "Qwen-Image, CogVideoX, HunyuanVideo and others of their kind"
+        )
+    if host.model == "FluxTransformer2DModel":
+        joint = [site for site in joint if site.name.startswith("single_")] or joint
+    return joint
+
+
+def over_of(model: str) -> str:
+    """What attention to words is a share of in the code for a model."""
+    return "text" if model in _TEXT_ALONE else "joint"
+
+
+UNREAD = (
+    "consistedit: which columns hold {} isn't known, because the pipeline was given embeddings (or "
+    "how it reads prompts isn't known); give column numbers, or a mask"
+)
+
+
+def columns_of(word: str | int, text: Sequence[Part], sample: int, length: int) -> list[int]:
+    """The columns of a word's first occurrence in all parts of a text stream.
+
+    Raises:
+        ValueError: It isn't in the prompt, or columns aren't known by words.
+    """
+    if isinstance(word, int):
+        if word >= length:
+            raise ValueError(f"consistedit: column {word} doesn't exist; the text has {length}")
+        return [word]
+    found, listed, prompt = [], [], ""
+    for part in text:
+        if part.prompts is None:
+            raise ValueError(UNREAD.format(repr(word)))
+        own = part.prompts[sample]
+        prompt = prompt or own.text
+        listed.append(own.listed())
+        found += [part.columns.start + i for tokens in own.find(word)[:1] for i in tokens]
+    if not found:
+        raise ValueError(
+            f"consistedit: {word!r} isn't in the source prompt {prompt!r}; its tokens are "
+            f"{'; '.join(listed)}"
+        )
+    return sorted(set(found))
