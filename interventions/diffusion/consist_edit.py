@@ -30,8 +30,10 @@ import difflib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,7 +84,8 @@ class ConsistEdit(Intervention):
             of lists those of each edit; or columns of the text, by numbers. "auto" are the words
             that the edit prompt doesn't hold. Not used where ``mask`` says it.
         mask: What may be edited: a file (.npy, or a picture, light inside), an array (rows,
-            columns) with the picture's proportions; of a clip also (frames, rows, columns); "all".
+            columns) with the picture's proportions; of a clip also (frames, rows, columns); a list
+            of files or arrays, one for each edit of a batch; or "all".
         strength: Consistency strength: in this share of the steps all queries and keys are the
             source's. 1 keeps the structure (colours, materials), 0.3 lets shapes change.
         source: Latents of the source, step by step, as `invert` or `recorded` makes them, or their
@@ -122,9 +125,9 @@ class ConsistEdit(Intervention):
     layers: tuple[str | int, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.mask is not None and self.mask != "all" and not isinstance(self.mask, str):
+        if self.mask is not None and not isinstance(self.mask, str):
             try:
-                object.__setattr__(self, "mask", masks.keep(self.mask))
+                object.__setattr__(self, "mask", _kept(self.mask))
             except ValueError as error:
                 raise ValueError(f"consistedit: {error}") from None
         if isinstance(self.source, Source):
@@ -197,18 +200,28 @@ class ConsistEdit(Intervention):
         free = self.mask == "all" and self.region == "inside"
         if free and not self.strength and self.source is None:
             return Work()
-        given = None if self.mask in (None, "all") else masks.read(self.mask)
-        sites, free = tuple(self._sites(host)), free
+        given = self._given()
+        sites = tuple(self._sites(host))
         if self.source is None:
             return _Consistent(sites, spec=self, given=given, free=free)
         source = Source.read(self.source)
         return _OfSource(sites, spec=self, given=given, free=free, source=source)
 
+    def _given(self) -> tuple[Tensor, ...]:
+        """The masks that are given: one for all edits, or one for each."""
+        if self.mask in (None, "all"):
+            return ()
+        paths = self.mask if isinstance(self.mask, tuple) else (self.mask,)
+        try:
+            return tuple(map(masks.read, paths))
+        except ValueError as error:
+            raise ValueError(f"consistedit: {error}") from None
+
     # -- literally -----------------------------------------------------------------------------
 
     def literal(self) -> AttendForm | None:
         """The formula above on explicit maps, token by token; None where a run finds the mask."""
-        if self.mask is None or self.source is not None or self.rounds > 1:
+        if not isinstance(self.mask, str) or self.source is not None or self.rounds > 1:
             return None
         return AttendForm(self.layers or (), self._literal_map, values=self._literal_values)
 
@@ -239,7 +252,7 @@ class ConsistEdit(Intervention):
         """Whether a token of the picture may be edited."""
         if self.mask == "all":
             return self.region == "inside"
-        mask = masks.read(self.mask)
+        (mask,) = self._given()
         _, rows, columns = m.grid
         frame, place = divmod(token, rows * columns)
         here = mask if mask.ndim == 2 else mask[frame]
@@ -250,6 +263,14 @@ class ConsistEdit(Intervention):
             int(column * wide) : max(int(column * wide) + 1, math.ceil((column + 1) * wide)),
         ]
         return bool(part.any()) == (self.region == "inside")
+
+
+def _kept(mask: Any) -> Any:
+    """Masks that JSON can hold: a path for each edit, or one for all."""
+    whole = (str, Path, Tensor, np.ndarray)
+    if isinstance(mask, (list, tuple)) and mask and all(isinstance(one, whole) for one in mask):
+        return tuple(map(masks.keep, mask))
+    return masks.keep(mask)
 
 
 def _is_word(word: Any) -> bool:
@@ -281,7 +302,7 @@ class _Consistent(Work):
     """Gives edits the picture's queries, keys and values of their sources."""
 
     spec: ConsistEdit = ConsistEdit()
-    given: Tensor | None = None
+    given: tuple[Tensor, ...] = ()
     free: bool = False
     members: Tensor | None = None
     state: _State = field(default_factory=_State, compare=False, repr=False)
@@ -289,7 +310,7 @@ class _Consistent(Work):
     @property
     def _reads(self) -> bool:
         """Whether the mask is read while it runs."""
-        return not self.free and self.given is None and self.spec.mask is None
+        return not self.free and self.spec.mask is None
 
     def begin(self, run: Run) -> Work:
         """Read the run's prompts: which words say what may be edited."""
@@ -417,8 +438,8 @@ class _Consistent(Work):
             out[~done] = call.kernel(query[~done], key[~done], value[~done])
         return out
 
-    def _preserve(self, call: Call, split: tuple[int, int, int, int], number: int) -> Tensor | None:
-        """What an edit takes from its source, "1 G I 1 N 1"; None: everything."""
+    def _preserve(self, call: Call, split: tuple[int, int, int, int], number: int) -> Tensor:
+        """What an edit takes from its source, "1 G I 1 N 1"."""
         image = call.image()
         tokens = image.stop - image.start
         if tokens not in self.state.free:
@@ -428,13 +449,16 @@ class _Consistent(Work):
             if self.spec.region == "outside":
                 found = ~found
             self.state.free[tokens] = found.to(call.query.device)
-        free = self.state.free[tokens]
-        if len(free) > 1:
-            groups = split[1] if len(free) == split[1] * (split[2] - 1) * split[3] else len(free)
-            free = free.view(groups, split[2] - 1, -1, tokens)[:, number - 1]
-        else:
-            free = free[None]
-        return ~free[None, :, :, None, :, None]
+        free, (_, groups, chain, images) = self.state.free[tokens], split
+        if len(free) == 1:
+            return ~free[None, None, :, None, :, None]
+        if len(free) not in (groups * (chain - 1), groups * (chain - 1) * images):
+            raise ValueError(
+                f"consistedit: there are {len(free)} masks for {groups * (chain - 1)} edits; give "
+                "one for each, or one for all"
+            )
+        each = free.view(groups, chain - 1, -1, tokens)[:, number - 1]
+        return ~each[None, :, :, None, :, None]
 
     def _found(self, call: Call, tokens: int) -> Tensor | None:
         """What may be edited, "E N" or "1 N"; None as long as it isn't known."""
@@ -442,14 +466,15 @@ class _Consistent(Work):
         if self.spec.mask == "all":
             return torch.ones(1, tokens, dtype=torch.bool)
         grid = layout.grid(tokens)
-        if self.given is not None:
+        if self.given:
             if grid is None or layout.finest is None:
                 raise ValueError(
                     f"consistedit: {call.site.name} has {tokens} tokens of an unknown grid, over "
                     "which no mask can be laid; name words instead"
                 )
             try:
-                return masks.on_tokens(self.given, grid, layout.finest)[None]
+                found = [masks.on_tokens(mask, grid, layout.finest) for mask in self.given]
+                return torch.stack(found)
             except ValueError as error:
                 raise ValueError(f"consistedit: {error}") from None
         seen = self._mean()

@@ -85,7 +85,7 @@ def work_of(case: dict[str, Any], inputs: Tensors, site: Site) -> _Consistent:
     free = "nomask" in case["name"]
     mask = inputs["preserve_mask"] == 0
     spec = regaze.ConsistEdit(mask="all" if free else mask, strength=case["qk_steps"] / STEPS)
-    return _Consistent((site,), spec=spec, given=None if free else mask, free=free)
+    return _Consistent((site,), spec=spec, given=() if free else (mask,), free=free)
 
 
 def close(got: Tensor, want: Tensor) -> None:
