@@ -239,5 +239,3 @@ def _relation(one: Blob, other: Blob) -> str | None:
 
     a, b = (Object("", "", blob.x, blob.y, 0, 0) for blob in (one, other))
     return relation_of(a, b)
-
-
