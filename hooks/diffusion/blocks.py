@@ -146,9 +146,7 @@ def attend(
     made = query.new_empty(*query.shape[:3], value.shape[-1])
     for heads, rows, columns in blocks.groups:
         rows, columns = _on(rows, query), _on(columns, query)
-        shared = (
-            heads if heads.start is None else slice(heads.start // each, heads.start // each + 1)
-        )
+        shared = heads if heads.start is None else slice(heads.start // each, heads.start // each + 1)
         more: dict[str, Any] = {}
         if mask is not None:
             mine = mask[:, heads] if mask.shape[1] > 1 else mask

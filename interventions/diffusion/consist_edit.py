@@ -19,8 +19,8 @@ in a run of its own before, and uses its last state throughout; so does a `sourc
 recorded. Without one, it is the mean of the steps so far, and in the first step all is preserved:
 one run in place of two.
 
-Real pictures: the code keeps Q, K and V of every layer and step of the inversion, 27 GB for SD3. They
-are functions of the latents, so here the source's latents are kept, step by step, and its rows
+Real pictures: the code keeps Q, K and V of every layer and step of the inversion, 27 GB for SD3.
+They are functions of the latents, so here the source's latents are kept, step by step, and its rows
 computed again from them.
 """
 
@@ -175,7 +175,7 @@ class ConsistEdit(Intervention):
         return replace(self, mask="all", region="inside", strength=0.0, words="auto", source=None)
 
     def controls(self) -> dict[str, Intervention]:
-        """The same with inside and outside exchanged, so that what is edited is what should stay."""
+        """Inside and outside exchanged, so that what should stay is what may be edited."""
         if self.mask == "all" or self.region == "outside":
             return {}
         return {"elsewhere": replace(self, region="outside")}

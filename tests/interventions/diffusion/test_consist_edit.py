@@ -299,7 +299,7 @@ class Largest(TorchDispatchMode):
     """Notes tensors with two axes of all tokens."""
 
     def __init__(self, tokens: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tokens, self.found = tokens, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
