@@ -17,7 +17,7 @@ from regaze.hooks.diffusion.literal import Manner, by_name
 from regaze.hooks.diffusion.literal_maps import kernels
 from regaze.hooks.diffusion.sites import find_sites, read_layout
 from regaze.hooks.diffusion.text import read_text
-from regaze.interventions.diffusion import inversion
+from regaze.interventions.diffusion import unet_inversion
 from regaze.interventions.diffusion.arranging import arrange, opened
 from regaze.interventions.diffusion.places import read_mask, sized
 from regaze.interventions.diffusion.reweight import columns_of
@@ -183,11 +183,11 @@ class _Run:
     def _inverted(self, call: dict[str, Any], picture: Any) -> Tensor:
         """One picture's latents of every step: each step downwards is solved for where it began."""
         scheduler = self.pipeline.scheduler
-        x = inversion.encoded("", self.pipeline, [picture])
-        text = inversion.text_of("", self.pipeline, self.spec.invert)[0]
+        x = unet_inversion.encoded("", self.pipeline, [picture])
+        text = unet_inversion.text_of("", self.pipeline, self.spec.invert)[0]
         one = _of_rows(call, lambda rows: rows[:1])
         found, below = [x], (1.0, 0.0)
-        for level in inversion.levels("", scheduler)[::-1]:
+        for level in unet_inversion.levels("", scheduler)[::-1]:
             guess = x
             for _ in range(self.spec.refine + 1):
                 sample = guess.to(call["sample"].dtype)

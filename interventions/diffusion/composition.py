@@ -19,7 +19,7 @@ from regaze.hooks.diffusion.rows import call_of_rows, join_rows
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.works import Run, Work
-from regaze.interventions.diffusion import inversion
+from regaze.interventions.diffusion import unet_inversion
 from regaze.interventions.diffusion.arranging import arrange
 from regaze.interventions.diffusion.composing import (
     Prior,
@@ -226,7 +226,7 @@ class Composing(LatentEdit):
                 f"{NAME}: what a ControlNet would add at other noise isn't known, so pictures "
                 "can't be inverted beside one; give their latents"
             )
-        text, pooled = inversion.text_of(NAME, pipeline, spec.invert)
+        text, pooled = unet_inversion.text_of(NAME, pipeline, spec.invert)
         first = (pass_.rows.cond or slice(0, 1)).start
         one = call_of_rows(pass_.call, slice(first, first + 1), pass_.rows.batch, family)
         count = len(pictures)
@@ -243,10 +243,10 @@ class Composing(LatentEdit):
             return self._run(pass_, now, {}).float()
 
         scheduler = pipeline.scheduler
-        return inversion.invert(
+        return unet_inversion.invert(
             predict,
-            inversion.encoded(NAME, pipeline, pictures).to(pass_.sample.device),
-            inversion.levels(NAME, scheduler),
+            unet_inversion.encoded(NAME, pipeline, pictures).to(pass_.sample.device),
+            unet_inversion.levels(NAME, scheduler),
             scheduler.config.prediction_type,
             spec.refine,
         )
