@@ -38,6 +38,7 @@ class Running:
         by_layer: The entries that act at each layer, in order.
         null: The prompt without images that runs along, if any.
         offsets: Per layer, the prompt column of key 0 where it isn't 0.
+        n_keys: Per layer, how many keys the cache gives it, where not one for each column so far.
         checked: Layers whose rows were compared with the kernel's since something was attached;
             shared by all passes.
         positions: Position ids that the tower was given, "... B Q".
@@ -54,6 +55,7 @@ class Running:
     by_layer: Mapping[int, Sequence[Entry[Edit, int]]]
     null: NullPrompt | None
     offsets: Mapping[int, int]
+    n_keys: Mapping[int, int]
     checked: set[tuple[int, bool]]
     positions: Tensor | None = None
     over: bool = False
@@ -82,6 +84,7 @@ class Running:
         here = [(entry, self.works[entry]) for entry in entries]
         if not self.over:
             self._count(layer, call)
+            self._count_keys(layer, call)
         takers = [one for one in here if overrides(one[1], "take_over")]
         if takers and self.pass_.decodes:
             return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
@@ -279,6 +282,21 @@ class Running:
             f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
             "edited exactly"
         )
+
+    def _count_keys(self, layer: int, call: Call) -> None:
+        """See that there is a key for each column that is known of; all that edits do hangs on it.
+
+        `check_rows` can't see that: it recomputes rows over whatever keys the call has.
+        """
+        known = self.n_keys.get(layer, self.pass_.past + self.pass_.length)
+        given = call.key.shape[2] - (0 if self.null is None else self.null.size)
+        if given != known:
+            raise RuntimeError(
+                f"layer {layer} ({type(call.module).__name__}) attends over {given} columns where "
+                f"the prompt and its cache have {known}, so regaze can't tell what they hold: the "
+                "model keeps them in another way than in the cache that it is given (cache, or "
+                "past_key_values); it can't be edited exactly"
+            )
 
     def show(self, layer: int, hidden: Tensor) -> None:
         """Show a layer's input "B Q E" to the edits that want to see it."""

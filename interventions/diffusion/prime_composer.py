@@ -17,10 +17,11 @@ attention weights; code and this overwrite logits.
 
 Other than in the code: the object lies at its place in its canvas, too, where there it is in the
 middle and shifted; steps are counted by the pipeline, where its solver's warm-up steps come on top;
-inversion isn't by DPM-Solver++ (`regaze.interventions.diffusion.unet_inversion`). Not said in the paper,
-and chosen here: what lies around the object in its canvas is the background's mean colour; layers
-on whose grid the object has no token stay as they are; without guidance both runs beside read the
-prompt. Joint attention isn't edited: its softmax holds text, which no published formula speaks of.
+inversion isn't by DPM-Solver++ (`regaze.interventions.diffusion.unet_inversion`). Not said in the
+paper, and chosen here: what lies around the object in its canvas is the background's mean colour;
+layers on whose grid the object has no token stay as they are; without guidance both runs beside
+read the prompt. Joint attention isn't edited: its softmax holds text, which no published formula
+speaks of.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ from regaze.hooks.diffusion.works import Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion.arranging import kept_picture, opened
 from regaze.interventions.diffusion.composition import Composing
-from regaze.interventions.diffusion.unet_inversion import TEXTS
 from regaze.interventions.diffusion.places import check_place, stored
+from regaze.interventions.diffusion.unet_inversion import TEXTS
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _SOURCE = "CodeGoat24/PrimeComposer@ff602b2, run scripts"

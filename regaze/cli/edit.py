@@ -1,0 +1,3 @@
+"""edit."""
+def edit() -> None:
+    """Edit."""
