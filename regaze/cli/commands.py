@@ -14,12 +14,14 @@ from regaze.cli.animate import animate
 from regaze.cli.build import pope
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
+from regaze.cli.compose import compose
 from regaze.cli.demo import demo
 from regaze.cli.discover import heads, sinks
 from regaze.cli.edit import edit
 from regaze.cli.eval import eval_
 from regaze.cli.eval_edits import edits
 from regaze.cli.eval_images import images
+from regaze.cli.eval_places import places
 from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
 from regaze.cli.judge import export, score
@@ -76,12 +78,14 @@ app.command("eval")(eval_)
 app.command("eval images")(images)
 app.command("eval video")(video)
 app.command("eval edits")(edits)
+app.command("eval places")(places)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)
 app.command()(sites)
 app.command()(animate)
 app.command()(edit)
+app.command()(compose)
 app.command()(verify)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
