@@ -196,19 +196,20 @@ class Placing:
         ground, thing, (box,) = asked.thing, other.thing, asked.boxes
         if ground is None or thing is None:
             raise ValueError("regions have no object to compose")
-        made = arrange(
-            spec.name, ground.background, thing.picture, stored(thing.mask), box,
-            ground.background.size,
-        )  # fmt: skip
+        size = ground.background.size
+        mask = stored(thing.mask)
+        made = arrange(spec.name, ground.background, thing.picture, mask, box, size)
         # Conditions share what inversion costs.
-        name = "-".join((asked.key, other.key, spec.invert, str(spec.refine))).replace("/", "-")
+        about = (asked.key, other.key, spec.domain, spec.invert, str(spec.refine))
+        name = "-".join(about).replace("/", "-")
         path = self.task.out / _LATENTS / f"{name}.safetensors"
         if not path.exists():
-            pictures = (made.background, made.reference, made.pasted)
+            pictures = [made.background, made.reference]
+            pictures += [made.pasted] if spec.domain == "same" else []
             steps = int(self.arguments["num_inference_steps"])
             found = inverted(self.pipeline, pictures, steps, spec.invert, spec.refine)
             with files.replacing(path) as part:
-                save_file(dict(zip(NAMES, found.contiguous().cpu(), strict=True)), part)
+                save_file(dict(zip(NAMES, found.contiguous().cpu(), strict=False)), part)
         words = spec.subject if spec.subject != OBJECT else (str(asked.wanted.kinds[-1]),)
         return replace(spec, latents=str(path), mask=made.mask, box=box, subject=words)
 

@@ -231,11 +231,13 @@ def _down(m: Tensor, level: Any, below: tuple[float, float], predicts: str, x: T
         clean, noise = (x - s * m) / a, m
     else:
         clean, noise = a * x - s * m, s * x + a * m
-    return below[0] * clean + below[1] * noise
+    stepped: Tensor = below[0] * clean + below[1] * noise
+    return stepped
 
 
 def _products(query: Tensor, key: Tensor) -> Tensor:
-    return query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    found: Tensor = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    return found
 
 
 def _every(mask: Tensor, rows: int, columns: int) -> Tensor:
