@@ -384,3 +384,19 @@ def test_a_prompt_in_parts_raises() -> None:
         pytest.raises(NotImplementedError, match="whole prompt in one block"),
     ):
         model.model(**inputs)
+
+
+@pytest.mark.parametrize("rows", [[-1], [-2, -1], [3, -1], [3]])
+def test_scores_of_chosen_rows_are_edited_or_refused(rows: list[int]) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    length = inputs["input_ids"].shape[1]
+    with attach(model.model, SPEC), torch.no_grad():
+        whole = model.model(**inputs).logits
+        picked = torch.tensor([row % length for row in rows])
+        if rows in ([-1], [-2, -1]):
+            got = model.model(**inputs, logits_to_keep=picked).logits
+            torch.testing.assert_close(got, whole[:, picked], rtol=0, atol=1e-4)
+            return
+        with pytest.raises(NotImplementedError, match="logits_to_keep picks rows"):
+            model.model(**inputs, logits_to_keep=picked)
