@@ -386,6 +386,18 @@ def test_a_prompt_in_parts_raises() -> None:
         model.model(**inputs)
 
 
+def test_a_model_that_shares_the_text_tower_is_refused() -> None:
+    model, other = tiny("llava", fresh=True), tiny("llava", fresh=True)
+    other.model.model.language_model = model.model.model.language_model
+    inputs = ask(model, (SHORT, [0]))
+    with (
+        attach(model.model, SPEC),
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="with a text tower that it shares with the model"),
+    ):
+        other.model(**inputs)
+
+
 @pytest.mark.parametrize("rows", [[-1], [-2, -1], [3, -1], [3]])
 def test_scores_of_chosen_rows_are_edited_or_refused(rows: list[int]) -> None:
     model = tiny("llava")
