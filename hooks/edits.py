@@ -166,14 +166,6 @@ class Edit:
         """
         return None
 
-    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
-        """Return the edited result of a decode step's attention call by a cheaper way, or None.
-
-        Asked for where nothing else edits the row, all samples are edited and see all columns, and
-        the change isn't measured; elsewhere, and after None, rows are edited as always.
-        """
-        return None
-
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         """Look at the chosen rows' logits "B H R K"; called instead of `edit_logits`."""
 
