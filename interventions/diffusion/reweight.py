@@ -197,7 +197,7 @@ class _Weighted(Work):
         factors = torch.ones(run.samples, length)
         for sample in range(run.samples):
             for word, strength in self.spec.words:
-                factors[sample, _columns(word, run.text, sample, length)] *= strength
+                factors[sample, columns_of("reweight", word, run.text, sample, length)] *= strength
         return replace(self, factors=factors)
 
     def attending(self, pass_: Pass) -> tuple[Site, ...]:
@@ -251,7 +251,7 @@ class _Weighted(Work):
             found = torch.ones(1, length)
             for word, strength in self.spec.words:
                 part = (Part("text", slice(0, length), None),)
-                found[0, _columns(word, part, 0, length)] *= strength
+                found[0, columns_of("reweight", word, part, 0, length)] *= strength
         found = found.to(call.query.device)
         rows = cond.stop - cond.start
         factors = found.new_ones(pass_.rows.batch, length)
@@ -259,7 +259,9 @@ class _Weighted(Work):
         return factors.repeat_interleave(call.samples().frames, 0)
 
 
-def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) -> list[int]:
+def columns_of(
+    method: str, word: str | int, text: Sequence[Part], sample: int, length: int
+) -> list[int]:
     """The columns of a word in all parts of a text stream.
 
     Raises:
@@ -267,13 +269,13 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
     """
     if isinstance(word, int):
         if word >= length:
-            raise ValueError(f"reweight: column {word} doesn't exist; the text has {length}")
+            raise ValueError(f"{method}: column {word} doesn't exist; the text has {length}")
         return [word]
     found, listed = [], []
     for part in text:
         if part.prompts is None:
             raise ValueError(
-                f"reweight: which columns hold {word!r} isn't known, because the pipeline was "
+                f"{method}: which columns hold {word!r} isn't known, because the pipeline was "
                 "given embeddings (or how it reads prompts isn't known); give column numbers"
             )
         prompt = part.prompts[sample]
@@ -281,7 +283,7 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
         found += [part.columns.start + i for tokens in prompt.find(word) for i in tokens]
     if not found:
         raise ValueError(
-            f"reweight: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
+            f"{method}: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
         )
     return sorted(set(found))
 

@@ -47,7 +47,9 @@ class Meter:
         """Count a call of this density."""
         self._density.add("", torch.tensor([density]))
 
-    def clock(self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]) -> None:
+    def clock(
+        self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]
+    ) -> None:
         """Time both, the first time in each thread."""
         if self._time.count("") == 1:
             self._time.add("", torch.tensor([_seconds(device, sparse) / _seconds(device, dense)]))
@@ -109,7 +111,9 @@ def sparsely(call: Call, part: Part, kernel: Kernel) -> Tensor:
     query, key, value = call.query, call.key, call.value
     mask = None if call.mask is None else _by_heads(call.mask)
     if part.index is None or part.blocks.full:
-        return attend(query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel)
+        return attend(
+            query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel
+        )
     index = part.index.to(query.device)
     if len(index) > 1 and key.shape[1] != query.shape[1]:
         each = query.shape[1] // key.shape[1]
@@ -117,7 +121,9 @@ def sparsely(call: Call, part: Part, kernel: Kernel) -> Tensor:
     query, key, value = (_ordered(x, index) for x in (query, key, value))
     if mask is not None:
         mask = _ordered_mask(mask, index)
-    made = attend(query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel)
+    made = attend(
+        query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel
+    )
     return _ordered(made, index.argsort(-1))
 
 
