@@ -150,7 +150,16 @@ def literally(
                         edit = partial(_half_edited, form.edit, running.cond_last)
                     branches = (2, int(running.cond_last)) if running.both else (1, 0)
                     stack.enter_context(
-                        edited(denoiser, form.layers, edit, layout, split, branches, form.factor)
+                        edited(
+                            denoiser,
+                            form.layers,
+                            edit,
+                            layout,
+                            split,
+                            branches,
+                            form.factor,
+                            state.step,
+                        )  # fmt: skip
                     )
             output = stock(*args, **kwargs)
             plain = output[0]

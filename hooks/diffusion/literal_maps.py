@@ -31,6 +31,7 @@ class Map:
         split: How the batch divides: branches (and whole clips), frames, images per prompt.
         layout: How the pass's tokens are laid out.
         branches: How many branches of guidance it holds, and which is the conditional one.
+        step: Which sampling step it is in.
     """
 
     site: Site
@@ -45,6 +46,7 @@ class Map:
     split: tuple[int, int, int]
     layout: Layout = Layout(None, 0, False)
     branches: tuple[int, int] = (1, 0)
+    step: int = 0
 
     @property
     def identity(self) -> Tensor:
@@ -115,6 +117,7 @@ def edited(
     split: tuple[int, int, int] = (1, 1, 1),
     branches: tuple[int, int] = (1, 0),
     factor: Callable[[Map], Tensor] | None = None,
+    step: int = 0,
 ) -> Iterator[None]:
     """Edit the maps of some attention modules in the passes inside.
 
@@ -126,6 +129,7 @@ def edited(
         split: See `Map.split`.
         branches: See `Map.branches`.
         factor: From a call's `Map` to what the module's output is multiplied by, "B".
+        step: Which sampling step it is.
     """
     factors: dict[str, Tensor] = {}
     found = find_sites(denoiser)
@@ -161,7 +165,7 @@ def edited(
             grid = sides[0], sides[1], sides[2]
             about = Map(
                 sites[name], q, k, logits, bias, weights, times, image, grid, split, layout,
-                branches,
+                branches, step,
             )  # fmt: skip
             if factor is not None:
                 factors[name] = factor(about)
