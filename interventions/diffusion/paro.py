@@ -10,10 +10,10 @@ place and stays dense, with the picture's last tokens if these fill no block.
 Reordering alone changes nothing: attention doesn't know the order of tokens, and rotary embedding
 has acted before. Zhao et al., arXiv 2506.16054, sections 4.1 and 4.2; there is no released code.
 
-``bits`` rounds queries and keys to integers as well, symmetrically by their largest value in each
-block of tokens and head. Products of such integers are exact in float32, so logits are those of an
-integer kernel; nothing gets faster by it here. The paper also rounds attention weights and values
-(section 4.3). How a running softmax is scaled there isn't published, so that part is left out.
+The paper's integers (section 4.3: queries and keys, weights and values in 8 or 4 bits) are left out:
+how a running softmax is scaled for them isn't published, torch's kernels get no faster by rounded
+numbers, and rounding makes of a last bit's difference a whole step, so that a batch wouldn't give
+what single prompts give. Orders that suit integers can be chosen all the same (``alpha``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion.paro_plan import Plan, group_of, permutation, read
-from regaze.interventions.diffusion.sparse import Part, Sparse, image_first, rounded
+from regaze.interventions.diffusion.sparse import Part, Sparse, image_first
 from regaze.interventions.diffusion.where import check_where, chosen
 
 
@@ -47,7 +47,6 @@ class PARO(Intervention):
         plan: The calibration's file, from ``regaze discover paro``.
         digest: The first 16 digits of the file's SHA-256, filled in when the spec is resolved.
         layers: Where, as in `Guided.layers`, of those that were calibrated; by default all of them.
-        bits: Bits of rounded queries and keys, 8 or 4; None leaves them as they are.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
         kernel: What computes the blocks, as in `RadialAttention`.
@@ -61,7 +60,6 @@ class PARO(Intervention):
     plan: str | None = None
     digest: str | None = None
     layers: tuple[str | int, ...] | None = None
-    bits: int | None = None
     start: float = 0.0
     stop: float = 1.0
     kernel: str = "auto"
@@ -77,8 +75,6 @@ class PARO(Intervention):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, str) or not value):
                 raise ValueError(f"paro: {name} must be text, got {shown(value)}")
-        if self.bits is not None and (type(self.bits) is not int or self.bits not in (4, 8)):
-            raise ValueError(f"paro: bits must be 8 or 4, or left out, got {shown(self.bits)}")
         check_choice(self.name, "kernel", self.kernel, KERNELS)
         check_where(self.name, self.layers, self.start, self.stop)
 
@@ -95,9 +91,7 @@ class PARO(Intervention):
             blocks, index = _reordered(plan, m.site.name, m.image, total, m.step)
             index = index.to(m.logits.device)
             order = index[None, :, :, None].expand_as(m.query)
-            query, key = (
-                rounded(x.gather(2, order), self.bits, plan.size) for x in (m.query, m.key)
-            )
+            query, key = (x.gather(2, order) for x in (m.query, m.key))
             bias = m.bias.expand_as(m.logits)
             bias = bias.gather(2, index[None, :, :, None].expand_as(bias))
             bias = bias.gather(3, index[None, :, None, :].expand_as(bias))
@@ -137,7 +131,7 @@ class PARO(Intervention):
         plan = read(self.plan or "")
         return Sparse(
             tuple(self._sites(host, plan)), self.start, self.stop,
-            partial(_part_of, plan, self.bits), self.kernel, fits=plan.is_of,  # type: ignore[arg-type]
+            partial(_part_of, plan), self.kernel, fits=plan.is_of,  # type: ignore[arg-type]
         )  # fmt: skip
 
     def _sites(self, host: Host, plan: Plan) -> list[Site]:
@@ -152,7 +146,7 @@ class PARO(Intervention):
         return found
 
 
-def _part_of(plan: Plan, bits: int | None, call: Call) -> Part:
+def _part_of(plan: Plan, call: Call) -> Part:
     """A call's blocks and orders.
 
     Raises:
@@ -170,7 +164,7 @@ def _part_of(plan: Plan, bits: int | None, call: Call) -> Part:
             )
         step, steps = running.step
         plan.check_steps(steps)
-    return Part(*_reordered(plan, call.site.name, image, call.query.shape[2], step), bits)
+    return Part(*_reordered(plan, call.site.name, image, call.query.shape[2], step))
 
 
 def _reordered(plan: Plan, site: str, image: slice, total: int, step: int) -> tuple[Blocks, Tensor]:

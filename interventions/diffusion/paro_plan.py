@@ -1,4 +1,4 @@
-"""PAROAttention's calibration as a file, and the order of tokens and rounding that it goes by.
+"""PAROAttention's calibration as a file, and the orders of tokens that it chooses from.
 
 A plan is one safetensors file: ``{site}`` holds the blocks of that layer, "groups heads bytes"
 uint8, eight blocks a byte; its metadata say which order each head has, of which model it is, and

@@ -74,8 +74,8 @@ class Survey(Work):
         chosen: By layer: each head's order, in the second survey; None in the first.
         grids: Sizes of the clips that were seen.
         steps: Numbers of steps of the runs that were seen.
-        scores: First survey, by layer, of each call: share of small blocks and unevenness, "orders 2
-            heads".
+        scores: First survey, by layer, of each call: share of small blocks and unevenness, as
+            "orders 2 heads".
         sums: Second survey, by layer and group: "heads R R" sums of a block's weights.
         counts: How many maps these are of.
     """

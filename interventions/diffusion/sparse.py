@@ -32,12 +32,10 @@ class Part(NamedTuple):
     Attributes:
         blocks: In that order.
         order: "H|1 N": which token stands at each place; None where they stay as they are.
-        bits: Bits of rounded queries and keys; None where they stay as they are.
     """
 
     blocks: Blocks
     order: Tensor | None = None
-    bits: int | None = None
 
 
 class Meter:
@@ -127,13 +125,12 @@ def sparsely(call: Call, part: Part, kernel: Kernel) -> Tensor:
     query, key, value = call.query, call.key, call.value
     mask = None if call.mask is None else by_heads(call.mask)
     index = part.order
-    if index is not None and (part.bits is not None or not part.blocks.full):
+    if index is not None and not part.blocks.full:
         index = index.to(query.device)
         if len(index) > 1 and key.shape[1] != query.shape[1]:
             each = query.shape[1] // key.shape[1]
             key, value = (x.repeat_interleave(each, 1) for x in (key, value))
         query, key, value = (_ordered(x, index) for x in (query, key, value))
-        query, key = (rounded(x, part.bits, part.blocks.size) for x in (query, key))
         mask = None if mask is None else _ordered_mask(mask, index)
     else:
         index = None
@@ -141,19 +138,6 @@ def sparsely(call: Call, part: Part, kernel: Kernel) -> Tensor:
         query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel
     )
     return made if index is None else _ordered(made, index.argsort(-1))
-
-
-def rounded(x: Tensor, bits: int | None, size: int) -> Tensor:
-    """Queries or keys "B H N D" rounded to integers times a scale, which each block has."""
-    if bits is None:
-        return x
-    tokens = x.shape[2]
-    blocks = torch.nn.functional.pad(x.float(), (0, 0, 0, -tokens % size))
-    blocks = blocks.unflatten(2, (-1, size))
-    scale = blocks.abs().amax((-2, -1), keepdim=True) / (2 ** (bits - 1) - 1)
-    made = (blocks / scale.clamp(min=torch.finfo(torch.float32).tiny)).round() * scale
-    result: Tensor = made.flatten(2, 3)[:, :, :tokens].to(x.dtype)
-    return result
 
 
 def by_heads(mask: Tensor) -> Tensor:
