@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
     from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.paro import PARO as PARO
     from regaze.interventions.diffusion.prime_composer import PrimeComposer as PrimeComposer
     from regaze.interventions.diffusion.radial import RadialAttention as RadialAttention
     from regaze.interventions.diffusion.regions import Regions as Regions
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.slg import SLG as SLG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
     from regaze.interventions.diffusion.stg import STG as STG
-    from regaze.interventions.diffusion.structured_diffusion import (
-        StructuredDiffusion as StructuredDiffusion,
-    )
+    from regaze.interventions.diffusion.structured_diffusion import StructuredDiffusion as StructuredDiffusion
     from regaze.interventions.diffusion.tpg import TPG as TPG
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis

@@ -20,9 +20,10 @@ from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
 from regaze.hooks.diffusion.literal import Manner, WholeForm, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
-from regaze.interventions import FlowWarp, Intervention, PrimeComposer, StructuredDiffusion
+from regaze.interventions import PARO, FlowWarp, Intervention, PrimeComposer, StructuredDiffusion
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
+from regaze.interventions.diffusion.paro_plan import read
 
 _PROMPTS = ("a red circle and a blue square", "a square and a circle")
 _WORDS = ("circle", "square")
@@ -59,7 +60,8 @@ class Pipeline(Subject):
         self.frames = _frames(clips[0]) if clips else 1
         # Methods may rest for a share of the steps.
         late = max((getattr(spec, "start", 0.0) for spec in specs), default=0.0)
-        self._call = {**self._small(4 if late >= 0.5 else 2), **call}
+        plans = [read(spec.plan).steps for spec in specs if isinstance(spec, PARO) and spec.plan]
+        self._call = {**self._small(plans[0] if plans else 4 if late >= 0.5 else 2), **call}
         if clips:
             self.one_batch = "the frames of a clip are a batch already"
         elif "prompt_embeds" in call:
