@@ -102,7 +102,7 @@ def heads(
         raise ValueError(f"{objective} doesn't score a picture by itself: it can't be an objective")
     spec = SoftPAG(scale=scale, u=u, target=target)
     search = head_hunter.Search(rounds, picks, spec, None if not layers else tuple(layers))
-    shots = [Shot(one.text, seed) for one in asked for seed in numbers]
+    shots = [Shot(one.asked or one.text, seed, one.negative) for one in asked for seed in numbers]
     folder = folder or Path("runs") / f"heads-{source.name}"
     check_place(folder / head_hunter.SPEC, folder / HEAT)
     world = join()
