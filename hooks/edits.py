@@ -112,6 +112,10 @@ class Edit:
             )
         return self
 
+    def told(self) -> str:
+        """Say how it ran, if a report needs to; asked of the edit that was bound."""
+        return ""
+
     def begin(self, pass_: Pass) -> None:
         """Prepare for a forward pass; drop the state of another prompt."""
 

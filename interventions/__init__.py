@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.slg import SLG as SLG
     from regaze.interventions.diffusion.soft_pag import SoftPAG as SoftPAG
     from regaze.interventions.diffusion.stg import STG as STG
-    from regaze.interventions.diffusion.structured_diffusion import StructuredDiffusion as StructuredDiffusion
+    from regaze.interventions.diffusion.structured_diffusion import (
+        StructuredDiffusion as StructuredDiffusion,
+    )
     from regaze.interventions.diffusion.tpg import TPG as TPG
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
