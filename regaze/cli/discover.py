@@ -43,9 +43,7 @@ def sinks(
         seen = f"{model.model} has no sink dimensions at tau {profile.tau:g}"
         say(f"{seen}: VAR would never fire on it")
         for dim, first, median in profile.everywhere:
-            say(
-                f"dimension {dim} is high on every token: {first:.1f}, on the median one {median:.1f}"
-            )
+            say(f"dimension {dim} is high on every token: {first:.1f}, median token {median:.1f}")
         return
     table = Table("hidden dimension", "|x| / RMS of the first token", "of the median token")
     for dim, *strengths in zip(profile.sink_dims, profile.strength, profile.elsewhere, strict=True):
