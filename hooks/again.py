@@ -62,12 +62,13 @@ class Again:
         """The rows of the block that are run again, "B R"."""
         return self.pass_.scored(self.pass_.length)
 
-    def inputs(self, given: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    def inputs(self, given: Mapping[str, Any], config: Any, cache: str) -> dict[str, Any]:
         """Arguments of the model's ``forward``.
 
         Args:
             given: Those of the first run.
             config: The text tower's config.
+            cache: What the model calls its cache.
 
         Raises:
             NotImplementedError: The first run was given neither token ids nor embeddings, or a
@@ -103,7 +104,7 @@ class Again:
         found = {
             name: entering,
             "position_ids": positions,
-            "past_key_values": self.cache,
+            cache: self.cache,
             "use_cache": True,
             "return_dict": True,
         }
