@@ -16,7 +16,7 @@ from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.null_prompt import NullPrompt
-from regaze.hooks.passes import Pass, RowPlan
+from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
@@ -164,10 +164,6 @@ class Running:
                     plain = job.run().plain
                 self._check(real, layer, done[0], plain, looks.rows, looks.valid)
             return done
-        if not checks:
-            short = self._shortened(layer, stock, real, edits, plan)
-            if short is not None:
-                return short
         job = RowJob(real, edits, plan, layer, self.pass_, offset, asked, plain=checks)
         edited = job.run()
         if plan.covers_all and self.null is None and not checks:
@@ -178,27 +174,6 @@ class Running:
         if biasing:
             done = self._bias(done, layer, real, biasing)
         return overwrite(done, edited, plan)
-
-    def _shortened(
-        self, layer: int, stock: Stock, real: Call, edits: Sequence[Working], plan: RowPlan
-    ) -> Attention | None:
-        """A decode step whose one edit has a shortcut (`Edit.shortcut`), if that can be taken."""
-        if len(edits) != 1 or not overrides(edits[0][1], "shortcut"):
-            return None
-        entry, edit = edits[0]
-        alone = self.pass_.decodes and self.null is None and not self.over
-        whole = real.mask is None and not real.maps and all(a is None for a in plan.acts.values())
-        if not (alone and whole) or due(self.prompt.asked[entry, layer] + 1):
-            return None
-        refuse_unknown(real)
-        columns = self.pass_.columns(
-            self.offsets.get(layer, 0), real.key.shape[2], real.query.device
-        )
-        done = edit.shortcut(layer, real, stock, columns)
-        if done is not None:
-            entry.tally.count(layer)
-            self.prompt.asked[entry, layer] += 1
-        return done
 
     def _bias(self, done: Attention, layer: int, real: Call, biasing: Sequence[Edit]) -> Attention:
         """The kernel's rows, with the biases that all of them get."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
     from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.paro import PARO as PARO
+    from regaze.interventions.diffusion.prime_composer import PrimeComposer as PrimeComposer
     from regaze.interventions.diffusion.radial import RadialAttention as RadialAttention
     from regaze.interventions.diffusion.regions import Regions as Regions
     from regaze.interventions.diffusion.reweight import Reweight as Reweight

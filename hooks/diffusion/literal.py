@@ -74,6 +74,18 @@ class AttendForm:
 
 
 @dataclass(frozen=True)
+class WholeForm:
+    """A method that is written out as a whole: how a pipeline runs with it.
+
+    Attributes:
+        within: ``within(pipeline, running)``: a context in which the pipeline, called as `Manner`
+            says, runs the method literally.
+    """
+
+    within: Callable[[Any, Manner], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
 class Manner:
     """How a pipeline is run, known before it runs.
 

@@ -172,9 +172,7 @@ class ConsistEdit(Intervention):
 
     def idle(self) -> ConsistEdit:
         """Nothing of the source: all may change, from the first step on."""
-        return replace(
-            self, mask="all", region="inside", strength=0.0, words="auto", source=None
-        )
+        return replace(self, mask="all", region="inside", strength=0.0, words="auto", source=None)
 
     def controls(self) -> dict[str, Intervention]:
         """The same with inside and outside exchanged, so that what is edited is what should stay."""

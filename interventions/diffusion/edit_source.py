@@ -136,7 +136,9 @@ class Recording:
             ValueError: No pipeline ran.
         """
         if not self.latents:
-            raise ValueError("nothing was recorded: run the pipeline inside of `with recorded(...)`")
+            raise ValueError(
+                "nothing was recorded: run the pipeline inside of `with recorded(...)`"
+            )
         mean = self.seen.mean().cpu() if self.seen.calls else None
         return Source(torch.stack(self.latents), torch.tensor(self.times), mean)
 

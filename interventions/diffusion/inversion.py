@@ -150,7 +150,9 @@ def _inverse(scheduler: Any) -> Any:
             "are inverted; set pipe.scheduler = FlowMatchEulerDiscreteScheduler.from_config(...)"
         )
     if scheduler.config.get("stochastic_sampling"):
-        raise ValueError("invert: this scheduler adds noise at every step, so no step has an inverse")
+        raise ValueError(
+            "invert: this scheduler adds noise at every step, so no step has an inverse"
+        )
 
     class Inverse(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         """Levels upwards: each step corrects the guess of its level and guesses the next one."""

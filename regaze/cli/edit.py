@@ -1,3 +1,5 @@
 """edit."""
+
+
 def edit() -> None:
     """Edit."""
