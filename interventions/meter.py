@@ -1,4 +1,4 @@
-"""What sparse attention is worth: the share of a map that it computes, and the time that it takes."""
+"""What sparse attention is worth: the share of a map that it computes, and its time."""
 
 from __future__ import annotations
 

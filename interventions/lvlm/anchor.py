@@ -1,4 +1,4 @@
-"""AnchorAttention: long prompts are read with the few columns that come near a row's largest logits.
+"""AnchorAttention: a long prompt's rows see the few columns that come near their largest logits.
 
 Rows come in superblocks of ``step`` blocks of ``block`` rows. In a superblock that begins at S,
 every row sees the first ``init`` columns and those from S on. The largest of its logits there is
@@ -8,9 +8,9 @@ superblock and in whole (stripes), for which in some of its blocks
     mean of the block's queries . key >= mean of the block's anchors - theta.
 
 Zhang et al., "Difference-aware sparse attention with stripe granularity", arXiv 2505.23520,
-section 3, algorithms 1 to 3; the released code is a Triton kernel whose ``init`` columns are a whole
-superblock, of which it counts chosen stripes twice, and which never sees the block right before S.
-Here, as in the paper, each column is seen once or not at all. Decode steps are as always.
+section 3, algorithms 1 to 3. In the released Triton kernel the first columns are a whole
+superblock, of which chosen stripes count twice, and the block right before S is never seen. Here,
+as in the paper, each column is seen once or not at all. Decode steps are as always.
 
 Near columns are computed explicitly, some rows at a time, because their largest logits are needed;
 stripes by a kernel over gathered keys; both are put together by log-sum-exp.
