@@ -113,7 +113,9 @@ def _parts(method: str, tokens: int, densities: list[float]) -> Any:
     size = 64
     for order in ("fhw", "hwf"):
         at = permutation(grid, order)
-        sums = torch.stack([_block_sums(query[0, h, at], key[0, h, at], size) for h in range(HEADS)])
+        sums = torch.stack(
+            [_block_sums(query[0, h, at], key[0, h, at], size) for h in range(HEADS)]
+        )
         for density in densities:
             if order == "fhw" and density != densities[0]:
                 continue

@@ -46,13 +46,19 @@ class Placed:
         silent = [e for e in changing if not any(x.effect > 0 for x in layer_reports(e))]
         # Prompts are the text tower's.
         counted = [e for e, stack in self._entries if stack.kind == "text"] or entries
-        notes = [text for e, stack in self._entries for text in (stack.note, e.work.told())]
         return InterventionReport(
             label,
             max((entry.tally.runs for entry in counted), default=0),
             tuple(layers),
             exempt=not changing,
-            note="; ".join(dict.fromkeys(filter(None, notes))),
+            note="; ".join(
+                dict.fromkeys(
+                    note
+                    for entry, stack in self._entries
+                    for note in (stack.note, entry.work.told())
+                    if note
+                )
+            ),
             silent=tuple(type(e.work).__name__ for e in silent) if len(changing) > 1 else (),
         )
 

@@ -144,7 +144,7 @@ class Painting:
         if picture.flagged:
             return Record(item.id, item.cluster, finish="error", error=FLAGGED)
         shot = self.task.shot(item)
-        about = {"condition": plan.label, **shot._asdict(), "noise_seed": shot.noise_seed}
+        about = {"condition": plan.label, **shot.to_dict(), "noise_seed": shot.noise_seed}
         name = self.task.file(item)
         # No record says that a picture is there before it is.
         with files.replacing(plan.folder / name) as path:

@@ -60,6 +60,7 @@ class AttendForm:
         frames: Frames of the clip that the batch holds, one after the other.
         factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
         cond_only: Whether only conditional rows are edited.
+        values: From a call's `Map` to the values that weights are multiplied with; None: its own.
     """
 
     layers: Sequence[str | int]
@@ -69,6 +70,19 @@ class AttendForm:
     frames: int = 1
     factor: Callable[[Map], Tensor] | None = None
     cond_only: bool = False
+    values: Callable[[Map], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class WholeForm:
+    """A method that is written out as a whole: how a pipeline runs with it.
+
+    Attributes:
+        within: ``within(pipeline, running)``: a context in which the pipeline, called as `Manner`
+            says, runs the method literally.
+    """
+
+    within: Callable[[Any, Manner], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -151,16 +165,10 @@ def literally(
                     branches = (2, int(running.cond_last)) if running.both else (1, 0)
                     stack.enter_context(
                         edited(
-                            denoiser,
-                            form.layers,
-                            edit,
-                            layout,
-                            split,
-                            branches,
-                            form.factor,
-                            state.step,
-                        )  # fmt: skip
-                    )
+                            denoiser, form.layers, edit, layout, split, branches, form.factor,
+                            form.values, state.at,
+                        )
+                    )  # fmt: skip
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
@@ -204,6 +212,7 @@ class _State:
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
         self.step = -1
+        self.at = (0, 1)
 
     def share(self, pipeline: Any, cond: bool) -> tuple[float, float]:
         """Share of the sampling steps that lie behind, and this step's timestep."""
@@ -211,6 +220,7 @@ class _State:
         times = pipeline.scheduler.timesteps
         # Pipelines that begin in the middle (from an image) run the last ones.
         count = getattr(pipeline, "num_timesteps", None) or len(times)
+        self.at = (self.step, count)
         return self.step / count, float(times[len(times) - count + self.step])
 
 

@@ -88,7 +88,7 @@ class PARO(Intervention):
 
         def edit(m: Map) -> Tensor:
             total = m.logits.shape[-1]
-            blocks, index = _reordered(plan, m.site.name, m.image, total, m.step)
+            blocks, index = _reordered(plan, m.site.name, m.image, total, m.step[0])
             index = index.to(m.logits.device)
             order = index[None, :, :, None].expand_as(m.query)
             query, key = (x.gather(2, order) for x in (m.query, m.key))

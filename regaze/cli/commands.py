@@ -17,7 +17,9 @@ from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
 from regaze.cli.demo import demo
 from regaze.cli.discover import heads, sinks
+from regaze.cli.edit import edit
 from regaze.cli.eval import eval_
+from regaze.cli.eval_edits import edits
 from regaze.cli.eval_images import images
 from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
@@ -74,11 +76,13 @@ app.command("list")(list_)
 app.command("eval")(eval_)
 app.command("eval images")(images)
 app.command("eval video")(video)
+app.command("eval edits")(edits)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)
 app.command()(sites)
 app.command()(animate)
+app.command()(edit)
 app.command()(verify)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)

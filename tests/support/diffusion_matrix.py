@@ -133,7 +133,7 @@ TEXT_METHODS = {
         TextMethod(
             "regions",
             lambda: Regions(
-                [((0, 0, 0.5, 0.5), "one"), (MASK, "two")], 0.3, stop=1.0,
+                [((0, 0, 0.5, 0.5), "one"), (MASK, "two")], 0.3, stop=1.0, overlap="all",
                 embeddings={"text": noise(2, TEXT_LENGTH, WIDTH, seed=9)},
             ),
         ),

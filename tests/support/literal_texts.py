@@ -103,7 +103,7 @@ def two_texts(pipe: Any, kind: Family, spec: Any, cfg: bool) -> Iterator[None]:
                             key, value = (torch.cat([stored[n][site][i] for n in own], 2)
                                           for i in (0, 1))  # fmt: skip
                             row = attention(query[:, :, token : token + 1], key, value)[:, :, 0]
-                            base = spec.base_ratio
+                            base = spec.base
                             new[:, :, token] = (1 - base) * row + base * out[:, :, token]
                 half = len(out) // 2
                 halved = cfg and kind.halves
@@ -209,7 +209,7 @@ def sd3_block(
         outputs.append(both(streams[1][1][0], streams[1][1], some))
     else:
         region, read = regional(picture, [part for _, part in streams[1:]], some, spec, grid)
-        mixed = (1 - spec.base_ratio) * region + spec.base_ratio * image[some]
+        mixed = (1 - spec.base) * region + spec.base * image[some]
         image = torch.cat([image[:half], mixed])
         outputs += read
 
