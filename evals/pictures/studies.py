@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.prompts import COLOURS, SHAPES
 from regaze.evals.sandbox.painting.scenes import KINDS, NEGATION
 from regaze.interventions import NAG, SLG, TPG, Intervention, Reweight, StructuredDiffusion
@@ -72,7 +73,7 @@ def _study(model: str, subset: str, guidance: float, **grids: Grid) -> Study:
 
 
 STUDIES = (
-    *(_study(m, NEGATION, g, nag=_nag()) for m in ("painter-mmdit", "painter-unet") for g in (1, 3)),
+    *(_study(model, NEGATION, g, nag=_nag()) for model in PAINTERS for g in (1, 3)),
     *(
         _study("painter-mmdit", "composition", g, slg=_slg(6), reweight=_reweight("logits"))
         for g in (1, 3)

@@ -17,15 +17,24 @@ from regaze.evals.verify.per_thread import copied
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
-from regaze.hooks.diffusion.literal import Manner, by_name, literally
+from regaze.hooks.diffusion.literal import Manner, WholeForm, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
-from regaze.interventions import FlowWarp, Intervention, StructuredDiffusion
+from regaze.interventions import (
+    NAG,
+    FlowWarp,
+    Intervention,
+    Regions,
+    Reweight,
+    StructuredDiffusion,
+)
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
 
 _PROMPTS = ("a red circle and a blue square", "a square and a circle")
 _WORDS = ("circle", "square")
+_UNWANTED = "a white cross"
+_STRENGTHS = ((1, 2.0), (3, 0.5))
 _SIDE = 256
 _FRAMES = 2
 
@@ -112,8 +121,16 @@ class Pipeline(Subject):
             raise NotImplementedError(
                 "latents are moved literally by one method alone; verify the methods one by one"
             )
+        whole = [form for form in forms if isinstance(form, WholeForm)]
+        if whole and len(forms) > 1:
+            raise NotImplementedError(
+                "a method that is written out as a whole run stands alone; verify the methods one "
+                "by one"
+            )
         way: AbstractContextManager[None]
-        if moving:
+        if whole:
+            way = whole[0].within(self.pipeline, self.running)
+        elif moving:
             way = moved_literally(self.pipeline, self.running, moving[0])
         else:
             way = literally(self.pipeline, self.running, forms)
@@ -142,6 +159,13 @@ class Pipeline(Subject):
             return replace(spec, tokens=_WORDS)
         if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
             return replace(spec, phrases=_WORDS)
+        if isinstance(spec, NAG) and spec.negative is None and spec.embeddings is None:
+            return spec if self.one_batch else replace(spec, negative=_UNWANTED)
+        if isinstance(spec, Regions) and not spec.regions and not self.one_batch:
+            halves = ((0, 0, 0.5, 1), _WORDS[0]), ((0.5, 0.25, 1, 1), _WORDS[1])
+            return replace(spec, regions=halves)
+        if isinstance(spec, Reweight) and not spec.words:
+            return replace(spec, words=_STRENGTHS)
         if isinstance(spec, FlowWarp) and spec.flow is None:
             return replace(spec, flow=_drawn(int(self._call["height"]), int(self._call["width"])))
         return spec
