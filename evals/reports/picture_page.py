@@ -37,23 +37,28 @@ def _head(stored: Mapping[str, Any]) -> str:
     sizes = stored["sizes"]
     return f"""# Results of methods for diffusion models
 
-Methods on the built-in [painters](../evals/sandbox/README.md#painting), one baseline for each table, paired by construction:
-every condition starts from the same noise. `make picture-results` makes this page and goes on where it was stopped; its
-numbers are in [picture-results.json](picture-results.json). Results of methods for vision-language models are in
+Methods on the built-in [painters](../evals/sandbox/README.md#painting), one baseline for each
+table, paired by construction: every condition starts from the same noise. `make picture-results`
+makes this page and goes on where it was stopped; its numbers are in
+[picture-results.json](picture-results.json). Results of methods for vision-language models are in
 [results.md](results.md).
 
-- **Asked**: `composition`, what painters get wrong most (three objects, or two that share a colour or a shape), and `negation`, one or
-  two objects *without* another one. A painter is asked for "a blue square and a red circle" with the negative prompt "a red
-  circle": text encoders read "without" as "and". *Right* is a picture with all that is wanted and nothing that isn't.
-- **Settings** are those with the most right pictures on validation prompts ([below](#what-was-tried)), for a few methods those of
-  the painters' [cards](../evals/sandbox/models). Then test prompts were painted once, {sizes["steps"]} steps in {stored["dtype"]},
-  a picture each.
-- **Changes** are in points, with 95 % intervals from a paired bootstrap over prompts. ▲ better, ▼ worse, ● moved: the interval
-  excludes 0; **bold**: also after Holm's correction for all conditions of the table.
-- **Time** is processor time of a picture beside the unedited pipeline's, the least of some rounds taken in turn. At 32 x 32 pixels
-  much of it is overhead.
-- These are models of five million parameters on drawn scenes, one training run each: they show that a method's mechanism works
-  and is measured rightly, not how much it would do on a large model."""
+- **Asked**: `composition`, what painters get wrong most (three objects, or two that share a
+  colour or a shape), and `negation`, one or two objects *without* another one. A painter is asked
+  for "a blue square and a red circle" with the negative prompt "a red circle": text encoders read
+  "without" as "and". *Right* is a picture with all that is wanted and nothing that isn't.
+- **Settings** are those with the most right pictures on validation prompts
+  ([below](#what-was-tried)), for a few methods those of the painters'
+  [cards](../evals/sandbox/models). Then test prompts were painted once, {sizes["steps"]} steps in
+  {stored["dtype"]}, a picture each.
+- **Changes** are in points, with 95 % intervals from a paired bootstrap over prompts. ▲ better, ▼
+  worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
+  conditions of the table.
+- **Time** is processor time of a picture beside the unedited pipeline's, the least of some rounds
+  taken in turn. At 32 x 32 pixels much of it is overhead.
+- These are models of five million parameters on drawn scenes, one training run each: they show
+  that a method's mechanism works and is measured rightly, not how much it would do on a large
+  model."""
 
 
 def _findings(studies: Sequence[Mapping[str, Any]]) -> str:
