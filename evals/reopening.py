@@ -16,6 +16,7 @@ Open = Callable[[Path, Sequence[str]], Opened]
 _KINDS: Mapping[str, str] = {
     "images": "regaze.evals.pictures.stored",
     "video": "regaze.evals.clips.study",
+    "edits": "regaze.evals.edits.study",
 }
 """Whose ``open_run`` reads runs of a kind; loaded when one is opened."""
 _QUESTIONS = "regaze.evals.benchmarks.answered"

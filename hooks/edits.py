@@ -112,6 +112,10 @@ class Edit:
             )
         return self
 
+    def told(self) -> str:
+        """Say how it ran, if a report needs to; asked of the edit that was bound."""
+        return ""
+
     def begin(self, pass_: Pass) -> None:
         """Prepare for a forward pass; drop the state of another prompt."""
 
@@ -163,14 +167,6 @@ class Edit:
         """Return the result of a decode step's attention call in place of the stock one's, or None.
 
         Asked for in decode steps alone; nothing else may edit the layer then.
-        """
-        return None
-
-    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
-        """Return the edited result of a decode step's attention call by a cheaper way, or None.
-
-        Asked for where nothing else edits the row, all samples are edited and see all columns, and
-        the change isn't measured; elsewhere, and after None, rows are edited as always.
         """
         return None
 

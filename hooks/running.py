@@ -16,7 +16,7 @@ from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.null_prompt import NullPrompt
-from regaze.hooks.passes import Pass, RowPlan
+from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
@@ -38,6 +38,7 @@ class Running:
         by_layer: The entries that act at each layer, in order.
         null: The prompt without images that runs along, if any.
         offsets: Per layer, the prompt column of key 0 where it isn't 0.
+        n_keys: Per layer, how many keys the cache gives it, where not one for each column so far.
         checked: Layers whose rows were compared with the kernel's since something was attached;
             shared by all passes.
         positions: Position ids that the tower was given, "... B Q".
@@ -54,6 +55,7 @@ class Running:
     by_layer: Mapping[int, Sequence[Entry[Edit, int]]]
     null: NullPrompt | None
     offsets: Mapping[int, int]
+    n_keys: Mapping[int, int]
     checked: set[tuple[int, bool]]
     positions: Tensor | None = None
     over: bool = False
@@ -82,6 +84,7 @@ class Running:
         here = [(entry, self.works[entry]) for entry in entries]
         if not self.over:
             self._count(layer, call)
+            self._count_keys(layer, call)
         takers = [one for one in here if overrides(one[1], "take_over")]
         if takers and self.pass_.decodes:
             return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
@@ -161,10 +164,6 @@ class Running:
                     plain = job.run().plain
                 self._check(real, layer, done[0], plain, looks.rows, looks.valid)
             return done
-        if not checks:
-            short = self._shortened(layer, stock, real, edits, plan)
-            if short is not None:
-                return short
         job = RowJob(real, edits, plan, layer, self.pass_, offset, asked, plain=checks)
         edited = job.run()
         if plan.covers_all and self.null is None and not checks:
@@ -175,27 +174,6 @@ class Running:
         if biasing:
             done = self._bias(done, layer, real, biasing)
         return overwrite(done, edited, plan)
-
-    def _shortened(
-        self, layer: int, stock: Stock, real: Call, edits: Sequence[Working], plan: RowPlan
-    ) -> Attention | None:
-        """A decode step whose one edit has a shortcut (`Edit.shortcut`), if that can be taken."""
-        if len(edits) != 1 or not overrides(edits[0][1], "shortcut"):
-            return None
-        entry, edit = edits[0]
-        alone = self.pass_.decodes and self.null is None and not self.over
-        whole = real.mask is None and not real.maps and all(a is None for a in plan.acts.values())
-        if not (alone and whole) or due(self.prompt.asked[entry, layer] + 1):
-            return None
-        refuse_unknown(real)
-        columns = self.pass_.columns(
-            self.offsets.get(layer, 0), real.key.shape[2], real.query.device
-        )
-        done = edit.shortcut(layer, real, stock, columns)
-        if done is not None:
-            entry.tally.count(layer)
-            self.prompt.asked[entry, layer] += 1
-        return done
 
     def _bias(self, done: Attention, layer: int, real: Call, biasing: Sequence[Edit]) -> Attention:
         """The kernel's rows, with the biases that all of them get."""
@@ -279,6 +257,21 @@ class Running:
             f"rows where {self.pass_.batch} x {size} entered the text tower; it can't be "
             "edited exactly"
         )
+
+    def _count_keys(self, layer: int, call: Call) -> None:
+        """See that there is a key for each column that is known of; all that edits do hangs on it.
+
+        `check_rows` can't see that: it recomputes rows over whatever keys the call has.
+        """
+        known = self.n_keys.get(layer, self.pass_.past + self.pass_.length)
+        given = call.key.shape[2] - (0 if self.null is None else self.null.size)
+        if given != known:
+            raise RuntimeError(
+                f"layer {layer} ({type(call.module).__name__}) attends over {given} columns where "
+                f"the prompt and its cache have {known}, so regaze can't tell what they hold: the "
+                "model keeps them in another way than in the cache that it is given (cache, or "
+                "past_key_values); it can't be edited exactly"
+            )
 
     def show(self, layer: int, hidden: Tensor) -> None:
         """Show a layer's input "B Q E" to the edits that want to see it."""

@@ -22,14 +22,17 @@ from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
 from regaze.interventions import (
     NAG,
+    PARO,
     FlowWarp,
     Intervention,
+    PrimeComposer,
     Regions,
     Reweight,
     StructuredDiffusion,
 )
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
+from regaze.interventions.diffusion.paro_plan import read
 
 _PROMPTS = ("a red circle and a blue square", "a square and a circle")
 _WORDS = ("circle", "square")
@@ -68,7 +71,8 @@ class Pipeline(Subject):
         self.frames = _frames(clips[0]) if clips else 1
         # Methods may rest for a share of the steps.
         late = max((getattr(spec, "start", 0.0) for spec in specs), default=0.0)
-        self._call = {**self._small(4 if late >= 0.5 else 2), **call}
+        plans = [read(spec.plan).steps for spec in specs if isinstance(spec, PARO) and spec.plan]
+        self._call = {**self._small(plans[0] if plans else 4 if late >= 0.5 else 2), **call}
         if clips:
             self.one_batch = "the frames of a clip are a batch already"
         elif "prompt_embeds" in call:
@@ -166,6 +170,8 @@ class Pipeline(Subject):
             return replace(spec, regions=halves)
         if isinstance(spec, Reweight) and not spec.words:
             return replace(spec, words=_STRENGTHS)
+        if isinstance(spec, PrimeComposer) and spec.latents is None and spec.background is None:
+            return replace(spec, **_to_compose(int(self._call["height"]), int(self._call["width"])))
         if isinstance(spec, FlowWarp) and spec.flow is None:
             return replace(spec, flow=_drawn(int(self._call["height"]), int(self._call["width"])))
         return spec
@@ -268,3 +274,12 @@ def _drawn(height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     patches = cells.repeat(height // 8, 0).repeat(width // 8, 1)
     flow[0, : patches.shape[0], : patches.shape[1]] = patches
     return flow
+
+
+def _to_compose(height: int, width: int) -> dict[str, Any]:
+    """A background in two colours, and a square in a third to put into it."""
+    ground = np.full((height, width, 3), 40, np.uint8)
+    ground[:, : width // 2] = (60, 120, 200)
+    thing = np.full((height, width, 3), (200, 60, 60), np.uint8)
+    box = (0.25, 0.25, 0.75, 0.75)
+    return {"background": ground, "object": thing, "mask": box, "box": box, "subject": _WORDS[0]}

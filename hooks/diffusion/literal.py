@@ -60,6 +60,7 @@ class AttendForm:
         frames: Frames of the clip that the batch holds, one after the other.
         factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
         cond_only: Whether only conditional rows are edited.
+        values: From a call's `Map` to the values that weights are multiplied with; None: its own.
     """
 
     layers: Sequence[str | int]
@@ -69,6 +70,7 @@ class AttendForm:
     frames: int = 1
     factor: Callable[[Map], Tensor] | None = None
     cond_only: bool = False
+    values: Callable[[Map], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,11 @@ def literally(
                         edit = partial(_half_edited, form.edit, running.cond_last)
                     branches = (2, int(running.cond_last)) if running.both else (1, 0)
                     stack.enter_context(
-                        edited(denoiser, form.layers, edit, layout, split, branches, form.factor)
-                    )
+                        edited(
+                            denoiser, form.layers, edit, layout, split, branches, form.factor,
+                            form.values, state.at,
+                        )
+                    )  # fmt: skip
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
@@ -207,6 +212,7 @@ class Steps:
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
         self.step = -1
+        self.at = (0, 1)
 
     def share(self, pipeline: Any, cond: bool) -> tuple[float, float]:
         """Share of the sampling steps that lie behind, and this step's timestep."""
@@ -214,6 +220,7 @@ class Steps:
         times = pipeline.scheduler.timesteps
         # Pipelines that begin in the middle (from an image) run the last ones.
         count = getattr(pipeline, "num_timesteps", None) or len(times)
+        self.at = (self.step, count)
         return self.step / count, float(times[len(times) - count + self.step])
 
 

@@ -202,7 +202,7 @@ class _Weighted(Work):
             for word, strength in self.spec.words:
                 if self.spec.absent == "skip" and not _holds(run.text, sample, word):
                     continue
-                factors[sample, _columns(word, run.text, sample, length)] *= strength
+                factors[sample, columns_of("reweight", word, run.text, sample, length)] *= strength
         return replace(self, factors=factors)
 
     def attending(self, pass_: Pass) -> tuple[Site, ...]:
@@ -256,7 +256,7 @@ class _Weighted(Work):
             found = torch.ones(1, length)
             for word, strength in self.spec.words:
                 part = (Part("text", slice(0, length), None),)
-                found[0, _columns(word, part, 0, length)] *= strength
+                found[0, columns_of("reweight", word, part, 0, length)] *= strength
         found = found.to(call.query.device)
         rows = cond.stop - cond.start
         factors = found.new_ones(pass_.rows.batch, length)
@@ -270,7 +270,9 @@ def _holds(text: Sequence[Part], sample: int, word: str | int) -> bool:
     return isinstance(word, int) or not prompts or any(one.find(word) for one in prompts)
 
 
-def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) -> list[int]:
+def columns_of(
+    method: str, word: str | int, text: Sequence[Part], sample: int, length: int
+) -> list[int]:
     """The columns of a word in all parts of a text stream.
 
     Raises:
@@ -278,13 +280,13 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
     """
     if isinstance(word, int):
         if word >= length:
-            raise ValueError(f"reweight: column {word} doesn't exist; the text has {length}")
+            raise ValueError(f"{method}: column {word} doesn't exist; the text has {length}")
         return [word]
     found, listed = [], []
     for part in text:
         if part.prompts is None:
             raise ValueError(
-                f"reweight: which columns hold {word!r} isn't known, because the pipeline was "
+                f"{method}: which columns hold {word!r} isn't known, because the pipeline was "
                 "given embeddings (or how it reads prompts isn't known); give column numbers"
             )
         prompt = part.prompts[sample]
@@ -292,7 +294,7 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
         found += [part.columns.start + i for tokens in prompt.find(word) for i in tokens]
     if not found:
         raise ValueError(
-            f"reweight: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
+            f"{method}: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
         )
     return sorted(set(found))
 

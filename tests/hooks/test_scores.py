@@ -384,3 +384,31 @@ def test_a_prompt_in_parts_raises() -> None:
         pytest.raises(NotImplementedError, match="whole prompt in one block"),
     ):
         model.model(**inputs)
+
+
+def test_a_model_that_shares_the_text_tower_is_refused() -> None:
+    model, other = tiny("llava", fresh=True), tiny("llava", fresh=True)
+    other.model.model.language_model = model.model.model.language_model
+    inputs = ask(model, (SHORT, [0]))
+    with (
+        attach(model.model, SPEC),
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="with a text tower that it shares with the model"),
+    ):
+        other.model(**inputs)
+
+
+@pytest.mark.parametrize("rows", [[-1], [-2, -1], [3, -1], [3]])
+def test_scores_of_chosen_rows_are_edited_or_refused(rows: list[int]) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    length = inputs["input_ids"].shape[1]
+    with attach(model.model, SPEC), torch.no_grad():
+        whole = model.model(**inputs).logits
+        picked = torch.tensor([row % length for row in rows])
+        if rows in ([-1], [-2, -1]):
+            got = model.model(**inputs, logits_to_keep=picked).logits
+            torch.testing.assert_close(got, whole[:, picked], rtol=0, atol=1e-4)
+            return
+        with pytest.raises(NotImplementedError, match="logits_to_keep picks rows"):
+            model.model(**inputs, logits_to_keep=picked)

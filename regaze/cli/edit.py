@@ -1,0 +1,5 @@
+"""edit."""
+
+
+def edit() -> None:
+    """Edit."""
