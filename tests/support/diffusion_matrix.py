@@ -20,11 +20,8 @@ from regaze.interventions import (
     SLG,
     STG,
     TPG,
-<<<<<<< HEAD
-    PrimeComposer,
-=======
     ConsistEdit,
->>>>>>> edit
+    PrimeComposer,
     Regions,
     Reweight,
     SoftPAG,
