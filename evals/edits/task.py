@@ -83,11 +83,11 @@ class Edits(Task):
     def _item(self, kind: str, number: int) -> Item:
         asked = self._change(kind, number)
         text = f"{asked.source.prompt} > {asked.edit.prompt}"
-        return Item(f"{kind}/{number:04d}", None, text, kind, number, (), text)
+        return Item(f"{kind}/{number:04d}", None, text, kind, str(number), (), text)
 
     def asked(self, item: Item) -> Change:
         """An item's edit."""
-        return self._change(item.group, item.target)
+        return self._change(item.group, int(item.target))
 
     def files(self) -> Mapping[str, str]:
         """Each strip's name without its ending."""

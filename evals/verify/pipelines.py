@@ -20,12 +20,24 @@ from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
 from regaze.hooks.diffusion.literal import Manner, WholeForm, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
-from regaze.interventions import FlowWarp, Intervention, PrimeComposer, StructuredDiffusion
+from regaze.interventions import (
+    NAG,
+    PARO,
+    FlowWarp,
+    Intervention,
+    PrimeComposer,
+    Regions,
+    Reweight,
+    StructuredDiffusion,
+)
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
+from regaze.interventions.diffusion.paro_plan import read
 
 _PROMPTS = ("a red circle and a blue square", "a square and a circle")
 _WORDS = ("circle", "square")
+_UNWANTED = "a white cross"
+_STRENGTHS = ((1, 2.0), (3, 0.5))
 _SIDE = 256
 _FRAMES = 2
 
@@ -59,7 +71,8 @@ class Pipeline(Subject):
         self.frames = _frames(clips[0]) if clips else 1
         # Methods may rest for a share of the steps.
         late = max((getattr(spec, "start", 0.0) for spec in specs), default=0.0)
-        self._call = {**self._small(4 if late >= 0.5 else 2), **call}
+        plans = [read(spec.plan).steps for spec in specs if isinstance(spec, PARO) and spec.plan]
+        self._call = {**self._small(plans[0] if plans else 4 if late >= 0.5 else 2), **call}
         if clips:
             self.one_batch = "the frames of a clip are a batch already"
         elif "prompt_embeds" in call:
@@ -150,6 +163,13 @@ class Pipeline(Subject):
             return replace(spec, tokens=_WORDS)
         if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
             return replace(spec, phrases=_WORDS)
+        if isinstance(spec, NAG) and spec.negative is None and spec.embeddings is None:
+            return spec if self.one_batch else replace(spec, negative=_UNWANTED)
+        if isinstance(spec, Regions) and not spec.regions and not self.one_batch:
+            halves = ((0, 0, 0.5, 1), _WORDS[0]), ((0.5, 0.25, 1, 1), _WORDS[1])
+            return replace(spec, regions=halves)
+        if isinstance(spec, Reweight) and not spec.words:
+            return replace(spec, words=_STRENGTHS)
         if isinstance(spec, PrimeComposer) and spec.latents is None and spec.background is None:
             return replace(spec, **_to_compose(int(self._call["height"]), int(self._call["width"])))
         if isinstance(spec, FlowWarp) and spec.flow is None:

@@ -76,6 +76,7 @@ class Reweight(Intervention):
             of 1 is a no-op.
         how: "values" or "logits"; by default "values" in models with cross-attention, "logits" in
             those with joint attention.
+        absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
         maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
         layers: Where: parts of module paths or numbers of joint attention; all by default.
         start: Share of the sampling steps at which it begins.
@@ -89,6 +90,7 @@ class Reweight(Intervention):
 
     words: Any = ()
     how: str | None = None
+    absent: str = "raise"
     maps: str = "own"
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
@@ -125,6 +127,7 @@ class Reweight(Intervention):
         if self.how is not None:
             check_choice("reweight", "how", self.how, ("values", "logits"))
         check_choice("reweight", "maps", self.maps, ("own", "first"))
+        check_choice("reweight", "absent", self.absent, ("raise", "skip"))
         check_where("reweight", self.layers, self.start, self.stop)
 
     def idle(self) -> Reweight:
@@ -197,6 +200,8 @@ class _Weighted(Work):
         factors = torch.ones(run.samples, length)
         for sample in range(run.samples):
             for word, strength in self.spec.words:
+                if self.spec.absent == "skip" and not _holds(run.text, sample, word):
+                    continue
                 factors[sample, columns_of("reweight", word, run.text, sample, length)] *= strength
         return replace(self, factors=factors)
 
@@ -257,6 +262,12 @@ class _Weighted(Work):
         factors = found.new_ones(pass_.rows.batch, length)
         factors[cond, : found.shape[1]] = found.repeat_interleave(rows // len(found), 0)
         return factors.repeat_interleave(call.samples().frames, 0)
+
+
+def _holds(text: Sequence[Part], sample: int, word: str | int) -> bool:
+    """Whether a prompt isn't known to lack a word."""
+    prompts = [part.prompts[sample] for part in text if part.prompts is not None]
+    return isinstance(word, int) or not prompts or any(one.find(word) for one in prompts)
 
 
 def columns_of(

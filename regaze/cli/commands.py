@@ -12,6 +12,7 @@ from regaze.cli.analyse import heads as analyse_heads
 from regaze.cli.analyse import overlap
 from regaze.cli.animate import animate
 from regaze.cli.build import pope
+from regaze.cli.calibrate import paro
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
 from regaze.cli.compose import compose
@@ -101,6 +102,7 @@ build.callback()(group)
 build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
+discover.command()(paro)
 measure.callback()(measure_group)
 measure.command()(vas)
 judge.command()(export)

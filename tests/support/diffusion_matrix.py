@@ -20,6 +20,7 @@ from regaze.interventions import (
     SLG,
     STG,
     TPG,
+    ConsistEdit,
     PrimeComposer,
     Regions,
     Reweight,
@@ -174,6 +175,51 @@ TEXT_METHODS = {
         ),
     )
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EditMethod:
+    """One way to edit a picture by a second prompt, in pairs of a batch's rows.
+
+    Attributes:
+        id: What tests call it.
+        make: A spec that acts; kept from being made before a test says where files may lie.
+        families: Those that it acts on.
+    """
+
+    id: str
+    make: Callable[[], Any]
+    families: tuple[str, ...] = ("sd3", "sd35", "flux", "qwen")
+
+
+PLACE = [[row > 3 and column > 1 for column in range(COLUMNS)] for row in range(HEIGHT)]
+"""A part of the picture, whose edges are those of tokens."""
+
+EDIT_METHODS = {
+    method.id: method
+    for method in (
+        EditMethod("consistedit", lambda: ConsistEdit(mask=PLACE, strength=0.4)),
+        EditMethod(
+            "consistedit-outside",
+            lambda: ConsistEdit(mask=PLACE, strength=1.0, region="outside", layers=(1, 2)),
+        ),
+        EditMethod("consistedit-all", lambda: ConsistEdit(mask="all", strength=0.7)),
+        EditMethod("consistedit-words", lambda: ConsistEdit(words=(1, 2), strength=0.4)),
+    )
+}
+
+
+def edits(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
+    """Run a test as ``test(family, method)``, names and methods, as `pairs` does."""
+    return pytest.mark.parametrize(
+        ("family", "method"),
+        [
+            pytest.param(family, EDIT_METHODS[i], id=f"{family}-{i}")
+            for family in families
+            for i in ids or EDIT_METHODS
+            if family in EDIT_METHODS[i].families
+        ],
+    )
 
 
 def text_pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:

@@ -11,7 +11,6 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from diffusion_matrix import TEXT_METHODS, TextMethod, text_pairs
-from literal_texts import two_texts
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet, state, tiny
 from torch import Tensor
 
@@ -83,7 +82,7 @@ def test_a_second_text_equals_its_literal_form(
     pipe, kind, spec = tiny(family), FAMILIES[family], method.make()
     with regaze.attach(pipe, spec):
         got = kind.run(pipe, guided=guided)
-    with two_texts(pipe, kind, spec, guided):
+    with spec.literal().within(pipe, kind.running(guided)):
         want = kind.run(pipe, guided=guided)
     assert differ(got, want) < 1e-5
     assert differ(got, kind.run(pipe, guided=guided)) > 1e-3
