@@ -20,6 +20,7 @@ from regaze.cli.eval import eval_
 from regaze.cli.eval_images import images
 from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
+from regaze.cli.heads_lvlm import heads_lvlm
 from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
@@ -93,6 +94,7 @@ build.callback()(group)
 build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
+discover.command("heads-lvlm")(heads_lvlm)
 measure.callback()(measure_group)
 measure.command()(vas)
 judge.command()(export)
