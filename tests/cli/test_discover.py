@@ -27,3 +27,17 @@ def test_heads_leaves_a_spec_and_a_picture(tmp_path: Path) -> None:
     assert (tmp_path / "heads.png").exists()
     bad = on_tiny("discover heads", "--prompt", "a red circle", "--objective", "psnr")
     assert "can't be an objective" in bad.stderr.replace("\n", " ")
+
+
+def test_heads_for_language_models_are_taken_from_the_file(model: str, tmp_path: Path) -> None:
+    given = ("-m", model, "--split", "validation", "--limit", "3", "--layer", "1", "--top", "2")
+    result = call("discover", "heads-lvlm", "headablate", *given, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    found = json.loads((tmp_path / "heads.json").read_text())
+    assert [layer for layer, _ in found["heads"]] == [1, 1] and found["by"] == "margin"
+    assert f"headablate:heads=@{tmp_path / 'heads.json'}" in result.stdout.replace("\n", "")
+    assert (tmp_path / "heads.png").exists()
+    bad = call("discover", "heads-lvlm", "pai", *given, "--out", str(tmp_path))
+    assert "no field heads" in bad.stderr.replace("\n", " ")
+    wrong = call("discover", "heads-lvlm", "adhh", "--by", "chance", *given)
+    assert "unknown --by 'chance'" in wrong.stderr.replace("\n", " ")
