@@ -282,6 +282,8 @@ def test_a_scheduler_whose_latents_are_not_known() -> None:
     pipe.scheduler = DPMSolverSinglestepScheduler()
     with (
         regaze.attach(pipe, regaze.PrimeComposer(**PICTURES, box=BOX)),
-        pytest.raises(ValueError, match="step of DPMSolverSinglestepScheduler isn't known; use DDIM"),
+        pytest.raises(
+            ValueError, match="step of DPMSolverSinglestepScheduler isn't known; use DDIM"
+        ),
     ):
         pipe(PROMPT, num_inference_steps=2, output_type="latent")
