@@ -145,12 +145,15 @@ def tell(length: int, results: Mapping[str, Result], shape: Shape) -> Table:
     title = f"prompt {length} = {system} system + {N_IMAGE} image + {N_QUESTION} question tokens"
     columns = ("", "heads", "prefill", "/ sdpa", "decode step", "/ sdpa", "memory", "/ sdpa")
     table = make_table(title, columns)
-    rows = [(c.name, c.name, "sdpa", c.judged) for c in conditions(shape)]
+    rows = [(c.name, c.name, "sdpa", c.judged) for c in conditions(shape) if c.name in results]
     # Reading the prompt without its image belongs to the method; overhead is what it adds to that.
-    after = [name for name, *_ in rows].index("VHR") + 1
-    rows[after:after] = [
-        ("VHR / 2 rows", "VHR", "sdpa, 2 rows", ("prefill", "memory")),
-        ("VHR / 2 passes", "VHR", "sdpa, 2 passes", ("prefill",)),
+    rows += [
+        (f"VHR / {against.removeprefix('sdpa, ')}", "VHR", against, judged)
+        for against, judged in (
+            ("sdpa, 2 rows", ("prefill", "memory")),
+            ("sdpa, 2 passes", ("prefill",)),
+        )
+        if "VHR" in results and against in results
     ]
     for label, name, against, judged in rows:
         mine, reference = results[name], results[against]
@@ -200,6 +203,8 @@ def parse_options() -> argparse.Namespace:
     add("--prompts", type=int, nargs="+", default=[640, 2048, 4096], help="prompt lengths")
     add("--decode", type=int, default=64, help="decode steps")
     add("--repeats", type=int, default=5, help="rounds of prefills")
+    add("--only", nargs="+", metavar="NAME", help="of all conditions these and sdpa")
+    add("--no-memory", action="store_true", help="times alone")
     add("--json", type=Path, help="write all numbers to this file")
     options = parse(parser)
     shortest = N_IMAGE + N_QUESTION + 1
@@ -213,11 +218,12 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, save."""
     options = parse_options()
-    every = conditions(options.size)
+    wanted = options.only and {"sdpa", *options.only}
+    every = [c for c in conditions(options.size) if not wanted or c.name in wanted]
     console = Console(width=max(110, Console().width))
     machine = describe(options)
     prefills = sum(rounds(length, options) for length in options.prompts)
-    others = WARM_UP + options.decode + len(every)
+    others = WARM_UP + options.decode + (0 if options.no_memory else len(every))
     results: dict[int, dict[str, Result]] = {}
     # Drawn only between measurements: a thread that refreshes it would disturb them.
     with torch.inference_mode(), Progress(console=console, auto_refresh=False) as progress:
@@ -230,7 +236,7 @@ def main() -> None:
         runners = [Runner(model, condition) for condition in every]
         for length in options.prompts:
             results[length] = measure_times(runners, length, options, tick)
-        for length in options.prompts:
+        for length in () if options.no_memory else options.prompts:
             for condition in every:
                 results[length][condition.name].memory = (
                     measure_memory(model, condition, length)

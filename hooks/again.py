@@ -23,6 +23,7 @@ from regaze.hooks.passes import Pass
 from regaze.hooks.rows import RowJob
 from regaze.hooks.running import Running
 from regaze.hooks.tally import Entry
+from regaze.hooks.tokens import Kind
 
 _PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 
@@ -70,9 +71,17 @@ class Again:
             cache: What the model calls its cache.
 
         Raises:
-            NotImplementedError: The first run was given neither token ids nor embeddings.
+            NotImplementedError: The first run was given neither token ids nor embeddings, or a
+                row is a picture's.
         """
         rows, length = self.rows, self.pass_.length
+        image = self.pass_.tokens.is_kind(Kind.IMAGE)[:, -length:].gather(1, rows).any(1)
+        if bool((image & self.samples.cpu()).any()):
+            # What stands there isn't its token's embedding.
+            raise NotImplementedError(
+                "this method runs the last token of a prompt again, and a prompt ends with its "
+                "picture: put text behind it"
+            )
         entered = [(name, given.get(name)) for name in ("inputs_embeds", "input_ids")]
         tokens = [(n, v) for n, v in entered if isinstance(v, Tensor) and v.shape[1] >= length]
         if not tokens:

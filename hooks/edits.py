@@ -112,6 +112,10 @@ class Edit:
             )
         return self
 
+    def told(self) -> str:
+        """Say how it ran, if a report needs to; asked of the edit that was bound."""
+        return ""
+
     def begin(self, pass_: Pass) -> None:
         """Prepare for a forward pass; drop the state of another prompt."""
 
@@ -159,18 +163,14 @@ class Edit:
         """
         return out
 
+    def takes(self, pass_: Pass) -> bool:
+        """Whether `take_over` is asked in a pass: by default in decode steps."""
+        return pass_.decodes
+
     def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
-        """Return the result of a decode step's attention call in place of the stock one's, or None.
+        """Return the result of an attention call in place of the stock one's, or None.
 
-        Asked for in decode steps alone; nothing else may edit the layer then.
-        """
-        return None
-
-    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
-        """Return the edited result of a decode step's attention call by a cheaper way, or None.
-
-        Asked for where nothing else edits the row, all samples are edited and see all columns, and
-        the change isn't measured; elsewhere, and after None, rows are edited as always.
+        Asked for in the passes that `takes` names; nothing else may edit the layer then.
         """
         return None
 

@@ -173,6 +173,7 @@ class Scores:
                     "prefill_chunk_size, no shared beginning)"
                 )
             return None
+        _refuse_picked(given.get("logits_to_keep"), pass_.length)
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise NotImplementedError(
@@ -236,6 +237,17 @@ class Scores:
             for module, deltas in kept:
                 module.rope_deltas = deltas
         return again.answer(output, scores, new)
+
+
+def _refuse_picked(kept: Any, length: int) -> None:
+    """Check that rows whose scores are kept are a block's last ones."""
+    if not isinstance(kept, Tensor) or kept.ndim == 0:
+        return
+    if kept.tolist() != list(range(length - kept.numel(), length)):
+        raise NotImplementedError(
+            "logits_to_keep picks rows, and next-token scores are edited where they are the last "
+            "ones: give it a number of rows, or leave it out"
+        )
 
 
 def _count(entry: Entry[Edit, int], before: Tensor, after: Tensor, running: Running) -> None:

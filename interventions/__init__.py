@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
     from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.paro import PARO as PARO
+    from regaze.interventions.diffusion.prime_composer import PrimeComposer as PrimeComposer
     from regaze.interventions.diffusion.radial import RadialAttention as RadialAttention
     from regaze.interventions.diffusion.regions import Regions as Regions
     from regaze.interventions.diffusion.reweight import Reweight as Reweight
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH
+    from regaze.interventions.lvlm.anchor import AnchorAttention as AnchorAttention
     from regaze.interventions.lvlm.avar import AVAR as AVAR
     from regaze.interventions.lvlm.avisc import AvisC as AvisC
     from regaze.interventions.lvlm.carve import CARVE as CARVE

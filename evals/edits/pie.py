@@ -1,10 +1,11 @@
 """PIE-Bench's metrics of an edit: structure, background, text.
 
-cure-lab/PnPInversion@07f97f4, evaluation/matrics_calculator.py. There both pictures are multiplied by
-the background's mask and compared over the *whole* frame, where edited pixels are equal zeros: PSNR
-and MSE are diluted by the edited area's share, SSIM likewise. `PieScore` has these as ``psnr``,
-``mse``, ``ssim`` and ``lpips``; the same over the background's pixels alone are ``background_psnr``,
-``background_mse`` and ``background_ssim``.
+cure-lab/PnPInversion@07f97f4, evaluation/matrics_calculator.py. There both pictures are multiplied
+by the background's mask and compared over the *whole* frame, where edited pixels are equal zeros:
+PSNR, MSE and SSIM are diluted by the edited area's share. `PieScore` has these as ``psnr``, ``mse``
+and ``ssim``, and over the background's pixels alone as ``background_psnr``, ``background_mse`` and
+``background_ssim``. LPIPS and CLIP are the scorers ``lpips:net=squeeze`` and ``clip`` of
+`regaze.evals.pictures.scorers`, on `masked` pictures.
 
 The structure distance (Tumanyan et al., arXiv 2201.00424) compares how a picture's patches resemble
 each other: cosines between the keys of DINO ViT-B/8's last layer. There the pictures go in as 0 to
@@ -108,6 +109,11 @@ def background(source: Image.Image, edited: Image.Image, mask: Mask) -> PieScore
         _psnr(diluted), diluted, float(_ssim(*shown).mean()),
         _psnr(alone), alone, float(_ssim(one, two)[keep].mean()),
     )  # fmt: skip
+
+
+def masked(picture: Image.Image, mask: Mask) -> Image.Image:
+    """A picture that is black outside of a mask "H W", as LPIPS and CLIP see it there."""
+    return Image.fromarray(np.asarray(picture.convert("RGB")) * mask[..., None].astype(np.uint8))
 
 
 def _pair(source: Image.Image, edited: Image.Image, mask: Mask) -> tuple[Floats, Floats]:

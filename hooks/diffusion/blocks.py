@@ -137,7 +137,7 @@ def attend(
         "B H N D".
     """
     if blocks.full:
-        return kernel(query, key, value)
+        return kernel(query, key, value, **({} if mask is None else {"attn_mask": mask}))
     if mask is None and (by == "flex" or by == "auto" and query.is_cuda):
         return _by_flex(query, key, value, blocks, scale)
     each = query.shape[1] // key.shape[1]
@@ -146,7 +146,9 @@ def attend(
     made = query.new_empty(*query.shape[:3], value.shape[-1])
     for heads, rows, columns in blocks.groups:
         rows, columns = _on(rows, query), _on(columns, query)
-        shared = heads if heads.start is None else slice(heads.start // each, heads.start // each + 1)
+        shared = (
+            heads if heads.start is None else slice(heads.start // each, heads.start // each + 1)
+        )
         more: dict[str, Any] = {}
         if mask is not None:
             mine = mask[:, heads] if mask.shape[1] > 1 else mask

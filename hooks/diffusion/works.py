@@ -137,7 +137,8 @@ class Work:
 def change(new: Tensor, old: Tensor) -> Tensor:
     """``|new - old| / |old|`` of head outputs "B H N D", "B H"."""
     old = old.float()
-    return (new.float() - old).norm(dim=(2, 3)) / old.norm(dim=(2, 3)).clamp(1e-12)
+    found: Tensor = (new.float() - old).norm(dim=(2, 3)) / old.norm(dim=(2, 3)).clamp(1e-12)
+    return found
 
 
 @dataclass(frozen=True)

@@ -149,7 +149,11 @@ class RadialAttention(Intervention):
     def bind(self, host: Host) -> Sparse:
         """Make the edit."""
         return Sparse(
-            tuple(self._sites(host)), self.start, self.stop, self._part, self.kernel  # type: ignore[arg-type]
+            tuple(self._sites(host)),
+            self.start,
+            self.stop,
+            self._part,
+            self.kernel,  # type: ignore[arg-type]
         )
 
     def _sites(self, host: Host) -> list[Site]:
@@ -178,9 +182,7 @@ class RadialAttention(Intervention):
 
 
 @cache
-def _blocks(
-    frames: int, places: int, total: int, decay: float, sink: bool, size: int
-) -> Blocks:
+def _blocks(frames: int, places: int, total: int, decay: float, sink: bool, size: int) -> Blocks:
     keep = block_mask(frames, places, total, decay, sink, size)
     return Blocks(keep[None], size, total)
 
@@ -231,9 +233,7 @@ def window(distance: int, places: int, decay: float, size: int = 128) -> int:
     return places if distance <= 1 else int(max(length * decay, size))
 
 
-def _pair_blocks(
-    top: int, left: int, reach: int, places: int, size: int, covered: int
-) -> Tensor:
+def _pair_blocks(top: int, left: int, reach: int, places: int, size: int, covered: int) -> Tensor:
     """The blocks of a frame pair that begins at (top, left) inside its first block."""
     # Of each column of the pair: how many rows of each block see it.
     column = torch.arange(covered * size) - left

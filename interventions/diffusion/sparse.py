@@ -7,8 +7,8 @@ attachment the time of a call beside the dense kernel's.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,8 +17,9 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.blocks import Blocks, Kernel, attend
 from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.works import Work, change
-from regaze.hooks.tally import Tally
+from regaze.interventions.meter import Meter
 
 _ROWS = 64
 """Rows in which the error is measured: all of them would be dense attention."""
@@ -28,35 +29,12 @@ class Part(NamedTuple):
     """Which part of a call's map is computed.
 
     Attributes:
-        blocks: In the order of ``index``.
-        index: "H|1 N": which token stands at each place; None where they stay as they are.
+        blocks: In that order.
+        order: "H|1 N": which token stands at each place; None where they stay as they are.
     """
 
     blocks: Blocks
-    index: Tensor | None = None
-
-
-class Meter:
-    """What sparse calls were worth."""
-
-    def __init__(self) -> None:
-        self._density: Tally[str] = Tally()
-        self._time: Tally[str] = Tally()
-
-    def see(self, density: float) -> None:
-        """Count a call of this density."""
-        self._density.add("", torch.tensor([density]))
-
-    def clock(self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]) -> None:
-        """Time both, the first time in each thread."""
-        if self._time.count("") == 1:
-            self._time.add("", torch.tensor([_seconds(device, sparse) / _seconds(device, dense)]))
-
-    def __str__(self) -> str:
-        if not self._time.calls:
-            return ""
-        density, ratio = self._density.measured("")[1], self._time.measured("")[1]
-        return f"density {density:.3f}, {ratio:.2f} times dense attention's time in the first call"
+    order: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -67,11 +45,23 @@ class Sparse(Work):
         part: Which part.
         kernel: What computes it.
         meter: What it was worth.
+        fits: Raises if a denoiser isn't the one that the part is chosen for.
+        seen: Denoisers that fit.
     """
 
     part: Callable[[Call], Part] = field(default=lambda call: NotImplemented, repr=False)
     kernel: Kernel = "auto"
     meter: Meter = field(default_factory=Meter, compare=False)
+    fits: Callable[[Any], None] | None = None
+    seen: MutableMapping[Any, bool] = field(
+        default_factory=weakref.WeakKeyDictionary, compare=False, repr=False
+    )
+
+    def before(self, pass_: Pass) -> None:
+        """See that a denoiser fits, once."""
+        if self.fits is not None and pass_.denoiser not in self.seen:
+            self.fits(pass_.denoiser)
+            self.seen[pass_.denoiser] = True
 
     def attend(self, call: Call) -> Tensor:
         """Attend to the part alone."""
@@ -91,7 +81,7 @@ class Sparse(Work):
         rows = torch.linspace(0, count - 1, min(_ROWS, count), device=changed.device).long()
         more: dict[str, Any] = {}
         if call.mask is not None:
-            mask = _by_heads(call.mask)
+            mask = by_heads(call.mask)
             more["attn_mask"] = mask[:, :, rows] if mask.shape[2] > 1 else mask
         dense = call.kernel(call.query[:, :, rows], call.key, call.value, **more)
         return change(changed[:, :, rows], dense)
@@ -107,21 +97,24 @@ def sparsely(call: Call, part: Part, kernel: Kernel) -> Tensor:
     Tokens are put in the part's order, which changes nothing by itself, and back afterwards.
     """
     query, key, value = call.query, call.key, call.value
-    mask = None if call.mask is None else _by_heads(call.mask)
-    if part.index is None or part.blocks.full:
-        return attend(query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel)
-    index = part.index.to(query.device)
-    if len(index) > 1 and key.shape[1] != query.shape[1]:
-        each = query.shape[1] // key.shape[1]
-        key, value = (x.repeat_interleave(each, 1) for x in (key, value))
-    query, key, value = (_ordered(x, index) for x in (query, key, value))
-    if mask is not None:
-        mask = _ordered_mask(mask, index)
-    made = attend(query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel)
-    return _ordered(made, index.argsort(-1))
+    mask = None if call.mask is None else by_heads(call.mask)
+    index = part.order
+    if index is not None and not part.blocks.full:
+        index = index.to(query.device)
+        if len(index) > 1 and key.shape[1] != query.shape[1]:
+            each = query.shape[1] // key.shape[1]
+            key, value = (x.repeat_interleave(each, 1) for x in (key, value))
+        query, key, value = (_ordered(x, index) for x in (query, key, value))
+        mask = None if mask is None else _ordered_mask(mask, index)
+    else:
+        index = None
+    made = attend(
+        query, key, value, part.blocks, call.kernel, mask=mask, scale=call.scale, by=kernel
+    )
+    return made if index is None else _ordered(made, index.argsort(-1))
 
 
-def _by_heads(mask: Tensor) -> Tensor:
+def by_heads(mask: Tensor) -> Tensor:
     """A mask as "B|1 H|1 N|1 N"."""
     return mask[None, None] if mask.ndim == 2 else mask[:, None] if mask.ndim == 3 else mask
 
@@ -142,17 +135,6 @@ def _ordered_mask(mask: Tensor, index: Tensor) -> Tensor:
     if rows == 1:
         return mask
     return mask.gather(2, index[None, :, :, None].expand(batch, heads, count, count))
-
-
-def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    start = now()
-    work()
-    return now() - start
 
 
 def clip_of(method: str, call: Call, image: slice) -> tuple[int, int, int]:

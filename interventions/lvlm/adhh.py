@@ -26,9 +26,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.attention import mix_values, row_logits
 from regaze.hooks.checks import check_choice, check_number
-from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
@@ -152,7 +150,6 @@ class _ADHHEdit(Edit):
             found = other_heads(found, host.n_heads)
         super().__init__(found if spec.threshold <= 1 else ())
         self.masks = head_masks(found, host.n_heads)
-        self.heads = {layer: torch.tensor(heads) for layer, heads in found.items()}
         self.threshold = spec.threshold
         self.rest = GrowingMask(torch.empty(0))
 
@@ -166,21 +163,6 @@ class _ADHHEdit(Edit):
         twin = copy.copy(self)
         twin.rest = self.rest.select(rows)
         return twin
-
-    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
-        # Heads that aren't listed stay as the kernel computes them.
-        heads, groups = self.heads[layer].to(call.query.device), call.key.shape[1]
-        if 2 * len(heads) > call.query.shape[1]:
-            return None
-        shared = heads // (call.query.shape[1] // groups)
-        softcap = call.kwargs.get("softcap")
-        logits = row_logits(call.query[:, heads], call.key[:, shared], call.scaling, softcap)
-        text = ~columns.of(self.rest).to(logits.device)
-        every = torch.ones(len(heads), 1, 1, dtype=torch.bool, device=logits.device)
-        weights = silence_text(logits.softmax(-1), text, every, self.threshold)
-        out, maps = call.run(stock)
-        new = mix_values(weights, call.value[:, shared]).to(out.dtype)
-        return out.index_copy(2, heads, new), maps
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         text = ~columns.of(self.rest).to(weights.device)

@@ -16,7 +16,6 @@ code's factors land on other rows than they were made for; that isn't reproduced
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -25,11 +24,10 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import check_choice, check_number
-from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.passes import Columns, Pass
+from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
@@ -143,30 +141,6 @@ class _SPINEdit(Edit):
         super().__init__(spec.layers or () if acts else ())
         self.spec = spec
         self.rows = spec.rows
-        self.keys: dict[int, Tensor] = {}
-
-    def begin(self, pass_: Pass) -> None:
-        if not pass_.decodes:
-            self.keys = {}
-
-    def select(self, rows: Tensor) -> _SPINEdit:
-        twin = copy.copy(self)
-        twin.keys = {layer: keys[rows.to(keys.device)] for layer, keys in self.keys.items()}
-        return twin
-
-    def shortcut(self, layer: int, call: Call, stock: Stock, columns: Columns) -> Attention | None:
-        # The sum of a row's logits is the logit of the sum of the keys, which stays as it is.
-        spec = self.spec
-        if spec.score != "logits" or columns.offset or call.kwargs.get("softcap"):
-            return None
-        if layer not in self.keys:
-            self.keys[layer] = (call.key.float() * columns.image.transpose(-1, -2)).sum(2)
-        query, keys = call.query[:, :, 0].float(), self.keys[layer]
-        grouped = query.unflatten(1, (keys.shape[1], -1))
-        sums = (grouped * keys[:, :, None]).sum(-1).flatten(1)[..., None]
-        factor = head_factors(sums * call.scaling, spec.keep, spec.factor, spec.heads)
-        out, weights = call.run(stock)
-        return out * factor.transpose(1, 2)[..., None].to(out.dtype), weights
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         spec = self.spec
@@ -197,5 +171,4 @@ def head_factors(sums: Tensor, keep: float, factor: float, heads: str = "top") -
         drawn = torch.rand(sums.shape[1], generator=torch.Generator().manual_seed(0))
         sums = drawn.to(sums.device)[:, None].expand_as(sums)
     best = sums.topk(int(keep * sums.shape[1]), 1, largest=heads != "bottom", sorted=False)
-    kept = torch.zeros_like(sums, dtype=torch.bool).scatter(1, best.indices, True)
-    return torch.where(kept, 1.0, factor)
+    return torch.full_like(sums, factor).scatter(1, best.indices, 1.0)

@@ -11,8 +11,6 @@ from asking import LONG, SHORT, ask, literally, logits
 from tiny import tiny
 
 from regaze.hooks import attach
-from regaze.hooks.edits import as_works
-from regaze.hooks.host import find_host
 from regaze.interventions import ADHH, SPIN, Devils, from_dict
 from regaze.interventions.lvlm.adhh import silence_text
 from regaze.interventions.lvlm.devils import guide_image
@@ -138,38 +136,3 @@ def test_the_guide_is_the_mean_over_the_heads_that_look_most() -> None:
             Devils(guides=guides)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="guides is 9.*4 heads"):
         attach(tiny("llava").model, Devils(guides=9))
-
-
-@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
-@pytest.mark.parametrize(
-    "spec", [SPIN(keep=0.5), ADHH(heads=((0, 2), (2, 1)), threshold=0.2)], ids=["spin", "adhh"]
-)
-def test_decode_steps_take_a_shortcut_to_the_same_rows(
-    spec: Any, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = tiny(family)
-    inputs = ask(model, (SHORT, [0]))
-    kind = type(as_works(spec.resolve(find_host(model.model)).bind(find_host(model.model)), "")[0])
-    shortcut, taken = kind.shortcut, []
-
-    def steps(cut: Any) -> tuple[Any, Any]:
-        monkeypatch.setattr(kind, "shortcut", cut)
-        told = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
-        with attach(model.model, spec) as run:
-            made = model.model.generate(**inputs, **told, output_logits=True)
-        calls = [(layer.layer, layer.calls) for layer in run.report().interventions[0].layers]
-        return torch.stack(made.logits), calls
-
-    def counted(*given: Any) -> Any:
-        taken.append(done := shortcut(*given))
-        return done
-
-    (short, calls), (long, all_calls) = steps(counted), steps(lambda *given: None)
-    assert len([one for one in taken if one is not None]) >= 4 and calls == all_calls
-    torch.testing.assert_close(short, long, rtol=0, atol=1e-4)
-    assert (short - plain_steps(model, inputs)).abs().max() > 0.01
-
-
-def plain_steps(model: Any, inputs: Any) -> Any:
-    told = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
-    return torch.stack(model.model.generate(**inputs, **told, output_logits=True).logits)

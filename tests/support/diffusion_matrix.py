@@ -21,6 +21,7 @@ from regaze.interventions import (
     STG,
     TPG,
     ConsistEdit,
+    PrimeComposer,
     Regions,
     Reweight,
     SoftPAG,
@@ -97,6 +98,18 @@ METHODS = {
 }  # fmt: skip
 
 
+def composed(rows: int = HEIGHT, columns: int = COLUMNS, **settings: Any) -> PrimeComposer:
+    """A composition of given latents, each part of it in another share of three steps."""
+    names = {"background": 11, "object": 12, "pasted": 13}
+    latents = {name: noise(4, 4, rows, columns, seed=seed) for name, seed in names.items()}
+    thing = [[1 < row < 6 and 0 < column < 4 for column in range(columns)] for row in range(rows)]
+    fields: dict[str, Any] = {
+        "latents": latents, "mask": thing, "box": (0.0, 0.1, 0.8, 0.9), "subject": (1, 3),
+        "correlate": 0.4, "paste": 0.2, "keep": 0.6,
+    }  # fmt: skip
+    return PrimeComposer(**fields | settings)
+
+
 TEXT_LENGTH = 7
 """Tokens of further prompts, which differ from the prompt's own in number."""
 
@@ -147,6 +160,9 @@ TEXT_METHODS = {
                 [((0, 0, 0.5, 0.5), "one"), (MASK, "two")], 0.3, stop=1.0, overlap="all",
                 embeddings={"text": noise(2, TEXT_LENGTH, WIDTH, seed=9)},
             ),
+        ),
+        TextMethod(
+            "primecomposer", composed, ("sd", "sd21", "sdxl"),
         ),
         TextMethod(
             "reweight", lambda: Reweight({1: 2.0, 3: 0.25}), tuple(set(FAMILIES) - {"img2img"})
