@@ -23,6 +23,7 @@ from regaze.hooks.passes import Pass
 from regaze.hooks.rows import RowJob
 from regaze.hooks.running import Running
 from regaze.hooks.tally import Entry
+from regaze.hooks.tokens import Kind
 
 _PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
 
@@ -61,17 +62,26 @@ class Again:
         """The rows of the block that are run again, "B R"."""
         return self.pass_.scored(self.pass_.length)
 
-    def inputs(self, given: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    def inputs(self, given: Mapping[str, Any], config: Any, cache: str) -> dict[str, Any]:
         """Arguments of the model's ``forward``.
 
         Args:
             given: Those of the first run.
             config: The text tower's config.
+            cache: What the model calls its cache.
 
         Raises:
-            NotImplementedError: The first run was given neither token ids nor embeddings.
+            NotImplementedError: The first run was given neither token ids nor embeddings, or a
+                row is a picture's.
         """
         rows, length = self.rows, self.pass_.length
+        image = self.pass_.tokens.is_kind(Kind.IMAGE)[:, -length:].gather(1, rows).any(1)
+        if bool((image & self.samples.cpu()).any()):
+            # What stands there isn't its token's embedding.
+            raise NotImplementedError(
+                "this method runs the last token of a prompt again, and a prompt ends with its "
+                "picture: put text behind it"
+            )
         entered = [(name, given.get(name)) for name in ("inputs_embeds", "input_ids")]
         tokens = [(n, v) for n, v in entered if isinstance(v, Tensor) and v.shape[1] >= length]
         if not tokens:
@@ -94,7 +104,7 @@ class Again:
         found = {
             name: entering,
             "position_ids": positions,
-            "past_key_values": self.cache,
+            cache: self.cache,
             "use_cache": True,
             "return_dict": True,
         }

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from regaze.hooks.caches import cache_name
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.passes import Columns
@@ -131,8 +132,9 @@ def _try(host: Host, ids: Tensor) -> Outputs:
 def _run(tower: Any, ids: Tensor) -> Outputs:
     """The tower's outputs "1 T E" and "1 1 E": a prompt, and one more token."""
     cache = DynamicCache(config=tower.config)
-    prompt = tower(input_ids=ids[:, :LENGTH], past_key_values=cache, use_cache=True)
-    step = tower(input_ids=ids[:, LENGTH:], past_key_values=cache, use_cache=True)
+    held: dict[str, Any] = {cache_name(tower): cache, "use_cache": True}
+    prompt = tower(input_ids=ids[:, :LENGTH], **held)
+    step = tower(input_ids=ids[:, LENGTH:], **held)
     return prompt.last_hidden_state, step.last_hidden_state
 
 

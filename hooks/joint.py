@@ -16,13 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from regaze.hooks.caches import NAMES, find_cache, with_cache
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit
 from regaze.hooks.running import Running
 
 # Arguments of a step that are known to have a row for each sample.
 _OF_ROWS = ("token_type_ids", "mm_token_type_ids")
-_KNOWN = (*_OF_ROWS, "input_ids", "attention_mask", "position_ids", "past_key_values")
+_KNOWN = (*_OF_ROWS, "input_ids", "attention_mask", "position_ids")
 _ROOM = 64
 """Columns that are allocated ahead."""
 _SHOWN = ("output_attentions", "output_hidden_states")
@@ -43,7 +44,7 @@ class Part:
     @property
     def cache(self) -> Any:
         """Its cache."""
-        return self.given["past_key_values"]
+        return find_cache(self.given)
 
 
 class JointCache(Cache):
@@ -97,7 +98,7 @@ class JointCache(Cache):
         if isinstance(positions := given.get("position_ids"), Tensor):
             found["position_ids"] = _rows_of(positions, self.rows(number))
         mask = part.given.get("attention_mask")
-        return found | {"past_key_values": part.cache, "attention_mask": mask}
+        return found | {NAMES[0]: part.cache, "attention_mask": mask}
 
     def attention(self, number: int, call: Call) -> Call:
         """One part's share of an attention call, as if it ran alone."""
@@ -215,7 +216,7 @@ class Together:
 
 def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:
     """Whether further rows could join this step: one whose arguments are all understood."""
-    cache, ids = given.get("past_key_values"), given.get("input_ids")
+    cache, ids = find_cache(given), given.get("input_ids")
     mask, config = given.get("attention_mask"), getattr(scorer, "config", None)
     known = all(name in _KNOWN or not isinstance(v, Tensor) for name, v in given.items())
     shown = any(given.get(name) or getattr(config, name, False) for name in _SHOWN)
@@ -246,16 +247,19 @@ def plain(cache: Any, batch: int) -> bool:
     )
 
 
-def arguments(joint: JointCache, positions: Sequence[Tensor | None]) -> dict[str, Any]:
+def arguments(
+    scorer: nn.Module, joint: JointCache, positions: Sequence[Tensor | None]
+) -> dict[str, Any]:
     """The arguments of the model's call for all parts.
 
     Args:
+        scorer: The model.
         joint: Their cache.
         positions: Position ids of each part's block, "B Q" or "3|4 B Q"; None for all of them where
             the model counts by itself.
     """
     main, many = joint.parts[0].given, len(joint.parts)
-    found = dict(main) | {"past_key_values": joint, "use_cache": True}
+    found = with_cache(main, joint, scorer) | {"use_cache": True}
     found["input_ids"] = torch.cat([part.given["input_ids"] for part in joint.parts])
     for name in _OF_ROWS:
         if isinstance(value := main.get(name), Tensor):

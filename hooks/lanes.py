@@ -16,6 +16,7 @@ class Lane:
     """A branch as far as its last pass brought it.
 
     Attributes:
+        name: What the model calls its cache.
         cache: Its cache; holds a column more for each of the main run's.
         mask: "B K" which columns are no padding.
         ahead: Its columns less the main run's.
@@ -25,6 +26,7 @@ class Lane:
         joint: The cache that it shared with the main run in its last pass, if it did.
     """
 
+    name: str
     cache: Any
     mask: Tensor
     ahead: int
@@ -69,7 +71,7 @@ class Lane:
         given: dict[str, Any] = {
             "input_ids": ids,
             "attention_mask": mask if padded else None,
-            "past_key_values": self.cache,
+            self.name: self.cache,
             "use_cache": True,
         }
         if self.last is not None:

@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from regaze.hooks.caches import find_cache
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm, OutputForm
 from regaze.hooks.literal_prompt import Prompt
@@ -65,7 +66,7 @@ class Pass:
             return None  # A run of its own, inside of this one.
         embeds = kwargs.get("inputs_embeds")
         given: Any = embeds if embeds is not None else kwargs.get("input_ids", *args[:1])
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         self.start = int(cache.get_seq_length()) if cache is not None else 0
         self.end = self.start + given.shape[1]
         self.was_read = self.was_read[: self.start] + [given.shape[1] > 1] * given.shape[1]

@@ -98,6 +98,9 @@ def choose_factors(
 ) -> dict[int, Tensor]:
     """The factors of each layer's heads, by two whole runs per layer, reinforced so far."""
     factors: dict[int, Tensor] = {}
+    prompt = read(host, inputs)
+    if all(i or s for i, s in zip(prompt.image, prompt.structure, strict=True)):
+        return factors  # Nothing to compare with is left.
     for layer in sorted(form.layers):
         seen, blind = compare_prompts(host, inputs, form.removed, edits, factors)
         factors = {**factors, layer: form.factors(seen[layer], blind[layer])}

@@ -20,13 +20,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.attention import plain_rows, visible_columns
+from regaze.hooks.caches import find_cache, with_cache
 from regaze.hooks.dispatch import Attention, Call
 from regaze.hooks.packing import Inputs, PackedCache
 from regaze.hooks.passes import Pass
 from regaze.hooks.tokens import Kind
 
 Positions = Literal["drop", "mask"]
-_PLAIN = frozenset({"attention_mask", "position_ids", "past_key_values"})
+_PLAIN = frozenset({"attention_mask", "position_ids"})
 
 
 def shares_beginning(pass_: Pass, mask: Any) -> bool:
@@ -114,7 +115,7 @@ class NullPrompt:
     # -- the tower's inputs and output ----------------------------------------------------------
 
     def pack(
-        self, kwargs: Mapping[str, Any], positions: Positions, config: Any, inputs: Inputs
+        self, kwargs: Mapping[str, Any], positions: Positions, tower: Any, inputs: Inputs
     ) -> dict[str, Any]:
         """Extend the tower's inputs.
 
@@ -122,7 +123,7 @@ class NullPrompt:
             kwargs: The tower's arguments.
             positions: "drop" numbers positions as if the image tokens were not there, "mask"
                 keeps those of the prompt.
-            config: The tower's config.
+            tower: The tower.
             inputs: What else the tower takes.
 
         Raises:
@@ -166,11 +167,12 @@ class NullPrompt:
         if isinstance(mask, Tensor) and mask.ndim == 2:
             packed["attention_mask"] = torch.cat([mask, self.valid.to(mask)], 1)
         packed["position_ids"] = self._positions(kwargs.get("position_ids"), positions)
-        cache, uses_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
+        cache, uses_cache = find_cache(kwargs), kwargs.get("use_cache")
+        config = tower.config
         if cache is None and (config.use_cache if uses_cache is None else uses_cache):
             cache = DynamicCache(config=config)
         if cache is not None:
-            packed["past_key_values"] = PackedCache(cache, self.length)
+            packed = with_cache(packed, PackedCache(cache, self.length), tower)
         return packed
 
     def _take(self, x: Tensor) -> Tensor:

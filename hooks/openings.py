@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.again import Again, keeps_calls
 from regaze.hooks.cache_rows import CacheRows
+from regaze.hooks.caches import find_cache
 from regaze.hooks.callers import Generating, call_of, runs
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
@@ -105,7 +106,7 @@ class Openings(Stack):
         else:
             generating = Generating(candidates=second.n_last - 1)
         inside, ids = self._here.embedded
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         return Block(
             kwargs,
             outer=outer if runs(frame) else {},
@@ -125,7 +126,7 @@ class Openings(Stack):
             block: What is known of the call.
             entries: What edits it; None for the main run.
         """
-        cache = kwargs.get("past_key_values")
+        cache = find_cache(kwargs)
         before = prompt_on(cache, self)
         # Put back when the pass has gone well; a cache that one broke off is no prompt's.
         put_prompt(cache, self, None)
@@ -137,14 +138,16 @@ class Openings(Stack):
         by_layer = self._by_layer if entries is None else at_layers(entries)
         prompt = _with_works(self.entries if entries is None else entries, prompt, before, pass_)
         keeps = entries is None and keeps_calls(list(prompt.works.values()), pass_)
-        offsets = {}
-        if cache is not None and any(getattr(cache, "is_sliding", ())):
-            offsets = {
-                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])[1]
+        sizes: dict[int, tuple[int, int]] = {}
+        if cache is not None and _gives_others(cache):
+            sizes = {
+                i: cache.get_mask_sizes(pass_.length, self._kv_layers[i])
                 for i in (self._kv_layers if keeps else by_layer)
             }
+        offsets = {i: offset for i, (_, offset) in sizes.items()}
+        n_keys = {i: count for i, (count, _) in sizes.items()}
         running = Running(
-            pass_, prompt, prompt.works, cache, by_layer, None, offsets, self._checked
+            pass_, prompt, prompt.works, cache, by_layer, None, offsets, n_keys, self._checked
         )
         running.keeps = keeps
         return running
@@ -192,6 +195,11 @@ class Openings(Stack):
             yield
         finally:
             self._here.partial = before
+
+
+def _gives_others(cache: Any) -> bool:
+    """Whether a cache hands layers other columns than all those so far: a window's, or its room."""
+    return any(getattr(cache, "is_sliding", ())) or bool(getattr(cache, "is_compileable", False))
 
 
 def _with_works(

@@ -51,7 +51,14 @@ class Placed:
             max((entry.tally.runs for entry in counted), default=0),
             tuple(layers),
             exempt=not changing,
-            note="; ".join(dict.fromkeys(s.note for _, s in self._entries if s.note)),
+            note="; ".join(
+                dict.fromkeys(
+                    note
+                    for entry, stack in self._entries
+                    for note in (stack.note, entry.work.told())
+                    if note
+                )
+            ),
             silent=tuple(type(e.work).__name__ for e in silent) if len(changing) > 1 else (),
         )
 

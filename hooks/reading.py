@@ -105,10 +105,13 @@ class Reader:
     ) -> Prompt:
         """A prompt with the block behind it, or one that begins."""
         ids, real = empty(batch) if before is None else (before.ids, before.real)
+        _refuse_packed(block)
         new = self._block_ids(block, batch, length)
         # Behind the prompt stand the tokens that a draft proposes.
         new[:, length - block.generating.candidates :] = -1
-        ids, real = _append(ids, real, new, self._padding(block, batch, length, past), past)
+        padding = self._padding(block, batch, length, past)
+        ids, real = _append(ids, real, new, padding, past)
+        _refuse_restarts(block.kwargs.get("position_ids"), real[:, past:])
         tokens = self._classify(ids, real, partial)
         fields: dict[str, Any] = {
             "tokens": tokens,
@@ -167,8 +170,7 @@ class Reader:
         if isinstance(mask, Mapping):
             mask = mask.get("full_attention")
         if isinstance(mask, Tensor) and mask.ndim == 4:
-            last = mask[:, 0, -1, past : past + length].expand(batch, -1)
-            return last if last.dtype == torch.bool else last > torch.finfo(last.dtype).min / 2
+            return _padding_in(mask[:, 0, :, past : past + length]).expand(batch, -1)
         return None
 
     def _seen_masks(self, block: Block) -> Iterator[Any]:
@@ -210,6 +212,55 @@ def _resume(before: Prompt | None, past: int, batch: int) -> Prompt:
 def _goes_on(before: Prompt, past: int, length: int, candidates: int) -> bool:
     """Whether a block holds generated tokens, rather than more of the prompt."""
     return past not in before.parts and length == candidates + 1
+
+
+_PACKED = (
+    "several prompts stand in one row of the batch ({how}), and regaze reads one prompt a row: "
+    "give each a row of its own, padded on the left"
+)
+
+
+def _refuse_packed(block: Block) -> None:
+    """Check that a kernel isn't told of several prompts in one row."""
+    if told := [name for name in ("cu_seq_lens_q", "block_table") if name in block.kwargs]:
+        raise NotImplementedError(
+            _PACKED.format(how=f"{told[0]}, as generate_batch and flattening collators pass it")
+        )
+
+
+def _refuse_restarts(positions: Any, real: Tensor) -> None:
+    """Check that positions don't begin anew within a row.
+
+    Args:
+        positions: "B|1 Q", or "axes B|1 Q", of which the first counts along the prompt.
+        real: "B Q", which tokens are no padding.
+    """
+    if not isinstance(positions, Tensor) or positions.shape[-1] != real.shape[1]:
+        return
+    at = (positions if positions.ndim == 2 else positions[0]).cpu().expand(real.shape)
+    first = at.gather(1, real.int().argmax(1, keepdim=True))
+    falls = (at[:, 1:] <= first) & (at[:, :-1] > first) & real[:, 1:] & real[:, :-1]
+    if bool(falls.any()):
+        raise NotImplementedError(_PACKED.format(how="position_ids begin anew"))
+
+
+def _padding_in(mask: Tensor) -> Tensor:
+    """Which tokens of a block are no padding, "B Q", by what its rows see of it, "B Q Q".
+
+    Raises:
+        NotImplementedError: The last row doesn't see tokens that see themselves.
+    """
+    seen = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+    last, own = seen[:, -1], seen.diagonal(dim1=1, dim2=2)
+    # Kernels that can't do without have rows of padding see everything.
+    hidden = own & ~last & ~seen.all(-1)
+    if bool(hidden.any()):
+        raise NotImplementedError(
+            "the attention mask hides tokens from the last row that see themselves, so they aren't "
+            "padding: regaze reads one prompt a row, all of which its last row sees. Give a mask "
+            "of two dimensions, and packed prompts a row each"
+        )
+    return last
 
 
 def _append(

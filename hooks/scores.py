@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.again import Again
+from regaze.hooks.caches import cache_name, find_cache
 from regaze.hooks.edits import Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
@@ -82,7 +83,7 @@ class Scores:
 
     def _join(self, scorer: Any, given: Mapping[str, Any]) -> dict[str, Any] | None:
         """The arguments of a step of the main run and of those second runs that can join it."""
-        cache: Any = given.get("past_key_values")
+        cache: Any = find_cache(given)
         if not (lanes := self._lanes(cache)) or not joinable(scorer, given):
             return None
         ids, mask, past = given["input_ids"], given.get("attention_mask"), cache.get_seq_length()
@@ -109,7 +110,7 @@ class Scores:
             return None
         joint = JointCache(parts, columns, before)
         self._here.joint = {key: replace(lane, joint=joint) for key, lane in joined.items()}
-        return arguments(joint, positions)
+        return arguments(scorer, joint, positions)
 
     def note(self, running: Running | Together) -> None:
         """Take note of the tower's pass in this call.
@@ -172,6 +173,7 @@ class Scores:
                     "prefill_chunk_size, no shared beginning)"
                 )
             return None
+        _refuse_picked(given.get("logits_to_keep"), pass_.length)
         logits = getattr(output, "logits", None)
         if not isinstance(logits, Tensor):
             raise NotImplementedError(
@@ -229,12 +231,23 @@ class Scores:
         kept = [(m, m.rope_deltas) for m in self._runs.owners]
         try:
             with self._again(running, samples) as again:
-                new = scorer.forward(**again.inputs(given, config))
+                new = scorer.forward(**again.inputs(given, config, cache_name(scorer)))
         finally:
             self._here.given = self._here.running = None
             for module, deltas in kept:
                 module.rope_deltas = deltas
         return again.answer(output, scores, new)
+
+
+def _refuse_picked(kept: Any, length: int) -> None:
+    """Check that rows whose scores are kept are a block's last ones."""
+    if not isinstance(kept, Tensor) or kept.ndim == 0:
+        return
+    if kept.tolist() != list(range(length - kept.numel(), length)):
+        raise NotImplementedError(
+            "logits_to_keep picks rows, and next-token scores are edited where they are the last "
+            "ones: give it a number of rows, or leave it out"
+        )
 
 
 def _count(entry: Entry[Edit, int], before: Tensor, after: Tensor, running: Running) -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from regaze.hooks.again import Again
 from regaze.hooks.cache_rows import CacheRows
@@ -69,13 +70,21 @@ class Scoring(Openings):
             return
         if not running.keeps and not any(work.scores for work in running.works.values()):
             return
-        scorer, around = self._scorer(), (f for f in frames() if f.f_code.co_name == "forward")
-        if any(frame.f_locals.get("self") is scorer for frame in around):
-            raise RuntimeError(
-                f"{type(scorer).__name__}.forward was called directly, around what is attached "
-                "(some wrappers, PEFT's forward among them, do that), so next-token scores would "
-                "stay as they are: call the model itself, or its generate"
-            )
+        scorer = self._scorer()
+        for frame in frames():
+            made = frame.f_locals.get("self") if frame.f_code.co_name == "forward" else None
+            if made is scorer:
+                raise RuntimeError(
+                    f"{type(scorer).__name__}.forward was called directly, around what is attached "
+                    "(some wrappers, PEFT's forward among them, do that), so next-token scores "
+                    "would stay as they are: call the model itself, or its generate"
+                )
+            if isinstance(made, GenerationMixin) and self.reader.callers.holds(made):
+                raise RuntimeError(
+                    f"{type(made).__name__} makes next-token scores with a text tower that it "
+                    "shares with the model that was attached to, so they would stay as they are: "
+                    "attach to it"
+                )
 
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
         self._here.asked = False

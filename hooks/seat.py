@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from regaze.hooks.again import Again
+from regaze.hooks.caches import find_cache
 from regaze.hooks.checkpointing import checkpoints, guard, hand_on
 from regaze.hooks.edits import overrides
 from regaze.hooks.host import Host
@@ -152,7 +154,7 @@ class Seat(Scoring):
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         for name in self._drops:
             kwargs.pop(name, None)
-        joint = kwargs.get("past_key_values")
+        joint = find_cache(kwargs)
         if isinstance(joint, JointCache):
             self._here.running = Together(joint, self._open_all(joint, kwargs))
             return (), kwargs
@@ -166,7 +168,7 @@ class Seat(Scoring):
         if null is not None:
             entries = list(running.works)
             drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
-            kwargs = null.pack(kwargs, drop_or_mask, self._alive().config, self._inputs)
+            kwargs = null.pack(kwargs, drop_or_mask, tower, self._inputs)
             known = running.pass_.length - running.pass_.n_last + 1
             compared = running.prompt.ids[:, :known]
             running.null = null
@@ -205,4 +207,4 @@ def _cache_in(output: Any) -> Any:
     """The cache that the tower returns, if any."""
     if isinstance(output, tuple):
         return next((one for one in output if hasattr(one, "get_seq_length")), None)
-    return getattr(output, "past_key_values", None)
+    return find_cache(output) if isinstance(output, Mapping) else None

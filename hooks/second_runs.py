@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from regaze.hooks.caches import cache_name, with_cache
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.joint import Together
 from regaze.hooks.lanes import Lane
@@ -127,7 +128,7 @@ class SecondRuns:
                 "a second run of the model keeps its tokens in a cache, and generate was told "
                 "use_cache=False; leave that out"
             )
-        if asked is not None:
+        if asked is not None and _is_asked(asked, pass_):
             # Inputs of the model, not settings of generate.
             known = inspect.signature(scorer.forward).parameters
             given = {k: v for k, v in asked.items() if k in known or isinstance(v, Tensor)}
@@ -141,7 +142,8 @@ class SecondRuns:
         if ends and "logits_to_keep" in inspect.signature(scorer.forward).parameters:
             inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
-        inputs |= {"past_key_values": cache, "use_cache": True, "return_dict": True}
+        inputs = with_cache(inputs, cache, scorer)
+        inputs |= {"use_cache": True, "return_dict": True}
         scores, second = self._call(inputs, branch.edits, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
@@ -150,6 +152,7 @@ class SecondRuns:
             )
         columns, positions = second.pass_.length, second.positions
         lane = Lane(
+            name=cache_name(scorer),
             cache=cache,
             mask=(real := ~second.pass_.tokens.is_kind(Kind.PAD)).long().to(scores.device),
             ahead=columns - (pass_.length - pass_.n_last + 1),
@@ -182,6 +185,7 @@ class SecondRuns:
                 "this method looks at what the model would say after the prompt, which takes the "
                 "prompt's cache: leave out use_cache=False"
             )
+        scorer: Any = self._scorer()
         pass_, positions, last = running.pass_, running.positions, None
         columns = pass_.past + pass_.length - pass_.n_last + 1
         if positions is not None:
@@ -194,7 +198,8 @@ class SecondRuns:
             # keeps how far positions run ahead may still hold that of another prompt.
             last = (pass_.last_rows + pass_.past).to(scores.device)
         mask = real.long().to(scores.device)
-        lane = Lane(_copied(running.cache), mask, 0, columns, last, not bool(real.all()))
+        name, padded = cache_name(scorer), not bool(real.all())
+        lane = Lane(name, _copied(running.cache), mask, 0, columns, last, padded)
         ends = torch.tensor(self._ends(), device=scores.device)
         speaking = torch.ones(pass_.batch, dtype=torch.bool, device=scores.device)
         for _ in range(steps):
@@ -263,6 +268,19 @@ class SecondRuns:
         if not isinstance(second, Running):
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
         return output.logits.gather(1, scored_rows(second.pass_, output.logits)), second
+
+
+def _is_asked(asked: Mapping[str, Any], pass_: Pass) -> bool:
+    """Whether a prompt is the one that a running ``generate`` was asked.
+
+    Processors of scores may run the model inside of it on a prompt of their own, as those for
+    classifier-free guidance do.
+    """
+    ids = asked.get("input_ids")
+    if not isinstance(ids, Tensor) or pass_.batch % len(ids):
+        return True
+    ids = ids.cpu().repeat_interleave(pass_.batch // len(ids), 0)
+    return torch.equal(pass_.ids[:, : ids.shape[1]], ids)
 
 
 def _copied(cache: Any) -> Any:

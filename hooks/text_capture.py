@@ -75,10 +75,15 @@ class Capture:
         """Take up another prompt."""
         self._seen_last = seen
 
-    def mass(self, sample: int = 0) -> Tensor:
+    def mass(self, sample: int = 0, before: int | None = None) -> Tensor:
         """Mean attention that the captured rows of a sample give each prompt column: "K".
 
         Averaged over layers, heads and rows; sums to 1 over columns.
+
+        Args:
+            sample: Batch row.
+            before: Leave out rows from this column on. A batch is generated until its longest
+                answer ends; what ended before goes on with padding, which is no answer.
 
         Raises:
             ValueError: Nothing was captured for this sample.
@@ -86,20 +91,27 @@ class Capture:
         tokens = self._found(sample)
         total, count = torch.zeros(tokens.length), 0
         for one in self.captured:
-            picked = one.weights[sample][:, one.valid[sample]]  # "H R K"
+            valid = one.valid[sample]
+            if before is not None:
+                valid = valid & (one.rows[sample] < before)
+            picked = one.weights[sample][:, valid]  # "H R K"
             keys = min(picked.shape[-1], tokens.length - one.offset)
             total[one.offset : one.offset + keys] += picked[..., :keys].sum((0, 1))
             count += picked.shape[0] * picked.shape[1]
         return total / max(count, 1)
 
     def heat(
-        self, sample: int = 0, image: int = 0, inputs: Mapping[str, Any] | None = None
+        self,
+        sample: int = 0,
+        image: int = 0,
+        inputs: Mapping[str, Any] | None = None,
+        before: int | None = None,
     ) -> NDArray[np.float32]:
         """`mass` on the patches of one image, as a grid over the picture: "rows cols".
 
-        For the arguments and what it raises see `grid`.
+        For the arguments and what it raises see `grid` and `mass`.
         """
-        return self.mass(sample)[self.grid(sample, image, inputs)].numpy()
+        return self.mass(sample, before)[self.grid(sample, image, inputs)].numpy()
 
     def grid(
         self, sample: int = 0, image: int = 0, inputs: Mapping[str, Any] | None = None

@@ -119,8 +119,9 @@ class TokenMap:
         number = torch.full(image.shape, -1, dtype=torch.int16)
         for row in range(len(ids)):
             last, run, current, numbers = -1, 0, -1, []
+            said = ids[row].tolist()
             for column in image[row].nonzero().flatten().tolist():
-                gap = ids[row, last + 1 : column].tolist()
+                gap = said[last + 1 : column]
                 starts = tokens.starts_image(gap) if gap else run == tokens.per_image
                 if last < 0 or starts:
                     current, run = current + 1, 0

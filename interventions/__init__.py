@@ -15,10 +15,14 @@ if TYPE_CHECKING:
     from regaze.interventions.diffusion.a_star import AStar as AStar
     from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
     from regaze.interventions.diffusion.bytheway import ByTheWay as ByTheWay
+    from regaze.interventions.diffusion.consist_edit import ConsistEdit as ConsistEdit
     from regaze.interventions.diffusion.enhance_a_video import EnhanceAVideo as EnhanceAVideo
     from regaze.interventions.diffusion.flow_warp import FlowWarp as FlowWarp
     from regaze.interventions.diffusion.nag import NAG as NAG
     from regaze.interventions.diffusion.pag import PAG as PAG
+    from regaze.interventions.diffusion.paro import PARO as PARO
+    from regaze.interventions.diffusion.prime_composer import PrimeComposer as PrimeComposer
+    from regaze.interventions.diffusion.radial import RadialAttention as RadialAttention
     from regaze.interventions.diffusion.regions import Regions as Regions
     from regaze.interventions.diffusion.reweight import Reweight as Reweight
     from regaze.interventions.diffusion.seg import SEG as SEG
@@ -32,6 +36,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH
+    from regaze.interventions.lvlm.anchor import AnchorAttention as AnchorAttention
     from regaze.interventions.lvlm.avar import AVAR as AVAR
     from regaze.interventions.lvlm.avisc import AvisC as AvisC
     from regaze.interventions.lvlm.carve import CARVE as CARVE

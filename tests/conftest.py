@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -26,3 +27,14 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("REGAZE_DATA does not name a folder with the benchmarks' own files")
     return Path(folder)
+
+
+@pytest.fixture
+def own_methods() -> Iterator[None]:
+    """Forget the methods that a test registers; those of regaze stay, as their modules do."""
+    from regaze.interventions import base
+    from regaze.interventions.shipped import outlines
+
+    yield
+    for name in set(base._REGISTRY) - set(outlines()):
+        del base._REGISTRY[name]

@@ -156,9 +156,9 @@ def add_a_method(root: Path) -> None:
         "    from regaze.interventions.lvlm.sinks import discover_sinks",
         "    from regaze.interventions.lvlm.sharpen import Sharpen as Sharpen\n",
     )
-    after(root / "tests/matrix.py", "from regaze.interventions import (", "    Sharpen,\n")
+    after(root / "tests/support/matrix.py", "from regaze.interventions import (", "    Sharpen,\n")
     after(
-        root / "tests/matrix.py",
+        root / "tests/support/matrix.py",
         '        Method("headablate"',
         '        Method("sharpen", Sharpen(3, layers=LAYERS), Sharpen(1, layers=LAYERS)),\n',
     )
@@ -192,7 +192,7 @@ def add_a_family(root: Path) -> None:
         '    Family("made_up", "Made-Up-VL", grid="square"),\n',
     )
     after(
-        root / "tests/census_lvlm.py",
+        root / "tests/support/census_lvlm.py",
         "CHANGES: ",
         '    "made_up": {"text_config": {"num_key_value_heads": 1}},\n',
     )
@@ -207,7 +207,7 @@ def add_a_diffusion_method(root: Path) -> None:
         "    from regaze.interventions.diffusion.attend_and_excite import",
         "    from regaze.interventions.diffusion.blind import Blind as Blind\n",
     )
-    matrix = root / "tests/diffusion_matrix.py"
+    matrix = root / "tests/support/diffusion_matrix.py"
     after(
         matrix, "from regaze.interventions import NAG", "from regaze.interventions import Blind\n"
     )

@@ -10,11 +10,11 @@ from asking import SHORT, ask, logits
 from test_docs import ROOT, code
 from tiny import tiny
 
-from regaze.interventions import base, parse
+from regaze.interventions import parse
 
 
-def test_the_tutorial_builds_and_proves_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+@pytest.mark.usefixtures("own_methods")
+def test_the_tutorial_builds_and_proves_a_method() -> None:
     blocks = code(ROOT / "docs" / "own-method.md", "python")
     lines = [line for block in blocks[:2] for line in block.splitlines() if line.strip()]
     assert len(lines) < 60

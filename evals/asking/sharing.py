@@ -22,6 +22,7 @@ from transformers.cache_utils import DynamicLayer
 
 from regaze.evals.asking.decoding import Decoding
 from regaze.evals.asking.prompts import Prompter, common
+from regaze.hooks.caches import cache_name, find_cache
 
 Partial = Callable[[], AbstractContextManager[None]]
 
@@ -163,7 +164,7 @@ def proceed(
         "input_ids": ids,
         "attention_mask": mask,
         "position_ids": positions.masked_fill(mask == 0, 0),
-        "past_key_values": cache,
+        cache_name(model): cache,
     }
 
 
@@ -172,7 +173,7 @@ def read(model: Any, inputs: Mapping[str, Tensor]) -> Any:
     # One new token is one forward pass, with positions as the family numbers them.
     config = Decoding().config(model, 1)
     config.return_dict_in_generate = True
-    return model.generate(**inputs, generation_config=config).past_key_values
+    return find_cache(model.generate(**inputs, generation_config=config))
 
 
 def check_cache(cache: Any) -> None:

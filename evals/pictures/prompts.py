@@ -21,11 +21,15 @@ class Prompt:
         id: Unique in its list, e.g. ``0003``.
         text: What the pipeline is asked for.
         group: Subset that it belongs to; scores are given per group.
+        asked: What the pipeline is asked for, where that is something else.
+        negative: Its negative prompt.
     """
 
     id: str
     text: str
     group: str = "all"
+    asked: str = ""
+    negative: str = ""
 
 
 def read(path: Path) -> list[Prompt]:
@@ -33,8 +37,8 @@ def read(path: Path) -> list[Prompt]:
 
     Args:
         path: Text with a prompt a line, empty lines left out; or JSON lines or a JSON list
-            (``.jsonl``, ``.json``) of objects with ``prompt`` and, as they like, ``id`` and
-            ``group`` (or GenEval's ``tag``, or GenEval 2's ``atom_count``).
+            (``.jsonl``, ``.json``) of objects with ``prompt`` and, as they like, ``id``,
+            ``negative`` and ``group`` (or GenEval's ``tag``, or GenEval 2's ``atom_count``).
 
     Raises:
         ValueError: A line doesn't fit, an id is given twice, or there are no prompts; the message
@@ -69,7 +73,7 @@ def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
 
     Args:
         split: ``validation`` or ``test``.
-        subsets: Some of `regaze.evals.sandbox.painting.scenes.SUBSETS`.
+        subsets: Some of `regaze.evals.sandbox.painting.scenes.SUBSETS`, or ``NEGATION``.
         n: Prompts to draw of each subset. What is drawn again is left out: its pictures would be
             the same ones.
 
@@ -78,8 +82,10 @@ def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
     """
     found = []
     for subset in dict.fromkeys(subsets):
-        texts = dict.fromkeys(wanted.prompt for wanted in scenes.wanted(split, subset, n))
-        found += [Prompt(f"{subset}-{i:04d}", text, subset) for i, text in enumerate(texts)]
+        drawn = dict.fromkeys(scenes.wanted(split, subset, n))
+        for i, wanted in enumerate(drawn):
+            asked = (wanted.asked, wanted.negative) if wanted.unwanted else ()
+            found.append(Prompt(f"{subset}-{i:04d}", wanted.prompt, subset, *asked))
     return found
 
 
@@ -92,7 +98,9 @@ def _distinct(rows: Sequence[tuple[str, Mapping[str, Any]]], path: Path | None) 
         key = str(row.get("id", f"{number:04d}"))
         if key in found:
             raise ValueError(f"{found[key][0]} and {place} have the same id {key!r}")
-        found[key] = (place, Prompt(key, " ".join(row["prompt"].split()), _group(row)))
+        negative = " ".join(row.get("negative", "").split())
+        text = " ".join(row["prompt"].split())
+        found[key] = (place, Prompt(key, text, _group(row), negative=negative))
     return [prompt for _, prompt in found.values()]
 
 
@@ -102,6 +110,8 @@ def _checked(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(text, str) or not text.strip():
         told = "has no prompt" if "prompt" not in row else f"has the prompt {text!r:.60}"
         raise ValueError(f"{place} {told}: one JSON object a line, its prompt a text")
+    if not isinstance(row.get("negative", ""), str):
+        raise ValueError(f"{place}: negative must be text, not {row['negative']!r:.60}")
     for name in ("id", "group", "tag", "atom_count"):
         value = row.get(name, "")
         if isinstance(value, bool) or not isinstance(value, (str, int)):

@@ -34,10 +34,19 @@ _COUNTS = ("num_inference_steps", "height", "width", "num_frames")
 
 
 class Shot(NamedTuple):
-    """What to make: the prompt, and the number of the picture among those of that prompt."""
+    """What to make: the prompt, and the number of the picture among those of that prompt.
+
+    Attributes:
+        negative: The negative prompt, where prompts have their own.
+    """
 
     prompt: str
     seed: int
+    negative: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as a picture's file holds it."""
+        return {key: value for key, value in self._asdict().items() if value != ""}
 
     @property
     def noise_seed(self) -> int:
@@ -66,6 +75,15 @@ class Picture:
     def image(self) -> Image.Image:
         """The picture, of a video the frame in the middle."""
         return self.frames[len(self.frames) // 2]
+
+    @property
+    def strip(self) -> Image.Image:
+        """The picture, of a video all frames side by side."""
+        sides = [frame.width for frame in self.frames]
+        joined = Image.new("RGB", (sum(sides), self.frames[0].height))
+        for number, frame in enumerate(self.frames):
+            joined.paste(frame, (sum(sides[:number]), 0))
+        return joined
 
 
 class Painter:
@@ -122,6 +140,7 @@ class Painter:
             try:
                 output = self.pipeline(
                     prompt=[shot.prompt for shot in shots],
+                    **self._negative(shots),
                     generator=noise,
                     output_type="pil",
                     **self.arguments,
@@ -140,6 +159,21 @@ class Painter:
             Picture(tuple(frame.convert("RGB") for frame in frames), bool(flag))
             for frames, flag in zip(made, flags, strict=True)
         ]
+
+    def _negative(self, shots: Sequence[Shot]) -> dict[str, list[str]]:
+        """The negative prompts of a batch, if any of it has one.
+
+        Raises:
+            ValueError: One negative prompt was given for all, or the pipeline takes none.
+        """
+        if not any(shot.negative for shot in shots):
+            return {}
+        if self.arguments.get("negative_prompt") is not None:
+            raise ValueError("these prompts have negative prompts of their own: leave that out")
+        name = type(self.pipeline).__name__
+        if "negative_prompt" not in inspect.signature(type(self.pipeline).__call__).parameters:
+            raise ValueError(f"{name} takes no negative prompt, and these prompts have some")
+        return {"negative_prompt": [shot.negative for shot in shots]}
 
 
 def _check(name: str, value: Any) -> None:

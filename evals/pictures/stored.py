@@ -45,7 +45,11 @@ class PictureSource:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, with the kind of run."""
-        return {"benchmark": NAME, **dataclasses.asdict(self)}
+        prompts = [
+            {key: value for key, value in dataclasses.asdict(one).items() if value != ""}
+            for one in self.prompts
+        ]
+        return {"benchmark": NAME, **dataclasses.asdict(self), "prompts": prompts}
 
     @property
     def task(self) -> Pictures:

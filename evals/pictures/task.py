@@ -51,7 +51,7 @@ class Pictures(Task):
             for seed in seeds
         ]
         self.seeds = tuple(seeds)
-        self._prompt_of = {f"{one.id}/{seed}": one.id for one in prompts for seed in seeds}
+        self._prompt_of = {f"{one.id}/{seed}": one for one in prompts for seed in seeds}
         self._files = store.distinct_names(item.id for item in self.items)
         self._references = store.distinct_names(one.id for one in prompts)
         metrics = [metric for scorer in scorers for metric in scorer.directions]
@@ -62,7 +62,9 @@ class Pictures(Task):
 
     def shot(self, item: Item) -> Shot:
         """What to paint for an item."""
-        return Shot(item.prompt, int(item.id.rpartition("/")[2]))
+        prompt = self._prompt_of[item.id]
+        seed = int(item.id.rpartition("/")[2])
+        return Shot(prompt.asked or item.prompt, seed, prompt.negative)
 
     def file(self, item: Item) -> str:
         """A picture's file in the folder of its condition."""
@@ -70,7 +72,10 @@ class Pictures(Task):
 
     def references(self, item: Item) -> list[str]:
         """How a picture to compare with may be named: one per picture, or one per prompt."""
-        return [f"{self._files[item.id]}.png", f"{self._references[self._prompt_of[item.id]]}.png"]
+        return [
+            f"{self._files[item.id]}.png",
+            f"{self._references[self._prompt_of[item.id].id]}.png",
+        ]
 
     def picture(self, item: Item, folder: Path) -> Image.Image:
         """The picture that a condition painted.
@@ -88,7 +93,13 @@ class Pictures(Task):
     @property
     def data_hash(self) -> str:
         """SHA-256 of the prompts and seeds."""
-        return files.digest([(item.id, item.prompt, item.group) for item in self.items])
+
+        def row(item: Item) -> tuple[str, ...]:
+            prompt = self._prompt_of[item.id]
+            more = (prompt.asked, prompt.negative) if prompt.asked or prompt.negative else ()
+            return item.id, item.prompt, item.group, *more
+
+        return files.digest([row(item) for item in self.items])
 
     def counts(self, item: Item, text: str) -> Counts:
         """The stored counts of a picture; where a scorer knows right and wrong, also that."""

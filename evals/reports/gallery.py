@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from regaze.evals.asking.generation import Answerer
-from regaze.evals.reports.plots import data_uri, heat_layers
+from regaze.evals.reports.heats import Heats
+from regaze.evals.reports.plots import data_uri
 from regaze.evals.runs.results import Answers, RunResult
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Item, QuestionTask
-from regaze.hooks.attach import attach
-from regaze.hooks.capture import capture
-from regaze.interventions import Intervention, from_dict
+from regaze.interventions import from_dict
 from regaze.interventions.lvlm.carve_regions import middle
 
 PER_DIRECTION = 6
@@ -70,7 +65,11 @@ class Flip:
 
 
 def flips(
-    result: RunResult, scores: TaskScores, label: str, answerer: Answerer | None
+    result: RunResult,
+    scores: TaskScores,
+    label: str,
+    processor: Any = None,
+    heats: Heats | None = None,
 ) -> list[Flip]:
     """The first flipped items of a condition in data order, one per image, both directions.
 
@@ -78,7 +77,8 @@ def flips(
         result: The run.
         scores: Its scores, which say what flipped.
         label: The condition.
-        answerer: Makes attention maps by asking again; None leaves them out.
+        processor: The model's, which says what it sees of an image; None: all of it.
+        heats: Makes attention maps; None leaves them out.
 
     Raises:
         OSError: An image, or a picture that is an answer, is gone.
@@ -89,23 +89,22 @@ def flips(
     items = {item.id: item for item in result.items}
     edited = next(answers for answers in result.answers if answers.label == label)
     specs = [from_dict(spec) for spec in edited.manifest["config"]["interventions"]]
+    chosen = [
+        (item, gained)
+        for gained, ids in ((False, condition.change.lost), (True, condition.change.gained))
+        for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]
+    ]
+    layers = heats.layers([item for item, _ in chosen], specs) if heats else {}
     shown = []
-    task = result.task
-    flipped = condition.change
-    for gained, ids in ((False, flipped.lost), (True, flipped.gained)):
-        for item in _one_per_image([items[i] for i in ids])[:PER_DIRECTION]:
-            image = None
-            if isinstance(task, QuestionTask) and item.image is not None:
-                image = task.load_image(item)
-            # What is chosen by likelihood has no tokens whose rows could be looked at.
-            drawn = answerer if not item.choices else None
-            heats = _heats(drawn, item, image, specs) if drawn and image else {}
-            seen = as_seen(image, answerer.processor if answerer else None) if image else None
-            before, after = (
-                _side(result, answers, item, seen, heats.get(name))
-                for name, answers in (("before", result.answers[0]), ("after", edited))
-            )
-            shown.append(Flip(item, gained, before, after))
+    for item, gained in chosen:
+        seen = None
+        if isinstance(result.task, QuestionTask) and item.image is not None:
+            seen = as_seen(result.task.load_image(item), processor)
+        before, after = (
+            _side(result, answers, item, seen, layers.get(item.id, {}).get(name))
+            for name, answers in (("before", result.answers[0]), ("after", edited))
+        )
+        shown.append(Flip(item, gained, before, after))
     return shown
 
 
@@ -123,31 +122,6 @@ def _one_per_image(items: Sequence[Item]) -> list[Item]:
     """The first of each image, or of each cluster of items without one."""
     first = {item.image or item.cluster: item for item in reversed(items)}
     return list(first.values())[::-1]
-
-
-def _heats(
-    answerer: Answerer, item: Item, image: Image.Image, specs: Sequence[Intervention]
-) -> dict[str, str]:
-    """Where the rows that choose the answer's tokens look, without and with the interventions."""
-    try:
-        maps = {
-            "before": _heat(answerer, item, image, ()),
-            "after": _heat(answerer, item, image, specs),
-        }
-    except ValueError:
-        # The model's image columns don't form a known grid, so there is no map to draw.
-        return {}
-    return heat_layers(maps)
-
-
-def _heat(
-    answerer: Answerer, item: Item, image: Image.Image, specs: Sequence[Intervention]
-) -> NDArray[np.float32]:
-    with ExitStack() as stack:
-        stack.enter_context(attach(answerer.model, *specs, processor=answerer.processor))
-        seen = stack.enter_context(capture(answerer.model, processor=answerer.processor))
-        answerer([item.prompt], [image])
-        return seen.heat()
 
 
 def as_seen(image: Image.Image, processor: Any) -> Image.Image:

@@ -14,12 +14,14 @@ from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded
 from regaze.evals.reports import wording
 from regaze.evals.reports.gallery import PER_DIRECTION, flips
+from regaze.evals.reports.heats import Heats
 from regaze.evals.reports.plots import Bar, Whisker, bars, forest
 from regaze.evals.runs.files import write_text
 from regaze.evals.scoring.scored import Scored
 from regaze.evals.scoring.scores import ConditionScores, Row, TaskScores
 from regaze.evals.scoring.statistics import DRAWS
 from regaze.evals.scoring.thresholds import AUC, BEST
+from regaze.evals.task import QuestionTask
 
 REPORT = "report.html"
 _NAMED, _LONG = 4, 60
@@ -90,10 +92,12 @@ def _title(methods: Sequence[str], model: str) -> str:
 def _run(run: Scored, loaded: Loaded | None) -> dict[str, Any]:
     main = run.scores[0]
     changes = {c.label: c.change for c in main.conditions if c.change and c.control is None}
-    answerer = None
-    if loaded:
+    heats = None
+    if loaded and isinstance(run.result.task, QuestionTask):
         config = run.result.answers[0].manifest["config"]
-        answerer = Answerer(loaded.model, loaded.processor, config["decoding"]["max_new_tokens"])
+        longest = config["decoding"]["max_new_tokens"]
+        heats = Heats(run.result.task, Answerer(loaded.model, loaded.processor, longest))
+    processor = loaded.processor if loaded else None
     flipped = {label: (len(c.lost), len(c.gained)) for label, c in changes.items()}
     return {
         "scores": run.scores,
@@ -101,7 +105,7 @@ def _run(run: Scored, loaded: Loaded | None) -> dict[str, Any]:
         "flipped": flipped,
         "flips": {label: {"lost": c.lost, "gained": c.gained} for label, c in changes.items()},
         "most_flipped": max(flipped, key=lambda label: sum(flipped[label]), default=None),
-        "gallery": {label: flips(run.result, main, label, answerer) for label in changes},
+        "gallery": {label: flips(run.result, main, label, processor, heats) for label in changes},
         "costs": [_cost(c, main.conditions[0]) for c in main.conditions if c.cost],
         "manifests": {
             a.label: json.dumps(a.manifest, indent=2, ensure_ascii=False)

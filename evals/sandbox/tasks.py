@@ -40,7 +40,13 @@ def find_scene(key: str) -> Scene:
 
 
 def load_image(key: str) -> Image.Image:
-    """The image of a key, drawn now: RGB, 64 x 64."""
+    """The image of a key: RGB, 64 x 64."""
+    return _drawn(key).copy()
+
+
+@lru_cache(maxsize=2048)
+def _drawn(key: str) -> Image.Image:
+    """The same scenes are shown under every condition; each takes 12 kB."""
     return find_scene(key).image
 
 

@@ -66,10 +66,11 @@ class Ranking:
             For each name "draws systems groups"; NaN for a group with one kind of item.
         """
         values = np.full((len(DIRECTIONS), len(times), len(self.parts), len(self.ranked)), np.nan)
+        by_cluster = np.ascontiguousarray(times.T)
         for system, parts in enumerate(self.parts):
             for group, part in enumerate(parts):
                 if self.ranked[group]:
-                    values[:, :, system, group] = part.scored(times)
+                    values[:, :, system, group] = part.scored(by_cluster)
         return dict(zip(DIRECTIONS, values, strict=True))
 
 
@@ -80,23 +81,29 @@ class _Part:
         self, margins: Array, yes: NDArray[np.bool_], cluster_of: NDArray[np.int64]
     ) -> None:
         order = margins.argsort()
-        self.yes, self.cluster_of = yes[order], cluster_of[order]
+        rising, is_yes, self.cluster_of = margins[order], yes[order], cluster_of[order]
+        self.signs = np.where(is_yes, -1.0, 1.0)[:, None]
         # A cut can't fall between equal margins: it stands behind the last of them. Compared, not
         # subtracted: where a method rules an answer out, margins are infinite.
-        rising = margins[order]
         self.cuts = np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
+        self.yes, self.no = self.cluster_of[is_yes], self.cluster_of[~is_yes]
+        # For each yes item the no items below it, and those below it or at its own margin.
+        sides: tuple[Literal["left", "right"], ...] = ("left", "right")
+        self.beaten = [rising[~is_yes].searchsorted(rising[is_yes], side) for side in sides]
 
     def scored(self, times: Array) -> tuple[Array, Array]:
-        """AUC and best accuracy where each cluster counts so many times, "draws clusters"."""
-        weights = times[:, self.cluster_of]
-        all_below = np.pad(weights.cumsum(1)[:, self.cuts], ((0, 0), (1, 0)))
-        yes_below = np.pad((weights * self.yes).cumsum(1)[:, self.cuts], ((0, 0), (1, 0)))
-        no_below = all_below - yes_below
-        n_yes, n_no = yes_below[:, -1], no_below[:, -1]
+        """AUC and best accuracy where each cluster counts so many times, "clusters draws"."""
+        yes = times[self.yes]
+        no_below = np.zeros((len(self.no) + 1, times.shape[1]))
+        times[self.no].cumsum(0, out=no_below[1:])
+        n_yes, n_no = yes.sum(0), no_below[-1]
         # Of the no items at its own margin a yes item beats half.
-        beaten = (np.diff(yes_below) * (no_below[:, 1:] + no_below[:, :-1]) / 2).sum(1)
-        right = (no_below - yes_below).max(1) + n_yes
-        return ratio(beaten, n_yes * n_no), ratio(right, n_yes + n_no)
+        less, at_most = (no_below[places] for places in self.beaten)
+        auc = ratio((yes * (less + at_most)).sum(0) / 2, n_yes * n_no)
+        # All yes items are right with the cut below everything; each cut further up adds the no
+        # items below it and gives up the yes items.
+        moved = (times[self.cluster_of] * self.signs).cumsum(0)[self.cuts].max(0)
+        return auc, ratio(n_yes + moved.clip(0), n_yes + n_no)
 
 
 def reading(metrics: Mapping[str, Change]) -> Reading | None:

@@ -32,8 +32,7 @@ class Entry:
         if not work.counted:
             return changed
         if due(self.tally.count(call.site.name)) and work.measured:
-            stock = work.unedited(call).float()
-            moved = (changed.float() - stock).norm(dim=(2, 3)) / stock.norm(dim=(2, 3)).clamp(1e-12)
+            moved = work.moved(call, changed)
             for factor in call.factors[before:]:
                 moved = moved + (factor.float() - 1).abs()[:, None]
             self.tally.add(call.site.name, moved)
@@ -42,6 +41,7 @@ class Entry:
     def report(self, label: str) -> InterventionReport:
         """What it did, under a label; waits for the device."""
         note = self.tally.note
+        notes = (note if isinstance(note, str) else note(), self.work.told())
         return InterventionReport(
             label,
             prompts=0,
@@ -57,7 +57,7 @@ class Entry:
             ),
             exempt=self.idle,
             steps=self.tally.runs,
-            note=note if isinstance(note, str) else note(),
+            note="; ".join(filter(None, notes)),
         )
 
 

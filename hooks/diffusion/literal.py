@@ -60,6 +60,7 @@ class AttendForm:
         frames: Frames of the clip that the batch holds, one after the other.
         factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
         cond_only: Whether only conditional rows are edited.
+        values: From a call's `Map` to the values that weights are multiplied with; None: its own.
     """
 
     layers: Sequence[str | int]
@@ -69,6 +70,19 @@ class AttendForm:
     frames: int = 1
     factor: Callable[[Map], Tensor] | None = None
     cond_only: bool = False
+    values: Callable[[Map], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class WholeForm:
+    """A method that is written out as a whole: how a pipeline runs with it.
+
+    Attributes:
+        within: ``within(pipeline, running)``: a context in which the pipeline, called as `Manner`
+            says, runs the method literally.
+    """
+
+    within: Callable[[Any, Manner], AbstractContextManager[None]]
 
 
 @dataclass(frozen=True)
@@ -129,7 +143,7 @@ def literally(
         NotImplementedError: A form can't be run in this way of guidance.
     """
     denoiser = getattr(pipeline, running.denoiser)
-    state = _State()
+    state = Steps()
     if running.calls and running.guided and any(f.branch == "uncond" for f in _guiding(forms)):
         raise NotImplementedError(
             "the unconditional branch comes in a call of its own, after the conditional one, whose "
@@ -150,12 +164,15 @@ def literally(
                         edit = partial(_half_edited, form.edit, running.cond_last)
                     branches = (2, int(running.cond_last)) if running.both else (1, 0)
                     stack.enter_context(
-                        edited(denoiser, form.layers, edit, layout, split, branches, form.factor)
-                    )
+                        edited(
+                            denoiser, form.layers, edit, layout, split, branches, form.factor,
+                            form.values, state.at,
+                        )
+                    )  # fmt: skip
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
-                return _again(output, plain + state.waiting.pop())
+                return again(output, plain + state.waiting.pop())
             delta = torch.zeros_like(plain)
             for form in _guiding(forms):
                 if not form.start <= share < form.stop or form.strict and share == form.start:
@@ -174,7 +191,7 @@ def literally(
                 delta = delta + form.weight(t, running.guided) * difference
         if running.guided and running.calls:
             state.waiting.append(delta)
-        return _again(output, plain + delta)
+        return again(output, plain + delta)
 
     denoiser.forward = forward
     try:
@@ -189,12 +206,13 @@ def _half_edited(edit: Callable[[Map], Tensor], second: bool, m: Map) -> Tensor:
     return torch.cat([own[0], halves[1]] if second else [halves[0], own[1]])
 
 
-class _State:
-    """Where in its steps a pipeline is."""
+class Steps:
+    """Where in its steps a pipeline is, counted from its denoiser's calls."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
         self.step = -1
+        self.at = (0, 1)
 
     def share(self, pipeline: Any, cond: bool) -> tuple[float, float]:
         """Share of the sampling steps that lie behind, and this step's timestep."""
@@ -202,6 +220,7 @@ class _State:
         times = pipeline.scheduler.timesteps
         # Pipelines that begin in the middle (from an image) run the last ones.
         count = getattr(pipeline, "num_timesteps", None) or len(times)
+        self.at = (self.step, count)
         return self.step / count, float(times[len(times) - count + self.step])
 
 
@@ -249,5 +268,6 @@ def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _again(output: Any, first: Tensor) -> Any:
+def again(output: Any, first: Tensor) -> Any:
+    """What a denoiser returns, with another prediction in it."""
     return (first,) if isinstance(output, tuple) else type(output)(first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,6 +31,8 @@ class Map:
         split: How the batch divides: branches (and whole clips), frames, images per prompt.
         layout: How the pass's tokens are laid out.
         branches: How many branches of guidance it holds, and which is the conditional one.
+        value: "B H N D".
+        step: The sampling step, and of how many.
     """
 
     site: Site
@@ -45,6 +47,8 @@ class Map:
     split: tuple[int, int, int]
     layout: Layout = Layout(None, 0, False)
     branches: tuple[int, int] = (1, 0)
+    value: Tensor = field(default_factory=lambda: torch.empty(0))
+    step: tuple[int, int] = (0, 1)
 
     @property
     def identity(self) -> Tensor:
@@ -115,6 +119,8 @@ def edited(
     split: tuple[int, int, int] = (1, 1, 1),
     branches: tuple[int, int] = (1, 0),
     factor: Callable[[Map], Tensor] | None = None,
+    values: Callable[[Map], Tensor] | None = None,
+    step: tuple[int, int] = (0, 1),
 ) -> Iterator[None]:
     """Edit the maps of some attention modules in the passes inside.
 
@@ -126,6 +132,8 @@ def edited(
         split: See `Map.split`.
         branches: See `Map.branches`.
         factor: From a call's `Map` to what the module's output is multiplied by, "B".
+        values: From a call's `Map` to the values that weights are multiplied with, if others.
+        step: See `Map.step`.
     """
     factors: dict[str, Tensor] = {}
     found = find_sites(denoiser)
@@ -161,11 +169,12 @@ def edited(
             grid = sides[0], sides[1], sides[2]
             about = Map(
                 sites[name], q, k, logits, bias, weights, times, image, grid, split, layout,
-                branches,
+                branches, v, step,
             )  # fmt: skip
             if factor is not None:
                 factors[name] = factor(about)
-            return (edit(about) @ v).to(query.dtype)
+            weighed = v if values is None else values(about)
+            return (edit(about) @ weighed).to(query.dtype)
 
         return kernel
 

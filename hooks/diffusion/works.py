@@ -117,6 +117,14 @@ class Work:
         """What a call's head outputs would be, which changes are measured against."""
         return call.output
 
+    def moved(self, call: Call, changed: Tensor) -> Tensor:
+        """How far `attend` moved each head's output, "B H": ``|new - old| / |old|``."""
+        return change(changed, self.unedited(call))
+
+    def told(self) -> str:
+        """What reports say of it beside its counters."""
+        return ""
+
     def branches(self, pass_: Pass) -> Sequence[Branch]:
         """Further runs of the denoiser beside the pass."""
         return ()
@@ -124,6 +132,13 @@ class Work:
     def after(self, pass_: Pass, output: Any) -> Any:
         """End a pass; what the denoiser returns."""
         return output
+
+
+def change(new: Tensor, old: Tensor) -> Tensor:
+    """``|new - old| / |old|`` of head outputs "B H N D", "B H"."""
+    old = old.float()
+    found: Tensor = (new.float() - old).norm(dim=(2, 3)) / old.norm(dim=(2, 3)).clamp(1e-12)
+    return found
 
 
 @dataclass(frozen=True)

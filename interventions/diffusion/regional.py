@@ -50,6 +50,28 @@ def on_grid(mask: Tensor, grid: Sequence[int]) -> Tensor:
     return (sized[0, 0] != 0).flatten().repeat(frames[0] if frames else 1)
 
 
+RULES = ("all", "first", "last")
+RULES_TEXT = (
+    'say what tokens in both read: overlap="all" for both prompts, "first" or "last" for one'
+)
+"""What tokens in several regions read."""
+
+
+def ruled(inside: Tensor, overlap: str | None) -> Tensor:
+    """Which tokens lie in which region, "R N", once a rule says whose those in several are.
+
+    Raises:
+        ValueError: There is no rule, and some are in several.
+    """
+    if overlap == "all":
+        return inside
+    order = inside if overlap == "first" else inside.flip(0)
+    alone = order & (order.cumsum(0) == 1)
+    if overlap is None and bool((alone != order).any()):
+        raise ValueError(f"regions: some overlap on a grid of the model's tokens; {RULES_TEXT}")
+    return alone if overlap == "first" else alone.flip(0)
+
+
 def groups(inside: Tensor) -> list[Group]:
     """The groups of tokens in the same regions.
 

@@ -2,41 +2,47 @@
 
 In every attention to text, rows of the picture get
 
-    (1 - base_ratio) regional + base_ratio base,
+    (1 - base) regional + base whole,
 
-base being attention to the pipeline's own prompt and regional that to the prompts of the regions
-that a token lies in; see `regaze.interventions.diffusion.regional` for who sees whom. A token in
-several regions sees the prompts of all of them.
+whole being attention to the pipeline's own prompt and regional that to the prompts of the regions
+that a token lies in; see `regaze.interventions.diffusion.regional` for who sees whom. Regions that
+overlap need a rule: a token in several sees the prompts of all of them, or that of the first or the
+last one alone.
 
-Chen et al., arXiv 2411.02395; code instantX-research/Regional-Prompting-FLUX@6011179, for FLUX. As
-there, pooled text and modulation are the base prompt's, FLUX's double blocks have one picture, its
-single ones two, of which the regional one is the result and gets the mixture. There masks are kept
-from the first call for good; here each run has its own. SD3 has the double blocks' form. For
+Chen et al., arXiv 2411.02395; code instantX-research/Regional-Prompting-FLUX@6011179, for FLUX,
+where ``base`` is ``base_ratio`` and tokens in several regions read all their prompts. As there,
+pooled text and modulation are the base prompt's, FLUX's double blocks have one picture, its single
+ones two, of which the regional one is the result and gets the mixture. There masks are kept from
+the first call for good; here each run has its own. SD3 has the double blocks' form. For
 cross-attention (U-Nets, Wan) no code was published: there tokens in no region attend to the base
 prompt alone.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from regaze.hooks.checks import check_number, shown
+from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
-from regaze.interventions.diffusion import regional
+from regaze.interventions.diffusion import regional, regions_literally
+from regaze.interventions.diffusion.places import (
+    check_place,
+    first_overlap,
+    read_mask,
+    sized,
+    stored,
+)
 from regaze.interventions.diffusion.second_text import (
     CROSS,
     conditional,
@@ -60,8 +66,8 @@ class Regions(Intervention):
             shares of the picture, or a mask: an array (rows, columns) with the picture's
             proportions, not zero inside, which is kept in a file under its hash; or such a .npy
             file, or an image's path. The base prompt is what the pipeline is called with.
-        base_ratio: Share of the base prompt; 1 is a no-op. 0.1 to 0.3 in the paper's examples;
-            more regions need less.
+        base: Share of the base prompt in the regions; 1 is a no-op. 0.1 to 0.3 in the paper's
+            examples; more regions need less.
         embeddings: The regions' prompts as embeddings, in place of their texts: a tensor
             ``{"text": (regions, tokens, size)}``, which is kept in a file, or such a safetensors
             file.
@@ -69,6 +75,8 @@ class Regions(Intervention):
             apart; in the others every token sees every region's prompt.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends: 10 of 24 in the code's examples.
+        overlap: What tokens in several regions read: the prompts of "all" of them, as in the code,
+            or of the "first" or the "last" one; by default regions that overlap raise.
     """
 
     name: ClassVar[str] = "regions"
@@ -77,17 +85,18 @@ class Regions(Intervention):
     acts_on: ClassVar[str] = "diffusers pipelines"
     presets: ClassVar[dict[str, Preset]] = {
         "flux": Preset(
-            {"base_ratio": 0.3, "stop": 10 / 24},
+            {"base": 0.3, "stop": 10 / 24, "overlap": "all"},
             "instantX-research/Regional-Prompting-FLUX@6011179, infer_flux_regional.py",
         ),
     }
 
     regions: Any = ()
-    base_ratio: float = 0.3
+    base: float = 0.3
     embeddings: Any = None
     every: tuple[int, ...] = (1, 1)
     start: float = 0.0
     stop: float = 10 / 24
+    overlap: str | None = None
 
     def __post_init__(self) -> None:
         given = self.embeddings
@@ -95,7 +104,7 @@ class Regions(Intervention):
             object.__setattr__(self, "embeddings", str(keep(given)))
         if isinstance(self.regions, (list, tuple)):
             pairs = [
-                (_stored(one[0]), one[1]) if isinstance(one, (list, tuple)) and len(one) == 2
+                (stored(one[0]), one[1]) if isinstance(one, (list, tuple)) and len(one) == 2
                 else one
                 for one in self.regions
             ]  # fmt: skip
@@ -104,7 +113,7 @@ class Regions(Intervention):
 
     def check(self) -> None:
         """Check the fields' domains."""
-        check_number("regions", "base_ratio", self.base_ratio, low=0, high=1)
+        check_number("regions", "base", self.base, low=0, high=1)
         check_where("regions", None, self.start, self.stop)
         if len(self.every) != 2 or not all(isinstance(n, int) and n > 0 for n in self.every):
             raise ValueError(f"regions: every must be two whole numbers, got {shown(self.every)}")
@@ -115,7 +124,9 @@ class Regions(Intervention):
         for pair in self.regions:
             if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], str)):
                 raise ValueError(f"regions: {shown(pair)} is no pair of a place and a prompt")
-            _check_place(pair[0])
+            check_place("regions", pair[0])
+        if self.overlap is not None:
+            check_choice("regions", "overlap", self.overlap, regional.RULES)
         if self.embeddings is not None and not isinstance(self.embeddings, str):
             raise ValueError(
                 'regions: embeddings must be a tensor {"text": ...} or a safetensors file, got '
@@ -124,7 +135,11 @@ class Regions(Intervention):
 
     def idle(self) -> Regions:
         """The base prompt alone."""
-        return replace(self, base_ratio=1.0)
+        return replace(self, base=1.0)
+
+    def literal(self) -> WholeForm:
+        """Explicit maps, each text by a pass or a stream of its own."""
+        return regions_literally.form(self)
 
     def controls(self) -> dict[str, Intervention]:
         """The same prompts in each other's places."""
@@ -146,7 +161,7 @@ class Regions(Intervention):
     def bind(self, host: Host) -> Work:
         """Make the work."""
         kind = "cross" if host.model in CROSS else "joint"
-        acts = self.regions and self.base_ratio < 1
+        acts = self.regions and self.base < 1
         sites = tuple(s for s in host.sites if s.kind == kind) if acts else ()
         encoded = None if self.embeddings is None else read(self.embeddings)
         if encoded is not None and len(encoded.text) != len(self.regions):
@@ -154,57 +169,11 @@ class Regions(Intervention):
                 f"regions: embeddings are of {len(encoded.text)} prompts for {len(self.regions)} "
                 "regions"
             )
-        masks = tuple(_mask(place) for place, _ in self.regions)
+        masks = tuple(read_mask(place) for place, _ in self.regions)
+        if self.overlap is None and (both := first_overlap(masks)):
+            names = " and ".join(f"{number} {self.regions[number][1]!r}" for number in both)
+            raise ValueError(f"regions: {names} overlap; {regional.RULES_TEXT}")
         return _Regional(sites, self.start, self.stop, self, host.model, encoded, masks)
-
-
-def _check_place(place: Any) -> None:
-    if isinstance(place, str):
-        return
-    box = isinstance(place, tuple) and len(place) == 4
-    for number in place if box else (None,):
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise ValueError(
-                f"regions: {shown(place)} is no place: give a box (left, top, right, bottom) in "
-                "shares of the picture, a mask (rows, columns), or a file"
-            )
-    left, top, right, bottom = place
-    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-        raise ValueError(
-            f"regions: box {place} isn't (left, top, right, bottom) in shares of the picture: "
-            "0 <= left < right <= 1 and 0 <= top < bottom <= 1"
-        )
-
-
-def _stored(place: Any) -> Any:
-    """A place that JSON can hold: a mask is kept in ``$XDG_CACHE_HOME/regaze/masks``."""
-    if isinstance(place, (str, Path)):
-        return str(place)
-    if isinstance(place, (list, tuple)) and len(place) == 4 and not hasattr(place[0], "__len__"):
-        return tuple(place)
-    mask = np.asarray(place.cpu() if isinstance(place, Tensor) else place)
-    if mask.ndim != 2 or mask.dtype == object:
-        return place
-    inside = np.ascontiguousarray(mask != 0)
-    name = hashlib.sha256(repr(inside.shape).encode() + inside.tobytes()).hexdigest()[:20]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = cache / "regaze" / "masks" / f"{name}.npy"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        np.save(path, inside)
-    return str(path)
-
-
-def _mask(place: Any) -> Any:
-    """A place as a mask "H W", or as the box that it is."""
-    if not isinstance(place, str):
-        return place
-    if place.endswith(".npy"):
-        return torch.from_numpy(np.load(place) != 0)
-    from PIL import Image
-
-    with Image.open(place) as picture:
-        return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
 
 
 @dataclass(frozen=True)
@@ -255,7 +224,7 @@ class _Regional(Work):
 
     def unedited(self, call: Call) -> Tensor:
         """The same with nothing but the base prompt's share."""
-        return replace(self, spec=replace(self.spec, base_ratio=1.0)).attend(call)
+        return replace(self, spec=replace(self.spec, base=1.0)).attend(call)
 
     def _cross(self, call: Call, own: int) -> Tensor:
         rows, count = conditional(call), len(self.masks)
@@ -305,14 +274,14 @@ class _Regional(Work):
         return regional.joint(call.kernel, picture, texts, groups, len(self.masks))
 
     def _mixed(self, region: Tensor, base: Tensor) -> Tensor:
-        mixed: Tensor = torch.lerp(region, base, self.spec.base_ratio)
-        return mixed if self.spec.base_ratio else region
+        mixed: Tensor = torch.lerp(region, base, self.spec.base)
+        return mixed if self.spec.base else region
 
     def _groups(self, call: Call, tokens: int) -> list[regional.Group]:
         """The groups of a layer's tokens.
 
         Raises:
-            ValueError: The grid isn't known, or masks have other proportions.
+            ValueError: The grid isn't known, or masks have other proportions or overlap.
         """
         layout = call.layout
         if layout.stream is not None and layout.stream != layout.n_image:
@@ -323,26 +292,7 @@ class _Regional(Work):
         if grid is None or layout.finest is None:
             raise ValueError(f"regions: {call.site.name} has {tokens} tokens of an unknown grid")
         if grid not in self.found:
-            masks = [_sized(mask, layout.finest, grid) for mask in self.masks]
-            inside = torch.stack(masks).to(call.query.device)
-            self.found[grid] = regional.groups(inside)
+            masks = [sized("regions", mask, layout.finest, grid) for mask in self.masks]
+            inside = regional.ruled(torch.stack(masks), self.spec.overlap)
+            self.found[grid] = regional.groups(inside.to(call.query.device))
         return self.found[grid]
-
-
-def _sized(place: Any, finest: tuple[int, ...], grid: tuple[int, ...]) -> Tensor:
-    """Which tokens of a grid lie in a place, "N"."""
-    rows, columns = finest[-2:]
-    if isinstance(place, Tensor):
-        if place.shape[0] * columns != place.shape[1] * rows:
-            raise ValueError(
-                f"regions: a mask of {place.shape[0]} x {place.shape[1]} (rows x columns) doesn't "
-                f"have the proportions of the picture, whose latents have {rows} x {columns} "
-                "tokens; make it of the picture's size"
-            )
-        return regional.on_grid(place, grid)
-    left, top, right, bottom = place
-    *frames, tall, wide = grid
-    x, y = (torch.arange(wide) + 0.5) / wide, (torch.arange(tall) + 0.5) / tall
-    across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
-    inside: Tensor = down[:, None] & across
-    return inside.flatten().repeat(frames[0] if frames else 1)

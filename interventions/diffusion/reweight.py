@@ -76,6 +76,7 @@ class Reweight(Intervention):
             of 1 is a no-op.
         how: "values" or "logits"; by default "values" in models with cross-attention, "logits" in
             those with joint attention.
+        absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
         maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
         layers: Where: parts of module paths or numbers of joint attention; all by default.
         start: Share of the sampling steps at which it begins.
@@ -89,6 +90,7 @@ class Reweight(Intervention):
 
     words: Any = ()
     how: str | None = None
+    absent: str = "raise"
     maps: str = "own"
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
@@ -125,6 +127,7 @@ class Reweight(Intervention):
         if self.how is not None:
             check_choice("reweight", "how", self.how, ("values", "logits"))
         check_choice("reweight", "maps", self.maps, ("own", "first"))
+        check_choice("reweight", "absent", self.absent, ("raise", "skip"))
         check_where("reweight", self.layers, self.start, self.stop)
 
     def idle(self) -> Reweight:
@@ -197,7 +200,9 @@ class _Weighted(Work):
         factors = torch.ones(run.samples, length)
         for sample in range(run.samples):
             for word, strength in self.spec.words:
-                factors[sample, _columns(word, run.text, sample, length)] *= strength
+                if self.spec.absent == "skip" and not _holds(run.text, sample, word):
+                    continue
+                factors[sample, columns_of("reweight", word, run.text, sample, length)] *= strength
         return replace(self, factors=factors)
 
     def attending(self, pass_: Pass) -> tuple[Site, ...]:
@@ -251,7 +256,7 @@ class _Weighted(Work):
             found = torch.ones(1, length)
             for word, strength in self.spec.words:
                 part = (Part("text", slice(0, length), None),)
-                found[0, _columns(word, part, 0, length)] *= strength
+                found[0, columns_of("reweight", word, part, 0, length)] *= strength
         found = found.to(call.query.device)
         rows = cond.stop - cond.start
         factors = found.new_ones(pass_.rows.batch, length)
@@ -259,7 +264,15 @@ class _Weighted(Work):
         return factors.repeat_interleave(call.samples().frames, 0)
 
 
-def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) -> list[int]:
+def _holds(text: Sequence[Part], sample: int, word: str | int) -> bool:
+    """Whether a prompt isn't known to lack a word."""
+    prompts = [part.prompts[sample] for part in text if part.prompts is not None]
+    return isinstance(word, int) or not prompts or any(one.find(word) for one in prompts)
+
+
+def columns_of(
+    method: str, word: str | int, text: Sequence[Part], sample: int, length: int
+) -> list[int]:
     """The columns of a word in all parts of a text stream.
 
     Raises:
@@ -267,13 +280,13 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
     """
     if isinstance(word, int):
         if word >= length:
-            raise ValueError(f"reweight: column {word} doesn't exist; the text has {length}")
+            raise ValueError(f"{method}: column {word} doesn't exist; the text has {length}")
         return [word]
     found, listed = [], []
     for part in text:
         if part.prompts is None:
             raise ValueError(
-                f"reweight: which columns hold {word!r} isn't known, because the pipeline was "
+                f"{method}: which columns hold {word!r} isn't known, because the pipeline was "
                 "given embeddings (or how it reads prompts isn't known); give column numbers"
             )
         prompt = part.prompts[sample]
@@ -281,7 +294,7 @@ def _columns(word: str | int, text: Sequence[Part], sample: int, length: int) ->
         found += [part.columns.start + i for tokens in prompt.find(word) for i in tokens]
     if not found:
         raise ValueError(
-            f"reweight: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
+            f"{method}: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
         )
     return sorted(set(found))
 

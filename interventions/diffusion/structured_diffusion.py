@@ -30,12 +30,14 @@ from regaze.hooks.checks import check_choice, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import encode
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Prompt
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, register
+from regaze.interventions.diffusion import structured_literally
 from regaze.interventions.diffusion.nouns import noun_phrases
 from regaze.interventions.diffusion.where import check_where, chosen
 
@@ -51,6 +53,8 @@ class StructuredDiffusion(Intervention):
         phrases: Phrases of the prompt, such as ``["a red circle", "a blue square"]``; a list of
             lists has one for each prompt; "auto" are all noun phrases of more than one word that
             spaCy finds, at every level, as the code takes them from a parser.
+        absent: What happens if a prompt lacks one of the phrases: "raise", or "skip" it, for whole
+            files of prompts and one list.
         keys: Whose keys are used: the "prompt"'s, with averaged values, the code's default; the
             "phrases"'s, the code's form for conjunctions; or those in "pairs" with their values.
         layers: Where: parts of module paths; by default every cross-attention layer.
@@ -64,6 +68,7 @@ class StructuredDiffusion(Intervention):
     acts_on: ClassVar[str] = "diffusers pipelines"
 
     phrases: Any = "auto"
+    absent: str = "raise"
     keys: str = "prompt"
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
@@ -85,6 +90,7 @@ class StructuredDiffusion(Intervention):
                     'structured_diffusion: phrases must be "auto", a list of phrases, or a list '
                     f"of them for each prompt, got {shown(self.phrases)}"
                 )
+        check_choice(self.name, "absent", self.absent, ("raise", "skip"))
         check_choice(self.name, "keys", self.keys, ("prompt", "phrases", "pairs"))
         check_where(self.name, self.layers, self.start, self.stop)
 
@@ -97,6 +103,10 @@ class StructuredDiffusion(Intervention):
     def idle(self) -> StructuredDiffusion:
         """No phrases: the prompt alone."""
         return replace(self, phrases=())
+
+    def literal(self) -> WholeForm:
+        """Explicit maps, each context by a pass of its own."""
+        return structured_literally.form(self)
 
     def resolve(self, host: Host) -> StructuredDiffusion:
         """Choose the layers, by their full names.
@@ -180,6 +190,11 @@ class _Structured(Work):
                 "same columns; leave it out"
             )
         lists = self.spec.of([prompt.text for prompt in prompts])
+        if self.spec.absent == "skip":
+            lists = [
+                tuple(phrase for phrase in phrases if prompt.find(phrase))
+                for prompt, phrases in zip(prompts, lists, strict=True)
+            ]
         unlike = [prompts[n].text for n, phrases in enumerate(lists) if not phrases]
         if unlike:
             run.tally.note = f"no noun phrase of two words or more in {shown(unlike[0])}"

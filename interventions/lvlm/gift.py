@@ -129,11 +129,6 @@ class GIFT(Intervention):
                 late for a model whose last row can't be run again.
         """
         require_patches("GIFT", host)
-        if host.model_type == "gemma4":
-            raise ValueError(
-                "GIFT doesn't give a padded batch on gemma4 what it gives single prompts, and why "
-                "isn't known yet; other methods work on it: `regaze list`"
-            )
         n = len(host.sites)
         first, last = at_depth(12, n), at_depth(23, n)
         layers = choose_layers("gift", host, self.layers, range(first, max(last, first + 1)))
@@ -196,12 +191,12 @@ class GIFT(Intervention):
             asked[columns] = True
             for row in m.last.flatten().nonzero().flatten().tolist():
                 now = a[:, row].clone()
-                sees = now[:, on_image].sum(-1).argsort(descending=True)[:half].tolist()
+                sees = _most(now, on_image)[:half]
                 for head in sees:
                     now[head, on_image] = now[head, on_image] * factor
                 r = now[sees][:, on_image].sum() / a[sees, row][:, on_image].sum()
                 r = r if bool(r.isfinite()) else torch.ones(())
-                reads = a[:, row][:, asked].sum(-1).argsort(descending=True)[:half].tolist()
+                reads = _most(a[:, row], asked)[:half]
                 for head in reads:
                     now[head, asked] = now[head, asked] * self.beta * r
                 new[:, row] = now / now.sum(-1, keepdim=True)
@@ -231,19 +226,28 @@ def boost(
         "B H R K".
     """
     half = weights.shape[1] // 2
-    # The three sums of each row: image, boosted image, question.
-    sums = torch.cat([image.float(), image * (alpha * saliency).exp(), question.float()], 2)
-    mass = weights @ sums.transpose(-1, -2)  # "B H R 3"
-    sees, reads = _top(mass[..., 0], half), _top(mass[..., 2], half)
-    before, after = ((mass[..., n] * sees).sum(1, keepdim=True) for n in (0, 1))
+    # Sums of each row: over the image, what isn't image, the boosted image, and so with questions.
+    raised = image * (alpha * saliency).exp()
+    sums = torch.cat([image, ~image, raised, question, ~question], 2).float()
+    mass = weights @ sums.transpose(-1, -2)  # "B H R 5"
+    # By odds the order is the same as by mass, but rounding doesn't make heads near 1 equal.
+    sees = _top(mass[..., 0] / mass[..., 1], half)
+    reads = _top(mass[..., 3] / mass[..., 4], half)
+    before, after = ((mass[..., n] * sees).sum(1, keepdim=True) for n in (0, 2))
     ratio = torch.where(before > 0, after / before.clamp(min=1e-30), 1.0)  # "B 1 R"
     on_question = reads * (beta * ratio).log()
     return sees[..., None] * (alpha * saliency) + on_question[..., None] * question
 
 
-def _top(mass: Tensor, count: int) -> Tensor:
+def _top(odds: Tensor, count: int) -> Tensor:
     """Which heads are among the first ``count`` of each row: "B H R" of 0 and 1."""
-    return torch.zeros_like(mass).scatter(1, mass.topk(count, 1).indices, 1.0)
+    return torch.zeros_like(odds).scatter(1, odds.topk(count, 1).indices, 1.0)
+
+
+def _most(rows: Tensor, columns: Tensor) -> list[int]:
+    """Heads in the order in which their rows "H K" see most of some columns."""
+    odds = rows[:, columns].sum(-1) / rows[:, ~columns].sum(-1)
+    return odds.argsort(descending=True).tolist()
 
 
 # -- works --------------------------------------------------------------------------------------

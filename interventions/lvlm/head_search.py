@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.attach import attach
+from regaze.hooks.caches import cache_name, find_cache
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host, find_host, split_target
 from regaze.hooks.passes import Pass
@@ -158,17 +159,18 @@ def _influence(model: Any, host: Host, ablation: _Ablation, caption: Caption, pl
     """What each head adds to the log-probability of one word: "L H"."""
     ids = caption.answer.to(caption.inputs["input_ids"].device)[None]
     ablation.layer = None
-    cache = model(**caption.inputs, use_cache=True).past_key_values
+    name = cache_name(model)
+    cache = find_cache(model(**caption.inputs, use_cache=True))
     for at in range(place - 1):
-        cache = model(input_ids=ids[:, at : at + 1], past_key_values=cache).past_key_values
+        model(input_ids=ids[:, at : at + 1], **{name: cache})
     step, word = ids[:, place - 1 : place], int(ids[0, place])
-    plain = model(input_ids=step, past_key_values=copy.deepcopy(cache)).logits[0, -1]
+    plain = model(input_ids=step, **{name: copy.deepcopy(cache)}).logits[0, -1]
     found = torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64)
     cache.batch_repeat_interleave(host.n_heads)
     for site in host.sites:
         ablation.layer = site.layer
         rows = model(
-            input_ids=step.expand(host.n_heads, -1), past_key_values=copy.deepcopy(cache)
+            input_ids=step.expand(host.n_heads, -1), **{name: copy.deepcopy(cache)}
         ).logits[:, -1]
         change = plain.double().log_softmax(-1)[word] - rows.double().log_softmax(-1)[:, word]
         found[site.layer] = change.cpu()

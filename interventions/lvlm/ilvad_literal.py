@@ -91,7 +91,7 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
         text[: len(image)] = False
         text[asked] = True
         held = torch.tensor(list(ground.values()))
-        low, high = held.min(), held.max()
+        low, high = held.aminmax() if len(held) else (held, held)
         if len(held) > 1 and high > low:
             held = held.clamp(held.mean() - 3 * held.std(), held.mean() + 3 * held.std())
             if spec.sense == "code":

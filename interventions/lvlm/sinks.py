@@ -2,7 +2,8 @@
 
 Massive activations sit in the same few dimensions at the first token and at visual sinks
 (arXiv 2503.03321, section 3; dimensions of LLaVA-1.5 from seilk/VisAttnSink@98e62d6, of the
-others from the paper), so the first token of any text shows them.
+others from the paper), so the first token of any text shows them. A dimension that is as high on
+the tokens behind it marks nothing: the threshold doesn't separate sinks by it.
 """
 
 from __future__ import annotations
@@ -40,12 +41,17 @@ class SinkProfile:
         tau: Threshold as a fraction of sqrt(hidden size).
         strength: Mean |x_d| / RMS of the first token over the searched layers, per dimension.
         source: "known" (published) or "found".
+        elsewhere: The same of the median token behind the first, per dimension.
+        everywhere: Dimensions above the threshold on the first token and on the median one too,
+            which tell no token from another: (dimension, first token's, median token's).
     """
 
     sink_dims: tuple[int, ...]
     tau: float
     strength: tuple[float, ...] = ()
     source: str = "found"
+    elsewhere: tuple[float, ...] = ()
+    everywhere: tuple[tuple[int, float, float], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able form."""
@@ -102,8 +108,9 @@ def _one_stream(hidden: Tensor) -> Tensor:
 def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) -> SinkProfile:
     """Find the hidden dimensions that mark sinks in a model.
 
-    Runs a few short texts, looks at the first token's residual stream entering layers 2 and up,
-    and keeps the dimensions whose |x_d| / RMS exceeds tau sqrt(E) in most of those layers.
+    Runs a few short texts, looks at the residual stream entering layers 2 and up, and keeps the
+    dimensions whose |x_d| / RMS exceeds tau sqrt(E) on the first token, and not on the median one
+    of those behind it, in most of those layers.
 
     Args:
         model: A transformers model or pipeline.
@@ -129,15 +136,16 @@ def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:
 
 @torch.no_grad()
 def _search(host: Host, tau: float) -> SinkProfile:
-    first: list[list[Tensor]] = []
+    seen: list[list[Tensor]] = []
     here = threading.get_ident()
 
     @sees_keywords
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() != here:  # Another thread may run the model meanwhile.
             return
-        hidden = _one_stream(args[0] if args else kwargs["hidden_states"])[0, 0].float().cpu()
-        first[-1].append(hidden.abs() / (hidden.square().mean() + 1e-6).sqrt())
+        hidden = _one_stream(args[0] if args else kwargs["hidden_states"])[0].float().cpu()
+        phi = hidden.abs() / (hidden.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+        seen[-1].append(torch.stack([phi[0], phi[1:].median(0).values]))
 
     module: Any = host.tower
     searched = module.layers[min(2, host.n_layers - 1) :]
@@ -148,16 +156,29 @@ def _search(host: Host, tau: float) -> SinkProfile:
         device = torch.device("cpu") if device.type == "meta" else device
         with paused(module):
             for ids in _prompts(host):
-                first.append([])
+                seen.append([])
                 module(input_ids=ids.to(device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    phi = torch.stack([torch.stack(layers) for layers in first]).mean(0)  # "L E"
-    often = (phi > tau * host.hidden_size**0.5).float().mean(0) > 0.5
-    strength = phi.mean(0)
-    dims = [int(d) for d in strength.argsort(descending=True) if often[d]]
-    return SinkProfile(tuple(dims), tau, tuple(round(float(strength[d]), 3) for d in dims))
+    phi = torch.stack([torch.stack(layers) for layers in seen]).mean(0)  # "L 2 E"
+    high = phi > tau * host.hidden_size**0.5
+    first, others = phi.mean(0)
+
+    def ranked(layers: Tensor) -> list[int]:
+        often = layers.float().mean(0) > 0.5
+        return [int(d) for d in first.argsort(descending=True) if often[d]]
+
+    dims = ranked(high[:, 0] & ~high[:, 1])
+    return SinkProfile(
+        tuple(dims),
+        tau,
+        tuple(round(float(first[d]), 3) for d in dims),
+        elsewhere=tuple(round(float(others[d]), 3) for d in dims),
+        everywhere=tuple(
+            (d, round(float(first[d]), 3), round(float(others[d]), 3)) for d in ranked(high.all(1))
+        ),
+    )
 
 
 def _prompts(host: Host) -> list[Tensor]:

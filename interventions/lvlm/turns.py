@@ -24,6 +24,7 @@ class Turns:
         self.tokenizer = getattr(processor, "tokenizer", processor)
         # The same questions are asked under each condition, and a template is slow to fill in.
         self._filled = lru_cache(maxsize=10_000)(self._fill)
+        self._known_ids = lru_cache(maxsize=10_000)(self._ids)
 
     def text(self, prompt: str, *, images: int, answer: str | None = None) -> str:
         """One user turn in the model's chat template, and the answer to it or its beginning."""
@@ -74,8 +75,10 @@ class Turns:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text in the chat template, its images as bare placeholders."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=self._special(text))["input_ids"]
-        return found
+        return [*self._known_ids(text)]
+
+    def _ids(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer(text, add_special_tokens=self._special(text))["input_ids"])
 
     def _special(self, text: str) -> bool:
         # Some templates write the BOS token themselves; it must not come twice.

@@ -20,7 +20,9 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass, replace
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -148,10 +150,9 @@ class VAR(Intervention):
             profile = find_sinks(host, self.tau)
         dims = self.sink_dims if self.sink_dims is not None else profile and profile.sink_dims
         if not dims:
+            everywhere = profile.everywhere if profile is not None else ()
             raise ValueError(
-                f"VAR can't fire on this {host.model_type}: no hidden dimension of its first "
-                "token stands out as a sink's does; give sink_dims=, or a lower tau= (a fraction "
-                "of sqrt(hidden size))"
+                f"VAR can't fire on this {host.model_type}: {_why_not(everywhere, host)}"
             )
         check_indices("var", "sink_dims", dims, host.hidden_size, "the hidden state")
         tau = self.tau if self.tau is not None else (profile.tau if profile else 0.3125)
@@ -162,6 +163,57 @@ class VAR(Intervention):
     def bind(self, host: Host) -> Edit:
         """Make the edit; no layers if sinks keep all."""
         return _VAREdit(self, host)
+
+
+def _why_not(everywhere: Sequence[tuple[int, float, float]], host: Host) -> str:
+    """What a search that found no sink dimensions saw, and what to do."""
+    if not everywhere:
+        return (
+            "no hidden dimension of its first token stands out as a sink's does; give sink_dims=, "
+            "or a lower tau= (a fraction of sqrt(hidden size))"
+        )
+    dim, first, others = everywhere[0]
+    between = (first + others) / 2 / host.hidden_size**0.5
+    return (
+        f"dimension {dim} stands out on its first token (phi {first:.1f}), but on the median token "
+        f"too ({others:.1f}), so every token would count as a sink; give sink_dims= or a higher "
+        f"tau= (a fraction of sqrt(hidden size); {between:.2f} lies between the two)"
+    )
+
+
+@dataclass
+class _Seen:
+    """What the image tokens of all prompts were like, by layers; one for all copies of an edit."""
+
+    sinks: dict[int, tuple[int, int]] = field(default_factory=dict)
+    lowest: float = math.inf
+    highest: float = 0.0
+    told: bool = False
+
+    def add(self, layer: int, phi: Tensor, sinks: int) -> None:
+        """Count a prompt's image tokens.
+
+        Args:
+            layer: Where.
+            phi: "n", at least one.
+            sinks: How many of them are sinks.
+        """
+        before = self.sinks.get(layer, (0, 0))
+        self.sinks[layer] = before[0] + sinks, before[1] + len(phi)
+        low, high = torch.stack(phi.aminmax()).tolist()
+        self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
+
+    def says(self, tau: float) -> str:
+        """Why nothing can be moved, in words; "" where something can."""
+        counts = list(self.sinks.values())
+        if not counts or any(0 < sinks < n for sinks, n in counts):
+            return ""
+        full = sum(sinks > 0 for sinks, _ in counts)
+        found = f"phi {self.lowest:.1f} to {self.highest:.1f}, threshold {tau:.1f}"
+        if not full:
+            return f"no visual sinks: no image token reaches the threshold ({found})"
+        rest = "" if full == len(counts) else ", none in the others"
+        return f"all image tokens are sinks in {full} of {len(counts)} layers{rest} ({found})"
 
 
 class _VAREdit(Edit):
@@ -176,8 +228,16 @@ class _VAREdit(Edit):
         self.sums: dict[int, tuple[GrowingMask, Tensor]] = {}
         self.prompt: Tensor | None = None
         self.image = torch.empty(0)
+        self.seen = _Seen()
+
+    def told(self) -> str:
+        return self.seen.says(self.tau)
 
     def begin(self, pass_: Pass) -> None:
+        if (pass_.decodes or pass_.prompt_start) and self.seen.sinks and not self.seen.told:
+            self.seen.told = True  # The first prompt is over.
+            if said := self.told():
+                warnings.warn(f"VAR has nothing to move: {said}", stacklevel=2)
         if pass_.prompt_start:
             self.sinks, self.sums = {}, {}
         if not pass_.decodes:
@@ -201,6 +261,7 @@ class _VAREdit(Edit):
         phi = sink_values(hidden, self.dims)
         sinks = phi > self.tau if self.spec.sense == "code" else phi >= self.tau
         sinks = sinks & self.prompt.to(sinks.device)
+        self._look(layer, phi, sinks, pass_)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
             before = self.sinks[layer][:, : pass_.past]
@@ -214,6 +275,13 @@ class _VAREdit(Edit):
                 image, sinks, self.spec.least_share, self.spec.floor, self.spec.epsilon
             )
             self.sums[layer] = GrowingMask(sums), bounds
+
+    def _look(self, layer: int, phi: Tensor, sinks: Tensor, pass_: Pass) -> None:
+        """Count what is new of the image."""
+        image = self.image[:, pass_.past :].to(phi.device)
+        if torch.compiler.is_compiling() or not image.any():
+            return
+        self.seen.add(layer, phi[image], int((sinks & image).sum()))
 
     def active(self, layer: int, pass_: Pass) -> bool:
         return layer in self.sums

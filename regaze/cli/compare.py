@@ -51,7 +51,7 @@ def compare(
     columns = comparison.parse(with_ or (), sweep or ())
     loaded = source.load()
     arguments = {**loaded.arguments, **given}
-    shots = [Shot(one.text, seed) for one in asked for seed in numbers]
+    shots = [Shot(one.asked or one.text, seed, one.negative) for one in asked for seed in numbers]
     with bars() as follow:
         painted = comparison.compare(
             loaded,

@@ -42,10 +42,12 @@ def sinks(
     if spec is None:
         seen = f"{model.model} has no sink dimensions at tau {profile.tau:g}"
         say(f"{seen}: VAR would never fire on it")
+        for dim, first, median in profile.everywhere:
+            say(f"dimension {dim} is high on every token: {first:.1f}, median token {median:.1f}")
         return
-    table = Table("hidden dimension", "|x| / RMS of the first token")
-    for dim, strength in zip(profile.sink_dims, profile.strength, strict=True):
-        table.add_row(str(dim), f"{strength:.1f}")
+    table = Table("hidden dimension", "|x| / RMS of the first token", "of the median token")
+    for dim, *strengths in zip(profile.sink_dims, profile.strength, profile.elsewhere, strict=True):
+        table.add_row(str(dim), *(f"{one:.1f}" for one in strengths))
     out.print(table)
     say(f"--with '{spec}'")
 
@@ -102,7 +104,7 @@ def heads(
         raise ValueError(f"{objective} doesn't score a picture by itself: it can't be an objective")
     spec = SoftPAG(scale=scale, u=u, target=target)
     search = head_hunter.Search(rounds, picks, spec, None if not layers else tuple(layers))
-    shots = [Shot(one.text, seed) for one in asked for seed in numbers]
+    shots = [Shot(one.asked or one.text, seed, one.negative) for one in asked for seed in numbers]
     folder = folder or Path("runs") / f"heads-{source.name}"
     check_place(folder / head_hunter.SPEC, folder / HEAT)
     world = join()

@@ -13,7 +13,7 @@ from regaze.cli.noise import hush
 from regaze.cli.options import Device, on_one_thread
 from regaze.cli.terminal import note
 from regaze.evals.sandbox.painting import PAINTERS
-from regaze.evals.sandbox.painting.scenes import SUBSETS
+from regaze.evals.sandbox.painting.scenes import NEGATION, SUBSETS
 from regaze.hooks.checks import shown
 
 if TYPE_CHECKING:
@@ -189,7 +189,8 @@ class WorldPrompts(Prompts):
         list[str] | None,
         typer.Option(
             "--subset",
-            help=f"Of the painting world: {', '.join(SUBSETS)}. Repeatable; default: all.",
+            help=f"Of the painting world: {', '.join(SUBSETS)}, {NEGATION}. Repeatable; default: "
+            f"all but {NEGATION}.",
         ),
     ] = None
     n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (

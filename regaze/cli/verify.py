@@ -84,7 +84,10 @@ def verify(
     if paints:
         painter = Source(model=target.model, dtype=target.dtype, device=target.device).load()
         model, identity = painter.pipeline, painter.identity
-        options = {"call": {**painter.arguments, "num_inference_steps": 2}}
+        # How many steps are enough depends on the method.
+        given = dict(painter.arguments)
+        given.pop("num_inference_steps", None)
+        options = {"call": given}
     else:
         loaded = target.load()
         model, identity = loaded.model, loaded.identity

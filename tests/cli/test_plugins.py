@@ -18,8 +18,7 @@ BENCHMARK = code(ROOT / "docs" / "own-benchmark.md", "python")[0]
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "_REGISTRY", dict(base._REGISTRY))
+def nothing_stays(own_methods: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_ADDED", {})
 
 

@@ -58,7 +58,7 @@ def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
     every = (case["double_inject_blocks_interval"], case["single_inject_blocks_interval"])
     spec = regaze.Regions(
         [(inputs["region0"], "one"), (inputs["region1"].bool().numpy(), "two")], ratio,
-        {"text": texts}, every, stop=1.0,
+        {"text": texts}, every, stop=1.0, overlap="all",
     )  # fmt: skip
     base = inputs["context_base"]
     with regaze.attach(denoiser, spec), torch.no_grad():

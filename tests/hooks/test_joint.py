@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from regaze.hooks import Branch, attach, joint, scores
+from regaze.hooks.caches import find_cache
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.hooks.second_runs import without_images
@@ -32,7 +33,7 @@ class Passes:
 
     def count(self, tower: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         self.all += 1
-        self.shared += isinstance(kwargs.get("past_key_values"), joint.JointCache)
+        self.shared += isinstance(find_cache(kwargs), joint.JointCache)
 
 
 @pytest.fixture

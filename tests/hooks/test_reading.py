@@ -156,3 +156,43 @@ def test_tuples_are_returned_where_they_are_asked_for() -> None:
         with attach(model.model, METHODS[name].acts), torch.no_grad():
             as_tuple = model.model(**inputs, return_dict=False)[0]
         assert torch.equal(as_tuple, logits(model, inputs, METHODS[name].acts))
+
+
+def packed(model: Tiny) -> dict[str, Any]:
+    """Two prompts in one row, told apart by positions that begin anew."""
+    parts = [ask(model, (SHORT, [0])), ask(model, (LONG, [1]))]
+    inputs = {
+        name: torch.cat([part[name] for part in parts], 1 if name == "input_ids" else 0)
+        for name in ("input_ids", "pixel_values")
+    }
+    lengths = [part["input_ids"].shape[1] for part in parts]
+    return {**inputs, "position_ids": torch.cat([torch.arange(n) for n in lengths])[None]}
+
+
+@pytest.mark.parametrize("told", ["positions", "kernel", "mask"])
+def test_several_prompts_in_one_row_raise(told: str) -> None:
+    model = tiny("llava")
+    inputs = packed(model)
+    positions = inputs["position_ids"]
+    words = "several prompts stand in one row of the batch"
+    if told == "kernel":
+        inputs |= {"position_ids": torch.arange(positions.shape[1])[None], "cu_seq_lens_q": [0, 9]}
+    if told == "mask":
+        number = (positions == 0).cumsum(1)
+        same = number[:, None] == number[..., None]
+        inputs = {**inputs, "attention_mask": same.tril()[:, None], "position_ids": None}
+        words = "hides tokens from the last row that see themselves"
+    with pytest.raises(NotImplementedError, match=words):
+        logits(model, inputs, METHODS["vaf"].acts)
+
+
+def test_a_mask_of_four_dimensions_shows_what_is_padding() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    real = inputs["attention_mask"].bool()
+    causal = torch.ones(real.shape[1], real.shape[1], dtype=torch.bool).tril()
+    seen = (real[:, None] & causal)[:, None]
+    positions = (real.cumsum(1) - 1).clamp(min=0)
+    told = {**inputs, "position_ids": positions}
+    want = logits(model, told, METHODS["vaf"].acts)
+    assert torch.equal(logits(model, {**told, "attention_mask": seen}, METHODS["vaf"].acts), want)

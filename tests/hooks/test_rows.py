@@ -29,8 +29,9 @@ def test_rows_in_parts_equal_rows_at_once(
             out = model.model(**inputs, output_attentions=base == "eager")
         results.append((out.logits, seen.mass(0), seen.mass(1), *(out.attentions or ())))
     for at_once, in_parts in zip(*results, strict=True):
-        # A dozen methods one on top of the other add up their rounding.
-        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=3e-5)
+        # Rounding alone: with all of it in float64 they differ by 2e-14.
+        spread = max(1.0, float(at_once.std()))  # Logits spread by 3, weights by less than 1.
+        torch.testing.assert_close(in_parts, at_once, rtol=0, atol=1e-5 * spread)
 
 
 @pytest.mark.parametrize("name", MAIN)

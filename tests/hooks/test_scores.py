@@ -384,3 +384,51 @@ def test_a_prompt_in_parts_raises() -> None:
         pytest.raises(NotImplementedError, match="whole prompt in one block"),
     ):
         model.model(**inputs)
+
+
+@torch.no_grad()
+def test_a_run_of_a_scores_processor_is_a_prompt_of_its_own() -> None:
+    model, scale = tiny("llava"), 1.7
+    inputs = ask(model, (SHORT, [0]))
+    other = ask(model, (LONG, [1]))["input_ids"]
+    with attach(model.model, SPEC):
+        ids = model.model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, guidance_scale=scale,
+            negative_prompt_ids=other,
+        )  # fmt: skip
+        outs = [model.model(**inputs), model.model(input_ids=other)]
+        for token in ids[0, -3:]:
+            towards, away = (out.logits[:, -1].log_softmax(-1) for out in outs)
+            assert int((away + scale * (towards - away)).argmax()) == token
+            outs = [
+                model.model(input_ids=token.view(1, 1), past_key_values=out.past_key_values)
+                for out in outs
+            ]
+
+
+def test_a_model_that_shares_the_text_tower_is_refused() -> None:
+    model, other = tiny("llava", fresh=True), tiny("llava", fresh=True)
+    other.model.model.language_model = model.model.model.language_model
+    inputs = ask(model, (SHORT, [0]))
+    with (
+        attach(model.model, SPEC),
+        torch.no_grad(),
+        pytest.raises(RuntimeError, match="with a text tower that it shares with the model"),
+    ):
+        other.model(**inputs)
+
+
+@pytest.mark.parametrize("rows", [[-1], [-2, -1], [3, -1], [3]])
+def test_scores_of_chosen_rows_are_edited_or_refused(rows: list[int]) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    length = inputs["input_ids"].shape[1]
+    with attach(model.model, SPEC), torch.no_grad():
+        whole = model.model(**inputs).logits
+        picked = torch.tensor([row % length for row in rows])
+        if rows in ([-1], [-2, -1]):
+            got = model.model(**inputs, logits_to_keep=picked).logits
+            torch.testing.assert_close(got, whole[:, picked], rtol=0, atol=1e-4)
+            return
+        with pytest.raises(NotImplementedError, match="logits_to_keep picks rows"):
+            model.model(**inputs, logits_to_keep=picked)

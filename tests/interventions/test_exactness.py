@@ -49,6 +49,31 @@ def test_fused_edits_equal_edited_maps(family: str, method: Method) -> None:
     check(model, ask(model, (SHORT, [0])), method.acts)
 
 
+@pairs(families=("llava", "qwen2_vl"))
+def test_a_picture_at_the_very_end_equals_edited_maps_or_raises(
+    family: str, method: Method
+) -> None:
+    model = tiny(family)
+    inputs = ask(model, (SHORT, [0]))
+    ids = inputs["input_ids"]
+    end = int((ids[0] == model.image_token_id).nonzero().max()) + 1
+    begun = {k: v[:, :end] if v.shape == ids.shape else v for k, v in inputs.items()}
+    if method.decides == "prediction":
+        # What entered the tower there isn't the token's embedding.
+        with (
+            attach(model.model, method.acts, processor=model.processor),
+            pytest.raises(NotImplementedError, match="ends with its picture: put text behind it"),
+        ):
+            run(model, begun)
+        return
+    with attach(model.model, method.acts, processor=model.processor) as attached:
+        edited = run(model, begun)
+    with literally(model, begun, attached.specs):
+        literal = run(model, begun)
+    for got, want in zip(edited, literal, strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(literal[0].std()))
+
+
 @pairs("vaf", "var", families=PAIRED)
 def test_several_images_equal_edited_maps(family: str, method: Method) -> None:
     model = tiny(family)

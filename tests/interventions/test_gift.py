@@ -116,6 +116,18 @@ def test_saliency_without_spread_is_none_and_outliers_are_clamped() -> None:
     assert boost(zeros, zeros[:, :1], columns, ~columns, 5.0, 1.0).isfinite().all()
 
 
+def test_heads_whose_mass_rounds_to_one_are_told_apart() -> None:
+    # All but the last see the image with a mass that is 1 in float32.
+    rest = torch.tensor([1e-11, 1e-8, 1e-9, 0.5])
+    weights = torch.stack([torch.full((4,), 0.5), 1 - rest - 0.5, rest], -1)[None, :, None]
+    image = torch.tensor([True, True, False])[None, None, None]
+    saliency = torch.tensor([1.0, 0.0, 0.0])[None, None, None]
+    for order in ([0, 1, 2, 3], [1, 0, 3, 2], [3, 2, 1, 0]):
+        bias = boost(weights[:, order], saliency, image, image & False, 2.0, 1.0)
+        raised = bias[0, :, 0, 0] > 0
+        assert {order[n] for n in raised.nonzero().flatten().tolist()} == {0, 2}
+
+
 def test_published_settings_need_the_layers_that_they_name() -> None:
     assert parse("gift@qwen2-vl-7b").late  # type: ignore[attr-defined]
     assert not parse("gift@llava-1.5-7b").late  # type: ignore[attr-defined]

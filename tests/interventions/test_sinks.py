@@ -19,8 +19,11 @@ from regaze.interventions.lvlm.sinks import sink_values
 PLANTED = (5, 41)
 
 
-def planted(family: str) -> Tiny:
-    """A model with massive activations at the first token, whichever it is, and in the image."""
+def planted(family: str, everywhere: bool = False) -> Tiny:
+    """A model with massive activations at the first token, whichever it is, and in the image.
+
+    Or in one dimension of every token.
+    """
     model = tiny(family, fresh=True)
     tower: Any = model.model.get_decoder()
 
@@ -28,6 +31,9 @@ def planted(family: str) -> Tiny:
         hidden = output[0] if isinstance(output, tuple) else output
         if hidden.shape[1] > 1:
             hidden = hidden.clone()
+            if everywhere:
+                hidden[..., PLANTED[0]] += 400
+                return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
             hidden[:, ::4, PLANTED[0]] += 400  # every fourth token, the first and image tokens too
             hidden[:, ::4, PLANTED[1]] -= 300
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
@@ -70,9 +76,63 @@ def test_a_model_without_sinks_has_an_empty_profile_and_var_raises() -> None:
 
 def test_a_lower_threshold_finds_more() -> None:
     model = tiny("llava")
-    counts = [len(discover_sinks(model.model, tau=tau).sink_dims) for tau in (0.3, 0.2, 0.1, 0.0)]
+    counts = [len(discover_sinks(model.model, tau=tau).sink_dims) for tau in (0.3, 0.2, 0.1)]
     assert counts == sorted(counts)
-    assert counts[-1] == 64
+    assert counts[-1] > 0
+    none = discover_sinks(model.model, tau=0.0)
+    assert none.sink_dims == ()
+    assert len(none.everywhere) == 64
+
+
+def test_a_dimension_that_is_high_on_every_token_marks_none() -> None:
+    model = planted("llava", everywhere=True)
+    profile = discover_sinks(model.model, model.processor)
+    assert profile.sink_dims == ()
+    ((dim, first, others),) = profile.everywhere
+    assert dim == PLANTED[0]
+    assert 20 / 8 < others <= first
+    told = (
+        rf"dimension 5 stands out on its first token \(phi {first:.1f}\), but on the median token "
+        rf"too \({others:.1f}\)"
+    )
+    with pytest.raises(ValueError, match=told):
+        attach(model.model, VAR())
+
+
+def test_var_says_that_all_image_tokens_are_sinks() -> None:
+    model = planted("llava", everywhere=True)
+    inputs = ask(model, (SHORT, [0]))
+    plain = logits(model, inputs)
+    with attach(model.model, VAR(sink_dims=PLANTED, rho=0, floor=0)) as run, torch.no_grad():
+        torch.testing.assert_close(model.model(**inputs).logits, plain)
+        with pytest.warns(UserWarning, match="VAR has nothing to move: all image tokens are sinks"):
+            model.model(**inputs)
+    (told,) = run.report().interventions
+    assert not told.fired
+    assert told.note == (
+        "all image tokens are sinks in 1 of 1 layers (phi 8.0 to 8.0, threshold 2.5)"
+    )
+
+
+def test_var_says_that_no_image_token_is_a_sink() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    said = pytest.warns(UserWarning, match="no visual sinks: no image token reaches")
+    with attach(model.model, VAR(sink_dims=(5,), tau=0.99)) as run, said:
+        model.model.generate(**inputs, max_new_tokens=2)
+    (told,) = run.report().interventions
+    assert not told.fired
+    assert told.note.endswith("threshold 7.9)")
+
+
+def test_var_says_nothing_where_it_acts(recwarn: pytest.WarningsRecorder) -> None:
+    model = planted("llava")
+    with attach(model.model, VAR(sink_dims=PLANTED, rho=0, floor=0)) as run:
+        model.model.generate(**ask(model, (SHORT, [0])), max_new_tokens=2)
+    (told,) = run.report().interventions
+    assert told.fired
+    assert told.note == ""
+    assert not [one for one in recwarn if "VAR" in str(one.message)]
 
 
 def test_discovery_leaves_no_trace_and_gives_the_same_again() -> None:
@@ -117,6 +177,8 @@ def test_a_profile_is_a_record() -> None:
         "tau": 0.3,
         "strength": [7.5, 5.0],
         "source": "found",
+        "elsewhere": [],
+        "everywhere": [],
     }
 
 

@@ -27,6 +27,7 @@ class Counts:
         missing: Nothing speaks of it: neglect.
         extra: Things that are none of the above; not prompted objects.
         wanted: Prompted objects, the sum of the first six.
+        unwanted: What the prompt says must not be there, and is.
     """
 
     found: int
@@ -37,11 +38,12 @@ class Counts:
     missing: int
     extra: int
     wanted: int
+    unwanted: int = 0
 
     @property
     def right(self) -> bool:
-        """Whether every prompted object is there, whatever else is."""
-        return self.found == self.wanted
+        """Whether every prompted object is there and none that must not be, whatever else is."""
+        return self.found == self.wanted and not self.unwanted
 
     @property
     def clean(self) -> bool:
@@ -55,8 +57,8 @@ class Counts:
 
     @property
     def score(self) -> float:
-        """Objects found over objects wanted or extra, 0 to 1."""
-        return self.found / (self.wanted + self.extra)
+        """Objects found over objects wanted, extra or unwanted, 0 to 1."""
+        return self.found / (self.wanted + self.extra + self.unwanted)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,14 @@ def _check(image: Image.Image, wanted: Wanted) -> Verdict:
         if match:
             found[place] = match
             left.remove(match)
-    fates = _fates(wanted, found, left)
+    unwanted = [
+        b
+        for b in left
+        if wanted.unwanted
+        and (b.colour, b.shape) == (wanted.unwanted.colour, wanted.unwanted.shape)
+    ]
+    left = [b for b in left if b not in unwanted]
+    fates = _fates(wanted, found, left) | {"unwanted": len(unwanted)}
     return Verdict(wanted.prompt, blobs, Counts(**fates), _related(wanted, found))
 
 

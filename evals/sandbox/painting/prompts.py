@@ -1,12 +1,14 @@
 """What a prompt of the painting world says, and back: ``"a red circle and a blue square"``.
 
 A prompt names one to three objects, a colour and a shape each, and for two objects may say how
-they lie to each other. Everything a prompt leaves open (places, sizes) is up to the picture.
+they lie to each other, or what must not be there: ``"a blue square without a red circle"``.
+Everything a prompt leaves open (places, sizes) is up to the picture.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -22,7 +24,9 @@ WORDS = (
     *COLOURS,
     *SHAPES,
 )
-"""Every word of every prompt."""
+"""Every word that the painters know."""
+WITHOUT = " without "
+"""What is followed by the object that must not be there. No painter has heard of the word."""
 MAX_OBJECTS = 3
 
 _OBJECT = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
@@ -47,18 +51,35 @@ class Wanted:
     Attributes:
         kinds: One to three, all different, in the prompt's order.
         relation: How the first of two objects lies to the second; one of ``RELATIONS``, or None.
+        unwanted: What must not be there; with it, one object less may be wanted.
     """
 
     kinds: tuple[Kind, ...]
     relation: str | None = None
+    unwanted: Kind | None = None
 
     @property
     def prompt(self) -> str:
         """The prompt."""
-        *firsts, last = (f"a {kind}" for kind in self.kinds)
-        if not firsts:
-            return last
-        return f"{', '.join(firsts)} {self.relation or 'and'} {last}"
+        said = _listed(self.kinds, self.relation)
+        return said if self.unwanted is None else f"{said}{WITHOUT}a {self.unwanted}"
+
+    @property
+    def asked(self) -> str:
+        """What a painter is asked for, which as text encoders do takes "without" for "and"."""
+        if self.unwanted is None:
+            return self.prompt
+        return _listed((*self.kinds, self.unwanted), self.relation)
+
+    @property
+    def negative(self) -> str:
+        """The negative prompt, or an empty one."""
+        return "" if self.unwanted is None else f"a {self.unwanted}"
+
+
+def _listed(kinds: Sequence[Kind], relation: str | None = None) -> str:
+    *firsts, last = (f"a {kind}" for kind in kinds)
+    return f"{', '.join(firsts)} {relation or 'and'} {last}" if firsts else last
 
 
 def parse(prompt: str) -> Wanted:
@@ -70,10 +91,12 @@ def parse(prompt: str) -> Wanted:
     kinds = tuple(Kind(*found) for found in _OBJECT.findall(prompt.lower()))
     relation = next((r for r in RELATIONS if f" {r} " in prompt.lower()), None)
     if kinds and len(kinds) <= MAX_OBJECTS and len(set(kinds)) == len(kinds):
-        wanted = Wanted(kinds, relation)
+        negated = len(kinds) > 1 and WITHOUT in prompt.lower()
+        wanted = Wanted(kinds[:-1], relation, kinds[-1]) if negated else Wanted(kinds, relation)
         if wanted.prompt == prompt.lower().rstrip("."):
             return wanted
-    unknown = [word for word in re.findall(r"\w+", prompt.lower()) if word not in WORDS]
+    said = prompt.lower().replace(WITHOUT, " ", 1)
+    unknown = [word for word in re.findall(r"\w+", said) if word not in WORDS]
     if unknown:
         near = get_close_matches(unknown[0], WORDS, n=1, cutoff=0.0)[0]
         raise ValueError(
@@ -82,6 +105,6 @@ def parse(prompt: str) -> Wanted:
         )
     raise ValueError(
         f"prompt {prompt!r} can't be checked: ask for one to {MAX_OBJECTS} objects, all different, "
-        "as in 'a red circle, a blue square and a white cross' or 'a red circle left of a blue "
-        "square'"
+        "as in 'a red circle, a blue square and a white cross', 'a red circle left of a blue "
+        "square' or 'a blue square without a red circle'"
     )

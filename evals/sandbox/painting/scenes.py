@@ -35,6 +35,8 @@ SPLITS = ("train", "validation", "test")
 SUBSETS = ("single", "pair", "relation", "composition")
 """Kinds of validation and test prompts: one object of any kind; two seen in training, but not
 together; the same with a relation; and ``composition``, the hard ones (see `wanted`)."""
+NEGATION = "negation"
+"""One or two objects without another one, which is named last: see `Wanted.unwanted`."""
 
 HELD_OUT = frozenset(
     {
@@ -120,13 +122,15 @@ def wanted(split: str, subset: str, count: int) -> list[Wanted]:
 
     ``composition`` takes turns: three objects that training never showed together; three, one of a
     held-out kind; two of one colour; three, two of which share the colour; three, two of which
-    share the shape. Training scenes never repeat a colour or a shape.
+    share the shape. Training scenes never repeat a colour or a shape. ``negation`` takes turns,
+    too: one of two objects is wanted, or two of three. Training may have shown them together: to
+    paint them isn't what is asked.
 
     Raises:
         ValueError: Unknown split or subset, or the training split, which has scenes instead.
     """
     _check(split, SPLITS[1:], "split of prompts")
-    _check(subset, SUBSETS, "subset")
+    _check(subset, (*SUBSETS, NEGATION), "subset")
     return [_want(split, subset, index) for index in range(count)]
 
 
@@ -134,6 +138,10 @@ def _want(split: str, subset: str, index: int) -> Wanted:
     rng = random.Random(f"painting/{split}/{subset}/{index:05d}")
     if subset == "single":
         return Wanted((rng.choice(KINDS),))
+    if subset == NEGATION:
+        sets = _halves(split, 2 + index % 2)
+        *kinds, unwanted = rng.sample(rng.choice(sets), 2 + index % 2)
+        return Wanted(tuple(kinds), unwanted=unwanted)
     if subset == "composition":
         kinds = list(rng.choice(_hard(split, index % 5)))
     else:
@@ -152,6 +160,13 @@ def combinations(split: str, count: int) -> tuple[tuple[Kind, ...], ...]:
     seen = [kind for kind in KINDS if kind not in HELD_OUT]
     sets = _sets(seen, count, count, count)
     return tuple(s for s in sets if count == 1 or _split_of(s) == split)
+
+
+@cache
+def _halves(split: str, count: int) -> tuple[tuple[Kind, ...], ...]:
+    """A half for each split of all sets of ``count`` kinds, as `combinations` makes them."""
+    seen = [kind for kind in KINDS if kind not in HELD_OUT]
+    return tuple(s for s in _sets(seen, count, count, count) if _half_of(s) == split)
 
 
 @cache

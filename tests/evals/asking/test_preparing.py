@@ -64,7 +64,7 @@ class Asker:
 
 @pytest.fixture
 def polite(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(base, "_REGISTRY", {**base._REGISTRY, "polite": Polite})
+    monkeypatch.setitem(base._REGISTRY, "polite", Polite)
     monkeypatch.setattr(preparing, "_PREPARERS", dict(preparing._PREPARERS))
     yield
 

@@ -87,7 +87,7 @@ assert together("changed", 3) == 0
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_any_number_of_processes_leaves_the_same_lines(tmp_path: Path, root: Path) -> None:
-    script = SCRIPT.format(tests=str(root / "tests"), root=str(tmp_path))
+    script = SCRIPT.format(tests=str(root / "tests" / "support"), root=str(tmp_path))
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=tmp_path
     )
@@ -124,7 +124,7 @@ LAUNCHERS = {
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launcher: str) -> None:
-    script = str(root / "tests" / "launching.py")
+    script = str(root / "tests" / "support" / "launching.py")
     command = [sys.executable, "-m", *LAUNCHERS[launcher], script]
     done = subprocess.run(
         [*command, str(tmp_path)],

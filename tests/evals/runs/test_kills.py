@@ -38,7 +38,7 @@ def contents(out: Path) -> dict[str, bytes | str]:
 def test_runs_killed_at_any_moment_end_like_one_that_was_not(tmp_path: Path, root: Path) -> None:
     counts = map(str, KILLS.values())
     done = subprocess.run(
-        [sys.executable, root / "tests" / "killing.py", str(tmp_path), *counts],
+        [sys.executable, root / "tests" / "support" / "killing.py", str(tmp_path), *counts],
         capture_output=True,
         text=True,
         check=False,

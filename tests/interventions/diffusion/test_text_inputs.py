@@ -59,7 +59,7 @@ def test_regions_are_read_by_the_pipelines_own_encoder() -> None:
 
 
 def test_one_region_of_everything_with_the_base_prompt_is_the_plain_model() -> None:
-    whole = regaze.Regions([((0, 0, 1, 1), PROMPT)], base_ratio=0, stop=1)
+    whole = regaze.Regions([((0, 0, 1, 1), PROMPT)], base=0, stop=1)
     assert torch.allclose(paint(whole), paint(), atol=1e-5)
 
 
@@ -116,6 +116,8 @@ def test_a_prompt_as_people_write_it() -> None:
         (lambda: regaze.Regions(["x"]), "no pair of a place and a prompt"),
         (lambda: regaze.Regions([((0, 0, 1, 1), 3)]), "no pair of a place and a prompt"),
         (lambda: regaze.Regions([], every=(0, 1)), "every must be"),
+        (lambda: regaze.Regions([], base=1.5), "base must be"),
+        (lambda: regaze.Regions([], overlap="both"), "unknown overlap 'both'"),
     ],
 )
 def test_settings_that_make_no_sense(make: Any, message: str) -> None:
@@ -141,6 +143,24 @@ def test_masks_of_other_proportions() -> None:
     mask = np.ones((10, 30))
     with pytest.raises(ValueError, match=r"a mask of 10 x 30 .* have the proportions"):
         paint(regaze.Regions([(mask, "a red circle")]))
+
+
+def test_regions_that_overlap_need_a_rule() -> None:
+    left, right = ((0, 0, 0.6, 1), "a green circle"), ((0.5, 0, 1, 1), "a red square")
+    mask = np.zeros((16, 16))
+    mask[:, 7:] = 1
+    for other in (right, (mask, "a red square")):
+        with pytest.raises(ValueError, match="0 'a green circle' and 1 .* overlap; say"):
+            paint(regaze.Regions([left, other]))
+    # Whose tokens they are is cut out of the other's box.
+    settings = {"base": 0.0, "stop": 1.0}
+    for rule, edge in (("first", 0.6), ("last", 0.5)):
+        cut = [((0, 0, edge, 1), left[1]), ((edge, 0, 1, 1), right[1])]
+        want = paint(regaze.Regions(cut, **settings))
+        assert torch.equal(paint(regaze.Regions([left, right], overlap=rule, **settings)), want)
+    shared = paint(regaze.Regions([left, right], overlap="all", **settings))
+    assert not torch.allclose(shared, want, atol=1e-3)
+    paint(regaze.Regions([((0, 0, 0.5, 1), left[1]), right]))  # They only touch.
 
 
 @pytest.mark.parametrize("family", ["pixart", "qwen"])

@@ -1,4 +1,4 @@
-"""What TPG promises beside what all guidance does (tests/diffusion_matrix.py)."""
+"""What TPG promises beside what all guidance does (tests/support/diffusion_matrix.py)."""
 
 from __future__ import annotations
 

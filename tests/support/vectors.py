@@ -17,7 +17,7 @@ from regaze.hooks.attention import row_logits
 
 Tensors = dict[str, Tensor]
 
-_HERE = Path(__file__).resolve().parent / "data" / "conformance"
+_HERE = Path(__file__).resolve().parent.parent / "data" / "conformance"
 FOLDER = Path(os.environ.get("REGAZE_CONFORMANCE") or _HERE)
 
 

@@ -3,7 +3,7 @@
 Each kind of run is made once without a kill, and then over and over with kills: N with a model that
 is a stub, M with a real one. They strike at any time, or before the k-th step by which something
 reaches its place on the disk, where a part of what was being written is lost; in one process, or in
-either of two, whose other one a launcher then stops.
+either of two, whose other one a launcher then stops. The first strikes in the middle of a picture.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ from regaze.interventions.diffusion.soft_pag import SoftPAG
 Kind = Callable[[Path, World], object]
 NAMES = ("questions", "pictures", "clips", "heads")
 _STEPS = 40
+_PICTURE = -1
 
 
 def heads(painter: LoadedPipeline) -> Kind:
@@ -113,19 +114,24 @@ class Rank(World):
             time.sleep(0.002)
 
 
-def die_before(moment: int) -> None:
-    """Kill this process before that many steps of writing, with a part of what it syncs lost."""
+def die_before(moment: int, out: Path) -> None:
+    """Kill this process before that many steps of writing, with a part of what it syncs lost.
+
+    If ``moment`` is ``_PICTURE``, before the step that writes the first picture of a run.
+    """
     sync, synced = os.fsync, dict[int, int]()
     left = moment
 
-    def strike() -> bool:
+    def strike(written: Path | None = None) -> bool:
         nonlocal left
+        if moment == _PICTURE:
+            return written is not None and out.resolve() == written.parent.parent.parent
         left -= 1
         return left <= 0
 
     def fsync(handle: int) -> None:
         about = os.fstat(handle)
-        if strike():
+        if strike(Path(f"/proc/self/fd/{handle}").readlink()):
             if stat.S_ISREG(about.st_mode):
                 added = fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_APPEND
                 kept = min(synced.get(about.st_ino, 0), about.st_size) if added else 0
@@ -157,7 +163,7 @@ def fork(run: Kind, out: Path, size: int, moment: int | None, victim: int = 0) -
             try:
                 random.seed(str((out, moment)))
                 if moment and rank == victim:
-                    die_before(moment)
+                    die_before(moment, out)
                 run(out, Rank(rank, size, place) if size > 1 else World())
                 os._exit(0)
             except BaseException:
@@ -193,7 +199,7 @@ def kill(run: Kind, root: Path, kills: int) -> dict[str, int]:
     began = time.monotonic()
     end(fork(run, root / "whole", 1, None))
     took = time.monotonic() - began
-    told = dict.fromkeys(("kills", "runs", "halves", "shared"), 0)
+    told, begun = dict.fromkeys(("kills", "runs", "halves", "shared"), 0), 0
     while told["kills"] < kills:
         told["runs"] += 1
         out, killed = root / f"killed{told['runs']}", True
@@ -204,6 +210,9 @@ def kill(run: Kind, root: Path, kills: int) -> dict[str, int]:
                 continue
             size, moment, timed = 1 + done % 2, random.randint(1, _STEPS), done % 4 == 3
             victim = random.randrange(size)
+            if begun == 0:
+                size, moment, timed, victim = 1, _PICTURE, False, 0
+            begun += 1
             pids = fork(run, out, size, None if timed else moment, victim)
             if timed:
                 time.sleep(random.uniform(0, took))

@@ -11,6 +11,7 @@ from diffusers import (
     CogVideoXPipeline,
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideoPipeline,
+    MochiPipeline,
     MotionAdapter,
     UNetMotionModel,
 )
@@ -65,6 +66,22 @@ def hunyuan_call(batch: int, guided: bool) -> dict[str, Any]:
     return call
 
 
+def mochi() -> MochiPipeline:
+    model = transformer("MochiTransformer3DModel")
+    return MochiPipeline(FlowMatchEulerDiscreteScheduler(), None, None, None, model)
+
+
+def mochi_call(batch: int, guided: bool) -> dict[str, Any]:
+    call = sd_call(batch, guided) | {
+        "latents": noise(batch, 4, FRAMES, HEIGHT, COLUMNS), "num_frames": 13,
+        "prompt_attention_mask": torch.ones(batch, TEXT, dtype=torch.bool),
+    }  # fmt: skip
+    if guided:
+        mask = torch.ones(batch, TEXT, dtype=torch.bool)
+        call |= {"negative_prompt_attention_mask": mask}
+    return call
+
+
 def wan_call(batch: int, guided: bool) -> dict[str, Any]:
     latents = noise(batch, 4, FRAMES, HEIGHT, COLUMNS)
     return FAMILIES["wan"].call(batch, guided) | {"latents": latents, "num_frames": 9}
@@ -95,5 +112,6 @@ VIDEOS = {
     "wan": Family(FAMILIES["wan"].build, wan_call, "transformer", (2,), halves=False),
     "cogvideox": Family(cogvideox, cogvideox_call, "transformer", (2,)),
     "hunyuan": Family(hunyuan, hunyuan_call, "transformer", (2,), halves=False),
+    "mochi": Family(mochi, mochi_call, "transformer", (1,)),
     "motion": Family(animatediff, animatediff_call, "unet", ("mid",)),
 }

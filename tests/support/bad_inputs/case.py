@@ -114,6 +114,6 @@ def call(kind: str, name: str, act: Callable[[], Any]) -> Case:
 
 
 def _is_own(path: Path) -> bool:
-    root = Path(os.path.realpath(Path(__file__).parent.parent.parent))
+    root = Path(os.path.realpath(Path(__file__).resolve().parents[3]))
     folders = ("hooks", "interventions", "evals", "regaze")
     return any(root / folder in path.parents for folder in folders) or _PACKAGE in path.parents

@@ -1,0 +1,1 @@
+"""Measure edits of pictures: whether the one thing changed that should, and all else stayed."""

@@ -1,0 +1,251 @@
+"""Edit pictures under several conditions and keep them, before and after.
+
+Every condition edits the same pictures from the same noise; the baseline is the edit prompt from
+the source's noise, with nothing attached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from PIL import Image
+
+from regaze.evals.edits.task import Edits, EditSource, strip
+from regaze.evals.edits.world import Change, free
+from regaze.evals.pictures.runner import described, refuse_images, timed, whole
+from regaze.evals.runs import driver, files
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.cost import now
+from regaze.evals.runs.distributed import World
+from regaze.evals.runs.progress import Progress, quiet
+from regaze.evals.runs.records import Key, Record
+from regaze.evals.runs.results import RunResult
+from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.task import Item
+from regaze.hooks.attach import attach
+from regaze.interventions import ConsistEdit
+from regaze.interventions.base import Intervention
+from regaze.interventions.diffusion.edit_source import Source
+from regaze.interventions.diffusion.inversion import invert
+
+ARGUMENTS: Mapping[str, Any] = {
+    "num_inference_steps": 12,
+    "guidance_scale": 3.0,
+    "max_sequence_length": 16,
+}
+_STRIPS = "strips"
+EXACT = "exact"
+"""As a mask: what may change, by the truth."""
+OBJECT = "object"
+"""As words: those that name the edited object."""
+
+
+def run(
+    pipeline: Any,
+    conditions: Sequence[Condition],
+    source: EditSource,
+    *,
+    out: Path,
+    identity: Mapping[str, Any],
+    arguments: Mapping[str, Any] = ARGUMENTS,
+    batch_size: int = 8,
+    progress: Progress = quiet,
+    world: World = World(),  # noqa: B008 (frozen)
+) -> RunResult:
+    """Make all edits under all conditions, or what isn't on the disk yet.
+
+    Args:
+        pipeline: The painting world's painter with joint attention; left as it was found.
+        conditions: What to compare; the unedited pipeline is added in front where it is missing.
+            ``consistedit:mask=exact`` gets the true mask of each edit, ``words=object`` the words
+            that name the object.
+        source: Which edits.
+        out: Directory of the study: one folder per condition.
+        identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
+        arguments: Of the pipeline's call.
+        batch_size: Edits to make at once.
+        progress: Called with a condition's label, edits done and edits in all.
+        world: This process among those that share the work.
+
+    Raises:
+        ValueError: A condition doesn't fit the pipeline, or the directory holds edits made with
+            other settings.
+        OSError: The directory can't be written, or another process writes to it.
+    """
+    work = Editing(Edits(source, out), pipeline, identity, arguments, batch_size)
+    noted = source.to_dict()
+    return driver.run(work, conditions, out=out, source=noted, progress=progress, world=world)
+
+
+class Editing:
+    """Edits to make, as work for `regaze.evals.runs.driver`."""
+
+    limit = None
+    seeds = (0,)
+
+    def __init__(
+        self,
+        task: Edits,
+        pipeline: Any,
+        identity: Mapping[str, Any],
+        arguments: Mapping[str, Any],
+        batch_size: int,
+    ) -> None:
+        self.task, self.items, self.pipeline = task, task.items, pipeline
+        self.identity, self.arguments, self.batch_size = identity, arguments, batch_size
+        self.name, self.device = str(identity["name"]), str(pipeline.device)
+        self._names = task.files()
+
+    def settings(self) -> Mapping[str, Any]:
+        """What the pictures of all conditions depend on."""
+        return {
+            **described(self.task),
+            "plan": self.task.source.to_dict(),
+            "decoding": dict(self.arguments),
+            "batch_size": self.batch_size,
+            "pipeline": type(self.pipeline).__name__,
+            "model": {key: value for key, value in self.identity.items() if key != "name"},
+            "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
+            "regaze": version("regaze"),
+            "diffusers": version("diffusers"),
+        }
+
+    def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
+        """A condition's interventions with every field filled in, but for each edit's own."""
+        refuse_images(condition)
+        given = [
+            replace(spec, mask="all") if isinstance(spec, ConsistEdit) else spec
+            for spec in condition.specs
+        ]
+        with attach(self.pipeline, *given) as attached:
+            found = [cast(Intervention, spec) for spec in attached.specs]
+        return tuple(
+            replace(done, mask=asked.mask)
+            if isinstance(done, ConsistEdit) and isinstance(asked, ConsistEdit)
+            else done
+            for done, asked in zip(found, condition.specs, strict=True)
+        )
+
+    def asks(self, condition: Condition) -> Mapping[str, Any]:
+        """Nothing further."""
+        return {}
+
+    def notes(self, plan: Plan) -> Mapping[str, Any]:
+        """Nothing further."""
+        return {}
+
+    def batches(self) -> Sequence[Sequence[Item]]:
+        """Neighbours together."""
+        size = self.batch_size
+        return [self.items[i : i + size] for i in range(0, len(self.items), size)]
+
+    def stands(self, plan: Plan, record: Record) -> bool:
+        """A lost strip is made again."""
+        return not record.ok or whole(self.task.out / record.text)
+
+    @contextmanager
+    def doing(self, plan: Plan) -> Iterator[Do]:
+        """Edit under a condition, inside."""
+        proof: dict[str, Any] | None = None
+
+        def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
+            nonlocal proof
+            began = now()
+            strips, firing = self._edited(plan, batch)
+            if plan.specs:
+                proof = firing if firing and firing["fired"] or proof is None else proof
+            new = []
+            for item, picture in zip(batch, strips, strict=True):
+                if (item.id, seed) in wanted:
+                    name = f"{_STRIPS}/{self._names[item.id]}.png"
+                    # No record says that a strip is there before it is.
+                    with files.replacing(plan.folder / name) as path:
+                        picture.save(path, "png")
+                    new.append(Record(item.id, item.cluster, f"{plan.folder.name}/{name}"))
+            return timed(new, len(batch), now() - began, proof)
+
+        yield do
+
+    # -- pictures ------------------------------------------------------------------------------
+
+    def _edited(
+        self, plan: Plan, batch: Sequence[Item]
+    ) -> tuple[list[Image.Image], dict[str, Any] | None]:
+        """Strips of a batch, and what the interventions did."""
+        asked = [self.task.asked(item) for item in batch]
+        drawn = [one.drawn for one in asked] if self.task.source.pictures == "drawn" else None
+        words = {spec.words for spec in plan.specs if isinstance(spec, ConsistEdit)}
+        source = None
+        if drawn is not None:
+            lists = [_words(next(iter(words), ()), one) for one in asked]
+            source = self._inverted(asked, drawn, lists)
+        specs = [self._filled(spec, asked, batch, drawn, source) for spec in plan.specs]
+        noise = None if source is None else source.latents[0].repeat_interleave(2, 0)
+        with attach(self.pipeline, *specs) as attached:
+            made = self._painted([one for a in asked for one in (a.source, a.edit)], batch, noise)
+        before = made[::2] if drawn is None else drawn
+        strips = [strip(*both) for both in zip(before, made[1::2], strict=True)]
+        return strips, attached.report().to_dict() if plan.specs else None
+
+    def _painted(
+        self, wanted: Sequence[Any], batch: Sequence[Item], noise: Any = None
+    ) -> list[Image.Image]:
+        """Pictures of prompts, of which each item has as many, from its noise."""
+        each = len(wanted) // len(batch)
+        begin: dict[str, Any] = {"latents": noise}
+        if noise is None:
+            seeds = [self.task.noise_seed(item) for item in batch for _ in range(each)]
+            begin = {"generator": [torch.Generator().manual_seed(seed) for seed in seeds]}
+        prompts = [one.prompt for one in wanted]
+        found: list[Image.Image] = self.pipeline(prompts, **begin, **self.arguments).images
+        return found
+
+    def _inverted(
+        self, asked: Sequence[Change], drawn: Sequence[Image.Image], words: Sequence[Any]
+    ) -> Source:
+        call = {k: v for k, v in self.arguments.items() if k != "guidance_scale"}
+        prompts = [one.source.prompt for one in asked]
+        return invert(self.pipeline, prompts, list(drawn), words=words, **call)
+
+    def _filled(
+        self,
+        spec: Intervention,
+        asked: Sequence[Change],
+        batch: Sequence[Item],
+        drawn: Sequence[Image.Image] | None,
+        source: Source | None,
+    ) -> Intervention:
+        """A spec with what the edits of a batch have of their own."""
+        if not isinstance(spec, ConsistEdit):
+            return spec
+        if spec.mask == EXACT:
+            shown = drawn or self._painted([one.source for one in asked], batch)
+            spec = replace(spec, mask=[_free(*both) for both in zip(shown, asked, strict=True)])
+        if spec.words == (OBJECT,):
+            spec = replace(spec, words=[_words(spec.words, one) for one in asked])
+        return spec if source is None else replace(spec, source=source)
+
+
+def _words(words: Any, asked: Change) -> tuple[str, ...]:
+    """The words of an edit's source that are looked for."""
+    if words == (OBJECT,):
+        return (str(asked.object),)
+    if words in ((), "auto"):
+        from regaze.interventions.diffusion.consist_edit import changed_words
+
+        return tuple(changed_words(asked.source.prompt, asked.edit.prompt))
+    return tuple(words)
+
+
+def _free(picture: Image.Image, asked: Change) -> Any:
+    """What may change; everything where the picture lacks the object, which isn't judged."""
+    try:
+        return free(picture, asked)
+    except ValueError:
+        return torch.ones(picture.height, picture.width, dtype=torch.bool).numpy()

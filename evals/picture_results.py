@@ -1,0 +1,213 @@
+"""Methods for diffusion models on the painters: ``python -m regaze.evals.picture_results``.
+
+(Or ``make picture-results``.) Chooses each method's settings on validation prompts, paints test
+prompts with them and with their controls, measures what a picture costs, and writes
+``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
+it was; another size wants another ``--out``. ``--only`` does some of the studies, so that several
+processes share them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regaze.evals.pictures.pipelines import LoadedPipeline, load
+from regaze.evals.pictures.prompts import painting_world
+from regaze.evals.pictures.render import Painter, Shot
+from regaze.evals.pictures.stored import PictureSource
+from regaze.evals.pictures.studies import STUDIES, Study
+from regaze.evals.pictures.study import run_images
+from regaze.evals.reports.picture_page import page
+from regaze.evals.runs import files
+from regaze.evals.runs.conditions import Condition
+from regaze.evals.runs.controls import with_controls
+from regaze.evals.runs.progress import bars
+from regaze.evals.scoring.scores import TaskScores
+from regaze.evals.scoring.statistics import Change
+from regaze.hooks import attach
+
+_DTYPE = "bfloat16"
+_BATCH = 30
+_ROUNDS = 3
+_TIMED = 8
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is painted, a picture of each prompt.
+
+    Attributes:
+        validation: Prompts drawn of a subset, to choose settings by; repeated ones are left out.
+        test: The same of the test split.
+        steps: Denoising steps.
+    """
+
+    validation: int = 60
+    test: int = 320
+    steps: int = 10
+
+
+def results(study: Study, loaded: LoadedPipeline, out: Path, sizes: Sizes) -> dict[str, Any]:
+    """Do what of a study isn't on the disk yet.
+
+    Returns:
+        What the page is made of, JSON-able.
+
+    Raises:
+        ValueError: The directory holds pictures of other sizes, or of another model.
+        OSError: It can't be written.
+    """
+    tried = [
+        Condition((spec,)) for specs in study.grids.values() if len(specs) > 1 for spec in specs
+    ]
+    validation = _paint(study, loaded, tried, "validation", sizes, out / study.name / "validation")
+    best = {name: _best(validation, specs) for name, specs in study.grids.items()}
+    chosen = [Condition.parse(label) for label in best.values()]
+    compared = with_controls(chosen)[: len(chosen)]
+    controls = [c for c in with_controls(chosen) if c not in compared and c.image == "given"]
+    test = _paint(study, loaded, [*compared, *controls], "test", sizes, out / study.name / "test")
+    times = _times(study, loaded, compared, sizes, out / study.name / "times.json")
+    return {
+        **{key: getattr(study, key) for key in ("name", "model", "subset", "guidance")},
+        "best": best,
+        "tables": {"validation": validation, "test": test},
+        "times": times,
+    }
+
+
+def _paint(
+    study: Study,
+    loaded: LoadedPipeline,
+    conditions: Sequence[Condition],
+    split: str,
+    sizes: Sizes,
+    out: Path,
+) -> dict[str, Any]:
+    count = round(study.share * getattr(sizes, split))
+    prompts = painting_world(split, [study.subset], count)
+    # Validation has another noise than the test split by its prompts alone.
+    source = PictureSource(tuple(prompts), (0,), (study.scorer,))
+    with bars() as follow:
+        done = run_images(
+            source, loaded, conditions, _call(study, loaded, sizes), out=out, batch_size=_BATCH,
+            follow=lambda title: follow(f"{study.name} {split}, {title}"),
+        )  # fmt: skip
+    assert done is not None  # noqa: S101 (only of several processes some get None)
+    return table_of(done.scored.scores[0])
+
+
+def _call(study: Study, loaded: LoadedPipeline, sizes: Sizes) -> dict[str, Any]:
+    return {
+        **loaded.arguments,
+        "num_inference_steps": sizes.steps,
+        "guidance_scale": study.guidance,
+    }
+
+
+def _best(table: Mapping[str, Any], specs: Sequence[Any]) -> str:
+    """The label of the settings with the most right pictures; of equal ones the first."""
+    if len(specs) == 1:
+        return str(specs[0].label)
+    labels = [spec.label for spec in specs if spec.label in table["rows"]]
+    return max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
+
+
+def table_of(scores: TaskScores) -> dict[str, Any]:
+    """What the page needs of a run: each condition's metrics and changes."""
+    section = scores.sections[-1]
+    rows = {
+        row.condition.label: {
+            "metrics": {name: _round(one.value) for name, one in row.metrics.items()},
+            "changes": row.change
+            and {name: _kept(one) for name, one in row.change.metrics.items()},
+            "control": row.condition.control,
+        }
+        for row in section.rows
+    }
+    return {"prompts": scores.clusters, "silent": scores.silent, "rows": rows}
+
+
+def _kept(change: Change) -> dict[str, float | None]:
+    fields = ("delta", "low", "high", "p", "p_holm")
+    return {name: _round(getattr(change, name)) for name in fields}
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else round(value, 6)
+
+
+def _times(
+    study: Study,
+    loaded: LoadedPipeline,
+    conditions: Sequence[Condition],
+    sizes: Sizes,
+    path: Path,
+) -> dict[str, float]:
+    """Processor seconds beside the unedited pipeline, by label.
+
+    Turn and turn about on one batch, the least of some rounds each: a busy machine changes how
+    long a process waits, not how much it computes.
+    """
+    if path.exists():
+        found: dict[str, float] = files.read_json(path)
+        return found
+    prompts = painting_world("validation", [study.subset], 2 * _TIMED)[:_TIMED]
+    shots = [Shot(one.asked or one.text, 0, one.negative) for one in prompts]
+    painter = Painter(loaded.pipeline, _call(study, loaded, sizes))
+
+    def once(condition: Condition) -> float:
+        with attach(loaded.pipeline, *condition.specs):
+            began = time.process_time()
+            painter.paint(shots)
+            return time.process_time() - began
+
+    plain = Condition()
+    once(plain)
+    found = {}
+    for condition in conditions:
+        rounds = [(once(plain), once(condition)) for _ in range(_ROUNDS)]
+        least = [min(each) for each in zip(*rounds, strict=True)]
+        found[condition.label] = round(least[1] / least[0], 2)
+    files.write_json(path, found)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    usual = Sizes()
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("runs/picture-results"), metavar="DIR")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR")
+    parser.add_argument("--page", action="store_true", help="only write the page from the JSON")
+    parser.add_argument(
+        "--only", nargs="+", choices=[s.name for s in STUDIES], help="do these, write no page"
+    )
+    for name, count in asdict(usual).items():
+        parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
+    given = parser.parse_args(arguments)
+    stored = given.docs / "picture-results.json"
+    if not given.page:
+        torch.set_num_threads(1)
+        sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
+        chosen = [study for study in STUDIES if study.name in (given.only or [study.name])]
+        found = [
+            results(study, load(study.model, dtype=_DTYPE), given.out, sizes) for study in chosen
+        ]
+        if given.only:
+            return
+        kept = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
+        files.write_text(stored, json.dumps(kept, ensure_ascii=False, allow_nan=False) + "\n")
+    files.write_text(given.docs / "results-diffusion.md", page(files.read_json(stored)))
+
+
+if __name__ == "__main__":
+    main()
