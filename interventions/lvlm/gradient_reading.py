@@ -115,8 +115,8 @@ class _LeafEdit(Edit):
 
     def __init__(self, told: _Leaf, layer: int) -> None:
         super().__init__([layer])
-        self.told = told
+        self.given = told
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
-        self.told.weights = weights.detach().requires_grad_()
-        return self.told.weights
+        self.given.weights = weights.detach().requires_grad_()
+        return self.given.weights

@@ -25,6 +25,7 @@ from regaze.cli.eval_images import images
 from regaze.cli.eval_places import places
 from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
+from regaze.cli.heads_lvlm import heads_lvlm
 from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
@@ -103,6 +104,7 @@ build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
 discover.command()(paro)
+discover.command("heads-lvlm")(heads_lvlm)
 measure.callback()(measure_group)
 measure.command()(vas)
 judge.command()(export)

@@ -76,8 +76,8 @@ def test_every_method_keeps_every_promise_on_the_sandbox_model(sandbox: Loaded) 
     assert "4 of 6 layers" in certificate.of("fired", "vhr").detail
 
 
-# Methods of video, and those whose blocks have to be named.
-_NEVER = {"bytheway", "enhance_a_video", "slg", "stg"}
+# Methods of video, those whose blocks have to be named, and one that needs a calibration.
+_NEVER = {"bytheway", "enhance_a_video", "paro", "radial", "slg", "stg"}
 REFUSED = {
     "painter-mmdit": _NEVER | {"structured_diffusion", "tpg"},
     "painter-unet": _NEVER,

@@ -226,7 +226,7 @@ def test_surveys_measure_explicit_maps(family: str) -> None:
             at = m.image.start + permutation((3, 4, 3), order)
             block = m.weights[:, head][:, at][:, :, at].unflatten(1, (9, 4)).unflatten(3, (9, 4))
             flat = block.transpose(2, 3).flatten(3)
-            sums[head] += flat.sum((0, 3)) * (m.step == 0)
+            sums[head] += flat.sum((0, 3)) * (m.step[0] == 0)
             small.append(((flat < 0.02).float().mean(-1) >= 0.5).float().mean())
             uneven.append((flat.amax(-1) / flat.mean(-1)).mean())
     torch.testing.assert_close(second.sums[site.name, 0], sums, rtol=1e-4, atol=1e-5)
