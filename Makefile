@@ -20,10 +20,10 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo results test test-oldest check typecheck bench format clean
+.PHONY: help demo results picture-results test test-oldest check typecheck bench format clean
 
 help:  ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; write an HTML report.
 	@echo "==> Running the demo: nothing is downloaded, it takes a few minutes on a laptop"
@@ -33,6 +33,10 @@ demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; w
 results: $(DEV)  ## Tune and score every method, write docs/results.md; about half an hour of one core, resumable.
 	@echo "==> Every method on the built-in model: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.results $(ARGS)
+
+picture-results: $(DEV)  ## The same for diffusion methods on the painters: docs/results-diffusion.md, resumable.
+	@echo "==> Methods for diffusion models on the painters: stopped, it goes on where it was"
+	@$(BIN)/python -m regaze.evals.picture_results $(ARGS)
 
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"

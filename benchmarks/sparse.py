@@ -36,7 +36,7 @@ from benchmarks._timing import (
 )
 from regaze.hooks.diffusion.blocks import Blocks, attend
 from regaze.interventions import AnchorAttention
-from regaze.interventions.diffusion.paro_plan import ORDERS, permutation
+from regaze.interventions.diffusion.paro_plan import permutation
 from regaze.interventions.diffusion.paro_survey import best_blocks
 from regaze.interventions.diffusion.radial import block_mask
 

@@ -20,13 +20,24 @@ from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
 from regaze.hooks.diffusion.literal import Manner, WholeForm, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
-from regaze.interventions import PARO, FlowWarp, Intervention, PrimeComposer, StructuredDiffusion
+from regaze.interventions import (
+    NAG,
+    PARO,
+    FlowWarp,
+    Intervention,
+    PrimeComposer,
+    Regions,
+    Reweight,
+    StructuredDiffusion,
+)
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
 from regaze.interventions.diffusion.paro_plan import read
 
 _PROMPTS = ("a red circle and a blue square", "a square and a circle")
 _WORDS = ("circle", "square")
+_UNWANTED = "a white cross"
+_STRENGTHS = ((1, 2.0), (3, 0.5))
 _SIDE = 256
 _FRAMES = 2
 
@@ -152,6 +163,13 @@ class Pipeline(Subject):
             return replace(spec, tokens=_WORDS)
         if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
             return replace(spec, phrases=_WORDS)
+        if isinstance(spec, NAG) and spec.negative is None and spec.embeddings is None:
+            return spec if self.one_batch else replace(spec, negative=_UNWANTED)
+        if isinstance(spec, Regions) and not spec.regions and not self.one_batch:
+            halves = ((0, 0, 0.5, 1), _WORDS[0]), ((0.5, 0.25, 1, 1), _WORDS[1])
+            return replace(spec, regions=halves)
+        if isinstance(spec, Reweight) and not spec.words:
+            return replace(spec, words=_STRENGTHS)
         if isinstance(spec, PrimeComposer) and spec.latents is None and spec.background is None:
             return replace(spec, **_to_compose(int(self._call["height"]), int(self._call["width"])))
         if isinstance(spec, FlowWarp) and spec.flow is None:

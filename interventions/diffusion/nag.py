@@ -31,11 +31,13 @@ from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion import nag_literally
 from regaze.interventions.diffusion.second_text import (
     CROSS,
     JOINT,
@@ -164,6 +166,10 @@ class NAG(Intervention):
     def idle(self) -> NAG:
         """The same with ``phi`` 0."""
         return replace(self, phi=0.0)
+
+    def literal(self) -> WholeForm:
+        """Explicit maps, each text by a pass or a stream of its own."""
+        return nag_literally.form(self)
 
     def controls(self) -> dict[str, Intervention]:
         """Guidance away from an empty prompt, which says nothing of what isn't wanted."""

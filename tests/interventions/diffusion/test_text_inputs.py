@@ -150,9 +150,7 @@ def test_regions_that_overlap_need_a_rule() -> None:
     mask = np.zeros((16, 16))
     mask[:, 7:] = 1
     for other in (right, (mask, "a red square")):
-        with pytest.raises(
-            ValueError, match="0 'a green circle' and 1 .* overlap; say"
-        ):
+        with pytest.raises(ValueError, match="0 'a green circle' and 1 .* overlap; say"):
             paint(regaze.Regions([left, other]))
     # Whose tokens they are is cut out of the other's box.
     settings = {"base": 0.0, "stop": 1.0}
