@@ -44,7 +44,10 @@ def test_a_negative_prompt_is_read_by_the_pipelines_own_encoder() -> None:
     assert torch.equal(paint(regaze.NAG(), negative_prompt="a green circle"), want)
     empty = paint(regaze.NAG(embeddings=embedded("")))
     assert torch.equal(paint(regaze.NAG()), empty)
+    assert torch.equal(paint(regaze.NAG(negative=""), negative_prompt="a green circle"), empty)
     assert not torch.equal(empty, want)
+    assert regaze.NAG().controls() == {"empty": regaze.NAG(negative="")}
+    assert regaze.NAG(negative="").controls() == {}
 
 
 def test_regions_are_read_by_the_pipelines_own_encoder() -> None:
