@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
 import torch
-from accelerate import cpu_offload
-from tiny_pipelines import FAMILIES, quiet, state, tiny
+from tiny_pipelines import quiet, state
 from tiny_videos import VIDEOS
-from torch import Tensor
 
 import regaze
 from regaze.hooks.diffusion.literal import literally
-from regaze.interventions import RadialAttention, from_dict, parse
+from regaze.interventions import RadialAttention
 
 MODELS = ("wan", "hunyuan", "mochi", "cogvideox")
 _PIPES: dict[str, Any] = {}

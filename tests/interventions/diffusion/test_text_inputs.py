@@ -88,6 +88,11 @@ def test_words_are_columns() -> None:
     two = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle", PROMPT])
     alone = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle"])
     assert torch.allclose(two[:1], alone, atol=1e-5)
+    # Words of one list that a prompt lacks may be left out.
+    spec = regaze.Reweight({"red": 2.5, "green": 3.0}, absent="skip")
+    assert torch.equal(paint(spec), want)
+    with pytest.raises(ValueError, match="unknown absent 'drop'; known: raise, skip"):
+        regaze.Reweight({"red": 2.5}, absent="drop")
 
 
 def test_a_prompt_as_people_write_it() -> None:
@@ -153,9 +158,7 @@ def test_regions_that_overlap_need_a_rule() -> None:
     mask = np.zeros((16, 16))
     mask[:, 7:] = 1
     for other in (right, (mask, "a red square")):
-        with pytest.raises(
-            ValueError, match="0 'a green circle' and 1 .* overlap; say"
-        ):
+        with pytest.raises(ValueError, match="0 'a green circle' and 1 .* overlap; say"):
             paint(regaze.Regions([left, other]))
     # Whose tokens they are is cut out of the other's box.
     settings = {"base": 0.0, "stop": 1.0}
