@@ -128,7 +128,7 @@ class SecondRuns:
                 "a second run of the model keeps its tokens in a cache, and generate was told "
                 "use_cache=False; leave that out"
             )
-        if asked is not None:
+        if asked is not None and _is_asked(asked, pass_):
             # Inputs of the model, not settings of generate.
             known = inspect.signature(scorer.forward).parameters
             given = {k: v for k, v in asked.items() if k in known or isinstance(v, Tensor)}
@@ -268,6 +268,19 @@ class SecondRuns:
         if not isinstance(second, Running):
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
         return output.logits.gather(1, scored_rows(second.pass_, output.logits)), second
+
+
+def _is_asked(asked: Mapping[str, Any], pass_: Pass) -> bool:
+    """Whether a prompt is the one that a running ``generate`` was asked.
+
+    Processors of scores may run the model inside of it on a prompt of their own, as those for
+    classifier-free guidance do.
+    """
+    ids = asked.get("input_ids")
+    if not isinstance(ids, Tensor) or pass_.batch % len(ids):
+        return True
+    ids = ids.cpu().repeat_interleave(pass_.batch // len(ids), 0)
+    return torch.equal(pass_.ids[:, : ids.shape[1]], ids)
 
 
 def _copied(cache: Any) -> Any:

@@ -10,7 +10,7 @@ place and stays dense, with the picture's last tokens if these fill no block.
 Reordering alone changes nothing: attention doesn't know the order of tokens, and rotary embedding
 has acted before. Zhao et al., arXiv 2506.16054, sections 4.1 and 4.2; there is no released code.
 
-The paper's integers (section 4.3: queries and keys, weights and values in 8 or 4 bits) are left out:
+The paper's integers (section 4.3: queries, keys, weights and values in 8 or 4 bits) are left out:
 how a running softmax is scaled for them isn't published, torch's kernels get no faster by rounded
 numbers, and rounding makes of a last bit's difference a whole step, so that a batch wouldn't give
 what single prompts give. Orders that suit integers can be chosen all the same (``alpha``).

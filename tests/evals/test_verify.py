@@ -26,7 +26,7 @@ from regaze.evals.verify import Certificate, Line
 from regaze.evals.verify.certificate import PROMISES
 from regaze.hooks import Columns, Edit, Host, Map, MapForm, dispatch
 from regaze.hooks.attach import ModelAttachment
-from regaze.interventions import PAG, PAI, VAR, VHR, Intervention, get, names
+from regaze.interventions import PAG, PAI, VAR, VHR, Intervention, TidalDecode, get, names
 
 LANGUAGE = ("prefill", "decode")
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,8 +76,8 @@ def test_every_method_keeps_every_promise_on_the_sandbox_model(sandbox: Loaded) 
     assert "4 of 6 layers" in certificate.of("fired", "vhr").detail
 
 
-# Methods of video, and those whose blocks have to be named.
-_NEVER = {"bytheway", "enhance_a_video", "slg", "stg"}
+# Methods of video, those whose blocks have to be named, and one that needs a calibration.
+_NEVER = {"bytheway", "enhance_a_video", "paro", "radial", "slg", "stg"}
 REFUSED = {
     "painter-mmdit": _NEVER | {"structured_diffusion", "tpg"},
     "painter-unet": _NEVER,
@@ -164,12 +164,16 @@ def test_the_model_is_left_as_it_was(sandbox: Loaded) -> None:
 def test_a_method_whose_effect_is_within_rounding_is_not_proved(sandbox: Loaded) -> None:
     certificate = regaze.verify(sandbox.model, PAI(alpha=1e-6), processor=sandbox.processor)
     line = certificate.of("prefill")
-    assert line.verdict == "skipped" and "can't tell from nothing" in line.detail
+    assert line.verdict == "skipped"
+    assert line.detail.endswith("can't tell from nothing; verify it with a greater strength")
 
 
-def test_a_method_that_is_off_says_so(sandbox: Loaded) -> None:
-    certificate = regaze.verify(sandbox.model, PAI(alpha=0), processor=sandbox.processor)
-    assert certificate.of("fired").detail == "off by its own settings"
+def test_a_method_that_is_off_or_has_nothing_to_do_says_so(sandbox: Loaded) -> None:
+    off, never = PAI(alpha=0), TidalDecode()  # These prompts are shorter than its budget.
+    certificate = regaze.verify(sandbox.model, off, never, processor=sandbox.processor)
+    assert certificate.of("fired", off.label).detail == "off by its own settings"
+    assert "hold nowhere in these inputs" in certificate.of("fired", never.label).detail
+    assert {certificate.of(part, never.label).detail for part in LANGUAGE} == {"nothing to compare"}
     assert not certificate.failures
 
 

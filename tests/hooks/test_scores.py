@@ -386,6 +386,26 @@ def test_a_prompt_in_parts_raises() -> None:
         model.model(**inputs)
 
 
+@torch.no_grad()
+def test_a_run_of_a_scores_processor_is_a_prompt_of_its_own() -> None:
+    model, scale = tiny("llava"), 1.7
+    inputs = ask(model, (SHORT, [0]))
+    other = ask(model, (LONG, [1]))["input_ids"]
+    with attach(model.model, SPEC):
+        ids = model.model.generate(
+            **inputs, max_new_tokens=3, do_sample=False, guidance_scale=scale,
+            negative_prompt_ids=other,
+        )  # fmt: skip
+        outs = [model.model(**inputs), model.model(input_ids=other)]
+        for token in ids[0, -3:]:
+            towards, away = (out.logits[:, -1].log_softmax(-1) for out in outs)
+            assert int((away + scale * (towards - away)).argmax()) == token
+            outs = [
+                model.model(input_ids=token.view(1, 1), past_key_values=out.past_key_values)
+                for out in outs
+            ]
+
+
 def test_a_model_that_shares_the_text_tower_is_refused() -> None:
     model, other = tiny("llava", fresh=True), tiny("llava", fresh=True)
     other.model.model.language_model = model.model.model.language_model

@@ -32,7 +32,7 @@ def differ(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.abs().max()).item()
 
 
-@text_pairs("nag", "regions", "reweight")
+@text_pairs("nag", "regions", "reweight", "primecomposer")
 def test_detaching_restores_the_pipeline(family: str, method: TextMethod) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
     denoiser = getattr(pipe, kind.denoiser)
@@ -102,7 +102,7 @@ def test_reweighting_equals_its_literal_form(family: str, method: TextMethod, gu
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@text_pairs("nag", "regions", "reweight", families=("sd", "sd35", "flux"))
+@text_pairs("nag", "regions", "reweight", "primecomposer", families=("sd", "sd35", "flux"))
 def test_half_precision(family: str, method: TextMethod, dtype: torch.dtype) -> None:
     kind = FAMILIES[family]
     pipe = copy.deepcopy(tiny(family)).to(dtype)
@@ -117,7 +117,7 @@ def test_half_precision(family: str, method: TextMethod, dtype: torch.dtype) -> 
     assert run.report().fired
 
 
-@text_pairs("nag", "regions", "reweight", families=("sd", "flux"))
+@text_pairs("nag", "regions", "reweight", "primecomposer", families=("sd", "flux"))
 def test_sequential_offloading(family: str, method: TextMethod) -> None:
     pipe, kind = quiet(FAMILIES[family].build()), FAMILIES[family]
     with regaze.attach(pipe, method.make()):
