@@ -69,6 +69,7 @@ class Pipeline(Subject):
         self.denoiser = inner(found[self.name])
         self.host = host_of(self.denoiser)
         self._texts = any(isinstance(spec, ConceptUpdate) for spec in specs)
+        self._further = ("cross",) if any(isinstance(s, PrimeComposer) for s in specs) else ()
         clips = [spec for spec in specs if isinstance(spec, FlowWarp)]
         chains = [spec.rounds + 1 for spec in specs if isinstance(spec, ConsistEdit)]
         self.edited = bool(chains)
@@ -105,7 +106,7 @@ class Pipeline(Subject):
     @property
     def layers(self) -> int:
         """Layers of the kind that the method edits."""
-        kinds = TEXT if self._texts else ("self", "joint")
+        kinds = TEXT if self._texts else (*self._further, "self", "joint")
         return sum(site.kind in kinds for site in self.host.sites)
 
     def about(self) -> dict[str, Any]:
