@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    AutoencoderKLQwenImage,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    QwenImagePipeline,
+)
 from PIL import Image
-from tiny_pipelines import tiny
+from tiny_pipelines import tiny, vae
 from torch import Tensor
 
 import regaze
@@ -81,6 +87,28 @@ def test_sampling_from_the_noise_gives_the_picture_back() -> None:
         again, _ = pipe([WANTED.prompt, edit], **call).images
     near = np.abs(np.asarray(again, float) - np.asarray(picture(), float)).mean()
     assert near < 1
+
+
+def test_packed_latents_are_what_the_pipeline_unpacks() -> None:
+    flux = FluxPipeline(None, vae(), None, None, None, None, tiny("flux").transformer)
+    torch.manual_seed(0)
+    qwen_vae: Any = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True], latents_mean=[0.1] * 4, latents_std=[0.5] * 4,
+    )  # fmt: skip
+    qwen = QwenImagePipeline(None, qwen_vae.eval(), None, None, tiny("qwen").transformer)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 64, 3), np.uint8))
+    for pipe in (flux, qwen):
+        pixels = pipe.image_processor.preprocess(image)
+        got = pipe._unpack_latents(encoded(pipe, image), 32, 64, pipe.vae_scale_factor)
+        with torch.no_grad():
+            if pipe is qwen:
+                z = pipe.vae.encode(pixels[:, :, None]).latent_dist.mode()
+                want = (z - 0.1) / 0.5
+            else:
+                z = pipe.vae.encode(pixels).latent_dist.mode()
+                want = (z - (pipe.vae.config.shift_factor or 0)) * pipe.vae.config.scaling_factor
+        torch.testing.assert_close(got, want)
 
 
 def test_words_are_read_on_the_way() -> None:
