@@ -37,9 +37,9 @@ def spec_for(host: Host, method: Method) -> Intervention:
     layers = tuple(site.layer for site in host.sites)
     if method.name == "m3id":
         return method.acts
-    if method.name == "dola":
-        return dataclasses.replace(method.acts, candidates=layers)
     changes: dict[str, Any] = {"layers": layers}
+    if method.name == "dola":
+        changes = {"candidates": layers}
     if method.name == "gift":  # Its gaze is read before the layers that it acts on.
         changes |= {"saliency": layers[:1], "layers": layers[1:]}
     if method.name == "var":
