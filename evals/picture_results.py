@@ -35,8 +35,6 @@ from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.scoring.statistics import Change
 from regaze.hooks import attach
 
-KEPT = ("right", "found", "missing", "leaked", "malformed", "extra", "unwanted")
-"""Metrics that are stored."""
 _DTYPE = "bfloat16"
 _BATCH = 30
 _ROUNDS = 3
@@ -68,7 +66,9 @@ def results(study: Study, loaded: LoadedPipeline, out: Path, sizes: Sizes) -> di
         ValueError: The directory holds pictures of other sizes, or of another model.
         OSError: It can't be written.
     """
-    tried = [Condition((spec,)) for specs in study.grids.values() for spec in specs]
+    tried = [
+        Condition((spec,)) for specs in study.grids.values() if len(specs) > 1 for spec in specs
+    ]
     validation = _paint(study, loaded, tried, "validation", sizes, out / study.name / "validation")
     best = {name: _best(validation, specs) for name, specs in study.grids.items()}
     chosen = [Condition.parse(label) for label in best.values()]
@@ -77,7 +77,7 @@ def results(study: Study, loaded: LoadedPipeline, out: Path, sizes: Sizes) -> di
     test = _paint(study, loaded, [*compared, *controls], "test", sizes, out / study.name / "test")
     times = _times(study, loaded, compared, sizes, out / study.name / "times.json")
     return {
-        **{key: getattr(study, key) for key in ("name", "model", "subset", "guidance", "about")},
+        **{key: getattr(study, key) for key in ("name", "model", "subset", "guidance")},
         "best": best,
         "tables": {"validation": validation, "test": test},
         "times": times,
@@ -92,9 +92,10 @@ def _paint(
     sizes: Sizes,
     out: Path,
 ) -> dict[str, Any]:
-    prompts = painting_world(split, [study.subset], getattr(sizes, split))
+    count = round(study.share * getattr(sizes, split))
+    prompts = painting_world(split, [study.subset], count)
     # Validation has another noise than the test split by its prompts alone.
-    source = PictureSource(tuple(prompts), (0,), ("painting",))
+    source = PictureSource(tuple(prompts), (0,), (study.scorer,))
     with bars() as follow:
         done = run_images(
             source, loaded, conditions, _call(study, loaded, sizes), out=out, batch_size=_BATCH,
@@ -114,6 +115,8 @@ def _call(study: Study, loaded: LoadedPipeline, sizes: Sizes) -> dict[str, Any]:
 
 def _best(table: Mapping[str, Any], specs: Sequence[Any]) -> str:
     """The label of the settings with the most right pictures; of equal ones the first."""
+    if len(specs) == 1:
+        return str(specs[0].label)
     labels = [spec.label for spec in specs if spec.label in table["rows"]]
     return max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
 
@@ -123,8 +126,9 @@ def table_of(scores: TaskScores) -> dict[str, Any]:
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
-            "metrics": {name: _round(row.metrics[name].value) for name in KEPT},
-            "changes": row.change and {name: _kept(row.change.metrics[name]) for name in KEPT},
+            "metrics": {name: _round(one.value) for name, one in row.metrics.items()},
+            "changes": row.change
+            and {name: _kept(one) for name, one in row.change.metrics.items()},
             "control": row.condition.control,
         }
         for row in section.rows

@@ -17,6 +17,7 @@ _KINDS: Mapping[str, str] = {
     "images": "regaze.evals.pictures.stored",
     "video": "regaze.evals.clips.study",
     "edits": "regaze.evals.edits.study",
+    "places": "regaze.evals.places.study",
 }
 """Whose ``open_run`` reads runs of a kind; loaded when one is opened."""
 _QUESTIONS = "regaze.evals.benchmarks.answered"

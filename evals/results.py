@@ -11,13 +11,15 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regaze.evals.analysis.asked import Subject, pick
+from regaze.evals.analysis.search import By, Found, by_attribution, by_margin
 from regaze.evals.asking.asker import Asking
 from regaze.evals.asking.every import Every, every_method
 from regaze.evals.asking.generation import Answerer
@@ -27,7 +29,7 @@ from regaze.evals.reports.results_page import page
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition, baseline_first
 from regaze.evals.runs.controls import with_controls
-from regaze.evals.runs.progress import bars
+from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.runs.work import Plan
 from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores
@@ -36,12 +38,19 @@ from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
 from regaze.evals.tuning.tune import SPLIT, Tuned, tune
+from regaze.interventions.base import get
 
 KEPT: Mapping[str, Sequence[str]] = {
     "pope": ("accuracy", "f1", AUC, BEST, "yes_ratio"),
     "chair": ("chair_s", "chair_i", "recall", "f1", "words"),
 }
 """Metrics that are stored."""
+FOUND: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "adhh": ("chair", {}),
+    "pasta": ("pope", {"spans": ("<image>",)}),
+}
+"""Methods that act on listed heads: where those are found, and what else must be set."""
+_HEADS, _ASKED = 4, 48
 _BATCH = 72
 _ROUNDS = 3
 
@@ -75,6 +84,7 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
     """
     methods = every_method(loaded)
     with bars() as follow:
+        methods = _with_heads(loaded, methods, out / "heads", sizes, follow("heads"))
         tuned = _tuned(loaded, methods, out / "tune", sizes, follow("tuning"))
         conditions = _conditions(methods, tuned)
         jobs = [
@@ -96,12 +106,45 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _with_heads(
+    loaded: Loaded, methods: Every, out: Path, sizes: Sizes, progress: Progress
+) -> Every:
+    """The methods, with those that act on listed heads: such that validation scenes show."""
+    specs, left_out = list(methods.specs), dict(methods.left_out)
+    for name in sorted(FOUND.keys() & left_out.keys()):
+        path = out / f"{name}.json"
+        benchmark, fields = FOUND[name]
+        if not path.exists():
+            found = _heads(
+                loaded, name, Source(benchmark, split=SPLIT, n_images=sizes.validation), progress
+            )
+            files.write_json(path, found.to_dict())
+        heads = files.read_json(path)["heads"]
+        specs.append(get(name)(**{**fields, "heads": heads}))
+        del left_out[name]
+    return Every(sorted(specs, key=lambda spec: spec.name), left_out)
+
+
+def _heads(loaded: Loaded, name: str, source: Source, progress: Progress) -> Found:
+    task = source.tasks()[0]
+    answerer = Answerer(loaded.model, loaded.processor, task.max_new_tokens)
+    subject = Subject(answerer, task, pick(task.items, _ASKED), _ASKED)
+    spec = get(name)(**FOUND[name][1])
+    by: By = "margin" if task.yes_no else "attribution"
+    if by == "margin":
+        ranked = by_margin(subject, spec, progress=progress)
+    else:
+        ranked = by_attribution(subject, progress=progress)
+    model, heads = str(loaded.identity["name"]), ranked.top(_HEADS)
+    return Found(spec.label, by, model, source.title, len(subject.items), heads, ranked)
+
+
 def _tuned(
     loaded: Loaded,
     methods: Every,
     out: Path,
     sizes: Sizes,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> dict[str, Tuned]:
     source = Source("pope", split=SPLIT, n_images=sizes.validation)
     return {

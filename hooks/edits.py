@@ -163,10 +163,14 @@ class Edit:
         """
         return out
 
-    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
-        """Return the result of a decode step's attention call in place of the stock one's, or None.
+    def takes(self, pass_: Pass) -> bool:
+        """Whether `take_over` is asked in a pass: by default in decode steps."""
+        return pass_.decodes
 
-        Asked for in decode steps alone; nothing else may edit the layer then.
+    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
+        """Return the result of an attention call in place of the stock one's, or None.
+
+        Asked for in the passes that `takes` names; nothing else may edit the layer then.
         """
         return None
 

@@ -157,6 +157,7 @@ def add(family: Family) -> Family:
 
 
 for _family in (
+    Family("apertus1p5", "Apertus 1.5"),
     Family("aria", "Aria", vision="model.vision_tower"),
     Family("aya_vision", "Aya Vision", vision="model.vision_tower"),
     Family("blip", "BLIP", refuse=_CROSSED),
@@ -199,6 +200,7 @@ for _family in (
     ),
     Family("granite_docling", "Granite-Docling", **_DEEPSTACK),
     Family("hunyuan_vl", "HunyuanVL"),
+    Family("hy_v4_vl", "HY 4 VL", refuse=_SPARSE),
     Family(
         "hyperclovax_vision_v2", "HyperCLOVA X Vision 2", grid="thw", vision="model.vision_model"
     ),
@@ -206,6 +208,7 @@ for _family in (
     Family("idefics2", "Idefics2", patches=False, vision="model.vision_model"),
     Family("idefics3", "Idefics3", **_IDEFICS),
     Family("inkling2", "Inkling 2", refuse=_STATEFUL),
+    Family("inkling2_loop", "Inkling 2 Loop", refuse=_STATEFUL),
     Family("inkling_mm_model", "Inkling", refuse=_STATEFUL),
     Family("instructblip", "InstructBLIP", patches=False, vision="vision_model"),
     Family("instructblipvideo", "InstructBLIP Video", patches=False, vision="vision_model"),

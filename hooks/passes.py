@@ -250,6 +250,14 @@ class Pass:
             acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
         return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)
 
+    def some_rows(self, count: int, device: torch.device) -> RowPlan:
+        """At most so many rows, spread over the block; those of padding aren't valid."""
+        rows = torch.linspace(0, self.length - 1, min(count, self.length)).long()
+        rows = rows.expand(self.batch, -1).contiguous()
+        real = self._block(~self.tokens.is_kind(Kind.PAD)).gather(1, rows)
+        none = torch.zeros_like(real).to(device)
+        return RowPlan(rows.to(device), real.to(device), none, {}, covers_all=False)
+
     def _make_plan(self, wanted: tuple[Wanted, ...], device: torch.device) -> RowPlan | None:
         chosen = {name: self._select(name) for name, _ in wanted}
         union = torch.stack(list(chosen.values())).any(0)

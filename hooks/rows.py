@@ -24,6 +24,8 @@ from regaze.hooks.tally import Entry, due
 MOST_ELEMENTS = 2**24
 # Of each call that is measured, the change is taken in a few rows.
 MEASURED_ROWS = 8
+# Of each call that a method computes itself: sparse attention differs from row to row.
+MEASURED_TAKEN = 64
 
 Working = tuple[Entry[Edit, int], Edit]
 """An entry, and the state that its edit has in this pass."""

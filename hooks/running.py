@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.attention import gather_rows
 from regaze.hooks.biases import add_biases
 from regaze.hooks.check import check_rows
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.null_prompt import NullPrompt
-from regaze.hooks.passes import Pass
+from regaze.hooks.passes import Pass, RowPlan
 from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
-from regaze.hooks.rows import RowJob, Working, overwrite, refuse_unknown
+from regaze.hooks.rows import MEASURED_TAKEN, RowJob, Working, overwrite, refuse_unknown
 from regaze.hooks.tally import Entry, due
 
 
@@ -85,8 +86,8 @@ class Running:
         if not self.over:
             self._count(layer, call)
             self._count_keys(layer, call)
-        takers = [one for one in here if overrides(one[1], "take_over")]
-        if takers and self.pass_.decodes:
+        takers = [(e, w) for e, w in here if overrides(w, "take_over") and w.takes(self.pass_)]
+        if takers:
             return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
         real = call if null is None else null.real(call)
         rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
@@ -104,23 +105,26 @@ class Running:
     def _taken_over(
         self, layer: int, stock: Stock, call: Call, taker: Working, crowded: bool
     ) -> Attention:
-        """A decode step whose attention a method computes itself."""
+        """A pass in which a method computes a layer's attention itself."""
         if crowded:
             raise NotImplementedError(
                 f"layer {layer} is edited by an intervention that computes its attention itself "
-                "while decoding (TidalDecode) and by others: give them different layers"
+                "(TidalDecode, AnchorAttention) and by others: give them different layers"
+            )
+        if self.null is not None:
+            raise NotImplementedError(
+                "an intervention that compares the prompt with itself without images (VHR) can't "
+                f"share a pass with one that computes layer {layer}'s attention itself "
+                "(AnchorAttention)"
             )
         refuse_unknown(call)
         entry, edit = taker
         if self._checks_now(layer) and not self.over:
             looks = self.pass_.plan([("latest", False)], call.query.device)
             if looks is not None:
-                offset = self.offsets.get(layer, 0)
-                with torch.no_grad():
-                    job = RowJob(call, [], looks, layer, self.pass_, offset, None, plain=True)
-                    self._check(
-                        call, layer, call.run(stock)[0], job.run().plain, looks.rows, looks.valid
-                    )
+                full = call.run(stock)[0]
+                plain = self._plain(layer, call, looks)
+                self._check(call, layer, full, plain, looks.rows, looks.valid)
         done = edit.take_over(layer, call, stock)
         if done is None:
             return call.run(stock)
@@ -128,11 +132,23 @@ class Running:
             entry.tally.count(layer)
             self.prompt.asked[entry, layer] += 1
             if due(self.prompt.asked[entry, layer]):
+                some = self.pass_.some_rows(MEASURED_TAKEN, call.query.device)
+                dense = self._plain(layer, call, some)
                 with torch.no_grad():
-                    full = call.run(stock)[0].float()
-                    moved = (done[0].float() - full).norm(dim=-1)
-                    entry.tally.add(layer, moved / full.norm(dim=-1).clamp(min=1e-12))
+                    there = gather_rows(done[0].transpose(1, 2), some.rows).transpose(1, 2)
+                    moved = (there.float() - dense).norm(dim=-1)
+                    moved = moved / dense.norm(dim=-1).clamp(min=1e-12)
+                    entry.tally.add(layer, moved, some.valid[:, :, None])
         return done
+
+    def _plain(self, layer: int, call: Call, plan: RowPlan) -> Tensor:
+        """Some rows as they would be without any edit, "B R H D" float32."""
+        with torch.no_grad():
+            offset = self.offsets.get(layer, 0)
+            plain = RowJob(call, [], plan, layer, self.pass_, offset, None, plain=True).run().plain
+        if plain is None:
+            raise RuntimeError("rows without edits were asked for and weren't made")
+        return plain
 
     def _rows(
         self,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.adaptvis import AdaptVis as AdaptVis
     from regaze.interventions.lvlm.adaptvis import ScalingVis as ScalingVis
     from regaze.interventions.lvlm.adhh import ADHH as ADHH
+    from regaze.interventions.lvlm.anchor import AnchorAttention as AnchorAttention
     from regaze.interventions.lvlm.avar import AVAR as AVAR
     from regaze.interventions.lvlm.avisc import AvisC as AvisC
     from regaze.interventions.lvlm.carve import CARVE as CARVE

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from regaze.hooks.checks import check_flag, shown, unknown
@@ -261,9 +262,12 @@ def parse(text: str) -> Intervention:
 
     A preset may be followed by fields to set otherwise, as in ``name@preset:field=value``. Values
     are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string, in lists too.
+    ``field=@FILE`` takes the value from a JSON file, or from its entry of that name.
 
     Raises:
-        ValueError: Unknown name, preset or field, a missing ``=``, or a value out of its domain.
+        ValueError: Unknown name, preset or field, a missing ``=``, a value out of its domain, or a
+            file that doesn't hold one.
+        OSError: The file can't be read.
     """
     if not isinstance(text, str):
         raise ValueError(f"a spec is text such as vhr:alpha=2, got a {type(text).__name__}")
@@ -278,7 +282,7 @@ def parse(text: str) -> Intervention:
         if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
         try:
-            fields[field] = _value(value)
+            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else _value(value)
         except RecursionError as error:
             raise ValueError(f"{name}: {field} is nested too deeply") from error
     cls = get(name)
@@ -305,6 +309,21 @@ def _value(text: str) -> Any:
         if text.startswith("[") and text.endswith("]"):
             return [_value(part.strip()) for part in _parts(text[1:-1])]
         return text
+
+
+def _stored(field: str, name: str) -> Any:
+    """A field's value from a JSON file, as a search of heads writes one."""
+    if not name:
+        raise ValueError(f"{field} names no file: write {field}=@FILE")
+    try:
+        found = json.loads(Path(name).read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name}, which {field} is to be read from, is no JSON file") from error
+    if not isinstance(found, Mapping):
+        return found
+    if field not in found:
+        raise ValueError(f"{name} has no entry {field!r}, only {', '.join(sorted(found))}")
+    return found[field]
 
 
 def _plain(value: Any) -> Any:

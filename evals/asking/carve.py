@@ -22,10 +22,9 @@ from regaze.evals.runs.cost import Cost, now
 from regaze.hooks.attach import attach
 from regaze.hooks.capture import capture
 from regaze.hooks.report import InterventionReport, LayerReport
-from regaze.interventions.lvlm.carve import CARVE
-from regaze.interventions.lvlm.carve_reading import Reading, patch_attention
+from regaze.interventions.lvlm.carve_reading import Looker, Reading, patch_attention
 from regaze.interventions.lvlm.carve_regions import middle
-from regaze.interventions.lvlm.vicrop import ViCrop
+from regaze.interventions.lvlm.looking import Looking
 
 _KEPT_IMAGES = 256
 """Images whose general reading is kept; their questions are neighbours, but may fill batches."""
@@ -45,10 +44,11 @@ class CarveReader:
         cost: Of reading, since it was last set.
     """
 
-    def __init__(self, answerer: Answerer, spec: CARVE | ViCrop, share: bool) -> None:
+    def __init__(self, answerer: Answerer, spec: Looking, share: bool) -> None:
         self.cost = Cost()
         self._spec, self._share = spec, share
         self._reader = Answerer(answerer.model, answerer.processor, spec.reading_tokens)
+        self._looker = Looker(answerer.model, answerer.processor, spec)
         self._general: dict[str, Reading] = {}
         self._looks, self._hidden = 0, 0.0
 
@@ -123,12 +123,32 @@ class CarveReader:
         """Answer, and keep where the model looked; those after the first ``asked`` may be cut."""
         if not questions:
             return []
+        if self._alone(questions):
+            return [self._read_alone(question) for question in questions]
         encoded, refused = self._reader.encoded(questions, self._share)
         found: dict[int, Reading | Refused] = dict(refused)
         with torch.inference_mode():
             for part in encoded:
                 found |= self._read_part(part, asked)
         return [found[place] for place in range(len(questions))]
+
+    def _alone(self, questions: Sequence[Question]) -> bool:
+        """Whether questions must be read one by one, as gradients and tiles are."""
+        if self._spec.gradient is not None:
+            return True
+        return any(sum(map(len, self._spec.parts(q.images[0]))) > 1 for q in questions)
+
+    def _read_alone(self, question: Question) -> Reading | Refused:
+        """Read a picture's gradient, or its tiles."""
+        if len(question.images) != 1:
+            return Refused(f"looking closer takes one image, and this has {len(question.images)}")
+        image = question.images[0]
+        count = sum(map(len, self._spec.parts(image)))
+        self._count(prompts=count, tokens=count)
+        try:
+            return self._looker.read(image.convert("RGB"), question.prompt, 1)
+        except ValueError as error:
+            return Refused(str(error))
 
     def _read_part(self, part: Encoded, asked: int) -> dict[int, Reading | Refused]:
         reader = self._reader

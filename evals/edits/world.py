@@ -13,10 +13,9 @@ from scipy import ndimage
 
 from regaze.evals.sandbox.painting.checker import check
 from regaze.evals.sandbox.painting.detector import SOLID, Blob, detect, segment
-from regaze.evals.sandbox.painting.prompts import COLOURS, SHAPES, Kind, Wanted
+from regaze.evals.sandbox.painting.prompts import COLOURS, RELATIONS, SHAPES, Kind, Wanted
 from regaze.evals.sandbox.painting.scenes import (
     HELD_OUT,
-    RELATIONS,
     combinations,
     relation_of,
     right_picture,
@@ -239,5 +238,3 @@ def _relation(one: Blob, other: Blob) -> str | None:
 
     a, b = (Object("", "", blob.x, blob.y, 0, 0) for blob in (one, other))
     return relation_of(a, b)
-
-

@@ -76,6 +76,15 @@ class Picture:
         """The picture, of a video the frame in the middle."""
         return self.frames[len(self.frames) // 2]
 
+    @property
+    def strip(self) -> Image.Image:
+        """The picture, of a video all frames side by side."""
+        sides = [frame.width for frame in self.frames]
+        joined = Image.new("RGB", (sum(sides), self.frames[0].height))
+        for number, frame in enumerate(self.frames):
+            joined.paste(frame, (sum(sides[:number]), 0))
+        return joined
+
 
 class Painter:
     """Makes pictures with one pipeline and one choice of its arguments.

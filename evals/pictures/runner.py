@@ -139,8 +139,11 @@ class Painting:
 
     def _keep(self, plan: Plan, item: Item, picture: Picture) -> Record:
         """Write a picture to the disk; its file's name, or why there is none."""
-        if len(picture.frames) > 1:
-            raise ValueError("this pipeline makes videos, and scores are of single pictures")
+        if len(picture.frames) > 1 and not all(one.strips for one in self.task.scorers):
+            raise ValueError(
+                "this pipeline makes videos, and scores are of single pictures; --score moving "
+                "is of clips of the painting world"
+            )
         if picture.flagged:
             return Record(item.id, item.cluster, finish="error", error=FLAGGED)
         shot = self.task.shot(item)
@@ -148,7 +151,7 @@ class Painting:
         name = self.task.file(item)
         # No record says that a picture is there before it is.
         with files.replacing(plan.folder / name) as path:
-            grid.save_png(path, picture.image, about)
+            grid.save_png(path, picture.strip, about)
         return Record(item.id, item.cluster, name)
 
 

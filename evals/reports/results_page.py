@@ -51,6 +51,8 @@ one core, as smaller runs suggest) and goes on where it was stopped. Its numbers
 - **Settings**: each method as it comes, and *tuned* by Optuna ({sizes["trials"]} trials, by the AUC
   of POPE's yes margin) on {sizes["validation"]} validation scenes, which no test asks. The fewer
   they are, the more is luck: see whether a tuned setting holds on the test scenes.
+- **Heads** of methods that act on listed ones are found on validation scenes too: AD-HH's by its
+  attribution, in captions, PASTA's by the margin of POPE's answers (`regaze discover heads-lvlm`).
 - **Changes** are in points, with 95 % intervals from a paired bootstrap over scenes. ▲ better,
   ▼ worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
   conditions of the table.

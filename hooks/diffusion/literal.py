@@ -143,7 +143,7 @@ def literally(
         NotImplementedError: A form can't be run in this way of guidance.
     """
     denoiser = getattr(pipeline, running.denoiser)
-    state = _State()
+    state = Steps()
     if running.calls and running.guided and any(f.branch == "uncond" for f in _guiding(forms)):
         raise NotImplementedError(
             "the unconditional branch comes in a call of its own, after the conditional one, whose "
@@ -172,7 +172,7 @@ def literally(
             output = stock(*args, **kwargs)
             plain = output[0]
             if state.waiting:  # The unconditional call, which follows the conditional one.
-                return _again(output, plain + state.waiting.pop())
+                return again(output, plain + state.waiting.pop())
             delta = torch.zeros_like(plain)
             for form in _guiding(forms):
                 if not form.start <= share < form.stop or form.strict and share == form.start:
@@ -191,7 +191,7 @@ def literally(
                 delta = delta + form.weight(t, running.guided) * difference
         if running.guided and running.calls:
             state.waiting.append(delta)
-        return _again(output, plain + delta)
+        return again(output, plain + delta)
 
     denoiser.forward = forward
     try:
@@ -206,8 +206,8 @@ def _half_edited(edit: Callable[[Map], Tensor], second: bool, m: Map) -> Tensor:
     return torch.cat([own[0], halves[1]] if second else [halves[0], own[1]])
 
 
-class _State:
-    """Where in its steps a pipeline is."""
+class Steps:
+    """Where in its steps a pipeline is, counted from its denoiser's calls."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
@@ -268,5 +268,6 @@ def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[
     return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
-def _again(output: Any, first: Tensor) -> Any:
+def again(output: Any, first: Tensor) -> Any:
+    """What a denoiser returns, with another prediction in it."""
     return (first,) if isinstance(output, tuple) else type(output)(first)

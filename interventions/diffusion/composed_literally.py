@@ -160,9 +160,10 @@ class _Run:
             from safetensors.torch import load_file
 
             self.levels = {name: x.float() for name, x in load_file(spec.latents).items()}
-            mask, box = (None if p is None else read_mask(p) for p in (spec.mask, spec.box))
+            mask = read_mask(spec.mask)
+            fine = mask.shape if isinstance(mask, Tensor) else grid
             inside = mask if isinstance(mask, Tensor) else sized("", mask, grid, grid).view(grid)
-            region = inside if box is None else sized("", box, grid, grid).view(grid)
+            region = inside if spec.box is None else sized("", spec.box, fine, fine).view(fine)
         else:
             size = (
                 grid[1] * self.pipeline.vae_scale_factor,
@@ -230,11 +231,13 @@ def _down(m: Tensor, level: Any, below: tuple[float, float], predicts: str, x: T
         clean, noise = (x - s * m) / a, m
     else:
         clean, noise = a * x - s * m, s * x + a * m
-    return below[0] * clean + below[1] * noise
+    stepped: Tensor = below[0] * clean + below[1] * noise
+    return stepped
 
 
 def _products(query: Tensor, key: Tensor) -> Tensor:
-    return query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    found: Tensor = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
+    return found
 
 
 def _every(mask: Tensor, rows: int, columns: int) -> Tensor:

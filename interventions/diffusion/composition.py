@@ -199,9 +199,13 @@ class Composing(LatentEdit):
         grid = shape[-2:]
         if self.pictures is None:
             found = _given(spec.latents, spec.domain, (step.steps + 1, *shape))
-            mask, box = (None if p is None else read_mask(p) for p in (spec.mask, spec.box))
-            inside = _on(mask, grid)
-            region = inside if box is None else sized(NAME, box, grid, grid) | inside
+            mask = read_mask(spec.mask)
+            fine = tuple(mask.shape) if isinstance(mask, Tensor) else grid
+            whole = sized(NAME, mask, grid, fine).reshape(fine)
+            inside = region = on_latents(whole, grid)
+            if spec.box is not None:
+                box = sized(NAME, spec.box, fine, fine).reshape(fine)
+                region = on_latents(box | whole, grid)
         else:
             factor = int(pipeline.vae_scale_factor)
             made = arrange(
@@ -209,13 +213,13 @@ class Composing(LatentEdit):
             )
             pictures = [made.background, made.reference]
             pictures += [made.pasted] if spec.domain == "same" else []
-            found = dict(zip(_NAMES, self._invert(pass_, pictures), strict=False))
+            found = dict(zip(NAMES, self._invert(pass_, pictures), strict=False))
             inside, region = on_latents(made.mask, grid), on_latents(made.region, grid)
         if not inside.any():
             raise ValueError(f"{NAME}: the object is smaller than one of the picture's latents")
         there = {name: x.to(latents.device) for name, x in found.items()}
         masks = (x.reshape(grid).to(latents.device) for x in (inside, region))
-        return Inverted(there[_NAMES[0]], there[_NAMES[1]], there.get(_NAMES[2]), *masks)
+        return Inverted(there[NAMES[0]], there[NAMES[1]], there.get(NAMES[2]), *masks)
 
     def _invert(self, pass_: Pass, pictures: list[Image.Image]) -> Tensor:
         """Pictures' latents of every step, "B T+1 C H W"."""
@@ -307,15 +311,7 @@ class Composing(LatentEdit):
         return memory.subjects[grid]
 
 
-_NAMES = ("background", "object", "pasted")
-
-
-def _on(mask: Any, grid: tuple[int, ...]) -> Tensor:
-    """A mask or box of the picture on its latents, "N" bool."""
-    if isinstance(mask, Tensor):
-        sized(NAME, mask, grid, grid)  # Refuses other proportions.
-        return on_latents(mask, grid)
-    return sized(NAME, mask, grid, grid)
+NAMES = ("background", "object", "pasted")
 
 
 def _given(path: str, domain: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
@@ -327,7 +323,7 @@ def _given(path: str, domain: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     found = load_file(path)
-    for name in _NAMES if domain == "same" else _NAMES[:2]:
+    for name in NAMES if domain == "same" else NAMES[:2]:
         if name not in found or tuple(found[name].shape) != shape:
             got = tuple(found[name].shape) if name in found else "none"
             raise ValueError(

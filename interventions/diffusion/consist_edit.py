@@ -19,8 +19,8 @@ in a run of its own before, and uses its last state throughout; so does a `sourc
 recorded. Without one, it is the mean of the steps so far, and in the first step all is preserved:
 one run in place of two.
 
-Real pictures: the code keeps Q, K and V of every layer and step of the inversion, 27 GB for SD3. They
-are functions of the latents, so here the source's latents are kept, step by step, and its rows
+Real pictures: the code keeps Q, K and V of every layer and step of the inversion, 27 GB for SD3.
+They are functions of the latents, so here the source's latents are kept, step by step, and its rows
 computed again from them.
 """
 
@@ -175,7 +175,7 @@ class ConsistEdit(Intervention):
         return replace(self, mask="all", region="inside", strength=0.0, words="auto", source=None)
 
     def controls(self) -> dict[str, Intervention]:
-        """The same with inside and outside exchanged, so that what is edited is what should stay."""
+        """Inside and outside exchanged, so that what should stay is what may be edited."""
         if self.mask == "all" or self.region == "outside":
             return {}
         return {"elsewhere": replace(self, region="outside")}
@@ -219,7 +219,7 @@ class ConsistEdit(Intervention):
 
     def literal(self) -> AttendForm | None:
         """The formula above on explicit maps, token by token; None where a run finds the mask."""
-        if not isinstance(self.mask, str) or self.source is not None or self.rounds > 1:
+        if not isinstance(self.mask, str) or self.source is not None:
             return None
         return AttendForm(self.layers or (), self._literal_map, values=self._literal_values)
 
@@ -232,18 +232,18 @@ class ConsistEdit(Intervention):
         return self._mixed(m, m.value, False)
 
     def _mixed(self, m: Map, x: Tensor, structure: bool) -> Tensor:
-        """Rows 1, 3, ... of a branch with the picture's tokens of the row before."""
+        """Edits of a branch with the picture's tokens of the row before."""
         done, (step, steps) = x.clone(), m.step
         whole = structure and step < int(self.strength * steps)
         branches, _, images = m.split
         each = len(x) // branches
         for row in range(len(x)):
             number, image = divmod(row % each, images)
-            if number % 2:
+            if number % (self.rounds + 1):
                 source = row - images
                 for n, token in enumerate(range(m.image.start, m.image.stop)):
                     if whole or not self._free(m, n):
-                        done[row, :, token] = x[source, :, token]
+                        done[row, :, token] = done[source, :, token]
         return done
 
     def _free(self, m: Map, token: int) -> bool:
@@ -286,13 +286,17 @@ class _State:
 
     Attributes:
         seen: Attention to the words.
+        mean: Its mean over the steps before.
         free: What may be edited, by grid: "E N" bool, for each edit of the batch, in its order.
         began: Whether its first pass was checked.
+        last: What the last call gave, of which the sources' rows are unedited.
     """
 
     seen: Running = field(default_factory=Running)
+    mean: Tensor | None = None
     free: dict[Any, Tensor] = field(default_factory=dict)
     began: bool = False
+    last: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -357,9 +361,11 @@ class _Consistent(Work):
     def before(self, pass_: Pass) -> None:
         """Check that pairs begin in one noise, and renew the mask."""
         if not self.state.began and pass_.running is not None:
-            self._check_noise(pass_)
+            if pass_.running.step is not None and pass_.running.step[0] == 0:
+                self._check_noise(pass_)
             self.state.began = True
         if self._reads and pass_.rows.cond is not None and self.state.seen.calls:
+            self.state.mean = self.state.seen.mean()
             self.state.free.clear()
 
     def _check_noise(self, pass_: Pass) -> None:
@@ -393,6 +399,11 @@ class _Consistent(Work):
         pass_ = call.pass_
         if pass_ is None:
             raise RuntimeError("consistedit edits passes of a denoiser")
+        if self._reads and self.members is None:
+            raise ValueError(
+                "consistedit: words are looked for while a running pipeline takes its steps; give "
+                "a bare denoiser a mask"
+            )
         who, chain, image = call.samples(), self.spec.rounds + 1, call.image()
         _check_pairs(who.prompts, chain)
         split = (who.branches, who.prompts // chain, chain, who.images * who.frames)
@@ -408,9 +419,28 @@ class _Consistent(Work):
                     edit.copy_(fuse(source, edit, preserve))
         query, key, value = (x.flatten(0, 3) for x in stacked)
         if self.members is None or pass_.main is not None or pass_.rows.cond is None:
-            out: Tensor = call.kernel(query, key, value)
-            return out
-        return self._read(call, split, query, key, value)
+            self.state.last = torch.as_tensor(call.kernel(query, key, value))
+        else:
+            self.state.last = self._read(call, split, query, key, value)
+        return self.state.last
+
+    def unedited(self, call: Call) -> Tensor:
+        """The stock head outputs: those of the sources are there already."""
+        if self.state.last is None or self.state.last.shape[:3] != call.query.shape[:3]:
+            return call.output
+        images = call.samples().images * call.samples().frames
+        rows = torch.arange(len(call.query), device=call.query.device)
+        edits = rows[rows // images % (self.spec.rounds + 1) > 0]
+        whole = call.mask is None or len(call.mask) == 1
+        named = {} if whole or call.mask is None else {"attn_mask": call.mask[edits]}
+        out = self.state.last.clone()
+        out[edits] = call.kernel(call.query[edits], call.key[edits], call.value[edits], **named)
+        return out
+
+    def after(self, pass_: Pass, output: Any) -> Any:
+        """Keep no layer's output from pass to pass."""
+        self.state.last = None
+        return output
 
     def _read(
         self, call: Call, split: tuple[int, int, int, int], query: Tensor, key: Tensor,
@@ -482,7 +512,7 @@ class _Consistent(Work):
         return relative(seen, frames) > self.spec.threshold
 
     def _mean(self) -> Tensor | None:
-        return self.state.seen.mean() if self.state.seen.calls else None
+        return self.state.mean
 
 
 @dataclass(frozen=True)

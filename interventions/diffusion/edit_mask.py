@@ -134,4 +134,5 @@ def relative(mean: Tensor, frames: int = 1) -> Tensor:
     """Shares "S N" from 0 to 1 over each frame of a picture."""
     each = mean.unflatten(1, (frames, -1))
     low, high = each.amin(-1, keepdim=True), each.amax(-1, keepdim=True)
-    return ((each - low) / (high - low + _SMALL)).flatten(1)
+    scaled: Tensor = (each - low) / (high - low + _SMALL)
+    return scaled.flatten(1)

@@ -68,7 +68,8 @@ def invert(
     stock = pipeline.scheduler
     scheduler = _inverse(stock)
     taken = inspect.signature(type(pipeline).__call__).parameters
-    settings = {name: 1.0 for name in ("guidance_scale", "true_cfg_scale") if name in taken}
+    off = ("guidance_scale", "true_cfg_scale")
+    settings: dict[str, Any] = {name: 1.0 for name in off if name in taken}
     settings |= {"output_type": "latent", **_size(pipeline, latents, taken), **call}
     pipeline.scheduler = scheduler
     try:
@@ -156,6 +157,9 @@ def _inverse(scheduler: Any) -> Any:
 
     class Inverse(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
         """Levels upwards: each step corrects the guess of its level and guesses the next one."""
+
+        timesteps: Any
+        sigmas: Any
 
         def set_timesteps(self, *args: Any, **kwargs: Any) -> None:
             """Levels of a sampling, from the picture to the noise."""

@@ -31,11 +31,13 @@ from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion import nag_literally
 from regaze.interventions.diffusion.second_text import (
     CROSS,
     JOINT,
@@ -165,10 +167,14 @@ class NAG(Intervention):
         """The same with ``phi`` 0."""
         return replace(self, phi=0.0)
 
+    def literal(self) -> WholeForm:
+        """Explicit maps, each text by a pass or a stream of its own."""
+        return nag_literally.form(self)
+
     def controls(self) -> dict[str, Intervention]:
         """Guidance away from an empty prompt, which says nothing of what isn't wanted."""
         empty = replace(self, negative="", embeddings=None)
-        return {} if self.negative is None or self == empty else {"empty": empty}
+        return {} if self == empty else {"empty": empty}
 
     def resolve(self, host: Host) -> NAG:
         """Check that it can act on the model.
@@ -217,7 +223,9 @@ class _Negative(Work):
         given = found.get("negative_prompt_embeds")
         if self.spec.negative is None and isinstance(given, Tensor):
             return replace(self, encoded=Encoded(given, found.get("negative_pooled_prompt_embeds")))
-        texts = self.spec.negative or found.get("negative_prompt") or ""
+        # An empty negative prompt is one, too: it isn't the pipeline's.
+        texts = self.spec.negative
+        texts = found.get("negative_prompt") or "" if texts is None else texts
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         return replace(self, encoded=encode(run.pipeline, self.model, texts))
 

@@ -202,7 +202,6 @@ class PrimeComposer(Intervention):
         sites = [*self._sites(host), *(s for s in host.sites if s.kind == "cross" and self.subject)]
         pictures = None
         if self.latents is None:
-            pictures = tuple(
-                opened(self.name, f, getattr(self, f)) for f in ("background", "object")
-            )
+            ground = opened(self.name, "background", self.background)
+            pictures = ground, opened(self.name, "object", self.object)
         return Composing(tuple(sites), spec=self, pictures=pictures)

@@ -30,11 +30,12 @@ from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
-from regaze.interventions.diffusion import regional
+from regaze.interventions.diffusion import regional, regions_literally
 from regaze.interventions.diffusion.places import (
     check_place,
     first_overlap,
@@ -135,6 +136,10 @@ class Regions(Intervention):
     def idle(self) -> Regions:
         """The base prompt alone."""
         return replace(self, base=1.0)
+
+    def literal(self) -> WholeForm:
+        """Explicit maps, each text by a pass or a stream of its own."""
+        return regions_literally.form(self)
 
     def controls(self) -> dict[str, Intervention]:
         """The same prompts in each other's places."""

@@ -7,7 +7,6 @@ attachment the time of a call beside the dense kernel's.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from regaze.hooks.diffusion.blocks import Blocks, Kernel, attend
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.works import Work, change
-from regaze.hooks.tally import Tally
+from regaze.interventions.meter import Meter
 
 _ROWS = 64
 """Rows in which the error is measured: all of them would be dense attention."""
@@ -36,31 +35,6 @@ class Part(NamedTuple):
 
     blocks: Blocks
     order: Tensor | None = None
-
-
-class Meter:
-    """What sparse calls were worth."""
-
-    def __init__(self) -> None:
-        self._density: Tally[str] = Tally()
-        self._time: Tally[str] = Tally()
-
-    def see(self, density: float) -> None:
-        """Count a call of this density."""
-        self._density.add("", torch.tensor([density]))
-
-    def clock(
-        self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]
-    ) -> None:
-        """Time both, the first time in each thread."""
-        if self._time.count("") == 1:
-            self._time.add("", torch.tensor([_seconds(device, sparse) / _seconds(device, dense)]))
-
-    def __str__(self) -> str:
-        if not self._time.calls:
-            return ""
-        density, ratio = self._density.measured("")[1], self._time.measured("")[1]
-        return f"density {density:.3f}, {ratio:.2f} times dense attention's time in the first call"
 
 
 @dataclass(frozen=True)
@@ -161,17 +135,6 @@ def _ordered_mask(mask: Tensor, index: Tensor) -> Tensor:
     if rows == 1:
         return mask
     return mask.gather(2, index[None, :, :, None].expand(batch, heads, count, count))
-
-
-def _seconds(device: torch.device, work: Callable[[], Any]) -> float:
-    def now() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter()
-
-    start = now()
-    work()
-    return now() - start
 
 
 def clip_of(method: str, call: Call, image: slice) -> tuple[int, int, int]:

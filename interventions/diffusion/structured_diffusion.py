@@ -30,12 +30,14 @@ from regaze.hooks.checks import check_choice, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import encode
 from regaze.hooks.diffusion.host import Host
+from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Prompt
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, register
+from regaze.interventions.diffusion import structured_literally
 from regaze.interventions.diffusion.nouns import noun_phrases
 from regaze.interventions.diffusion.where import check_where, chosen
 
@@ -101,6 +103,10 @@ class StructuredDiffusion(Intervention):
     def idle(self) -> StructuredDiffusion:
         """No phrases: the prompt alone."""
         return replace(self, phrases=())
+
+    def literal(self) -> WholeForm:
+        """Explicit maps, each context by a pass of its own."""
+        return structured_literally.form(self)
 
     def resolve(self, host: Host) -> StructuredDiffusion:
         """Choose the layers, by their full names.

@@ -52,7 +52,7 @@ def levels(method: str, scheduler: Any) -> list[Level]:
     Raises:
         ValueError: It isn't one of `SCHEDULERS`.
     """
-    name = type(scheduler).__name__
+    name = scheduler.__class__.__name__  # Of what a proxy stands for.
     if name not in SCHEDULERS:
         raise ValueError(
             f"{method}: what latents hold in a step of {name} isn't known; use "
@@ -99,6 +99,40 @@ def invert(
         made.append(guess * level.factor)
         x, below = guess, level
     return torch.stack(made[::-1], 1)
+
+
+@torch.no_grad()
+def inverted(
+    pipeline: Any,
+    pictures: Sequence[Image.Image],
+    steps: int,
+    text: str = "exceptional",
+    refine: int = 3,
+) -> Tensor:
+    """Pictures as latents of every step of a pipeline, "B T+1 C H W", to be used more than once.
+
+    Args:
+        pipeline: Stable Diffusion's, with nothing attached.
+        pictures: RGB, of the size to make.
+        steps: Of the sampling.
+        text: Under what prompt, one of `TEXTS`.
+        refine: How often a step is solved again.
+
+    Raises:
+        ValueError: Its scheduler, autoencoder or text encoder isn't known, or it has two.
+    """
+    unet, scheduler = pipeline.unet, pipeline.scheduler
+    if getattr(unet.config, "addition_embed_type", None) is not None:
+        raise ValueError(f"{type(pipeline).__name__} can't be inverted apart from a run of it")
+    scheduler.set_timesteps(steps, device=pipeline._execution_device)
+    words = text_of("inversion", pipeline, text)[0].expand(len(pictures), -1, -1)
+
+    def predict(x: Tensor, t: Tensor) -> Tensor:
+        predicted: Tensor = unet(x.to(unet.dtype), t, words, return_dict=False)[0]
+        return predicted.float()
+
+    clean, predicts = encoded("inversion", pipeline, pictures), scheduler.config.prediction_type
+    return invert(predict, clean, levels("inversion", scheduler), predicts, refine)
 
 
 def _step(level: Level, below: Level, prediction: str) -> tuple[float, float]:

@@ -37,8 +37,6 @@ from regaze.interventions.lvlm.carve_regions import (
     LAMBDA,
     Box,
     Fit,
-    Map,
-    Mask,
     Rule,
     Steps,
     bounds,
@@ -50,6 +48,7 @@ from regaze.interventions.lvlm.carve_regions import (
     to_pixels,
 )
 from regaze.interventions.lvlm.common import require_patches
+from regaze.interventions.lvlm.looking import Look, Looking
 
 Sense = Literal["paper", "v1", "v2", "v3", "v4"]
 Shown = Literal["refined", "both"]
@@ -68,7 +67,7 @@ _PAPER_DEPTHS, _PAPER_LAYERS = range(28, 41), range(20, 26)
 
 @register
 @dataclass(frozen=True)
-class CARVE(Intervention):
+class CARVE(Looking):
     """Show the model the region that it looks at for this question, magnified.
 
     Attributes:
@@ -98,7 +97,6 @@ class CARVE(Intervention):
     name: ClassVar[str] = "carve"
     summary: ClassVar[str] = "shows the region that a question is about, magnified"
     paper: ClassVar[str] = "arXiv 2509.06461"
-    stage: ClassVar[Literal["attention", "question"]] = "question"
 
     sense: Sense = "paper"
     layers: tuple[int, ...] | tuple[float, float] | None = None
@@ -113,11 +111,6 @@ class CARVE(Intervention):
     general: str = "Write a general description of the image."
     max_new_tokens: int = 32
     where: Literal["contrast", "random"] = "contrast"
-
-    @property
-    def shares_prefix(self) -> bool:
-        """Not: each question shows an image of its own."""
-        return False
 
     def check(self) -> None:
         """Check the fields' domains."""
@@ -137,8 +130,7 @@ class CARVE(Intervention):
         check_number("carve", "max_new_tokens", self.max_new_tokens, low=1, high=4096)
         if self.share is not None:
             check_number("carve", "share", self.share, low=0, high=1)
-        if not (isinstance(self.general, str) and self.general.strip()):
-            raise ValueError(f"carve: general must be a question, got {self.general!r}")
+        super().check()
 
     def controls(self) -> Mapping[str, Intervention]:
         """A region of the same area and shape anywhere in the picture."""
@@ -158,40 +150,6 @@ class CARVE(Intervention):
         missing = {k: v for k, v in default.items() if getattr(self, k) is None}
         return replace(self, layers=_layers(self.layers, host), **missing)
 
-    def bind(self, host: Host) -> Any:
-        """It can't be attached: it changes the picture, not attention.
-
-        Raises:
-            ValueError: Always; the message says what to call.
-        """
-        raise ValueError(
-            "CARVE changes the picture, not attention, so it can't be attached: call "
-            "regaze.look_closer(model, processor, image, question, CARVE(...)), or run "
-            "regaze eval BENCHMARK --with carve"
-        )
-
-    def check_question(self, question: str) -> None:
-        """Check that a question can stand out from the general one.
-
-        Raises:
-            TypeError: It is no text.
-            ValueError: It is empty, or the general one.
-        """
-        if not isinstance(question, str):
-            raise TypeError(f"a question is text, got a {type(question).__name__}")
-        if not question.strip():
-            raise ValueError("the question is empty: ask about something in the picture")
-        if question.strip() == self.general.strip():
-            raise ValueError(
-                f"the question {question.strip()!r} is CARVE's general question, so nothing can "
-                "stand out from it: ask about something, or set another one with general="
-            )
-
-    @property
-    def extra_prompts(self) -> tuple[str, ...]:
-        """The general question."""
-        return (self.general,)
-
     @property
     def reading_layers(self) -> tuple[int, ...]:
         """The layers of a resolved spec."""
@@ -209,13 +167,7 @@ class CARVE(Intervention):
         general: NDArray[np.floating],
         seen: Box | None = None,
     ) -> Look:
-        """From attention to what to show; on a resolved spec.
-
-        Args:
-            image: The picture.
-            query: "T L rows cols", attention of the answer's tokens to the patches.
-            general: "T' L rows cols", the same for the general question.
-            seen: The part of the picture that the patches cover, see `carve_regions.middle`.
+        """From attention to what to show; see `Looking.look`.
 
         Raises:
             ValueError: No region stands out.
@@ -236,25 +188,6 @@ class CARVE(Intervention):
         pixels[top:bottom, left:right], mask[top:bottom, left:right] = fused, kept
         shown = (crop,) if self.shown == "refined" else (image, crop)
         return Look(pixels, mask, bounds(mask), crop, shown)
-
-
-@dataclass(frozen=True, eq=False)
-class Look:
-    """What of a picture a question is about.
-
-    Attributes:
-        contrast: "height width": S; NaN where the processor cuts the picture off.
-        mask: "height width": pixels that are kept.
-        box: The smallest box that holds them.
-        crop: What is left of the picture, cropped and magnified.
-        shown: The images of the final query.
-    """
-
-    contrast: Map
-    mask: Mask
-    box: Box
-    crop: Image.Image
-    shown: tuple[Image.Image, ...]
 
 
 def _layers(given: tuple[int, ...] | tuple[float, ...] | None, host: Host) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""CARVE's passes: read where a model looks, on its own kernels and cache, and ask again.
+"""CARVE's and ViCrop's passes: read where a model looks, on its own kernels and cache; ask again.
 
 No attention map is built: of each generated token one row is read, in the layers that count.
 """
@@ -9,8 +9,8 @@ import copy
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,12 @@ from torch import Tensor
 
 from regaze.hooks.capture import Capture, capture
 from regaze.hooks.host import find_host, split_target
-from regaze.interventions.lvlm.carve import CARVE, Look
+from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_regions import middle
+from regaze.interventions.lvlm.gradient_reading import read_gradient
+from regaze.interventions.lvlm.looking import Look, Looking
 from regaze.interventions.lvlm.turns import Turns
-from regaze.interventions.lvlm.vicrop import ViCrop
+from regaze.interventions.lvlm.vicrop_maps import join
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,12 +134,14 @@ class Looker:
         ValueError: The model has no image patches to look at, or no chat template.
     """
 
-    def __init__(self, model: Any, processor: Any, spec: CARVE | ViCrop | None = None) -> None:
+    def __init__(self, model: Any, processor: Any, spec: Looking | None = None) -> None:
         found, self.processor = split_target(model, processor)
         self.model: Any = found
         if not getattr(self.processor, "chat_template", None):
-            raise ValueError("CARVE asks questions, and the processor has no chat template")
-        self.spec: CARVE | ViCrop = (spec or CARVE()).resolve(find_host(found, self.processor))
+            raise ValueError(
+                "looking closer asks questions, and the processor has no chat template"
+            )
+        self.spec = (spec or CARVE()).resolve(find_host(found, self.processor))
         self._turns = Turns(self.processor)
         self._picture = ""
         self._general: Reading | None = None
@@ -161,7 +165,9 @@ class Looker:
         key = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
         if key != self._picture:
             self._picture, self._general = key, None
-        with features_once(self.model):
+        # A gradient by the picture goes through the features of its own pass.
+        once = features_once(self.model) if spec.gradient is None else nullcontext()
+        with once:
             query = self.read(picture, question, spec.reading_tokens)
             # More tokens of the general answer than of this one would be for nothing.
             tokens = len(query.attention)
@@ -175,11 +181,22 @@ class Looker:
         """Answer greedily, and keep where the model looked.
 
         Args:
-            image: The picture.
+            image: The picture, or that of which tiles are read.
             question: The user's text.
             tokens: Most tokens to generate.
         """
+        read = [
+            [self._read(part, question, tokens) for part in row] for row in self.spec.parts(image)
+        ]
+        attention = join([[one.attention for one in row] for row in read])
+        return replace(read[0][0], attention=attention)
+
+    def _read(self, image: Image.Image, question: str, tokens: int) -> Reading:
         inputs = self.inputs(question, (image,))
+        by, layers = self.spec.gradient, self.spec.reading_layers
+        if by is not None:
+            found, token = read_gradient(self.model, self.processor, layers[0], by, inputs)
+            return Reading(found, False, self.text(torch.tensor([token])))
         config = copy.deepcopy(self.model.generation_config)
         config.update(
             do_sample=False,
@@ -190,7 +207,6 @@ class Looker:
             max_length=None,
             max_new_tokens=tokens,
         )
-        layers = self.spec.reading_layers
         with (
             torch.inference_mode(),
             capture(self.model, "last", layers, heads="mean", processor=self.processor) as seen,
@@ -217,7 +233,7 @@ def look_closer(
     processor: Any,
     image: Image.Image,
     question: str,
-    spec: CARVE | ViCrop | None = None,
+    spec: Looking | None = None,
 ) -> Closer:
     """Find what a question is about in a picture, and show it magnified.
 

@@ -79,7 +79,8 @@ def rank_heads(
     model, processor = split_target(target, processor)
     host = find_host(model, processor)
     given = None if heads is None else tuple(heads)
-    _, where = choose_heads(spec.name, host, given or "all", layers)
+    named = None if layers is None else tuple(layers)
+    _, where = choose_heads(spec.name, host, given or "all", named)
     tried = given or tuple((layer, head) for layer in where for head in range(host.n_heads))
     found = torch.full((host.n_layers, host.n_heads), torch.nan, dtype=torch.float64)
     before = score()
@@ -195,11 +196,11 @@ class _Ablation:
 class _AblationEdit(Edit):
     def __init__(self, told: _Ablation, layers: Collection[int]) -> None:
         super().__init__(layers)
-        self.told = told
+        self.given = told
 
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
-        if layer != self.told.layer:
+        if layer != self.given.layer:
             return None
         return 1 - torch.eye(out.shape[2], device=out.device)

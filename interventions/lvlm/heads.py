@@ -56,8 +56,8 @@ def choose_heads(
     if heads is None and layers is None:
         raise ValueError(
             f"{method} acts on listed heads, and none are given: set heads to pairs (layer, head) "
-            "that were found for this very model (see regaze.rank_heads), or layers to take all "
-            "their heads"
+            "that were found for this very model (by regaze discover heads-lvlm), or layers to "
+            "take all their heads"
         )
     if heads is None or heads == "all":
         every = tuple(site.layer for site in host.sites)

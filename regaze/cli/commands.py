@@ -15,14 +15,17 @@ from regaze.cli.build import pope
 from regaze.cli.calibrate import paro
 from regaze.cli.compare import compare
 from regaze.cli.compare_runs import compare_runs
+from regaze.cli.compose import compose
 from regaze.cli.demo import demo
 from regaze.cli.discover import heads, sinks
 from regaze.cli.edit import edit
 from regaze.cli.eval import eval_
 from regaze.cli.eval_edits import edits
 from regaze.cli.eval_images import images
+from regaze.cli.eval_places import places
 from regaze.cli.eval_video import video
 from regaze.cli.group import Commands
+from regaze.cli.heads_lvlm import heads_lvlm
 from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
@@ -77,12 +80,14 @@ app.command("eval")(eval_)
 app.command("eval images")(images)
 app.command("eval video")(video)
 app.command("eval edits")(edits)
+app.command("eval places")(places)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)
 app.command()(sites)
 app.command()(animate)
 app.command()(edit)
+app.command()(compose)
 app.command()(verify)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
@@ -99,6 +104,7 @@ build.command()(pope)
 discover.command()(sinks)
 discover.command()(heads)
 discover.command()(paro)
+discover.command("heads-lvlm")(heads_lvlm)
 measure.callback()(measure_group)
 measure.command()(vas)
 judge.command()(export)

@@ -144,7 +144,14 @@ def test_the_mask_of_sd3(case: dict[str, Any], told: bool) -> None:
     for number in range(len(inputs["mask_sd3.q"])):
         query, key = (inputs[f"mask_sd3.{name}"][number] for name in "qk")
         call = Call(
-            site, layout, query, key, key, None, 0.5, torch.nn.functional.scaled_dot_product_attention
+            site,
+            layout,
+            query,
+            key,
+            key,
+            None,
+            0.5,
+            torch.nn.functional.scaled_dot_product_attention,
         )
         rows = Attended.of(call, query, key, key) if told else Attended(query, key, None, None)
         assert (rows.lse is not None) == told

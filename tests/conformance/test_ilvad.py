@@ -10,7 +10,7 @@ from torch import Tensor
 from vectors import cases, causal_logits, named, span, vectors
 
 from regaze.hooks.attention import mix_values
-from regaze.interventions.lvlm.ilvad import (
+from regaze.interventions.lvlm.ilvad_maps import (
     best_half,
     came_into_view,
     look,

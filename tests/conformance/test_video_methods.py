@@ -17,6 +17,7 @@ from regaze.hooks.diffusion import Host, Layout, Site
 from regaze.hooks.diffusion.kernel import editing
 from regaze.interventions.diffusion.bytheway import high_band
 from regaze.interventions.diffusion.enhance_a_video import intensity
+from regaze.interventions.diffusion.radial import block_mask
 
 ENHANCE = "enhance_a_video"
 MODELS = {
@@ -124,3 +125,22 @@ def test_the_closed_form_equals_the_transform(case: dict[str, Any]) -> None:
     got = spec.edited(maps, maps, branches=2, cond=1, rows=2)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     assert band.tolist() == [False] + [True] * (frames - 1)
+
+
+@pytest.mark.parametrize("case", cases("radial"))
+def test_radial_masks_equal_the_released_code(case: dict[str, Any]) -> None:
+    _, expected = vectors("radial")
+    got = block_mask(
+        case["frames"], case["tokens_per_frame"], case["sequence_length"], case["decay_factor"],
+        case["model_type"] == "wan", case["block_size"],
+    )  # fmt: skip
+    assert torch.equal(got, expected[f"{case['name']}.mask"])
+    video = case["frames"] * case["tokens_per_frame"]
+    # Where nothing pads the clip, its last tokens are a shorter block, which is dense.
+    alone = block_mask(
+        case["frames"], case["tokens_per_frame"], video, case["decay_factor"],
+        case["model_type"] == "wan", case["block_size"],
+    )  # fmt: skip
+    whole = video // case["block_size"]
+    assert torch.equal(alone[:whole, :whole], got[:whole, :whole])
+    assert bool(alone[whole:].all()) and len(alone) == -(-video // case["block_size"])

@@ -22,6 +22,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from regaze.hooks import attach, capture
+from regaze.hooks.caches import cache_name
 from regaze.hooks.families import FAMILIES, Family
 from regaze.hooks.grids import patch_grid
 from regaze.hooks.host import find_host
@@ -108,7 +109,7 @@ def test_a_layer_that_attends_twice_is_not_accepted(made_up: str) -> None:
     forward = attention.forward
 
     def twice(hidden_states: Any, *args: Any, **kwargs: Any) -> Any:
-        forward(hidden_states, *args, **{**kwargs, "past_key_values": None})
+        forward(hidden_states, *args, **{**kwargs, cache_name(attention): None})
         return forward(hidden_states, *args, **kwargs)
 
     attention.forward = twice

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 import transformers as hf
 from tiny import Tiny, _draw_weights
@@ -29,6 +30,10 @@ OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
 """Vision-language families that transformers keeps under another heading."""
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
 """All families."""
+FEWER = tuple(map(int, hf.__version__.split(".")[:2])) < (5, 24)
+"""Whether transformers is older than the one whose families the table lists."""
+BROKEN = {("5.24.0", "llama4")}
+"""Models whose forward raises: Llama 4's looks for an output that its text model doesn't give."""
 
 IMAGE, VIDEO = 9, 10
 PROMPT = (1, 20, 21, 22, *[IMAGE] * 9, 30, 31, 32, 33, 34, 35)
@@ -125,6 +130,18 @@ WIDER = {1: {"head_dim": 32}, 3: {"head_dim": 32}}
 VQ = {"embed_dim": 8, "num_embeddings": 16, "latent_channels": 8, "base_channels": 32}
 
 CHANGES: dict[str, dict[str, Any]] = {
+    "apertus1p5": {
+        "text_config": rope(),
+        "vision_config": {
+            "codebook_size": 16,
+            "embed_dim": 8,
+            "latent_channels": 8,
+            "base_channels": 32,
+        },
+        "audio_config": {"codebook_size": 16, "codebook_dim": 32},
+        "image_token_offset": 64,
+        "audio_token_offset": 80,
+    },
     "chameleon": {"vocabulary_map": {"<image>": IMAGE}, "num_key_value_heads": 4, "vq_config": VQ},
     "cohere_compass": {
         "text_config": {
@@ -281,6 +298,8 @@ def _build(family: str) -> hf.PreTrainedModel:
 
 def tiny_model(family: str) -> Tiny:
     """A tiny random model of a family, with a processor that knows no tokens."""
+    if (hf.__version__, family) in BROKEN:
+        pytest.skip(f"{family} of transformers {hf.__version__} can't run, edited or not")
     torch.manual_seed(0)
     model = _build(family)
     _draw_weights(model, torch.Generator().manual_seed(0))

@@ -13,7 +13,19 @@ import pytest
 from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, POOLED, WIDTH, Family, noise
 from torch import Tensor
 
-from regaze.interventions import NAG, PAG, SEG, SLG, STG, TPG, Regions, Reweight, SoftPAG
+from regaze.interventions import (
+    NAG,
+    PAG,
+    SEG,
+    SLG,
+    STG,
+    TPG,
+    ConsistEdit,
+    PrimeComposer,
+    Regions,
+    Reweight,
+    SoftPAG,
+)
 from regaze.interventions.diffusion.guided import Guided
 
 SCALE = 1.5
@@ -86,6 +98,18 @@ METHODS = {
 }  # fmt: skip
 
 
+def composed(rows: int = HEIGHT, columns: int = COLUMNS, **settings: Any) -> PrimeComposer:
+    """A composition of given latents, each part of it in another share of three steps."""
+    names = {"background": 11, "object": 12, "pasted": 13}
+    latents = {name: noise(4, 4, rows, columns, seed=seed) for name, seed in names.items()}
+    thing = [[1 < row < 6 and 0 < column < 4 for column in range(columns)] for row in range(rows)]
+    fields: dict[str, Any] = {
+        "latents": latents, "mask": thing, "box": (0.0, 0.1, 0.8, 0.9), "subject": (1, 3),
+        "correlate": 0.4, "paste": 0.2, "keep": 0.6,
+    }  # fmt: skip
+    return PrimeComposer(**fields | settings)
+
+
 TEXT_LENGTH = 7
 """Tokens of further prompts, which differ from the prompt's own in number."""
 
@@ -138,6 +162,9 @@ TEXT_METHODS = {
             ),
         ),
         TextMethod(
+            "primecomposer", composed, ("sd", "sd21", "sdxl"),
+        ),
+        TextMethod(
             "reweight", lambda: Reweight({1: 2.0, 3: 0.25}), tuple(set(FAMILIES) - {"img2img"})
         ),
         TextMethod(
@@ -148,6 +175,51 @@ TEXT_METHODS = {
         ),
     )
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EditMethod:
+    """One way to edit a picture by a second prompt, in pairs of a batch's rows.
+
+    Attributes:
+        id: What tests call it.
+        make: A spec that acts; kept from being made before a test says where files may lie.
+        families: Those that it acts on.
+    """
+
+    id: str
+    make: Callable[[], Any]
+    families: tuple[str, ...] = ("sd3", "sd35", "flux", "qwen")
+
+
+PLACE = [[row > 3 and column > 1 for column in range(COLUMNS)] for row in range(HEIGHT)]
+"""A part of the picture, whose edges are those of tokens."""
+
+EDIT_METHODS = {
+    method.id: method
+    for method in (
+        EditMethod("consistedit", lambda: ConsistEdit(mask=PLACE, strength=0.4)),
+        EditMethod(
+            "consistedit-outside",
+            lambda: ConsistEdit(mask=PLACE, strength=1.0, region="outside", layers=(1, 2)),
+        ),
+        EditMethod("consistedit-all", lambda: ConsistEdit(mask="all", strength=0.7)),
+        EditMethod("consistedit-words", lambda: ConsistEdit(words=(1, 2), strength=0.4)),
+    )
+}
+
+
+def edits(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:
+    """Run a test as ``test(family, method)``, names and methods, as `pairs` does."""
+    return pytest.mark.parametrize(
+        ("family", "method"),
+        [
+            pytest.param(family, EDIT_METHODS[i], id=f"{family}-{i}")
+            for family in families
+            for i in ids or EDIT_METHODS
+            if family in EDIT_METHODS[i].families
+        ],
+    )
 
 
 def text_pairs(*ids: str, families: tuple[str, ...] = tuple(FAMILIES)) -> pytest.MarkDecorator:

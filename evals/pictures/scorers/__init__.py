@@ -15,6 +15,7 @@ from regaze.evals.pictures.scorers.clip import Aesthetic, ClipScore, PickScore
 from regaze.evals.pictures.scorers.concepts import Caption, Objects
 from regaze.evals.pictures.scorers.geneval2 import GenEval2
 from regaze.evals.pictures.scorers.hpsv2 import HPSv2
+from regaze.evals.pictures.scorers.moving import Moving
 from regaze.evals.pictures.scorers.painting import Painting
 from regaze.evals.pictures.scorers.sets import Fid, InceptionScore, Kid, SetScorer
 from regaze.evals.pictures.scorers.similarity import Lpips, Psnr, Ssim
@@ -31,6 +32,7 @@ __all__ = [
     "InceptionScore",
     "Kid",
     "Lpips",
+    "Moving",
     "Objects",
     "Painting",
     "PickScore",

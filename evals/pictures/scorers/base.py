@@ -88,11 +88,13 @@ class Scorer(Spec):
         absolute: Metrics that are no shares.
         compares: Whether it compares with other pictures: those of ``--references``, or else the
             unedited pipeline's.
+        strips: Whether a clip's frames side by side are a picture to it.
     """
 
     headline: ClassVar[tuple[str, ...]] = ()
     absolute: ClassVar[tuple[str, ...]] = ()
     compares: ClassVar[bool] = False
+    strips: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, device: str) -> Ready:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from regaze.evals.pictures.scorers.base import Scorer, Spec
+from regaze.evals.pictures.scorers.moving import Moving
 from regaze.evals.pictures.scorers.painting import Painting
 from regaze.evals.pictures.scorers.sets import SetScorer
 
@@ -25,7 +26,7 @@ def try_out(chosen: Sequence[Spec], prompts: Sequence[str]) -> None:
     """
     for one in chosen:
         # The painting world's pictures have one size.
-        side = 32 if isinstance(one, Painting) else 256
+        side = 32 if isinstance(one, Painting | Moving) else 256
         picture = Image.new("RGB", (side, side), (128, 128, 128))
         if isinstance(one, SetScorer):
             one.check()

@@ -1,4 +1,4 @@
-"""The U-Net painter under a ControlNet, as a stock diffusers pipeline."""
+"""The U-Net painter under a ControlNet, or with motion modules, as stock diffusers pipelines."""
 
 from __future__ import annotations
 
@@ -6,10 +6,17 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    ControlNetModel,
+    DiffusionPipeline,
+    MotionAdapter,
+    StableDiffusionControlNetPipeline,
+)
 
 from regaze.evals.sandbox.painting import painter_path
-from regaze.evals.sandbox.video import controlnet_path
+from regaze.evals.sandbox.video import controlnet_path, motion_path
 
 
 def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPipeline:
@@ -31,13 +38,38 @@ def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPi
     return pipeline
 
 
-def identity(controlnet: Path | None = None) -> dict[str, str]:
-    """What tells such a pipeline from any other: names, and a hash of all weights.
+def load_moving(
+    adapter: Path | None = None, dtype: torch.dtype = torch.float32
+) -> AnimateDiffPipeline:
+    """A pipeline that paints clips of what a prompt says.
+
+    Args:
+        adapter: Folder of the motion modules; default: the shipped ones.
+        dtype: Of all weights.
 
     Raises:
-        OSError: The folder holds no ControlNet.
+        OSError: The folder holds no motion modules.
     """
-    folder = controlnet or controlnet_path()
+    painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
+    motion = MotionAdapter.from_pretrained(adapter or motion_path())
+    names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
+    parts: dict[str, Any] = {name: painter.components[name] for name in names}
+    pipeline: AnimateDiffPipeline = AnimateDiffPipeline(**parts, motion_adapter=motion)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(dtype)
+    return pipeline
+
+
+def identity(beside: Path | None = None) -> dict[str, str]:
+    """What tells such a pipeline from any other: names, and a hash of all weights.
+
+    Args:
+        beside: Folder of the ControlNet or the motion modules; default: the shipped ControlNet.
+
+    Raises:
+        OSError: The folder holds neither.
+    """
+    folder = beside or controlnet_path()
     painter = painter_path("painter-unet")
     total = hashlib.sha256()
     for path in [*sorted(painter.rglob("*.json")), *sorted(painter.rglob("*.safetensors"))]:

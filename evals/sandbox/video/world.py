@@ -22,12 +22,11 @@ from regaze.evals.sandbox import drawing
 from regaze.evals.sandbox.drawing import Object
 from regaze.evals.sandbox.painting.prompts import Kind, Wanted
 from regaze.evals.sandbox.painting.scenes import SIZE, SPLITS, combinations, paint, right_picture
+from regaze.evals.sandbox.video import FRAMES
 from regaze.evals.sandbox.video.structure import Floats, silhouettes, structure
 from regaze.evals.sandbox.video.warping import warp
 from regaze.hooks.checks import check_choice
 
-FRAMES = 8
-"""Frames of a clip."""
 GRAIN = 1.0
 """Speeds are multiples of this, in pixels per frame; whole ones move pixels without blending."""
 FASTEST = 2.0

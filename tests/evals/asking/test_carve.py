@@ -24,7 +24,7 @@ from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.results import RunResult
 from regaze.evals.task import Item
 from regaze.hooks.host import find_host
-from regaze.interventions import CARVE
+from regaze.interventions import CARVE, ViCrop
 from regaze.interventions.lvlm.carve_reading import Looker, Reading
 
 MODEL, PROCESSOR = toy_model()
@@ -33,7 +33,7 @@ SPEC = CARVE(layers=(1, 2), max_new_tokens=3)
 CLOSER = "carve:layers=[3,4],general=Please describe this image in detail.,max_new_tokens=4"
 
 
-def reader(model: Tiny, spec: CARVE = SPEC, share: bool = True) -> CarveReader:
+def reader(model: Tiny, spec: CARVE | ViCrop = SPEC, share: bool = True) -> CarveReader:
     answerer = Answerer(model.model, model.processor, 3)
     return CarveReader(answerer, spec.resolve(find_host(model.model, model.processor)), share)
 
@@ -72,6 +72,24 @@ def test_a_batch_shows_what_single_questions_would_be_shown(family: str, share: 
         assert tuple(one.extra["crop"]) == want.box
         assert one.question.images[0].tobytes() == want.crop.tobytes()
         assert one.question.prompt == question.prompt
+
+
+@pytest.mark.parametrize("form", ["gradient", "pixels", "relative"])
+def test_gradients_and_tiles_are_read_alone_and_counted(form: Any) -> None:
+    model = tiny("llava")
+    spec = ViCrop(layers=(1,), base=10, form=form, tiles=form == "relative")
+    size = (30, 1030) if spec.tiles else (42, 28)
+    asked = [Question(text, model.picture(3, size), "one") for text in ASKED[:2]]
+    reads = reader(model, spec)
+    found = reads.prepare(asked)
+    alone = Looker(model.model, model.processor, spec)
+    for one, question in zip(found, asked, strict=True):
+        assert isinstance(one, Prepared) and question.image is not None
+        assert tuple(one.extra["crop"]) == alone(question.image, question.prompt).box
+    assert reads.cost.extra["vicrop_prompts"] == 3 * (2 if spec.tiles else 1)
+    two = Question("where?", asked[0].image, "two", more=(model.picture(1),))
+    (refused,) = reads.prepare([two])
+    assert isinstance(refused, Refused) and "one image" in refused.reason
 
 
 def test_an_image_is_read_with_all_its_questions_and_the_general_one_is_asked_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import regaze
+from regaze.hooks.diffusion.literal import Manner
 from regaze.interventions import StructuredDiffusion, from_dict, parse
 from regaze.interventions.diffusion import nouns
 
@@ -127,6 +129,30 @@ def test_it_equals_explicit_maps_and_leaves_nothing(pipe: Any, keys: str, guided
     assert found.report().fired
     assert state(pipe.unet) == before
     assert torch.equal(run(pipe, [PROMPT, OTHER], guided), plain)
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
+@pytest.mark.parametrize("keys", KEYS)
+def test_it_equals_the_literal_form_that_verify_runs(pipe: Any, keys: str, guided: bool) -> None:
+    spec = StructuredDiffusion(phrases=[[RED, BLUE], [GREEN, OTHER]], keys=keys, layers="mid")
+    with regaze.attach(pipe, spec) as found:
+        got = run(pipe, [PROMPT, OTHER], guided)
+    with found.specs[0].literal().within(pipe, Manner("unet", guided)):  # type: ignore[attr-defined]
+        want = run(pipe, [PROMPT, OTHER], guided)
+    scale = got.abs().max()
+    assert (got - want).abs().max() < 1e-5 * scale
+    assert (got - run(pipe, [PROMPT, OTHER], guided)).abs().max() > 1e-4 * scale
+    with replace(spec, phrases=(RED, GREEN)).literal().within(pipe, Manner("unet", guided)):
+        lacking = run(pipe, [PROMPT, OTHER], guided)
+    assert not torch.equal(lacking, got)
+
+
+def test_phrases_that_a_prompt_lacks_may_be_skipped(pipe: Any) -> None:
+    lists = [[RED, BLUE], [GREEN]]
+    with regaze.attach(pipe, StructuredDiffusion(phrases=lists)):
+        want = run(pipe, [PROMPT, OTHER])
+    with regaze.attach(pipe, StructuredDiffusion([RED, BLUE, GREEN], absent="skip")):
+        assert torch.equal(run(pipe, [PROMPT, OTHER]), want)
 
 
 def test_no_phrases_are_an_exact_no_op(pipe: Any) -> None:

@@ -11,7 +11,6 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from diffusion_matrix import TEXT_METHODS, TextMethod, text_pairs
-from literal_texts import two_texts
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet, state, tiny
 from torch import Tensor
 
@@ -33,7 +32,7 @@ def differ(one: Tensor, other: Tensor) -> float:
     return ((one - other).abs().max() / other.abs().max()).item()
 
 
-@text_pairs("nag", "regions", "reweight")
+@text_pairs("nag", "regions", "reweight", "primecomposer")
 def test_detaching_restores_the_pipeline(family: str, method: TextMethod) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
     denoiser = getattr(pipe, kind.denoiser)
@@ -83,7 +82,7 @@ def test_a_second_text_equals_its_literal_form(
     pipe, kind, spec = tiny(family), FAMILIES[family], method.make()
     with regaze.attach(pipe, spec):
         got = kind.run(pipe, guided=guided)
-    with two_texts(pipe, kind, spec, guided):
+    with spec.literal().within(pipe, kind.running(guided)):
         want = kind.run(pipe, guided=guided)
     assert differ(got, want) < 1e-5
     assert differ(got, kind.run(pipe, guided=guided)) > 1e-3
@@ -103,7 +102,7 @@ def test_reweighting_equals_its_literal_form(family: str, method: TextMethod, gu
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@text_pairs("nag", "regions", "reweight", families=("sd", "sd35", "flux"))
+@text_pairs("nag", "regions", "reweight", "primecomposer", families=("sd", "sd35", "flux"))
 def test_half_precision(family: str, method: TextMethod, dtype: torch.dtype) -> None:
     kind = FAMILIES[family]
     pipe = copy.deepcopy(tiny(family)).to(dtype)
@@ -118,7 +117,7 @@ def test_half_precision(family: str, method: TextMethod, dtype: torch.dtype) -> 
     assert run.report().fired
 
 
-@text_pairs("nag", "regions", "reweight", families=("sd", "flux"))
+@text_pairs("nag", "regions", "reweight", "primecomposer", families=("sd", "flux"))
 def test_sequential_offloading(family: str, method: TextMethod) -> None:
     pipe, kind = quiet(FAMILIES[family].build()), FAMILIES[family]
     with regaze.attach(pipe, method.make()):

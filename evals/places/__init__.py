@@ -1,0 +1,1 @@
+"""Measure where things are put: objects into pictures, prompts into regions."""

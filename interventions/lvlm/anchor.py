@@ -1,0 +1,378 @@
+"""AnchorAttention: a long prompt's rows see the few columns that come near their largest logits.
+
+Rows come in superblocks of ``step`` blocks of ``block`` rows. In a superblock that begins at S,
+every row sees the first ``init`` columns and those from S on. The largest of its logits there is
+its anchor, near the largest of all. Of the columns between, those are seen too, by all rows of the
+superblock and in whole (stripes), for which in some of its blocks
+
+    mean of the block's queries . key >= mean of the block's anchors - theta.
+
+Zhang et al., "Difference-aware sparse attention with stripe granularity", arXiv 2505.23520,
+section 3, algorithms 1 to 3. In the released Triton kernel the first columns are a whole
+superblock, of which chosen stripes count twice, and the block right before S is never seen. Here,
+as in the paper, each column is seen once or not at all. Decode steps are as always.
+
+Near columns are computed explicitly, some rows at a time, because their largest logits are needed;
+stripes by a kernel over gathered keys; both are put together by log-sum-exp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.checks import check_number, shown
+from regaze.hooks.diffusion.lse import together, with_lse
+from regaze.hooks.dispatch import Attention, Call, Stock
+from regaze.hooks.edits import Edit
+from regaze.hooks.host import Host
+from regaze.hooks.literal import Map, MapForm
+from regaze.hooks.passes import Pass
+from regaze.hooks.tokens import Kind
+from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.lvlm.common import choose_layers
+from regaze.interventions.meter import Meter
+
+ALL = 1e30
+"""A threshold that keeps every column: nothing is changed."""
+_PIECE = 2**23
+"""How many logits exist at once."""
+
+
+@register
+@dataclass(frozen=True)
+class AnchorAttention(Intervention):
+    """Read long prompts sparsely: near columns, and those that come near their largest logits.
+
+    Attributes:
+        theta: How far below a block's anchor a column may lie; 12 in the paper and the code. With
+            1e30 or more, attention is the unmodified model's, bit for bit.
+        block: Rows of a block, whose queries are averaged.
+        step: Blocks of a superblock, which has the same stripes.
+        init: First columns, which all rows see: a block in the paper.
+        layers: Where; by default all layers without a window.
+    """
+
+    name: ClassVar[str] = "anchor"
+    summary: ClassVar[str] = "read long prompts faster: columns near each row's largest logits"
+    paper: ClassVar[str] = "arXiv 2505.23520"
+    needs_image_columns: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llama-3.1-8b": Preset(
+            {"theta": 12.0, "block": 128, "step": 16}, "arXiv 2505.23520, section 4.1"
+        ),
+    }
+
+    theta: float = 12.0
+    block: int = 128
+    step: int = 16
+    init: int = 128
+    layers: tuple[int, ...] | None = None
+
+    @property
+    def shares_prefix(self) -> bool:
+        """Not shared: which columns an image's rows see depends on where superblocks begin."""
+        return False
+
+    def check(self) -> None:
+        """Check the fields' domains."""
+        check_number("anchor", "theta", self.theta)
+        for name in ("block", "step", "init"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ValueError(
+                    f"anchor: {name} must be a number of 1 or more, got {shown(value)}"
+                )
+
+    def idle(self) -> AnchorAttention:
+        """All columns are kept."""
+        return replace(self, theta=ALL)
+
+    def literal(self) -> MapForm:
+        """Logits of columns that aren't kept set to -inf."""
+
+        def edit(z: Tensor, m: Map) -> Tensor:
+            if not bool(m.prompt[..., -1:].all()):
+                return z
+            seen = z.masked_fill(~m.seen, -torch.inf)
+            count, span = z.shape[-1], self.block * self.step
+            kept = torch.ones_like(z, dtype=torch.bool)
+            for start in range(span, count, span):
+                first, rows = min(self.init, start), slice(start, min(start + span, count))
+                near = torch.cat([seen[..., rows, :first], seen[..., rows, start:]], -1)
+                anchors, between = near.amax(-1), z[..., rows, first:start]
+                chosen = torch.zeros_like(between[..., 0, :], dtype=torch.bool)
+                for at in range(0, anchors.shape[-1], self.block):
+                    some = slice(at, at + self.block)
+                    anchor = anchors[..., some].mean(-1, keepdim=True)
+                    # The mean of queries has the mean of their logits.
+                    chosen |= between[..., some, :].mean(-2) >= anchor - self.theta
+                kept[..., rows, first:start] = chosen[..., None, :]
+            return z.masked_fill(~kept, -torch.inf)
+
+        return MapForm(self.layers or () if self.theta < ALL else (), edit)
+
+    def resolve(self, host: Host) -> AnchorAttention:
+        """Choose the layers.
+
+        Raises:
+            ValueError: A layer attends within a window, or all do.
+        """
+        whole = [at for at, site in enumerate(host.sites) if site.kind == "full"]
+        if not whole:
+            raise ValueError(
+                f"anchor: every layer of this {host.model_type} attends within a window, so there "
+                "is nothing to save"
+            )
+        layers = choose_layers("anchor", host, self.layers, whole)
+        for layer in layers:
+            if host.site(layer).kind != "full":
+                raise ValueError(
+                    f"anchor: layer {layer} attends within a window already; leave it out of layers"
+                )
+        return replace(self, layers=layers)
+
+    def bind(self, host: Host) -> Edit:
+        """Make the edit; no layers if all columns are kept."""
+        return _AnchorEdit(self)
+
+
+class _AnchorEdit(Edit):
+    def __init__(self, spec: AnchorAttention) -> None:
+        super().__init__(spec.layers or () if spec.theta < ALL else ())
+        self.spec, self.meter = spec, Meter()
+        self.real: tuple[tuple[int, int], ...] = ()
+
+    def begin(self, pass_: Pass) -> None:
+        if not self.layers or not self.takes(pass_):
+            return
+        if pass_.past:
+            raise NotImplementedError(
+                "anchor: the prompt comes in parts, and which columns a row sees depends on where "
+                "it began: read prompts at once (no prefill_chunk_size, no cached beginning)"
+            )
+        real = ~pass_.tokens.is_kind(Kind.PAD)[:, : pass_.length]
+        self.real = tuple(map(_range, real))
+
+    def takes(self, pass_: Pass) -> bool:
+        return not pass_.tokens.generated and not pass_.again and pass_.ahead is None
+
+    def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:
+        if max(stop - start for start, stop in self.real) <= self.spec.block * self.spec.step:
+            return None
+        if call.kwargs.get("softcap") is not None:
+            raise NotImplementedError(
+                f"anchor: layer {layer} caps its logits, which its kernels don't; leave it out"
+            )
+        done = self._attend(call)
+        self.meter.clock(call.query.device, lambda: self._attend(call), lambda: call.run(stock))
+        return done
+
+    def told(self) -> str:
+        return str(self.meter)
+
+    def _attend(self, call: Call) -> Attention:
+        batch, heads, rows, _ = call.query.shape
+        out = call.query.new_zeros(batch, rows, heads, call.value.shape[-1])
+        maps = call.query.new_zeros(batch, heads, rows, call.key.shape[2]) if call.maps else None
+        for sample, (start, stop) in enumerate(self.real):
+            some = slice(start, stop)
+            query, key, value = (x[sample, :, some] for x in (call.query, call.key, call.value))
+            mask = _mask_of(call, sample, some)
+            made, density, weights = anchored(
+                query, key, value, call.scaling, self.spec, mask, maps=call.maps
+            )
+            self.meter.see(density)
+            out[sample, some] = made.transpose(0, 1)
+            if maps is not None and weights is not None:
+                maps[sample, :, some, some] = weights.to(maps.dtype)
+        return out, maps
+
+
+class Near(NamedTuple):
+    """What the rows of a superblock see near by.
+
+    Attributes:
+        out: "H R D" float32, attention on these columns alone.
+        lse: "H R", the log of its summed exponentials.
+        anchor: "H R", the largest logit.
+    """
+
+    out: Tensor
+    lse: Tensor
+    anchor: Tensor
+
+
+def anchored(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scale: float,
+    spec: AnchorAttention,
+    mask: Tensor | None = None,
+    *,
+    maps: bool = False,
+) -> tuple[Tensor, float, Tensor | None]:
+    """Attention of one sample's prompt.
+
+    Args:
+        query: "H N D".
+        key: "G N D".
+        value: "G N D".
+        scale: Factor of the logits.
+        spec: Blocks and threshold.
+        mask: Bool "1|H N N", which rows see which columns; None: those before and themselves.
+        maps: Whether the weights are wanted.
+
+    Returns:
+        "H N D", the share of the pairs under the diagonal that were computed, and weights "H N N"
+        or None.
+    """
+    heads, count, _ = query.shape
+    each = heads // key.shape[0]
+    key, value = (x.repeat_interleave(each, 0) if each > 1 else x for x in (key, value))
+    span, pairs = spec.block * spec.step, 0.0
+    out = value.new_empty(heads, count, value.shape[-1])
+    weights = torch.zeros(heads, count, count, device=query.device) if maps else None
+    for start in range(0, count, span):
+        rows = slice(start, min(start + span, count))
+        first = min(spec.init, start)
+        end = rows.stop if mask is None else count
+        near = _near(query, key, value, scale, rows, first, end, mask)
+        size = rows.stop - start
+        pairs += heads * (size * (size + 1) / 2 + size * first)
+        chosen = stripes(query[:, rows], key[:, first:start], near.anchor, scale, spec)
+        for head in range(heads):
+            at = chosen[head].nonzero().flatten()
+            pairs += size * len(at)
+            made = near.out[head]
+            if len(at):
+                columns = first + at
+                far = _far(query[head, rows], key[head, columns], value[head, columns], scale)
+                made = together((near.out[head][None, None], near.lse[head][None, None]), far)[0, 0]
+            out[head, rows] = made.to(out.dtype)
+            if weights is not None:
+                whole = [*range(first), *(first + at).tolist(), *range(start, end)]
+                weights[head, rows] = _weights(
+                    query[head], key[head], scale, rows, whole, mask, head
+                )
+    return out, pairs / (heads * count * (count + 1) / 2), weights
+
+
+def stripes(
+    query: Tensor, key: Tensor, anchor: Tensor, scale: float, spec: AnchorAttention
+) -> Tensor:
+    """Which columns all rows of a superblock see, bool "H C".
+
+    Args:
+        query: "H R D", of its rows.
+        key: "H C D", of the columns between the first ones and its own.
+        anchor: "H R", its rows' largest logits near by.
+        scale: Factor of the logits.
+        spec: Blocks and threshold.
+    """
+    blocks = list(zip(query.float().split(spec.block, 1), anchor.split(spec.block, 1), strict=True))
+    mean = torch.stack([rows.mean(1) for rows, _ in blocks], 1)
+    least = torch.stack([largest.mean(1) for _, largest in blocks], 1) - spec.theta
+    return ((mean * scale) @ key.float().transpose(1, 2) >= least[..., None]).any(1)
+
+
+def _near(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, rows: slice, first: int, end: int,
+    mask: Tensor | None,
+) -> Near:  # fmt: skip
+    parts = []
+    for some in _pieces(rows, len(query) * (first + end - rows.start)):
+        stop = some.stop if mask is None else end
+        keys, values = (torch.cat([x[:, :first], x[:, rows.start : stop]], 1) for x in (key, value))
+        logits = (query[:, some].float() * scale) @ keys.float().transpose(1, 2)
+        if mask is None:
+            row, column = (
+                torch.arange(x.start, x.stop, device=query.device)
+                for x in (some, slice(rows.start, stop))
+            )
+            logits[..., first:].masked_fill_(column > row[:, None], -torch.inf)
+        else:
+            seen = mask[:, some]
+            seen = torch.cat([seen[..., :first], seen[..., rows.start : stop]], -1)
+            logits = logits.masked_fill(~seen, -torch.inf)
+        lse = logits.logsumexp(-1)
+        out = (logits - lse[..., None]).exp() @ values.float()
+        parts.append(Near(out, lse, logits.amax(-1)))
+    return Near(*(torch.cat(x, 1) for x in zip(*parts, strict=True)))
+
+
+def _far(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention on stripes, and its log-sum-exp, "1 1 R D" and "1 1 R"."""
+    query, key, value = (x[None, None] for x in (query, key, value))
+    # The kernels that tell the log-sum-exp want values as wide as keys.
+    alike = value.shape[-1] == key.shape[-1]
+    if alike and (found := with_lse(query, key, value, scale)) is not None:
+        return found
+    parts = []
+    for some in _pieces(slice(0, query.shape[2]), key.shape[2]):
+        logits = (query[:, :, some].float() * scale) @ key.float().transpose(2, 3)
+        lse = logits.logsumexp(-1)
+        parts.append(((logits - lse[..., None]).exp() @ value.float(), lse))
+    out, lses = zip(*parts, strict=True)
+    return torch.cat(out, 2), torch.cat(lses, 2)
+
+
+def _pieces(rows: slice, each: int) -> Iterator[slice]:
+    size = max(1, min(256, _PIECE // max(each, 1)))
+    for start in range(rows.start, rows.stop, size):
+        yield slice(start, min(start + size, rows.stop))
+
+
+def _weights(
+    query: Tensor, key: Tensor, scale: float, rows: slice, columns: list[int],
+    mask: Tensor | None, head: int,
+) -> Tensor:  # fmt: skip
+    """A head's weights of some rows, "R N", for models that hand out maps."""
+    count = len(key)
+    logits = (query[rows].float() * scale) @ key.float().T
+    kept = torch.zeros(count, dtype=torch.bool, device=key.device)
+    kept[columns] = True
+    if mask is None:
+        index = torch.arange(count, device=key.device)
+        seen = index <= index[rows, None]
+    else:
+        seen = mask[head if len(mask) > 1 else 0, rows]
+    return logits.masked_fill(~(seen & kept), -torch.inf).softmax(-1)
+
+
+def _mask_of(call: Call, sample: int, some: slice) -> Tensor | None:
+    """What a sample's rows see of its own columns, bool "1|H N N"; None if those before them.
+
+    Raises:
+        NotImplementedError: They don't see all that came before, or by other numbers.
+    """
+    mask = call.mask
+    if not isinstance(mask, Tensor) or mask.ndim == 2:
+        return None
+    own = mask[sample if len(mask) > 1 else 0, :, some, some]
+    seen = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
+    before = torch.ones(seen.shape[-2:], dtype=torch.bool, device=seen.device).tril()
+    if not bool((seen | ~before).all()) or own.is_floating_point() and bool((own[seen] != 0).any()):
+        raise NotImplementedError(
+            "anchor: this model's mask hides earlier columns or adds to logits, so which of them "
+            "may be left out isn't known; leave the layer out"
+        )
+    return None if bool((seen == before).all()) else seen
+
+
+def _range(real: Tensor) -> tuple[int, int]:
+    """From where to where a sample's tokens lie.
+
+    Raises:
+        NotImplementedError: Padding lies between them.
+    """
+    at = real.nonzero().flatten()
+    start, stop = (int(at[0]), int(at[-1]) + 1) if len(at) else (0, 0)
+    if stop - start != len(at):
+        raise NotImplementedError("anchor: padding lies between a prompt's tokens")
+    return start, stop
