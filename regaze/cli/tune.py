@@ -70,6 +70,7 @@ def tune(search: Search, model: Model, as_json: Json = False) -> None:
         n_images=search.n_images,
         seed=search.seed,
     )
+    source.check()
     name = f"tune-{spec.name}-{search.on}-{Path(model.model).name}"
     folder = search.folder or Path("runs") / name
     loaded = model.load()
