@@ -13,6 +13,8 @@ _COMPARE = ("compare", *_PAINT)
 _IMAGES = ("eval images", *_PAINT, "--steps", "1")
 _HEADS = ("discover", "heads", *_PAINT[:-2], "--steps", "1")
 _CLIP = ("animate", "--with", "none", "--steps", "1")
+_EDIT = ("edit", "--model", "painter", "-p", "a red circle", "-e", "a white circle", "--steps", "1")
+_EDITS = ("eval", "edits", "--with", "none", "--steps", "1", "--edits", "2")
 _VIDEO = ("eval", "video", "--with", "none", "--steps", "1", "--clips", "2", "--frames", "2")
 _INTS = ("0", "-1", "1.5", "abc", "", "nan", "1e3", "9" * 5000)
 _FLOATS = ("nan", "inf", "-inf", "abc", "", "1e999", "--", "1,5")
@@ -51,6 +53,19 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--device": ("gpu", "cuda", "meta", "cuda:9"), "--variant": ("fp61", "../x"),
         "--model": ("painter-unett", "nobody/nothing", "", "toy", "file.txt", "sandbox"),
         "--prompts": ("no.txt", "file.txt"), "--negative": (),
+    },
+    _EDIT: {
+        "--steps": _INTS, "--guidance": _FLOATS, "--cell": _INTS, "--seeds": ("", "0", "-1", "1,1"),
+        "--image": ("no.png", "file.txt", "", "/proc/x.png"), "--mask": ("no.png", "file.txt", ""),
+        "--words": ("", "hat", "[/]"), "--edit": ("a red circle", ""),
+        "--with": ("consistedit:strength=2", "consistedit:rounds=0", "consistedit:words=[]",
+                   "consistedit:region=left", "consistedit:source=no.safetensors", "pag:scale=x"),
+        "--out": ("edit.jpg", "edit", "/proc/x.png", "file.txt/e.png", ""),
+    },
+    _EDITS: {
+        "--edits": _INTS, "--kind": ("", "size"), "--pictures": ("", "real"), "--split": ("train",),
+        "--batch-size": _INTS, "--steps": _INTS, "--seed": ("-1", "x"), "--out": _WHERE,
+        "--with": ("consistedit:strength=2", "consistedit:mask=no.npy", "consistedit:words=hat"),
     },
     _IMAGES: {
         "--score": ("", "nope", "clip:", "clip:model", "clip:model=no-such-folder", "clip:nope=1",
