@@ -16,6 +16,9 @@ _CLIP = ("animate", "--with", "none", "--steps", "1")
 _EDIT = ("edit", "--model", "painter", "-p", "a red circle", "-e", "a white circle", "--steps", "1")
 _EDITS = ("eval", "edits", "--with", "none", "--steps", "1", "--edits", "2")
 _VIDEO = ("eval", "video", "--with", "none", "--steps", "1", "--clips", "2", "--frames", "2")
+_PLACES = ("eval", "places", "--places", "2", "--steps", "1", "--kind", "regions")
+_COMPOSE = ("compose", "--model", "painter", "-p", "a red circle", "--background", "file.txt",
+            "--object", "file.txt")  # fmt: skip
 _INTS = ("0", "-1", "1.5", "abc", "", "nan", "1e3", "9" * 5000)
 _FLOATS = ("nan", "inf", "-inf", "abc", "", "1e999", "--", "1,5")
 _WHERE = ("/proc/x/y", "/dev/null/x", "file.txt/x", "a\0b", "x" * 5000)
@@ -97,6 +100,16 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--grain": (*_FLOATS, "0", "-1"), "--flow": ("", "x"), "--guidance": _FLOATS,
         "--seed": ("-1", "abc"), "--controlnet": ("nowhere", "empty"), "--score": ("nope", "fid"),
         "--threads": ("0", "-1", "abc"), "--out": _WHERE,
+    },
+    _PLACES: {
+        "--kind": ("", "sqaure"), "--split": ("", "train"), "--places": _INTS[:5],
+        "--with": ("primecomposer", "regions@blank", "regions:overlap=both", "regions:base=2"),
+        "--model": ("", "painter", "toy"), "--out": _WHERE, "--steps": _INTS[:5],
+    },
+    _COMPOSE: {
+        "--background": ("", "none.png", "folder.png"), "--box": ("", "1", "0,0,2,1", "a,b,c,d"),
+        "--object": ("", "none.png"), "--mask": ("none.png", "file.txt"),
+        "--out": ("x.jpg", "/proc/x.png"), "--with": ("none@blank", "primecomposer:keep=2"),
     },
     ("discover", "sinks", "--model", "toy"): {
         "--tau": (*_FLOATS, "-1", "1e9", "2"), "--model": ("", "painter", "nope"),
