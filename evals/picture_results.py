@@ -118,7 +118,8 @@ def _best(table: Mapping[str, Any], specs: Sequence[Any]) -> str:
     if len(specs) == 1:
         return str(specs[0].label)
     labels = [spec.label for spec in specs if spec.label in table["rows"]]
-    return max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
+    best: str = max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
+    return best
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
