@@ -54,6 +54,7 @@ class Search:
 def tune(search: Search, model: Model, as_json: Json = False) -> None:
     """Choose a method's settings on validation scenes, which no test asks."""
     from regaze.evals.benchmarks.registry import Source
+
     source = Source(
         benchmark=search.on,
         data=tuple(map(absolute, search.data or ())),
