@@ -357,26 +357,26 @@ class _EachRow:
 class _Ablating(Edit):
     rows = "text"
 
-    def __init__(self, told: _EachRow, layers: Sequence[int]) -> None:
+    def __init__(self, given: _EachRow, layers: Sequence[int]) -> None:
         super().__init__(layers)
-        self.told = told
+        self.given = given
 
     def select(self, rows: Tensor) -> Edit:
         return self
 
     def active(self, layer: int, pass_: Any) -> bool:
-        return self.told.acts(layer)
+        return self.given.acts(layer)
 
 
 class _Zero(_Ablating):
     def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
         values = out.transpose(1, 2)
-        return values.masked_fill(self.told.mask(layer, values), 0.0).transpose(1, 2)
+        return values.masked_fill(self.given.mask(layer, values), 0.0).transpose(1, 2)
 
 
 class _Uniform(_Ablating):
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        return logits.masked_fill(self.told.mask(layer, logits), 0.0)
+        return logits.masked_fill(self.given.mask(layer, logits), 0.0)
 
 
 def _read(out: Path) -> list[Margins]:

@@ -113,10 +113,10 @@ class _Leaf:
 class _LeafEdit(Edit):
     rows = "last"
 
-    def __init__(self, told: _Leaf, layer: int) -> None:
+    def __init__(self, given: _Leaf, layer: int) -> None:
         super().__init__([layer])
-        self.told = told
+        self.given = given
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
-        self.told.weights = weights.detach().requires_grad_()
-        return self.told.weights
+        self.given.weights = weights.detach().requires_grad_()
+        return self.given.weights

@@ -194,13 +194,13 @@ class _Ablation:
 
 
 class _AblationEdit(Edit):
-    def __init__(self, told: _Ablation, layers: Collection[int]) -> None:
+    def __init__(self, given: _Ablation, layers: Collection[int]) -> None:
         super().__init__(layers)
-        self.told = told
+        self.given = given
 
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass
     ) -> Tensor | None:
-        if layer != self.told.layer:
+        if layer != self.given.layer:
             return None
         return 1 - torch.eye(out.shape[2], device=out.device)
