@@ -357,9 +357,9 @@ class _EachRow:
 class _Ablating(Edit):
     rows = "text"
 
-    def __init__(self, given: _EachRow, layers: Sequence[int]) -> None:
+    def __init__(self, told: _EachRow, layers: Sequence[int]) -> None:
         super().__init__(layers)
-        self.given = given
+        self.given = told
 
     def select(self, rows: Tensor) -> Edit:
         return self

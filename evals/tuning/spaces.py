@@ -111,7 +111,7 @@ SPACES: Mapping[str, Space] = {
     "vhr": {"alpha": Range(1.1, 4, log=True), "layers": Bands()},
     "vicrop": {"base": OneOf((16, 24, 32, 48, 112, 224, 336))},
 }
-"""By method. TidalDecode has none: its aim is speed, at the same answers."""
+"""By method. AnchorAttention and TidalDecode have none: their aim is speed, at the same answers."""
 
 
 def space_of(spec: Intervention) -> dict[str, Domain]:

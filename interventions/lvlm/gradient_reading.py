@@ -113,9 +113,9 @@ class _Leaf:
 class _LeafEdit(Edit):
     rows = "last"
 
-    def __init__(self, given: _Leaf, layer: int) -> None:
+    def __init__(self, told: _Leaf, layer: int) -> None:
         super().__init__([layer])
-        self.given = given
+        self.given = told
 
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         self.given.weights = weights.detach().requires_grad_()

@@ -194,9 +194,9 @@ class _Ablation:
 
 
 class _AblationEdit(Edit):
-    def __init__(self, given: _Ablation, layers: Collection[int]) -> None:
+    def __init__(self, told: _Ablation, layers: Collection[int]) -> None:
         super().__init__(layers)
-        self.given = given
+        self.given = told
 
     def scale_heads(
         self, layer: int, out: Tensor, null: Tensor | None, pass_: Pass

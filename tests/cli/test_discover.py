@@ -41,3 +41,14 @@ def test_heads_for_language_models_are_taken_from_the_file(model: str, tmp_path:
     assert "no field heads" in bad.stderr.replace("\n", " ")
     wrong = call("discover", "heads-lvlm", "adhh", "--by", "chance", *given)
     assert "unknown --by 'chance'" in wrong.stderr.replace("\n", " ")
+
+
+def test_paro_leaves_a_plan_that_is_given_as_a_spec(tmp_path: Path) -> None:
+    given = ("--prompt", "a red circle", "--block", "4", "--layer", "1", *QUICK)
+    result = on_tiny("discover paro", *given, "--out", str(tmp_path), "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["spec"] == f"paro:plan={tmp_path / 'paro.safetensors'}"
+    assert len(found["orders"]) == 1 and found["grid"][0] == 1
+    bad = on_tiny("discover paro", "--prompt", "a red circle", "--order", "fwx")
+    assert "orders must be some of fhw" in bad.stderr.replace("\n", " ")
