@@ -174,7 +174,7 @@ class NAG(Intervention):
     def controls(self) -> dict[str, Intervention]:
         """Guidance away from an empty prompt, which says nothing of what isn't wanted."""
         empty = replace(self, negative="", embeddings=None)
-        return {} if self.negative is None or self == empty else {"empty": empty}
+        return {} if self == empty else {"empty": empty}
 
     def resolve(self, host: Host) -> NAG:
         """Check that it can act on the model.
@@ -223,7 +223,9 @@ class _Negative(Work):
         given = found.get("negative_prompt_embeds")
         if self.spec.negative is None and isinstance(given, Tensor):
             return replace(self, encoded=Encoded(given, found.get("negative_pooled_prompt_embeds")))
-        texts = self.spec.negative or found.get("negative_prompt") or ""
+        # An empty negative prompt is one, too: it isn't the pipeline's.
+        texts = self.spec.negative
+        texts = found.get("negative_prompt") or "" if texts is None else texts
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
         return replace(self, encoded=encode(run.pipeline, self.model, texts))
 

@@ -65,7 +65,8 @@ def _texts(spec: NAG, pipeline: Any, call: Mapping[str, Any], rows: int) -> Text
     elif spec.negative is None and isinstance(given, Tensor):
         encoded = Encoded(given, variables.get("negative_pooled_prompt_embeds"))
     else:
-        negative = spec.negative or variables.get("negative_prompt") or ""
+        usual = variables.get("negative_prompt") or ""
+        negative = usual if spec.negative is None else spec.negative
         texts = [negative] if isinstance(negative, str) else list(negative)
         encoded = encode(pipeline, type(denoiser_of(pipeline)).__name__, texts)
     pooled = encoded.pooled if spec.text_stream == "own" else None

@@ -50,13 +50,13 @@ def load_moving(
     Raises:
         OSError: The folder holds no motion modules.
     """
-    folder = painter_path("painter-unet")
-    painter = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype)
-    motion = MotionAdapter.from_pretrained(adapter or motion_path(), torch_dtype=dtype)
+    painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
+    motion = MotionAdapter.from_pretrained(adapter or motion_path())
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     parts: dict[str, Any] = {name: painter.components[name] for name in names}
     pipeline: AnimateDiffPipeline = AnimateDiffPipeline(**parts, motion_adapter=motion)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(dtype)
     return pipeline
 
 

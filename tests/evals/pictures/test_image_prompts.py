@@ -23,6 +23,23 @@ def test_json_lines_may_name_ids_and_groups(tmp_path: Path) -> None:
     assert prompts.read(path) == [Prompt("x", "a", "g"), Prompt("0001", "b", "counting")]
 
 
+def test_json_lines_may_have_negative_prompts(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "a kitchen", "negative": " a  fridge "}\n{"prompt": "b"}\n')
+    assert prompts.read(path) == [
+        Prompt("0000", "a kitchen", negative="a fridge"), Prompt("0001", "b"),
+    ]  # fmt: skip
+
+
+def test_negation_is_asked_for_with_a_negative_prompt() -> None:
+    found = prompts.painting_world("validation", ["pair", "negation"], 4)
+    pair, negation = found[0], found[-1]
+    assert (pair.asked, pair.negative) == ("", "")
+    assert negation.group == "negation"
+    assert negation.asked == negation.text.replace(" and ", ", ").replace(" without ", " and ")
+    assert negation.text.endswith(f" without {negation.negative}")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -35,6 +52,7 @@ def test_json_lines_may_name_ids_and_groups(tmp_path: Path) -> None:
         ('{"text": "a"}', r"jsonl:1 has no prompt"),
         ('{"prompt": "a", "prompt": "b"}', r"jsonl:1: the key 'prompt' occurs twice"),
         ('{"prompt": "a", "id": [1]}', r"jsonl:1: id must be text or a number, not \[1\]"),
+        ('{"prompt": "a", "negative": 5}', r"jsonl:1: negative must be text, not 5"),
         ("[" * 100_000, r"jsonl:1: malformed JSON: nested too deeply"),
         ('{"prompt": "a", "id": 1}\n{"prompt": "b", "id": "1"}', r":1 and .*:2 .* same id '1'"),
     ],

@@ -64,8 +64,11 @@ class Fake:
         self.output = output
         self.seeds: list[int] = []
 
-    def __call__(self, prompt: Any, generator: Any, output_type: str) -> Any:
+    def __call__(
+        self, prompt: Any, generator: Any, output_type: str, negative_prompt: Any = None
+    ) -> Any:
         self.seeds += [one.initial_seed() for one in generator]
+        self.negative = negative_prompt
         return SimpleNamespace(**self.output)
 
 
@@ -77,11 +80,34 @@ def test_what_a_safety_checker_held_back_is_marked() -> None:
     assert pictures[0].image.mode == "RGB"
 
 
+def test_prompts_may_have_negative_prompts_of_their_own() -> None:
+    fake: Any = Fake(images=[Image.new("RGB", (4, 4))] * 2)
+    shots = [Shot(PROMPT, 0), Shot(PROMPT, 1, "a blue cross")]
+    Painter(fake, {}).paint(shots)
+    assert fake.negative == ["", "a blue cross"]
+    assert fake.seeds == [Shot(PROMPT, 0).noise_seed, Shot(PROMPT, 1).noise_seed]
+    assert "negative" not in shots[0].to_dict()
+    assert shots[1].to_dict() == {"prompt": PROMPT, "seed": 1, "negative": "a blue cross"}
+    Painter(fake, {}).paint([Shot(PROMPT, 0), Shot(PROMPT, 1)])
+    assert fake.negative is None
+    with pytest.raises(ValueError, match="negative prompts of their own"):
+        Painter(fake, {"negative_prompt": "blurry"}).paint(shots)
+
+    class Without:
+        def __call__(self, prompt: Any, generator: Any, output_type: str) -> Any: ...
+
+    without: Any = Without()
+    with pytest.raises(ValueError, match="Without takes no negative prompt"):
+        Painter(without, {}).paint(shots)
+
+
 def test_videos_come_as_frames() -> None:
     fake: Any = Fake(frames=[[Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(5)]])
     (picture,) = Painter(fake, {}).paint([Shot(PROMPT, 0)])
     assert len(picture.frames) == 5
     assert picture.image.getpixel((0, 0)) == (2, 0, 0)
+    assert picture.strip.size == (20, 4)
+    assert [picture.strip.getpixel((4 * i, 3)) for i in range(5)] == [(i, 0, 0) for i in range(5)]
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def test_a_negative_prompt_is_read_by_the_pipelines_own_encoder() -> None:
     assert torch.equal(paint(regaze.NAG(), negative_prompt="a green circle"), want)
     empty = paint(regaze.NAG(embeddings=embedded("")))
     assert torch.equal(paint(regaze.NAG()), empty)
+    assert torch.equal(paint(regaze.NAG(negative=""), negative_prompt="a green circle"), empty)
     assert not torch.equal(empty, want)
+    assert regaze.NAG().controls() == {"empty": regaze.NAG(negative="")}
+    assert regaze.NAG(negative="").controls() == {}
 
 
 def test_regions_are_read_by_the_pipelines_own_encoder() -> None:
@@ -85,6 +88,11 @@ def test_words_are_columns() -> None:
     two = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle", PROMPT])
     alone = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle"])
     assert torch.allclose(two[:1], alone, atol=1e-5)
+    # Words of one list that a prompt lacks may be left out.
+    spec = regaze.Reweight({"red": 2.5, "green": 3.0}, absent="skip")
+    assert torch.equal(paint(spec), want)
+    with pytest.raises(ValueError, match="unknown absent 'drop'; known: raise, skip"):
+        regaze.Reweight({"red": 2.5}, absent="drop")
 
 
 def test_a_prompt_as_people_write_it() -> None:
@@ -153,7 +161,7 @@ def test_regions_that_overlap_need_a_rule() -> None:
         with pytest.raises(ValueError, match="0 'a green circle' and 1 .* overlap; say"):
             paint(regaze.Regions([left, other]))
     # Whose tokens they are is cut out of the other's box.
-    settings = {"base": 0.0, "stop": 1.0}
+    settings: dict[str, Any] = {"base": 0.0, "stop": 1.0}
     for rule, edge in (("first", 0.6), ("last", 0.5)):
         cut = [((0, 0, edge, 1), left[1]), ((edge, 0, 1, 1), right[1])]
         want = paint(regaze.Regions(cut, **settings))

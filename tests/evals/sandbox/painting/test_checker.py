@@ -106,6 +106,31 @@ def test_every_fate(prompt: str, things: tuple[str, ...], expected: dict[str, in
     assert counts(prompt, **shown) == expected | {"wanted": prompt.count(" a ") + 1}
 
 
+WITHOUT = "a red circle without a blue square"
+
+
+@pytest.mark.parametrize(
+    ("things", "expected", "right"),
+    [
+        (("red circle",), {"found": 1}, True),
+        (("red circle", "blue square"), {"found": 1, "unwanted": 1}, False),
+        (("blue square",), {"missing": 1, "unwanted": 1}, False),
+        (("red circle", "blue square", "blue square"), {"found": 1, "unwanted": 2}, False),
+        (("red circle", "blue circle"), {"found": 1, "extra": 1}, True),
+        (("red square",), {"wrong": 1}, False),
+    ],
+)
+def test_what_must_not_be_there(
+    things: tuple[str, ...], expected: dict[str, int], right: bool
+) -> None:
+    shown = dict(zip(PLACES, things, strict=False))
+    assert counts(WITHOUT, **shown) == expected | {"wanted": 1}
+    found = check([picture(**shown)], [WITHOUT])[0].counts
+    assert found.right is right
+    others = expected.get("unwanted", 0) + expected.get("extra", 0)
+    assert found.score == expected.get("found", 0) / (1 + others)
+
+
 def test_a_shapeless_blob_is_malformed() -> None:
     image = picture(left="red circle")
     image.paste((50, 85, 215), (20, 22, 31, 24))

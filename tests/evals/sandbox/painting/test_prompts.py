@@ -6,7 +6,7 @@ import pytest
 
 from regaze.evals.sandbox.painting.build import TOKENS, build_tokenizer
 from regaze.evals.sandbox.painting.prompts import WORDS, Kind, Wanted, parse
-from regaze.evals.sandbox.painting.scenes import SUBSETS, wanted
+from regaze.evals.sandbox.painting.scenes import NEGATION, SUBSETS, wanted
 
 RED_CIRCLE, BLUE_SQUARE = Kind("red", "circle"), Kind("blue", "square")
 
@@ -21,7 +21,19 @@ def test_prompts_read_as_english() -> None:
     assert Wanted(three).prompt == "a red circle, a blue square and a white cross"
 
 
-@pytest.mark.parametrize("subset", SUBSETS)
+def test_what_must_not_be_there_is_asked_for_as_text_encoders_read_it() -> None:
+    want = Wanted((RED_CIRCLE,), unwanted=BLUE_SQUARE)
+    assert want.prompt == "a red circle without a blue square"
+    assert want.asked == "a red circle and a blue square"
+    assert want.negative == "a blue square"
+    plain = Wanted((RED_CIRCLE, BLUE_SQUARE), "above")
+    assert (plain.asked, plain.negative) == (plain.prompt, "")
+    two = Wanted((RED_CIRCLE, BLUE_SQUARE), unwanted=Kind("white", "cross"))
+    assert two.prompt == "a red circle and a blue square without a white cross"
+    assert two.asked == "a red circle, a blue square and a white cross"
+
+
+@pytest.mark.parametrize("subset", [*SUBSETS, NEGATION])
 def test_parsing_is_the_inverse(subset: str) -> None:
     for want in wanted("test", subset, 100):
         assert parse(want.prompt) == want
@@ -38,6 +50,10 @@ def test_parsing_is_the_inverse(subset: str) -> None:
         ("a red circle, a blue square, a white cross and a red cross", "one to 3 objects"),
         ("a red circle a blue square", "one to 3 objects"),
         ("a red circle left of a blue square and a white cross", "one to 3 objects"),
+        ("a red circle without a red circle", "all different"),
+        ("a red circle without a blue square and a white cross", "one to 3 objects"),
+        ("a red circle without a red fox", "unknown word 'fox'"),
+        ("without a red circle", "unknown word 'without'"),
     ],
 )
 def test_other_prompts_are_refused(prompt: str, message: str) -> None:

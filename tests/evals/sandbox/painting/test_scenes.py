@@ -13,6 +13,7 @@ from regaze.evals.sandbox.painting.prompts import COLOURS, RELATIONS, SHAPES, Ki
 from regaze.evals.sandbox.painting.scenes import (
     HELD_OUT,
     KINDS,
+    NEGATION,
     SIZE,
     SPLITS,
     SUBSETS,
@@ -118,6 +119,19 @@ def test_composition_takes_turns(
         assert len({k.colour for k in w.kinds}) == colours
         assert len({k.shape for k in w.kinds}) == shapes
         assert len(HELD_OUT & set(w.kinds)) == held_out
+
+
+def test_negation_takes_turns_and_splits_share_nothing() -> None:
+    sets = {}
+    for split in ("validation", "test"):
+        asked = wanted(split, NEGATION, 200)
+        assert all(w.unwanted is not None and w.unwanted not in w.kinds for w in asked)
+        assert {len(w.kinds) for w in asked[::2]} == {1}
+        assert {len(w.kinds) for w in asked[1::2]} == {2}
+        assert not any(HELD_OUT & {*w.kinds, w.unwanted} for w in asked)
+        sets[split] = {frozenset((*w.kinds, w.unwanted)) for w in asked}
+    assert sets["validation"].isdisjoint(sets["test"])
+    assert len({w.prompt for w in wanted("test", NEGATION, 320)}) >= 200
 
 
 @pytest.mark.parametrize("subset", SUBSETS)

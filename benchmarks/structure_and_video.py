@@ -1,0 +1,189 @@
+"""What Structured Diffusion, skip-layer guidance, ByTheWay and Enhance-A-Video cost.
+
+Each on a model of its kind with random weights, whole runs of some steps, so that what happens once
+(phrases are encoded) and what happens in some steps alone (ByTheWay, the first fifth) counts as it
+does. Ratios to the plain pipeline, and skip-layer guidance to diffusers' own, of rounds in which
+all take turns. Aimed at: 1.02 for Structured, 1.03 for both video methods, 0.85 of diffusers' for
+the branch that skips.
+
+Run:  python -m benchmarks.structure_and_video [--threads 1] [--device cpu] [--rounds 5]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UNetMotionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from rich.console import Console
+from transformers import CLIPTextConfig, CLIPTextModel
+
+import regaze
+from benchmarks._timing import (
+    Ratio,
+    describe,
+    make_parser,
+    make_table,
+    parse,
+    seconds,
+    side_by_side,
+)
+from benchmarks.perturbation import TEXT, dit, dit_call
+from regaze.evals.sandbox.painting.build import build_tokenizer
+
+WIDTH = 256
+SKIPPED = [3, 4]
+PROMPT = "a red circle and a blue square"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, and what is measured on it.
+
+    Attributes:
+        build: The pipeline.
+        call: Its arguments.
+        runs: By name, what is attached and further arguments; the first one is the plain pipeline.
+    """
+
+    build: Callable[[], Any]
+    call: Mapping[str, Any]
+    runs: Mapping[str, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict)
+
+
+def _ddim() -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, steps_offset=1)
+
+
+def unet() -> Any:
+    """A U-Net with a text encoder, whose words are known."""
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=32, block_out_channels=(64, 128, 256, 256), cross_attention_dim=WIDTH,
+        attention_head_dim=8, norm_num_groups=32,
+    )  # fmt: skip
+    tokenizer = build_tokenizer()
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4,
+        intermediate_size=2 * WIDTH, max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    return StableDiffusionPipeline(
+        None, CLIPTextModel(config).eval(), tokenizer, model.eval(), _ddim(), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def animate() -> Any:
+    """A U-Net with motion modules."""
+    torch.manual_seed(0)
+    model = UNetMotionModel(
+        sample_size=16, block_out_channels=(64, 128, 256, 256), cross_attention_dim=WIDTH,
+        motion_num_attention_heads=4, num_attention_heads=4, norm_num_groups=32,
+    )  # fmt: skip
+    vae: Any = AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4,
+    )  # fmt: skip
+    # Never run: it only says that a latent cell is 8 pixels wide.
+    return AnimateDiffPipeline(
+        vae, None, None, model.eval(), None, DDIMScheduler(clip_sample=False, steps_offset=1)
+    )
+
+
+def wan() -> Any:
+    """A video transformer."""
+    torch.manual_seed(0)
+    model = WanTransformer3DModel(
+        num_attention_heads=4, attention_head_dim=64, in_channels=16, out_channels=16,
+        text_dim=WIDTH, freq_dim=64, ffn_dim=1024, num_layers=6, cross_attn_norm=True,
+    )  # fmt: skip
+    parts: Any = (None, None, None, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    return WanPipeline(*parts, transformer=model.eval())
+
+
+def cases() -> dict[str, Case]:
+    """What is measured, by the model's name."""
+    text = torch.randn(1, TEXT, WIDTH)
+    embeds = {"prompt_embeds": text, "negative_prompt_embeds": torch.randn(1, TEXT, WIDTH)}
+    phrases = ["a red circle", "a blue square"]
+    skip = {
+        "skip_guidance_layers": SKIPPED, "skip_layer_guidance_start": 0.0,
+        "skip_layer_guidance_stop": 1.0,
+    }  # fmt: skip
+    slg = regaze.SLG(layers=tuple(SKIPPED), start=0.0, stop=1.0)
+    frames = {"num_frames": 16, "height": 128, "width": 128, "decode_chunk_size": 16}
+    size = {"num_frames": 17, "height": 256, "width": 256}
+    return {
+        "U-Net, 32 x 32 latents, 20 steps": Case(
+            unet, {"prompt": PROMPT, "num_inference_steps": 20, "height": 256, "width": 256},
+            {"plain": (None, {}), "Structured": (regaze.StructuredDiffusion(phrases), {})},
+        ),
+        "SD3-like, 12 blocks, 2 skipped, 4 steps": Case(
+            lambda: dit("cpu"), {**dit_call(), "num_inference_steps": 4},
+            {"plain": (None, {}), "diffusers": (None, skip), "SLG": (slg, {})},
+        ),
+        "AnimateDiff-like, 16 frames, 5 steps": Case(
+            animate, {**embeds, **frames, "num_inference_steps": 5},
+            {"plain": (None, {}), "ByTheWay": (regaze.ByTheWay(), {})},
+        ),
+        "Wan-like, 5 latent frames, 2 steps": Case(
+            wan, {**embeds, **size, "num_inference_steps": 2},
+            {"plain": (None, {}), "Enhance-A-Video": (regaze.EnhanceAVideo(), {})},
+        ),
+    }  # fmt: skip
+
+
+def once(
+    pipe: Any, call: Mapping[str, Any], spec: Any, more: Mapping[str, Any],
+    options: argparse.Namespace,
+) -> float:  # fmt: skip
+    """Seconds of one run."""
+    with regaze.attach(pipe, *([] if spec is None else [spec])), torch.inference_mode():
+        run = partial(pipe, **call, **more, guidance_scale=5.0, output_type="latent")
+        return seconds(run, options)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = make_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parse(parser)
+    console = Console()
+    console.print(describe(options), highlight=False)
+    for title, case in cases().items():
+        pipe = case.build().to(options.device)
+        pipe.set_progress_bar_config(disable=True)
+        call = {
+            name: x.to(options.device) if isinstance(x, torch.Tensor) else x
+            for name, x in case.call.items()
+        }
+        steps = {
+            name: partial(once, pipe, call, spec, more, options)
+            for name, (spec, more) in case.runs.items()
+        }
+        times = side_by_side(steps, options.rounds, warm_up=1, tick=lambda: None)
+        bases = [name for name in steps if name in ("plain", "diffusers")]
+        table = make_table(title, ("", *(f"to {name}" for name in bases)))
+        for name in steps:
+            ratios = [Ratio.of(times[name], times[base]) for base in bases]
+            table.add_row(name, *(str(ratio or "") for ratio in ratios))
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
