@@ -13,7 +13,8 @@ OLDEST ?= tests/test_requirements.py tests/hooks/test_caches.py tests/hooks/test
     tests/evals/runs tests/evals/clips tests/evals/reports
 # Likewise, in two minutes.
 SMOKE ?= tests/test_requirements.py tests/hooks/test_caches.py tests/hooks/test_attach.py \
-    tests/conformance tests/evals/runs/test_store.py tests/cli/test_show.py
+    tests/interventions/test_pai.py tests/interventions/test_paint.py tests/conformance \
+    tests/evals/runs/test_store.py tests/cli/test_show.py tests/cli/test_plugins.py
 
 VENV := .venv
 FLOORS := .venv-floors

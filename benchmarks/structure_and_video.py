@@ -65,6 +65,10 @@ class Case:
     runs: Mapping[str, tuple[Any, Mapping[str, Any]]] = field(default_factory=dict)
 
 
+def _ddim() -> DDIMScheduler:
+    return DDIMScheduler(clip_sample=False, steps_offset=1)
+
+
 def unet() -> Any:
     """A U-Net with a text encoder, whose words are known."""
     torch.manual_seed(0)
@@ -79,7 +83,7 @@ def unet() -> Any:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return StableDiffusionPipeline(
-        None, CLIPTextModel(config).eval(), tokenizer, model.eval(), DDIMScheduler(), None, None,
+        None, CLIPTextModel(config).eval(), tokenizer, model.eval(), _ddim(), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
 
@@ -96,7 +100,9 @@ def animate() -> Any:
         up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4,
     )  # fmt: skip
     # Never run: it only says that a latent cell is 8 pixels wide.
-    return AnimateDiffPipeline(vae, None, None, model.eval(), None, DDIMScheduler())
+    return AnimateDiffPipeline(
+        vae, None, None, model.eval(), None, DDIMScheduler(clip_sample=False, steps_offset=1)
+    )
 
 
 def wan() -> Any:
@@ -123,8 +129,8 @@ def cases() -> dict[str, Case]:
     frames = {"num_frames": 16, "height": 128, "width": 128, "decode_chunk_size": 16}
     size = {"num_frames": 17, "height": 256, "width": 256}
     return {
-        "U-Net, 32 x 32 latents, 4 steps": Case(
-            unet, {"prompt": PROMPT, "num_inference_steps": 4, "height": 256, "width": 256},
+        "U-Net, 32 x 32 latents, 20 steps": Case(
+            unet, {"prompt": PROMPT, "num_inference_steps": 20, "height": 256, "width": 256},
             {"plain": (None, {}), "Structured": (regaze.StructuredDiffusion(phrases), {})},
         ),
         "SD3-like, 12 blocks, 2 skipped, 4 steps": Case(

@@ -3,8 +3,8 @@
 (Or ``make picture-results``.) Chooses each method's settings on validation prompts, paints test
 prompts with them and with their controls, measures what a picture costs, and writes
 ``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
-it was; another size wants another ``--out``. ``--only`` does some of the studies, so that several
-processes share them.
+it was; another size wants another ``--out``. ``--only`` does some of the studies; the page is of
+those that are done.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from regaze.evals.scoring.statistics import Change
 from regaze.hooks import attach
 
 _DTYPE = "bfloat16"
+_DONE = "done.json"
 _BATCH = 30
 _ROUNDS = 3
 _TIMED = 8
@@ -92,10 +93,9 @@ def _paint(
     sizes: Sizes,
     out: Path,
 ) -> dict[str, Any]:
-    count = round(study.share * getattr(sizes, split))
-    prompts = painting_world(split, [study.subset], count)
+    prompts = painting_world(split, [study.subset], getattr(sizes, split))
     # Validation has another noise than the test split by its prompts alone.
-    source = PictureSource(tuple(prompts), (0,), (study.scorer,))
+    source = PictureSource(tuple(prompts), (0,), ("painting",))
     with bars() as follow:
         done = run_images(
             source, loaded, conditions, _call(study, loaded, sizes), out=out, batch_size=_BATCH,
@@ -118,7 +118,8 @@ def _best(table: Mapping[str, Any], specs: Sequence[Any]) -> str:
     if len(specs) == 1:
         return str(specs[0].label)
     labels = [spec.label for spec in specs if spec.label in table["rows"]]
-    return max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
+    best: str = max(labels, key=lambda label: table["rows"][label]["metrics"]["right"])
+    return best
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
@@ -189,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR")
     parser.add_argument("--page", action="store_true", help="only write the page from the JSON")
     parser.add_argument(
-        "--only", nargs="+", choices=[s.name for s in STUDIES], help="do these, write no page"
+        "--only", nargs="+", choices=[s.name for s in STUDIES], help="default: all studies"
     )
     for name, count in asdict(usual).items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
@@ -198,12 +199,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.page:
         torch.set_num_threads(1)
         sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
-        chosen = [study for study in STUDIES if study.name in (given.only or [study.name])]
-        found = [
-            results(study, load(study.model, dtype=_DTYPE), given.out, sizes) for study in chosen
-        ]
-        if given.only:
-            return
+        for study in STUDIES:
+            if study.name in (given.only or [study.name]):
+                done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
+                files.write_json(given.out / study.name / _DONE, done)
+        paths = [given.out / study.name / _DONE for study in STUDIES]
+        found = [files.read_json(path) for path in paths if path.exists()]
         kept = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
         files.write_text(stored, json.dumps(kept, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(given.docs / "results-diffusion.md", page(files.read_json(stored)))

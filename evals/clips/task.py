@@ -17,8 +17,9 @@ from regaze.evals.pictures.scorers import Scorer
 from regaze.evals.runs import files, store
 from regaze.evals.sandbox.painting.checker import check, total
 from regaze.evals.sandbox.painting.scenes import SIZE
+from regaze.evals.sandbox.video import FRAMES
 from regaze.evals.sandbox.video.structure import estimate
-from regaze.evals.sandbox.video.world import FRAMES, GRAIN, Clip, clip
+from regaze.evals.sandbox.video.world import GRAIN, Clip, clip
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums, Task
 from regaze.hooks.checks import check_choice

@@ -67,6 +67,7 @@ def _block(
     )
     streams: list[tuple[Sequence[Tensor], Triple]] = []
     for text, moment in ((own, emb), *((one, second) for one in others)):
+        found: Sequence[Tensor]
         if block.context_pre_only:
             found = (block.norm1_context(text, moment),)
         else:

@@ -78,7 +78,8 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = N
     logits = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
     if seen is not None:
         logits = logits.masked_fill(~seen, -torch.inf)
-    return (logits.softmax(-1) @ value.float()).to(query.dtype)
+    output: Tensor = logits.softmax(-1) @ value.float()
+    return output.to(query.dtype)
 
 
 @contextmanager
@@ -108,7 +109,7 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
         call = by_name(denoiser, args, kwargs)
         if other or not method.acts(share, t):
             return stock(**call)
-        rows = len(call.get("sample", call.get("hidden_states")))
+        rows = len(call["sample"] if "sample" in call else call["hidden_states"])
         unguided = rows // 2 if running.both else 0
         if unguided and not running.cond_last:
             raise NotImplementedError("the conditional half comes first, which isn't written out")

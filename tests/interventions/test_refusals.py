@@ -118,11 +118,11 @@ def test_a_span_across_two_parts_of_a_prompt() -> None:
 
 @torch.no_grad()
 def test_ilvad_takes_no_drafts_and_no_second_question() -> None:
-    model = tiny("llava")
+    model, helper = tiny("llava"), tiny("llava", fresh=True)
     inputs = ask(model, (SHORT, [0]))
     with attach(model.model, ILVAD(tokens=3, tau=0.1)):
         with pytest.raises(NotImplementedError, match="leave the assistant out"):
-            model.model.generate(**inputs, max_new_tokens=6, prompt_lookup_num_tokens=2)
+            model.model.generate(**inputs, max_new_tokens=6, assistant_model=helper.model)
         made = model.model.generate(
             **inputs, max_new_tokens=2, do_sample=False, return_dict_in_generate=True
         )

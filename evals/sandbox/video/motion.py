@@ -19,7 +19,8 @@ from regaze.evals.sandbox.painting.build import build_scheduler
 from regaze.evals.sandbox.painting.denoiser import TrainingAttention
 from regaze.evals.sandbox.painting.stages import Plan, Stage, pixels
 from regaze.evals.sandbox.painting.text_encoders import P_EMPTY, features, tokenize
-from regaze.evals.sandbox.video.world import FRAMES, clips
+from regaze.evals.sandbox.video import FRAMES
+from regaze.evals.sandbox.video.world import clips
 
 _HEADS = 4
 _AT_ONCE = 100

@@ -134,7 +134,7 @@ def test_it_equals_explicit_maps_and_leaves_nothing(pipe: Any, keys: str, guided
 @pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
 @pytest.mark.parametrize("keys", KEYS)
 def test_it_equals_the_literal_form_that_verify_runs(pipe: Any, keys: str, guided: bool) -> None:
-    spec = StructuredDiffusion(phrases=[[RED, BLUE], [GREEN, OTHER]], keys=keys, layers="mid")
+    spec = StructuredDiffusion(phrases=[[RED, BLUE], [GREEN, OTHER]], keys=keys, layers=("mid",))
     with regaze.attach(pipe, spec) as found:
         got = run(pipe, [PROMPT, OTHER], guided)
     with found.specs[0].literal().within(pipe, Manner("unet", guided)):  # type: ignore[attr-defined]
