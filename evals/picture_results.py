@@ -93,10 +93,9 @@ def _paint(
     sizes: Sizes,
     out: Path,
 ) -> dict[str, Any]:
-    count = round(study.share * getattr(sizes, split))
-    prompts = painting_world(split, [study.subset], count)
+    prompts = painting_world(split, [study.subset], getattr(sizes, split))
     # Validation has another noise than the test split by its prompts alone.
-    source = PictureSource(tuple(prompts), (0,), (study.scorer,))
+    source = PictureSource(tuple(prompts), (0,), ("painting",))
     with bars() as follow:
         done = run_images(
             source, loaded, conditions, _call(study, loaded, sizes), out=out, batch_size=_BATCH,

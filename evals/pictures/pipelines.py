@@ -22,7 +22,6 @@ from regaze.evals.asking.models import check_name
 from regaze.evals.errors import first_line
 from regaze.evals.pictures import controlnets, parts
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
-from regaze.evals.sandbox.video import FRAMES, MOTIONS, motion_path
 from regaze.hooks.diffusion.families import DENOISERS
 
 Offload = Literal["none", "model", "sequential"]
@@ -91,8 +90,6 @@ def load(
         raise ValueError(f"unknown offload {offload!r}: use {', '.join(get_args(Offload))}")
     check_name(name)
     device = devices.device(device)
-    if name in MOTIONS:
-        return _moving(name, dtype, device, (controlnet, variant), offload)
     if offload != "none" and device == "cpu":
         raise ValueError("offloading moves parts of a pipeline to a GPU and back; there is no GPU")
     # Loading all of diffusers takes seconds, which other commands need not spend.
@@ -136,25 +133,6 @@ def load(
     return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}), notes)
 
 
-def _moving(
-    name: str, dtype: str | None, device: str, others: tuple[Any, ...], offload: Offload
-) -> LoadedPipeline:
-    """The painter with motion modules, whose parts lie in two folders.
-
-    Raises:
-        ValueError: Something was asked for that it doesn't have.
-    """
-    from regaze.evals.sandbox.video.pipeline import identity, load_moving
-
-    if any(others) or offload != "none":
-        raise ValueError(f"{name} takes no ControlNet and no variant, and isn't offloaded")
-    chosen = torch.float32 if dtype is None else devices.dtype(dtype)
-    pipeline = load_moving(motion_path(name), chosen)
-    pipeline.to(device)
-    about = {**identity(motion_path(name)), "name": name, "revision": None}
-    return LoadedPipeline(pipeline, about, {**_PAINTER, "num_frames": FRAMES})
-
-
 def _folder(name: str, variant: str | None) -> Path:
     if name in PAINTERS:
         return painter_path(name)
@@ -163,7 +141,7 @@ def _folder(name: str, variant: str | None) -> Path:
     from diffusers import DiffusionPipeline
 
     repository, _, revision = name.partition("@")
-    near = get_close_matches(name, (*PAINTERS, *MOTIONS), n=1)
+    near = get_close_matches(name, PAINTERS, n=1)
     hint = (f"did you mean {near[0]}? There is " if near else "") + f"no folder {name!r} here, and"
     options = {"revision": revision or None, "variant": variant, "use_safetensors": True}
     try:

@@ -13,7 +13,6 @@ from regaze.interventions import (
     NAG,
     SLG,
     TPG,
-    ByTheWay,
     Intervention,
     Reweight,
     StructuredDiffusion,
@@ -67,8 +66,6 @@ class Study:
         subset: Of the painting world's prompts.
         guidance: Scale of classifier-free guidance; 1 is none.
         grids: By method, the settings that are tried on validation prompts; a single one isn't.
-        scorer: What pictures are scored by.
-        share: Of the usual number of prompts, where they are dear.
     """
 
     name: str
@@ -76,8 +73,6 @@ class Study:
     subset: str
     guidance: float
     grids: Mapping[str, Grid] = field(default_factory=dict)
-    scorer: str = "painting"
-    share: float = 1.0
 
 
 def _nag() -> Grid:
@@ -107,11 +102,6 @@ def _structured() -> Grid:
     return [StructuredDiffusion(_PHRASES, "skip", keys) for keys in ("prompt", "phrases", "pairs")]
 
 
-def _bytheway() -> Grid:
-    settings = itertools.product((1.5, 3.0, 10.0), (0.2, 1.0))
-    return [ByTheWay(beta=beta, tau=3, stop=stop) for beta, stop in settings]
-
-
 def _study(model: str, subset: str, guidance: int, **grids: Grid) -> Study:
     name = f"{model.removeprefix('painter-')}-{subset}-{guidance}"
     if subset == "composition":
@@ -135,6 +125,5 @@ def _compositions(guidance: int) -> tuple[Study, Study]:
 STUDIES = (
     *(_study(model, NEGATION, guidance, nag=_nag()) for model in PAINTERS for guidance in (1, 3)),
     *(study for guidance in (1, 3) for study in _compositions(guidance)),
-    Study("motion-pair-1", "painter-motion", "pair", 1, {"bytheway": _bytheway()}, "moving", 0.5),
 )
 """All of them, in the order of the page."""

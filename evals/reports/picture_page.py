@@ -8,10 +8,9 @@ from typing import Any
 _SHOWN: Mapping[str, Mapping[str, int]] = {
     "composition": {"right": 1, "found": 1, "missing": -1, "leaked": -1, "extra": -1},
     "negation": {"right": 1, "found": 1, "unwanted": -1, "extra": -1},
-    "pair": {"right": 1, "kept": 1, "found": 1, "motion": 0, "drift": -1, "flicker": -1},
 }
 """Metrics of each subset, and which way is better."""
-_PLAIN = ("extra", "motion", "flicker")
+_PLAIN = ("extra",)
 """Metrics that are no shares."""
 _ALPHA = 0.05
 _LONGEST = 90
@@ -141,7 +140,8 @@ def _cell(metric: str, way: int, row: Mapping[str, Any]) -> str:
     said = f"{shown}, {_points(change, metric)}"
     if not change["low"] <= 0 <= change["high"]:
         said += "●" if not way else "▲" if change["delta"] * way > 0 else "▼"
-    holds = change["p_holm"] is not None and change["p_holm"] < _ALPHA
+    p = change["p"] if change["p_holm"] is None else change["p_holm"]
+    holds = p is not None and p < _ALPHA
     return f"**{said}**" if holds else said
 
 

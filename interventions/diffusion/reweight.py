@@ -18,6 +18,7 @@ and windows of single words aren't offered.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,8 +136,10 @@ class Reweight(Intervention):
         return replace(self, words=tuple((word, 1.0) for word, _ in self.words))
 
     def controls(self) -> dict[str, Intervention]:
-        """The same words made weaker that were made stronger, and the other way round."""
-        if not self.words or any(strength <= 0 for _, strength in self.words):
+        """The same words made weaker that were made stronger; none of words made weaker."""
+        strengths = [strength for _, strength in self.words]
+        # Or each would be the control of the other.
+        if any(strength <= 0 for strength in strengths) or math.prod(strengths) <= 1:
             return {}
         return {"inverse": replace(self, words=tuple((w, 1 / s) for w, s in self.words))}
 

@@ -71,6 +71,8 @@ def test_help_and_lists(args: tuple[str, ...]) -> None:
         ("eval", "chair", "--split", "test", "--images", "x"),
         ("tune", "vhr", "--images", "x"),
         ("analyse", "heads", "--split", "tset"),
+        ("measure", "vas", "--with", ""),
+        ("measure", "vas", "--with", "none@blank"),
         ("compare", "--with", "none"),
         ("show", "."),
     ],

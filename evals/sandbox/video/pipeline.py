@@ -6,7 +6,6 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import (
     AnimateDiffPipeline,
     ControlNetModel,
@@ -16,7 +15,7 @@ from diffusers import (
 )
 
 from regaze.evals.sandbox.painting import painter_path
-from regaze.evals.sandbox.video import controlnet_path, motion_path
+from regaze.evals.sandbox.video import controlnet_path
 
 
 def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPipeline:
@@ -38,38 +37,31 @@ def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPi
     return pipeline
 
 
-def load_moving(
-    adapter: Path | None = None, dtype: torch.dtype = torch.float32
-) -> AnimateDiffPipeline:
-    """A pipeline that paints clips of what a prompt says.
+def load_moving(adapter: Path) -> AnimateDiffPipeline:
+    """A pipeline in float32 that paints clips of what a prompt says.
 
     Args:
-        adapter: Folder of the motion modules; default: the shipped ones.
-        dtype: Of all weights.
+        adapter: Folder of the motion modules; none are shipped.
 
     Raises:
         OSError: The folder holds no motion modules.
     """
     painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
-    motion = MotionAdapter.from_pretrained(adapter or motion_path())
+    motion = MotionAdapter.from_pretrained(adapter)
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     parts: dict[str, Any] = {name: painter.components[name] for name in names}
     pipeline: AnimateDiffPipeline = AnimateDiffPipeline(**parts, motion_adapter=motion)
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.to(dtype)
     return pipeline
 
 
-def identity(beside: Path | None = None) -> dict[str, str]:
-    """What tells such a pipeline from any other: names, and a hash of all weights.
-
-    Args:
-        beside: Folder of the ControlNet or the motion modules; default: the shipped ControlNet.
+def identity(controlnet: Path | None = None) -> dict[str, str]:
+    """What tells a pipeline with a ControlNet from any other: names, and a hash of all weights.
 
     Raises:
-        OSError: The folder holds neither.
+        OSError: The folder holds no ControlNet.
     """
-    folder = beside or controlnet_path()
+    folder = controlnet or controlnet_path()
     painter = painter_path("painter-unet")
     total = hashlib.sha256()
     for path in [*sorted(painter.rglob("*.json")), *sorted(painter.rglob("*.safetensors"))]:

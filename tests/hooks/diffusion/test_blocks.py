@@ -87,8 +87,8 @@ def test_nothing_is_as_large_as_a_map() -> None:
 
 def test_gradients_flow() -> None:
     part = drawn(1, 40, 8)
-    given: Any = [x.requires_grad_() for x in inputs(4, 40)]
-    got = torch.autograd.grad(attend(*given, part, kernel).sin().sum(), given)
+    given = query, key, value = [x.requires_grad_() for x in inputs(4, 40)]
+    got = torch.autograd.grad(attend(query, key, value, part, kernel).sin().sum(), given)
     want = torch.autograd.grad(kernel(*given, attn_mask=part.mask()[None]).sin().sum(), given)
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

@@ -88,6 +88,10 @@ def test_words_are_columns() -> None:
     two = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle", PROMPT])
     alone = paint(regaze.Reweight({"red": 2.5}), prompt=["a blue and red circle"])
     assert torch.allclose(two[:1], alone, atol=1e-5)
+    # Only what is made stronger has a control.
+    (weaker,) = regaze.Reweight({"red": 2.5, "a": 0.5}).controls().values()
+    assert weaker == regaze.Reweight({"red": 0.4, "a": 2.0})
+    assert weaker.controls() == {}
     # Words of one list that a prompt lacks may be left out.
     spec = regaze.Reweight({"red": 2.5, "green": 3.0}, absent="skip")
     assert torch.equal(paint(spec), want)

@@ -1,0 +1,81 @@
+"""Settings chosen on validation prompts, painted once on the test split, and the page of it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_painter
+
+from regaze.evals import picture_results
+from regaze.evals.picture_results import Sizes, results
+from regaze.evals.pictures.studies import STUDIES, Study
+from regaze.evals.reports.picture_page import page
+from regaze.evals.runs import files
+from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.sandbox.painting.scenes import NEGATION
+from regaze.interventions import NAG, PAG
+
+SIZES = Sizes(validation=4, test=6, steps=2)
+STUDY = Study(
+    "tiny", "tiny", NEGATION, 1, {"nag": [NAG(phi=1.0), NAG(phi=2.0)], "pag": [PAG(scale=1.0)]}
+)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("study")
+    first = results(STUDY, tiny_painter.shared(), out, SIZES)
+    painted = {path: path.stat().st_mtime_ns for path in out.rglob("images/*.png")}
+    assert results(STUDY, tiny_painter.shared(), out, SIZES) == first  # Nothing is done again.
+    assert painted == {path: path.stat().st_mtime_ns for path in out.rglob("images/*.png")}
+    return first
+
+
+def test_what_did_best_on_validation_is_painted_on_test_with_its_control(
+    done: dict[str, Any],
+) -> None:
+    validation, test = done["tables"]["validation"], done["tables"]["test"]
+    assert list(validation["rows"]) == ["none", "nag:phi=1.0", "nag:phi=2.0"]
+    assert done["best"]["pag"] == "pag:scale=1.0"  # A single setting isn't tried.
+    rights = {label: row["metrics"]["right"] for label, row in validation["rows"].items()}
+    best = done["best"]["nag"]
+    assert rights[best] == max(rights[label] for label in ("nag:phi=1.0", "nag:phi=2.0"))
+    control = "nag:negative=," + best.removeprefix("nag:")
+    assert list(test["rows"]) == ["none", best, "pag:scale=1.0", control]
+    assert test["rows"][control]["control"] == "empty"
+    assert test["rows"][best]["control"] is None
+    assert set(done["times"]) == {best, "pag:scale=1.0"}
+    assert test["prompts"] == 6 and validation["prompts"] == 4
+
+
+def test_the_page_is_made_of_what_is_stored(done: dict[str, Any], tmp_path: Path) -> None:
+    study = copy.deepcopy(done)
+    rows = study["tables"]["test"]["rows"]
+    best = study["best"]["nag"]
+    changed = {"delta": 0.125, "low": 0.05, "high": 0.2, "p": 0.01, "p_holm": 0.02}
+    rows[best]["changes"]["right"] = changed
+    rows[best]["changes"]["extra"] = {**changed, "delta": 0.5, "p_holm": 0.2}
+    rows["pag:scale=1.0"]["changes"]["right"] = {**changed, "delta": -0.1, "low": -0.3}
+    stored = {"sizes": {"steps": 2}, "dtype": "bfloat16", "studies": [study]}
+    files.write_json(tmp_path / "picture-results.json", stored)
+    picture_results.main(["--page", "--docs", str(tmp_path)])
+    text = (tmp_path / "results-diffusion.md").read_text()
+    assert text == page(stored)
+    helps, _, rest = text.partition("Helps:")[2].partition("Shows nothing:")
+    assert "`nag` (tiny, negation, no guidance) +12.5 [+5.0, +20.0]; its control, empty," in helps
+    assert "`pag` (tiny, negation, no guidance) -10.0 [-30.0, +20.0]" in rest.partition("Harms")[0]
+    (row,) = [one for one in text.splitlines() if one.startswith(f"| `{best}`")][:1]
+    assert ", +12.5 [+5.0, +20.0]▲**" in row
+    assert ", +0.50 [+0.05, +0.20]▼ |" in row
+    assert row.endswith(f"| {study['times'][best]:g} |")
+    assert "### Validation: tiny, negation, no guidance" in text
+
+
+def test_every_study_is_of_a_painter_and_names_settings_that_it_can_read() -> None:
+    assert len({study.name for study in STUDIES}) == len(STUDIES)
+    assert {study.model for study in STUDIES} == set(PAINTERS)
+    for study in STUDIES:
+        assert all(spec.name == name for name, specs in study.grids.items() for spec in specs)
