@@ -8,10 +8,16 @@ PIP_ARGS ?=
 WORKERS  ?= 2
 
 # What the versions of the requirements can break: engine, runs, files, pictures, commands.
-OLDEST ?= tests/cli tests/hooks/test_attach.py tests/interventions/test_exactness.py \
-    tests/conformance tests/evals/asking tests/evals/runs tests/evals/clips tests/evals/reports
+OLDEST ?= tests/test_requirements.py tests/hooks/test_caches.py tests/hooks/test_attach.py \
+    tests/interventions/test_exactness.py tests/conformance tests/cli tests/evals/asking \
+    tests/evals/runs tests/evals/clips tests/evals/reports
+# Likewise, in two minutes.
+SMOKE ?= tests/test_requirements.py tests/hooks/test_caches.py tests/hooks/test_attach.py \
+    tests/interventions/test_pai.py tests/interventions/test_paint.py tests/conformance \
+    tests/evals/runs/test_store.py tests/cli/test_show.py tests/cli/test_plugins.py
 
 VENV := .venv
+FLOORS := .venv-floors
 BIN  := $(VENV)/bin
 # One stamp for what running needs and one for what developing needs: a second `make` installs
 # nothing, a changed requirement installs again.
@@ -20,7 +26,7 @@ DEV  := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo results picture-results test test-oldest check typecheck bench format clean
+.PHONY: help demo results picture-results test test-oldest smoke-oldest check typecheck bench format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +53,22 @@ test-oldest:  ## Run a part of the tests on the oldest versions allowed, in .ven
 	@.venv-oldest/bin/pip install -q $(PIP_ARGS) -c constraints-oldest.txt -e . 'pytest>=9'
 	@echo "==> Running a part of the tests on the oldest versions"
 	@.venv-oldest/bin/python -m pytest $(OLDEST)
+
+# The oldest torch alone is 3 GB, so this takes the one in .venv: everything installed there counts
+# as installed, and what has to be older goes in front of it.
+smoke-oldest: $(DEV)  ## Run two minutes of tests on the oldest versions allowed, but for torch.
+	@mkdir -p build; if ! $(BIN)/pip download -q $(PIP_ARGS) --no-deps --retries 1 -d build/reached \
+	    -c constraints-oldest.txt filelock >build/reached.log 2>&1; then \
+	    echo "==> Skipped: the oldest versions can't be downloaded here (build/reached.log)"; exit; fi; \
+	echo "==> Installing the oldest versions, but for torch, into $(FLOORS)"; \
+	test -d $(FLOORS) || $(BIN)/python -m venv $(FLOORS) || exit; \
+	$(BIN)/python -c 'import sys; print(*[p for p in sys.path if "site-packages" in p], sep="\n")' \
+	    >"$$(echo $(FLOORS)/lib/python*/site-packages)/zz_torch.pth" && \
+	grep -v '^torch=' constraints-oldest.txt >build/floors.txt && \
+	{ $(FLOORS)/bin/pip install -q $(PIP_ARGS) -c build/floors.txt -e . >build/floors.log 2>&1 || \
+	    { cat build/floors.log; exit 1; }; } && \
+	echo "==> Running a part of the tests on them" && \
+	$(FLOORS)/bin/python -m pytest -p no:xdist $(SMOKE)
 
 check: $(DEV) typecheck  ## Lint, check formatting, types, import rules and documentation links.
 	@echo "==> Linting (ruff check)"
@@ -75,7 +97,7 @@ format: $(DEV)  ## Sort imports, apply safe lint fixes and format.
 	@$(BIN)/ruff format
 
 clean:  ## Remove .venv and everything built or cached; runs/ stays.
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest $(FLOORS) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): pyproject.toml constraints.txt | $(VENV)

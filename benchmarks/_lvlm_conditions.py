@@ -157,6 +157,8 @@ class Runner:
         if report is None or report.exempt:
             return None
         acted = [layer.heads for layer in report.layers if layer.effect > 0]
-        if len(acted) != self.model.config.text_config.num_hidden_layers:
+        wanted = getattr(self.condition.intervention, "layers", None)
+        every = self.model.config.text_config.num_hidden_layers
+        if len(acted) != (every if wanted is None else len(wanted)):
             raise RuntimeError(f"{self.condition.name} didn't act in every layer: {report}")
         return statistics.fmean(acted)

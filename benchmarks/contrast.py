@@ -1,4 +1,4 @@
-"""What contrasts of next-token scores cost: a whole answer beside the plain model's, in one run.
+"""What contrasts of next-token scores, and GIFT, cost: a whole answer beside the plain model's.
 
 A LLaVA-shaped model with random weights reads one prompt (system text, 576 image columns, 50
 question tokens) and answers in 32 tokens. Conditions share the weights and take turns, answer by
@@ -36,8 +36,9 @@ from benchmarks._timing import (
     side_by_side,
 )
 from regaze.hooks import scores
-from regaze.interventions import ICD, M3ID, PAI, VCD, AvisC, DoLa, Intervention
+from regaze.interventions import GIFT, ICD, M3ID, PAI, VCD, AvisC, DoLa, Intervention
 
+TARGETS = {"GIFT": 1.1}
 TARGET = 2.0
 WORDS = 20
 
@@ -64,6 +65,7 @@ def conditions(layers: int) -> dict[str, Intervention | None]:
         "M3ID": M3ID(),
         "PAI, gamma 1.1": PAI(gamma=1.1, layers=tuple(range(layers))),
         "DoLa": DoLa(candidates=tuple(range(0, layers, 2))),
+        "GIFT": GIFT(layers=tuple(range(1, layers)), saliency=(0,), words="all", trim=(0, 0)),
     }
 
 
@@ -158,14 +160,16 @@ def main() -> None:
         cells = []
         for part, taken in times.items():
             ratio = Ratio.of(taken, found["plain"][part])
-            late = part == "in all" and ratio is not None and ratio.median > TARGET
+            most = TARGETS.get(name, TARGET)
+            late = part == "in all" and ratio is not None and ratio.median > most
             cells += [f"{1e3 * statistics.median(taken):.0f} ms", f"{ratio}{' MISS' * late}"]
         table.add_row(name, *cells)
     console = Console(width=max(110, Console().width))
     console.print(f"{shape.layers} layers, hidden {shape.hidden}; {describe(options)}")
     console.print(table)
     console.print(
-        f"Medians, ± half the distance between quartiles. Target: in all <= {TARGET:.1f}."
+        f"Medians, ± half the distance between quartiles. Target: in all <= {TARGET:.1f}; "
+        f"GIFT {TARGETS['GIFT']:.1f}."
     )
 
 

@@ -77,19 +77,25 @@ def clips(tokens: int, options: argparse.Namespace) -> Any:
         given = _drawn(method, grid, options.device)
         dense = _dense(*given)
         works: dict[str, Any] = {"dense": lambda given=given: _dense(*given)}
-        for name, (blocks, order) in parts.items():
+        for name, (part, order) in parts.items():
             for by in ("gather", "flex") if options.flex else ("gather",):
                 label = f"{name}, flex" if by == "flex" else name
-                works[label] = _work(given, blocks, order, by)
+                works[label] = _work(given, part, order, by)
         times = side_by_side(
             {n: lambda work=work: seconds(work, options) for n, work in works.items()},
             options.rounds, warm_up=1,
         )  # fmt: skip
         for name, work in works.items():
             ratio = Ratio.of(times[name], times["dense"])
-            memory = in_fresh_process(options.threads, _memory, method, name, tokens, options)
+            blocks = None if name == "dense" else parts[name.removesuffix(", flex")][0]
+            shape = None if blocks is None else (len(blocks.keep), blocks.size)
+            density = 1.0 if blocks is None else blocks.density
+            memory = None
+            if not name.endswith("flex"):
+                memory = in_fresh_process(
+                    options.threads, _memory, method, tokens, shape, density, options
+                )
             error = float((work() - dense).norm() / dense.norm())
-            density = 1.0 if name == "dense" else parts[name.removesuffix(", flex")][0].density
             judged = ""
             if tokens == max(CLIPS) and name != "dense" and ratio is not None:
                 judged = "ok" if ratio.median < 1 else "target 1.0"
@@ -162,20 +168,30 @@ def _work(given: Any, blocks: Blocks, order: Tensor | None, by: Any) -> Any:
     return work
 
 
-def _memory(method: str, name: str, tokens: int, options: argparse.Namespace) -> int | None:
-    """Bytes at the peak of one call, beside its inputs; of a small one first."""
-    densities = [float(name.rsplit(" ", 1)[-1])] if "," in name and "decay" not in name else [0.5]
+def _memory(
+    method: str, tokens: int, blocks: tuple[int, int] | None, density: float,
+    options: argparse.Namespace,
+) -> int | None:  # fmt: skip
+    """Bytes at the peak of one call, beside its inputs; of a small one first.
+
+    Args:
+        method: Whose clip.
+        tokens: Its size.
+        blocks: Masks and tokens of a block; None for dense attention.
+        density: Share of the blocks, which are drawn: memory doesn't ask which they are.
+        options: Of the command line.
+    """
     for count in (min(CLIPS), tokens):
         given = _drawn(method, CLIPS[count], options.device)
         work: Any = lambda given=given: _dense(*given)  # noqa: E731
-        if name != "dense":
-            plain = name.removesuffix(", flex")
-            if "flex" in name:
-                return None
-            blocks, order = dict(_parts(method, count, densities))[plain]
-            _ = blocks.groups
-            work = _work(given, blocks, order, "gather")
-        if count < tokens or tokens == min(CLIPS):
+        if blocks is not None:
+            masks, size = blocks
+            number = count // size
+            keep = torch.rand(masks, number, number) < density
+            part = Blocks(keep | torch.eye(number, dtype=torch.bool), size, count)
+            order = torch.randperm(count)[None] if method == "paro" else None
+            work = _work(given, part, order, "gather")
+        if count == min(CLIPS):
             work()
     return peak_memory(work, options.device)
 

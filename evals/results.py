@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from regaze.evals.analysis.asked import Subject, pick
-from regaze.evals.analysis.search import Found, by_attribution, by_margin
+from regaze.evals.analysis.search import By, Found, by_attribution, by_margin
 from regaze.evals.asking.asker import Asking
 from regaze.evals.asking.every import Every, every_method
 from regaze.evals.asking.generation import Answerer
@@ -119,7 +119,8 @@ def _with_heads(
                 loaded, name, Source(benchmark, split=SPLIT, n_images=sizes.validation), progress
             )
             files.write_json(path, found.to_dict())
-        specs.append(get(name)(**fields, heads=files.read_json(path)["heads"]))
+        heads = files.read_json(path)["heads"]
+        specs.append(get(name)(**{**fields, "heads": heads}))
         del left_out[name]
     return Every(sorted(specs, key=lambda spec: spec.name), left_out)
 
@@ -129,12 +130,12 @@ def _heads(loaded: Loaded, name: str, source: Source, progress: Progress) -> Fou
     answerer = Answerer(loaded.model, loaded.processor, task.max_new_tokens)
     subject = Subject(answerer, task, pick(task.items, _ASKED), _ASKED)
     spec = get(name)(**FOUND[name][1])
-    if task.yes_no:
-        by, ranked = "margin", by_margin(subject, spec, progress=progress)
+    by: By = "margin" if task.yes_no else "attribution"
+    if by == "margin":
+        ranked = by_margin(subject, spec, progress=progress)
     else:
-        by, ranked = "attribution", by_attribution(subject, progress=progress)
-    model = str(loaded.identity["name"])
-    heads = ranked.top(_HEADS)
+        ranked = by_attribution(subject, progress=progress)
+    model, heads = str(loaded.identity["name"]), ranked.top(_HEADS)
     return Found(spec.label, by, model, source.title, len(subject.items), heads, ranked)
 
 

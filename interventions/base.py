@@ -313,6 +313,8 @@ def _value(text: str) -> Any:
 
 def _stored(field: str, name: str) -> Any:
     """A field's value from a JSON file, as a search of heads writes one."""
+    if not name:
+        raise ValueError(f"{field} names no file: write {field}=@FILE")
     try:
         found = json.loads(Path(name).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -124,21 +124,8 @@ class Source:
             ImportError: A package that the benchmark needs isn't installed.
             OSError: A file is missing or can't be read.
         """
+        self.check()
         benchmark = find(self.benchmark)
-        if not self.data and not benchmark.sandbox:
-            there = ", ".join(name for name, each in BENCHMARKS.items() if each.sandbox)
-            raise ValueError(
-                f"--data is missing: where are the files of {self.name}? (The sandbox has "
-                f"scenes for {there} only)"
-            )
-        if not self.data and self.split not in SPLITS:
-            raise ValueError(unknown("split of the sandbox", self.split, SPLITS))
-        if self.n_images is not None and self.data and not benchmark.draws:
-            raise ValueError(
-                f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "
-                f"{self.name} take --limit"
-            )
-        self._check_extras()
         usual = benchmark.profiles if self.data else benchmark.sandbox
         first, *others = self.profiles or ((SynonymFinder.profile,) if self.synonyms else usual)
         tasks = [self._build(benchmark, first)]
@@ -156,14 +143,36 @@ class Source:
             ]
         return tasks
 
-    def _check_extras(self) -> None:
-        """Refuse files that nothing would be read from."""
+    def check(self) -> None:
+        """Refuse what doesn't go together, before a file is read.
+
+        Raises:
+            ValueError: Unknown benchmark or split, no data where there are no scenes, or files and
+                numbers that nothing would be made of.
+        """
+        benchmark = find(self.benchmark)
+        if not self.data and not benchmark.sandbox:
+            there = ", ".join(name for name, each in BENCHMARKS.items() if each.sandbox)
+            raise ValueError(
+                f"--data is missing: where are the files of {self.name}? (The sandbox has "
+                f"scenes for {there} only)"
+            )
+        if not self.data and self.split not in SPLITS:
+            raise ValueError(unknown("split of the sandbox", self.split, SPLITS))
+        if self.n_images is not None and self.data and not benchmark.draws:
+            raise ValueError(
+                f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "
+                f"{self.name} take --limit"
+            )
+        for name in ("images", "words", "synonyms", "relabel"):
+            if getattr(self, name) is not None and not self.data:
+                raise ValueError(
+                    f"--{name} goes with --data: the sandbox's scenes come with all they need"
+                )
         for name, of in (("words", "chair"), ("synonyms", "chair"), ("relabel", "pope")):
             given = getattr(self, name)
-            if given and (self.benchmark != of or not self.data):
-                raise ValueError(
-                    f"--{name} {given} belongs to {find(of).title} with files of its own (--data)"
-                )
+            if given and self.benchmark != of:
+                raise ValueError(f"--{name} {given} belongs to {find(of).title}, not {self.name}")
         if self.words and self.synonyms:
             raise ValueError("--synonyms stands in place of --words: give one of them")
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from regaze.evals.pictures.grid import Block, draw
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.render import Shot
+from regaze.evals.pictures.render import Painter, Shot
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.hooks.attach import attach
@@ -109,6 +109,7 @@ def edit(
         raise ValueError(
             f"the edit prompt is the source's, {asked.prompt!r}: say what should differ"
         )
+    Painter(loaded.pipeline, arguments)  # It refuses arguments that don't fit.
     wanted = {
         title: tuple(_with(spec, asked) for spec in condition.specs)
         for title, condition in conditions.items()

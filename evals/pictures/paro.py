@@ -23,7 +23,7 @@ from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.hooks.attach import attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
-from regaze.interventions.diffusion.paro_plan import Identity, Plan
+from regaze.interventions.diffusion.paro_plan import Identity, Plan, packed
 from regaze.interventions.diffusion.paro_survey import (
     Rule,
     Survey,
@@ -118,7 +118,7 @@ def calibrate(
         steps, grid = _about(out, len(shots))
         plan = Plan(
             Identity.of(denoiser, names[0]), grid, steps, rule.size, rule.density, orders,
-            {name: _masks([one[name] for one in second], rule.density) for name in names},
+            {name: packed(_masks([one[name] for one in second], rule.density)) for name in names},
         )  # fmt: skip
         with files.replacing(out / PLAN) as temporary:
             plan.write(temporary)

@@ -23,6 +23,7 @@ from regaze.hooks.diffusion.sites import TEXT, read_layout
 from regaze.interventions import (
     NAG,
     PARO,
+    ConsistEdit,
     FlowWarp,
     Intervention,
     PrimeComposer,
@@ -47,7 +48,8 @@ class Pipeline(Subject):
 
     Args:
         target: The pipeline.
-        specs: What will be verified; a flow-warping method paints a clip.
+        specs: What will be verified; a flow-warping method paints a clip, and one that edits
+            pictures by a second prompt a pair.
         call: Arguments of the pipeline's call, beside or instead of those chosen here.
     """
 
@@ -67,14 +69,19 @@ class Pipeline(Subject):
         self.denoiser = inner(found[self.name])
         self.host = host_of(self.denoiser)
         self._texts = any(isinstance(spec, ConceptUpdate) for spec in specs)
+        self._further = ("cross",) if any(isinstance(s, PrimeComposer) for s in specs) else ()
         clips = [spec for spec in specs if isinstance(spec, FlowWarp)]
-        self.frames = _frames(clips[0]) if clips else 1
+        chains = [spec.rounds + 1 for spec in specs if isinstance(spec, ConsistEdit)]
+        self.edited = bool(chains)
+        self.frames = max(chains) if chains else _frames(clips[0]) if clips else 1
         # Methods may rest for a share of the steps.
         late = max((getattr(spec, "start", 0.0) for spec in specs), default=0.0)
         plans = [read(spec.plan).steps for spec in specs if isinstance(spec, PARO) and spec.plan]
         self._call = {**self._small(plans[0] if plans else 4 if late >= 0.5 else 2), **call}
         if clips:
             self.one_batch = "the frames of a clip are a batch already"
+        elif chains:
+            self.one_batch = "a picture and its edit are a batch already"
         elif "prompt_embeds" in call:
             self.one_batch = "the pipeline's inputs were given as embeddings"
         self.running = self._observed()
@@ -99,7 +106,7 @@ class Pipeline(Subject):
     @property
     def layers(self) -> int:
         """Layers of the kind that the method edits."""
-        kinds = TEXT if self._texts else ("self", "joint")
+        kinds = TEXT if self._texts else (*self._further, "self", "joint")
         return sum(site.kind in kinds for site in self.host.sites)
 
     def about(self) -> dict[str, Any]:
@@ -163,6 +170,9 @@ class Pipeline(Subject):
             return replace(spec, tokens=_WORDS)
         if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
             return replace(spec, phrases=_WORDS)
+        if isinstance(spec, ConsistEdit) and spec.mask is None and spec.source is None:
+            # Half of the picture, which a literal form can know before it runs.
+            return replace(spec, mask=_half(self._call.get("height"), self._call.get("width")))
         if isinstance(spec, NAG) and spec.negative is None and spec.embeddings is None:
             return spec if self.one_batch else replace(spec, negative=_UNWANTED)
         if isinstance(spec, Regions) and not spec.regions and not self.one_batch:
@@ -185,7 +195,8 @@ class Pipeline(Subject):
     def _paint(self, numbers: Sequence[int]) -> Tensor:
         call = dict(self._call)
         if "prompt_embeds" not in call:
-            call["prompt"] = [_PROMPTS[n] for n in numbers for _ in range(self.frames)]
+            others = range(self.frames) if self.edited else [0] * self.frames
+            call["prompt"] = [_PROMPTS[(n + k) % 2] for n in numbers for k in others]
         if "latents" not in call:
             seeds = [n for n in numbers for _ in range(self.frames)]
             call["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -265,6 +276,13 @@ class Pipeline(Subject):
 
 def _frames(spec: FlowWarp) -> int:
     return flows.read(spec.flow).frames if spec.flow is not None else _FRAMES
+
+
+def _half(height: int | None, width: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """A mask of a picture's left half."""
+    mask = np.zeros((height or _SIDE, width or _SIDE), bool)
+    mask[:, : mask.shape[1] // 2] = True
+    return mask
 
 
 def _drawn(height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:

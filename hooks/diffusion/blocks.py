@@ -102,12 +102,6 @@ class Blocks:
         each = blocks[:, None] * self.size + torch.arange(self.size)
         return each[each < self.tokens]
 
-    @cached_property
-    def _lists(self) -> tuple[Tensor, Tensor]:
-        """For FlexAttention: how many columns each row block keeps, and which, these first."""
-        counts = self.keep.sum(-1).int()
-        return counts, self.keep.int().argsort(dim=-1, descending=True, stable=True).int()
-
 
 def attend(
     query: Tensor,
@@ -169,8 +163,10 @@ def _by_flex(
 ) -> Tensor:
     from torch.nn.attention.flex_attention import BlockMask
 
-    counts, which = (x[None].to(query.device) for x in blocks._lists)
     keep, size = blocks.keep.to(query.device), blocks.size
+    # How many columns each row block keeps, and which: these come first.
+    counts = keep.sum(-1).int()[None]
+    which = keep.int().argsort(dim=-1, descending=True, stable=True).int()[None]
     shared = len(keep) == 1
 
     def kept(batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:

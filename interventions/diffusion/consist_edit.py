@@ -289,12 +289,14 @@ class _State:
         mean: Its mean over the steps before.
         free: What may be edited, by grid: "E N" bool, for each edit of the batch, in its order.
         began: Whether its first pass was checked.
+        last: What the last call gave, of which the sources' rows are unedited.
     """
 
     seen: Running = field(default_factory=Running)
     mean: Tensor | None = None
     free: dict[Any, Tensor] = field(default_factory=dict)
     began: bool = False
+    last: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -417,9 +419,28 @@ class _Consistent(Work):
                     edit.copy_(fuse(source, edit, preserve))
         query, key, value = (x.flatten(0, 3) for x in stacked)
         if self.members is None or pass_.main is not None or pass_.rows.cond is None:
-            out: Tensor = call.kernel(query, key, value)
-            return out
-        return self._read(call, split, query, key, value)
+            self.state.last = torch.as_tensor(call.kernel(query, key, value))
+        else:
+            self.state.last = self._read(call, split, query, key, value)
+        return self.state.last
+
+    def unedited(self, call: Call) -> Tensor:
+        """The stock head outputs: those of the sources are there already."""
+        if self.state.last is None or self.state.last.shape[:3] != call.query.shape[:3]:
+            return call.output
+        images = call.samples().images * call.samples().frames
+        rows = torch.arange(len(call.query), device=call.query.device)
+        edits = rows[rows // images % (self.spec.rounds + 1) > 0]
+        whole = call.mask is None or len(call.mask) == 1
+        named = {} if whole or call.mask is None else {"attn_mask": call.mask[edits]}
+        out = self.state.last.clone()
+        out[edits] = call.kernel(call.query[edits], call.key[edits], call.value[edits], **named)
+        return out
+
+    def after(self, pass_: Pass, output: Any) -> Any:
+        """Keep no layer's output from pass to pass."""
+        self.state.last = None
+        return output
 
     def _read(
         self, call: Call, split: tuple[int, int, int, int], query: Tensor, key: Tensor,

@@ -169,17 +169,19 @@ def _part_of(plan: Plan, call: Call) -> Part:
 
 def _reordered(plan: Plan, site: str, image: slice, total: int, step: int) -> tuple[Blocks, Tensor]:
     """A layer's blocks in a step, and the order of tokens that they are in, "H N"."""
-    key = site, group_of(step, plan.steps), image.start, image.stop, total
-    if key not in plan.parts:
-        mask = plan.masks[site][key[1]]
-        number = -(-total // plan.size)
-        keep = torch.ones(len(mask), number, number, dtype=torch.bool)
-        keep[:, : mask.shape[1], : mask.shape[1]] = mask
-        first = image_first(image, total)
-        index = torch.stack([
-            torch.cat([first[: image.stop - image.start][permutation(plan.grid, order)],
-                       first[image.stop - image.start :]])
-            for order in plan.orders[site]
-        ])  # fmt: skip
-        plan.parts[key] = Blocks(keep, plan.size, total), index
-    return plan.parts[key]
+    key = group_of(step, plan.steps), image.start, image.stop, total
+    known = plan.parts.get(site)
+    if known is not None and known[0] == key:
+        return known[1:]
+    mask = plan.mask(site, key[0])
+    number = -(-total // plan.size)
+    keep = torch.ones(len(mask), number, number, dtype=torch.bool)
+    keep[:, : mask.shape[1], : mask.shape[1]] = mask
+    length = image.stop - image.start
+    picture, others = image_first(image, total).split((length, total - length))
+    index = torch.stack([
+        torch.cat([picture[permutation(plan.grid, order)], others]) for order in plan.orders[site]
+    ])  # fmt: skip
+    blocks = Blocks(keep, plan.size, total)
+    plan.parts[site] = key, blocks, index
+    return blocks, index

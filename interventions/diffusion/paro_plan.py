@@ -72,9 +72,10 @@ class Plan:
         size: Tokens of a block.
         density: Share of blocks that was asked for.
         orders: By layer: each head's order.
-        masks: By layer: "groups heads R R" bool, of the blocks that the picture fills.
+        masks: By layer: "groups heads bytes", `packed` from "groups heads R R" for the R blocks
+            that the picture fills.
         digest: SHA-256 of its file, the first 16 digits.
-        parts: What calls were given, by layer, mask and size.
+        parts: What each layer's last call was given, and for what.
     """
 
     identity: Identity
@@ -85,12 +86,19 @@ class Plan:
     orders: Mapping[str, Sequence[str]]
     masks: Mapping[str, Tensor]
     digest: str = ""
-    parts: dict[tuple[Any, ...], tuple[Blocks, Tensor]] = field(default_factory=dict, repr=False)
+    parts: dict[str, tuple[Any, Blocks, Tensor]] = field(default_factory=dict, repr=False)
 
     @property
     def groups(self) -> int:
         """How many masks each head has."""
         return group_of(self.steps - 1, self.steps) + 1
+
+    def mask(self, site: str, group: int) -> Tensor:
+        """A layer's blocks, bool "heads R R"."""
+        number = math.prod(self.grid) // self.size
+        bits = self.masks[site][group][..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+        mask: Tensor = bits.flatten(1)[:, : number**2].unflatten(1, (number, number)).bool()
+        return mask
 
     def fits(self, host: Host) -> None:
         """Check that a model has the layers that were calibrated.
@@ -159,8 +167,7 @@ class Plan:
             "steps": self.steps, "size": self.size, "density": self.density,
             "orders": {name: list(orders) for name, orders in self.orders.items()},
         }  # fmt: skip
-        packed = {name: _packed(mask) for name, mask in self.masks.items()}
-        save_file(packed, path, {"regaze": json.dumps(about)})
+        save_file(dict(self.masks), path, {"regaze": json.dumps(about)})
 
 
 def read(path: str | Path) -> Plan:
@@ -185,21 +192,22 @@ def _read(path: Path, stamp: tuple[int, int]) -> Plan:
             about = json.loads((file.metadata() or {}).get("regaze", "{}"))
             if about.get("format") != FORMAT:
                 raise ValueError("it doesn't say that it is one")
-            packed = {name: file.get_tensor(name) for name in about["orders"]}
+            masks = {name: file.get_tensor(name) for name in about["orders"]}
         frames, rows, columns = (int(n) for n in about["grid"])
-        size, identity = int(about["size"]), about["identity"]
-        number = frames * rows * columns // size
+        identity = about["identity"]
         weights = tuple(map(float, identity["weights"]))
         plan = Plan(
             Identity(str(identity["model"]), str(identity["config"]), weights),
-            (frames, rows, columns), int(about["steps"]), size, float(about["density"]),
-            about["orders"], {name: _unpacked(one, number) for name, one in packed.items()}, digest,
+            (frames, rows, columns), int(about["steps"]), int(about["size"]),
+            float(about["density"]), about["orders"], masks, digest,
         )  # fmt: skip
+        length = -(-((frames * rows * columns // plan.size) ** 2) // 8)
         for name, orders in plan.orders.items():
-            if plan.masks[name].shape[:2] != (plan.groups, len(orders)) or set(orders) - set(
-                ORDERS
-            ):
+            shape = (plan.groups, len(orders), length)
+            if masks[name].shape != shape or masks[name].dtype != torch.uint8:
                 raise ValueError(f"{name} has other blocks than it says")
+            if set(orders) - set(ORDERS):
+                raise ValueError(f"{name} has an unknown order")
     except OSError as error:
         raise ValueError(f"paro: can't read {path}: {error.strerror or error}") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -220,17 +228,12 @@ def permutation(grid: tuple[int, int, int], order: str) -> Tensor:
     return tokens.permute(["fhw".index(axis) for axis in order]).flatten()
 
 
-def _packed(mask: Tensor) -> Tensor:
+def packed(mask: Tensor) -> Tensor:
+    """Blocks "groups heads R R" bool, eight a byte."""
     bits = torch.nn.functional.pad(mask.flatten(2).to(torch.uint8), (0, -mask[0, 0].numel() % 8))
     powers = 2 ** torch.arange(8, dtype=torch.uint8)
-    packed: Tensor = (bits.unflatten(-1, (-1, 8)) * powers).sum(-1).to(torch.uint8)
-    return packed
-
-
-def _unpacked(packed: Tensor, number: int) -> Tensor:
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8) & 1
-    mask: Tensor = bits.flatten(2)[..., : number * number].unflatten(-1, (number, number)).bool()
-    return mask
+    found: Tensor = (bits.unflatten(-1, (-1, 8)) * powers).sum(-1).to(torch.uint8)
+    return found
 
 
 def _weights(denoiser: Any, site: str) -> tuple[float, ...]:

@@ -78,15 +78,22 @@ def fresh(path: Path) -> Path:
 
 
 def read_mask(place: Any) -> Any:
-    """A place as a mask "H W", or as the box that it is."""
+    """A place as a mask "H W", or as the box that it is.
+
+    Raises:
+        ValueError: It names a file that is no picture.
+    """
     if not isinstance(place, str):
         return place
     if place.endswith(".npy"):
         return torch.from_numpy(np.load(place) != 0)
     from PIL import Image
 
-    with Image.open(place) as picture:
-        return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
+    try:
+        with Image.open(place) as picture:
+            return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
+    except OSError as error:
+        raise ValueError(f"the mask {shown(place)} can't be read: {error}") from None
 
 
 def sized(method: str, place: Any, finest: Sequence[int], grid: Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ def levels(method: str, scheduler: Any) -> list[Level]:
     Raises:
         ValueError: It isn't one of `SCHEDULERS`.
     """
-    name = type(scheduler).__name__
+    name = scheduler.__class__.__name__  # Of what a proxy stands for.
     if name not in SCHEDULERS:
         raise ValueError(
             f"{method}: what latents hold in a step of {name} isn't known; use "

@@ -235,7 +235,8 @@ def anchored(
     heads, count, _ = query.shape
     each = heads // key.shape[0]
     key, value = (x.repeat_interleave(each, 0) if each > 1 else x for x in (key, value))
-    span, out, pairs = spec.block * spec.step, torch.empty_like(query, dtype=value.dtype), 0.0
+    span, pairs = spec.block * spec.step, 0.0
+    out = value.new_empty(heads, count, value.shape[-1])
     weights = torch.zeros(heads, count, count, device=query.device) if maps else None
     for start in range(0, count, span):
         rows = slice(start, min(start + span, count))
@@ -308,7 +309,9 @@ def _near(
 def _far(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention on stripes, and its log-sum-exp, "1 1 R D" and "1 1 R"."""
     query, key, value = (x[None, None] for x in (query, key, value))
-    if (found := with_lse(query, key, value, scale)) is not None:
+    # The kernels that tell the log-sum-exp want values as wide as keys.
+    alike = value.shape[-1] == key.shape[-1]
+    if alike and (found := with_lse(query, key, value, scale)) is not None:
         return found
     parts = []
     for some in _pieces(slice(0, query.shape[2]), key.shape[2]):

@@ -131,15 +131,12 @@ class DoLa(Intervention):
                 f"dola reads the residual stream, and layers of this {host.model_type} pass on "
                 "several streams side by side"
             )
-        config: Any = host.model.config
         head = _head(host)
-        for name in _CHANGES:
-            for part in (config, host.tower.config):
-                if getattr(part, name, None) not in (None, 1, 1.0):
-                    raise ValueError(
-                        f"dola takes scores for the output layer's product, and this "
-                        f"{host.model_type} changes them ({name})"
-                    )
+        if changed := changes_scores(host):
+            raise ValueError(
+                f"dola takes scores for the output layer's product, and this {host.model_type} "
+                f"changes them ({changed})"
+            )
         if self.norm and not isinstance(getattr(host.tower, "norm", None), nn.Module):
             raise ValueError(f"dola: the final norm of this {host.model_type} isn't known")
         if not isinstance(self.candidates, str):
@@ -157,6 +154,13 @@ class DoLa(Intervention):
     def bind(self, host: Host) -> Edit:
         """Make the edit."""
         return _DoLaEdit(self, host)
+
+
+def changes_scores(host: Host) -> str:
+    """The setting by which a model scales or caps its output layer's product; empty if none."""
+    configs: list[Any] = [host.model.config, host.tower.config]
+    found = (n for n in _CHANGES for c in configs if getattr(c, n, None) not in (None, 1, 1.0))
+    return next(found, "")
 
 
 def _bucket(name: str, n_layers: int, tied: bool) -> Sequence[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from regaze.hooks.checks import check_indices
 from regaze.hooks.host import Host
+from regaze.interventions.base import Intervention
 
 Pairs = tuple[tuple[int, int], ...]
 """Pairs (layer, head), both counted from 0."""
@@ -92,6 +94,21 @@ def head_masks(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, 
         masks[layer] = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
         masks[layer][list(heads)] = True
     return masks
+
+
+def choice_controls(spec: Any) -> dict[str, Intervention]:
+    """As many heads drawn at random or from the other end, of a method with ``heads="top"``."""
+    if spec.heads != "top":
+        return {}
+    return {
+        "random heads": replace(spec, heads="random"),
+        "bottom heads": replace(spec, heads="bottom"),
+    }
+
+
+def random_keys(count: int, device: torch.device) -> Tensor:
+    """A number for each head to choose it by, with a fixed seed: the same on every device."""
+    return torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, list[int]]:

@@ -15,7 +15,6 @@ plausibility cut; ``plausibility`` adds one.
 
 from __future__ import annotations
 
-import copy
 import functools
 import math
 from collections.abc import Mapping
@@ -25,16 +24,16 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.biases import ColumnBias
 from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.literal_scores import ScoreForm, Whole
-from regaze.hooks.passes import Columns, GrowingMask, Pass
+from regaze.hooks.passes import Pass
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.contrasts import cut
+from regaze.interventions.lvlm.span_edit import SpanEdit
 from regaze.interventions.lvlm.spans import (
     IMAGE,
     Spans,
@@ -161,35 +160,17 @@ class PromptHighlighter(Intervention):
         return _HighlightEdit(self, host)
 
 
-class _BiasEdit(Edit):
+class _BiasEdit(SpanEdit):
     """A bias on the spans' columns in all heads."""
 
     def __init__(self, spec: PromptHighlighter, host: Host, added: float) -> None:
-        super().__init__(spec.layers or () if added else ())
+        every = torch.ones(host.n_heads, dtype=torch.bool)
+        super().__init__(spec.spans, dict.fromkeys(spec.layers or () if added else (), every))
         self.spec, self.host, self.added = spec, host, added
-        self.rows = "last" if set(spec.spans) == {IMAGE} else "latest"
-        self.heads = torch.ones(host.n_heads, dtype=torch.bool)
-        self.bias: GrowingMask | None = None
 
-    def begin(self, pass_: Pass) -> None:
-        if not pass_.decodes:
-            inside = find_spans("highlight", self.host, self.spec.spans, pass_).any(1)
-            bias = self.added * inside.float()
-            self.bias = GrowingMask(bias.to(pass_.device)) if bool(inside.any()) else None
-
-    def select(self, rows: Tensor) -> Edit:
-        twin = copy.copy(self)
-        twin.bias = None if self.bias is None else self.bias.select(rows)
-        return twin
-
-    def active(self, layer: int, pass_: Pass) -> bool:
-        return self.bias is not None
-
-    def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
-        if self.bias is None:
-            return None
-        bias = columns.of(self.bias).to(columns.image.device)
-        return ColumnBias(self.heads.to(bias.device), bias)
+    def biased(self, pass_: Pass) -> Tensor:
+        inside = find_spans("highlight", self.host, self.spec.spans, pass_).any(1)
+        return self.added * inside.float()
 
 
 class _HighlightEdit(_BiasEdit):

@@ -81,13 +81,14 @@ class _Read(Edit):
         self.found = found
         self.seen: list[_Seen] = []
         self.past = 0
+        self.answered = False
 
     def begin(self, pass_: Pass) -> None:
         self.past = pass_.past
         if pass_.prompt_start or pass_.decodes:
-            self.seen = []
+            self.seen, self.answered = [], pass_.decodes
         if self.layers and not pass_.decodes and bool(pass_.tokens.has_image.any()):
-            _refuse(pass_)
+            _refuse(pass_, self.answered)
             # What was rolled back is forgotten.
             old = (replace(s, at=s.at.masked_fill(s.at >= pass_.past, -1)) for s in self.seen)
             self.seen = list(old)
@@ -110,8 +111,12 @@ class _Read(Edit):
         self.seen.append(_Seen(layer, at, patches + columns.offset, weights))
 
 
-def _refuse(pass_: Pass) -> None:
+def _refuse(pass_: Pass, answered: bool) -> None:
     """Check that a block is (a part of) a prompt that ILVAD can read.
+
+    Args:
+        pass_: The block.
+        answered: Whether an answer stands before it.
 
     Raises:
         NotImplementedError: It isn't.
@@ -121,7 +126,7 @@ def _refuse(pass_: Pass) -> None:
             "ILVAD weighs each token by what the rows before it were grounded in, so candidates of "
             "assisted decoding can't be checked in one pass: leave the assistant out"
         )
-    if pass_.tokens.generated:
+    if answered:
         raise NotImplementedError(
             "ILVAD begins each answer with a look at the whole prompt, and this one goes on behind "
             "an answer that is in its cache: begin anew with the whole conversation"
@@ -156,8 +161,6 @@ class _Ground(Edit):
             return
         self.again, self.parts = False, {}
         if not pass_.decodes:
-            if self.layers and bool(pass_.tokens.has_image.any()):
-                _refuse(pass_)
             self.log_m, self.row, self.ahead = None, {}, _Ahead()
             return
         if self.log_m is not None:

@@ -19,7 +19,6 @@ are, so they aren't run again.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,12 +27,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regaze.hooks.biases import ColumnBias
 from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
-from regaze.hooks.passes import Columns, GrowingMask, Pass
+from regaze.hooks.passes import Pass
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import require_patches
@@ -45,6 +43,7 @@ from regaze.interventions.lvlm.heads import (
     head_masks,
     other_heads,
 )
+from regaze.interventions.lvlm.span_edit import SpanEdit
 from regaze.interventions.lvlm.spans import (
     IMAGE,
     Spans,
@@ -166,39 +165,20 @@ class PASTA(Intervention):
         return _PASTAEdit(self, host)
 
 
-class _PASTAEdit(Edit):
+class _PASTAEdit(SpanEdit):
     def __init__(self, spec: PASTA, host: Host) -> None:
         found = by_layer(spec.heads or (), spec.layers or (), host.n_heads)
         if spec.take == "others":
             found = other_heads(found, host.n_heads)
-        super().__init__(found if spec.alpha != 1 else ())
+        masks = head_masks(found if spec.alpha != 1 else {}, host.n_heads)
+        super().__init__(spec.spans, {layer: mask[:, 0, 0] for layer, mask in masks.items()})
         self.spec, self.host = spec, host
-        # Spans of the image leave prompts without one alone.
-        self.rows = "last" if set(spec.spans) == {IMAGE} else "latest"
-        self.heads = {k: mask[:, 0, 0] for k, mask in head_masks(found, host.n_heads).items()}
-        self.bias: GrowingMask | None = None
 
-    def begin(self, pass_: Pass) -> None:
-        if not pass_.decodes:
-            spec = self.spec
-            inside = find_spans("pasta", self.host, spec.spans, pass_)
-            prompt = ~pass_.tokens.is_kind(Kind.GENERATED)[:, : inside.shape[-1]]
-            bias = span_bias(inside, prompt, spec.alpha, spec.mode, spec.sense)
-            self.bias = GrowingMask(bias.to(pass_.device)) if bool(bias.any()) else None
-
-    def select(self, rows: Tensor) -> _PASTAEdit:
-        twin = copy.copy(self)
-        twin.bias = None if self.bias is None else self.bias.select(rows)
-        return twin
-
-    def active(self, layer: int, pass_: Pass) -> bool:
-        return self.bias is not None
-
-    def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
-        if self.bias is None:
-            return None
-        bias = columns.of(self.bias).to(columns.image.device)
-        return ColumnBias(self.heads[layer].to(bias.device), bias)
+    def biased(self, pass_: Pass) -> Tensor:
+        spec = self.spec
+        inside = find_spans("pasta", self.host, spec.spans, pass_)
+        prompt = ~pass_.tokens.is_kind(Kind.GENERATED)[:, : inside.shape[-1]]
+        return span_bias(inside, prompt, spec.alpha, spec.mode, spec.sense)
 
 
 def span_bias(

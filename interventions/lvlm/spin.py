@@ -30,6 +30,7 @@ from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
+from regaze.interventions.lvlm.heads import choice_controls, random_keys
 
 _README = "YUECHE77/SPIN@a6ddf4a README"
 
@@ -84,12 +85,7 @@ class SPIN(Intervention):
 
     def controls(self) -> Mapping[str, Intervention]:
         """As many heads, drawn at random or from the other end."""
-        if self.heads != "top":
-            return {}
-        return {
-            "random heads": replace(self, heads="random"),
-            "bottom heads": replace(self, heads="bottom"),
-        }
+        return choice_controls(self)
 
     def idle(self) -> SPIN:
         """All heads keep their output."""
@@ -167,8 +163,6 @@ def head_factors(sums: Tensor, keep: float, factor: float, heads: str = "top") -
         "B H R".
     """
     if heads == "random":
-        # Drawn on the CPU, so that every device draws the same heads.
-        drawn = torch.rand(sums.shape[1], generator=torch.Generator().manual_seed(0))
-        sums = drawn.to(sums.device)[:, None].expand_as(sums)
+        sums = random_keys(sums.shape[1], sums.device)[:, None].expand_as(sums)
     best = sums.topk(int(keep * sums.shape[1]), 1, largest=heads != "bottom", sorted=False)
     return torch.full_like(sums, factor).scatter(1, best.indices, 1.0)

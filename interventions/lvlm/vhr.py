@@ -31,6 +31,7 @@ from regaze.hooks.literal import HeadForm
 from regaze.hooks.passes import Pass
 from regaze.interventions.base import Intervention, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_images
+from regaze.interventions.lvlm.heads import choice_controls, random_keys
 
 
 @register
@@ -77,12 +78,7 @@ class VHR(Intervention):
 
     def controls(self) -> Mapping[str, Intervention]:
         """As many heads, drawn at random or from the other end."""
-        if self.heads != "top":
-            return {}
-        return {
-            "random heads": replace(self, heads="random"),
-            "bottom heads": replace(self, heads="bottom"),
-        }
+        return choice_controls(self)
 
     def idle(self) -> VHR:
         """Chosen heads keep their size."""
@@ -206,10 +202,7 @@ def choose_heads(
     if heads == "top":
         return chosen
     if heads == "random":
-        # Drawn on the CPU, so that every device draws the same heads.
-        generator = torch.Generator().manual_seed(0)
-        key = torch.rand(divergence.shape[-1], generator=generator).to(divergence.device)
-        key = key.expand_as(divergence)
+        key = random_keys(divergence.shape[-1], divergence.device).expand_as(divergence)
     else:
         key = -divergence
     rank: Tensor = key.argsort(-1, descending=True).argsort(-1)

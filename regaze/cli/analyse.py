@@ -61,21 +61,21 @@ class Asked:
         from regaze.evals.benchmarks.registry import Source, find
 
         find(self.benchmark)
-        if self.images and not self.data:
-            raise ValueError("--images goes with --data: the sandbox's scenes come with theirs")
         if not self.data and not sandbox.is_sandbox(model) and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {self.benchmark.upper()}'s files? (--split "
                 "validation asks about the sandbox's scenes instead)"
             )
-        return Source(
+        source = Source(
             benchmark=self.benchmark,
             data=tuple(map(absolute, self.data or ())),
             images=self.images and absolute(self.images),
-            split=self.split or "validation",
+            split="validation" if self.split is None else self.split,
             n_images=self.n_images,
             seed=self.seed,
         )
+        source.check()
+        return source
 
 
 @spread

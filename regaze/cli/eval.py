@@ -92,17 +92,12 @@ class Questions:
                 f"{'--data' if self.data else '--profile'} belongs to one benchmark: run "
                 f"{' and '.join(names)} one at a time"
             )
-        for option in ("images", "words", "synonyms", "relabel"):
-            if getattr(self, option) is not None and not self.data:
-                raise ValueError(
-                    f"--{option} goes with --data: the sandbox's scenes come with all they need"
-                )
         if not self.data and not sandbox.is_sandbox(model) and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {names[0].upper()}'s files? (--split test "
                 "asks about the sandbox's scenes instead)"
             )
-        return [
+        found = [
             Source(
                 benchmark=name,
                 data=tuple(map(absolute, self.data or ())),
@@ -117,6 +112,9 @@ class Questions:
             )
             for name in names
         ]
+        for one in found:
+            one.check()
+        return found
 
     def places(self, model: str, out: Path) -> list[tuple[Source, Path]]:
         """Each source and its folder; of several benchmarks each has one of its own.

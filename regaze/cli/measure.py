@@ -35,9 +35,16 @@ def vas(
     as_json: Json = False,
 ) -> None:
     """Measure VAS, the ratio of attention to the image and to the system prompt."""
+    from regaze.evals.runs.conditions import Condition
+
+    condition = Condition() if with_ is None else Condition.parse(with_)
+    if condition.image != "given":
+        raise ValueError(
+            f"--with {with_}: VAS is measured on the pictures that are given; name only what is to "
+            "be attached, as in --with avar"
+        )
     from PIL import Image
 
-    from regaze.evals.runs.conditions import Condition
     from regaze.evals.sandbox.scenes import scene
     from regaze.evals.scoring.attention_mass import measure_vas
     from regaze.hooks import attach
@@ -47,10 +54,9 @@ def vas(
     pictures = [Image.open(path).convert("RGB") for path in image or ()]
     pictures = pictures or [scene("validation", number).image for number in range(limit)]
     asked = [(one, text) for one in pictures for text in prompt or ["Describe the image."]]
-    specs = Condition.parse(with_).specs if with_ else ()
     turns = Turns(loaded.processor)
     inputs = (turns.model_inputs(loaded.model, text, (one,)) for one, text in asked)
-    with attach(loaded.model, *specs, processor=loaded.processor):
+    with attach(loaded.model, *condition.specs, processor=loaded.processor):
         found = measure_vas(loaded.model, inputs, loaded.processor)
     if as_json:
         typer.echo(json.dumps({"prompts": len(asked), **asdict(found)}))

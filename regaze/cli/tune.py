@@ -54,22 +54,24 @@ class Search:
 def tune(search: Search, model: Model, as_json: Json = False) -> None:
     """Choose a method's settings on validation scenes, which no test asks."""
     from regaze.evals.benchmarks.registry import Source
+
+    source = Source(
+        benchmark=search.on,
+        data=tuple(map(absolute, search.data or ())),
+        images=search.images and absolute(search.images),
+        split="validation",
+        n_images=search.n_images,
+        seed=search.seed,
+    )
+    source.check()
     from regaze.evals.runs.progress import bars
     from regaze.evals.tuning.spaces import space_of
-    from regaze.evals.tuning.tune import SPLIT, TUNED
+    from regaze.evals.tuning.tune import TUNED
     from regaze.evals.tuning.tune import tune as run
     from regaze.interventions import parse
 
     spec = parse(search.method)
     space_of(spec)  # What can't be tuned is refused before a model is loaded.
-    source = Source(
-        benchmark=search.on,
-        data=tuple(map(absolute, search.data or ())),
-        images=search.images and absolute(search.images),
-        split=SPLIT,
-        n_images=search.n_images,
-        seed=search.seed,
-    )
     name = f"tune-{spec.name}-{search.on}-{Path(model.model).name}"
     folder = search.folder or Path("runs") / name
     loaded = model.load()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from command_line import call, evaluate, one_line
 
 from regaze.interventions import Intervention, get, names
@@ -58,6 +59,7 @@ def test_a_method_that_is_named_must_act_also_beside_all(model: str, tmp_path: P
 
 
 def test_tune_prints_settings_to_take(model: str, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
     fixed = ("--model", model, "--trials", "2", "--n-images", "2", "--out", str(tmp_path))
     result = call("tune", "pai:gamma=1.2", "--on", "pope", *fixed)
     assert result.exit_code == 0, result.output

@@ -18,11 +18,12 @@ from regaze.interventions.lvlm.anchor import anchored
 SPEC = AnchorAttention(theta=0.1, block=2, step=2, init=2)
 
 
-@pytest.mark.parametrize("theta", [-0.5, 0.3, 100.0])
-def test_each_row_sees_near_columns_and_stripes_once(theta: float) -> None:
+@pytest.mark.parametrize(("theta", "wide"), [(-0.5, 8), (0.3, 8), (0.3, 6), (100.0, 8)])
+def test_each_row_sees_near_columns_and_stripes_once(theta: float, wide: int) -> None:
     made = torch.Generator().manual_seed(0)
     count, block, step, init = 29, 2, 3, 4
     query, key, value = (torch.randn(h, count, 8, generator=made) for h in (4, 2, 2))
+    value = value[..., :wide]
     spec = AnchorAttention(theta=theta, block=block, step=step, init=init)
     got, density, maps = anchored(query, key, value, 8**-0.5, spec, maps=True)
     # Row by row, as the paper reads.

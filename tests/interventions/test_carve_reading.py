@@ -15,7 +15,7 @@ from regaze.hooks.capture import Capture, Rowset
 from regaze.hooks.grids import grid_size, patch_grid
 from regaze.hooks.text_capture import _Seen
 from regaze.hooks.tokens import TokenMap
-from regaze.interventions import CARVE, VHR, look_closer
+from regaze.interventions import CARVE, VAF, VHR, look_closer
 from regaze.interventions.lvlm.carve_reading import Looker, Reading, patch_attention
 
 FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -162,6 +162,21 @@ def test_patches_are_found_where_a_window_has_moved_on(offset: int) -> None:
     found = patch_attention(seen, 1, 0, {"input_ids": kinds})
     assert found.tolist() == [[[[3.0, 4.0], [5.0, 6.0]]]]
     np.testing.assert_array_equal(seen.heat(), found[0, 0])
+
+
+def test_of_the_rows_that_another_method_edits_the_last_is_read() -> None:
+    model = tiny("llava")
+    reads = looker(model)
+    inputs = reads.inputs(QUESTION, (model.picture(0),))
+    with attach(model.model, VAF(layers=(0, 1))), capture(model.model, heads="mean") as seen:
+        model.model(**inputs)
+    found = patch_attention(seen, 1, 0, inputs)
+    columns = seen.grid()
+    for layer, one in enumerate(seen.captured):
+        assert one.valid.sum() == 1
+        last = one.weights[0, 0][one.valid[0]][0]
+        np.testing.assert_array_equal(found[0, layer], last[columns].numpy())
+    assert seen.captured[0].weights.shape[2] > 1
 
 
 def test_reading_leaves_no_trace_and_sees_what_is_attached() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from asking import LONG, SHORT, Row, answer, ask, literally, logits
 from tiny import Tiny, tiny
 
@@ -50,6 +51,8 @@ def test_beams_samples_and_parts_keep_the_pictures_patches(options: dict[str, An
         return answer(model, inputs, SPEC, **options)
 
     if "prefill_chunk_size" in options:
+        if transformers.__version__.startswith("5.18."):
+            pytest.skip("transformers 5.18 itself can't read prompts with M-RoPE in parts")
         assert say() == answer(model, inputs, SPEC)
         return
     torch.manual_seed(0)

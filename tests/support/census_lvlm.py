@@ -7,6 +7,7 @@ text tower and its attention need. `tiny_families` has complete models, with pro
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -280,6 +281,7 @@ def tiny_config(family: str, shrunk: bool = True) -> Any:
     return shrink(config, changes=CHANGES.get(family)) if shrunk else config
 
 
+@functools.cache
 def bare_host(family: str) -> Host:
     """What is known of a family's tiny model, which has no weights."""
     with torch.device("meta"):

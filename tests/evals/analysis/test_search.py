@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from heads import subject
@@ -13,7 +14,7 @@ from toy import ToyTask
 
 from regaze.evals.analysis.asked import Subject
 from regaze.evals.analysis.search import Found, _places, by_attribution, by_margin
-from regaze.evals.asking.generation import Answerer
+from regaze.evals.asking.generation import Answerer, Generated
 from regaze.evals.asking.prompts import Question
 from regaze.evals.benchmarks.chair import Chair
 from regaze.hooks import attach
@@ -29,7 +30,8 @@ def test_by_margin_is_the_gain_of_runs_with_one_head() -> None:
         signs = [1 if item.target == "yes" else -1 for item in of.items]
         with attach(of.model, *specs, processor=answerer.processor), answerer.meter.running():
             said = [answerer.ask([Question(i.prompt, of.image(i))])[0] for i in of.items]
-        return sum(s * one.margin for s, one in zip(signs, said, strict=True)) / len(signs)  # type: ignore[union-attr, operator]
+        odds = [one.margin for one in said if isinstance(one, Generated) and one.margin is not None]
+        return float(np.mean([sign * odd for sign, odd in zip(signs, odds, strict=True)]))
 
     plain = score()
     for head in range(of.host.n_heads):

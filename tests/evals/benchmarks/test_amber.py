@@ -133,7 +133,9 @@ def test_yesno_reads_sentences_and_rounds_nothing() -> None:
     right = sum(truths[key] == "no" for key in denied)
     assert found["accuracy"] == sum(first[key] == truths[key] for key in truths) / 60
     assert found["precision"] == right / len(denied)
-    assert found["recall"] == right / sum(truth == "no" for truth in truths.values())
+    absent = sum(truth == "no" for truth in truths.values())
+    assert found["recall"] == right / absent
+    assert found["f1"] == pytest.approx(2 * right / (len(denied) + absent))
     assert found["other"] == found["empty"] == sum(not text for text in said.values()) / 60
 
 

@@ -12,12 +12,11 @@ import torch
 from safetensors.torch import load_file
 
 import regaze
-from regaze.evals.pictures import paro
 from regaze.evals.pictures.paro import PLAN, calibrate
 from regaze.evals.pictures.render import Painter, Shot
 from regaze.evals.runs.store import ConfigMismatchError
-from regaze.interventions.diffusion.paro_plan import read
-from regaze.interventions.diffusion.paro_survey import Rule
+from regaze.interventions.diffusion.paro_plan import packed, read
+from regaze.interventions.diffusion.paro_survey import Rule, best_blocks
 
 SHOTS = [Shot("a red circle", 0), Shot("a blue cross", 1)]
 RULE = Rule(size=4, density=0.5, small=0.02, share=0.5)
@@ -56,8 +55,8 @@ def test_a_calibration_that_was_stopped_goes_on_and_gives_the_same(
     found = [load_file(tmp_path / "whole" / f"blocks-00{n}.safetensors") for n in (0, 1)]
     for name, mask in again.masks.items():
         mean = torch.stack([one[name] for one in found]).mean(0)
-        want = torch.stack([paro.best_blocks(group, RULE.density) for group in mean])
-        assert torch.equal(mask, want)
+        want = torch.stack([best_blocks(group, RULE.density) for group in mean])
+        assert torch.equal(mask, packed(want))
 
 
 def test_other_settings_and_damaged_parts_raise(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_other_settings_and_damaged_parts_raise(tmp_path: Path) -> None:
 
 def test_what_it_leaves_is_attached(tmp_path: Path) -> None:
     plan = run(tmp_path, layers=(1,))
-    assert len(plan.orders) == 1 and plan.groups == plan.masks[next(iter(plan.masks))].shape[0]
+    assert len(plan.orders) == 1 and plan.groups == len(plan.masks[next(iter(plan.masks))])
     loaded = tiny_painter.shared()
     with regaze.attach(loaded.pipeline, regaze.PARO(plan=str(tmp_path / PLAN))) as attached:
         Painter(loaded.pipeline, tiny_painter.CALL).paint(SHOTS[:1])

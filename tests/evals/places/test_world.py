@@ -26,7 +26,7 @@ def test_pasting_is_a_composition_in_the_worlds_own_style_alone(number: int) -> 
     seen = judge(pasted(asked), asked)
     assert (seen.placed, seen.kept, seen.clean) == (1, True, True)
     assert seen.background == 0
-    assert seen.outline > 0.8
+    assert seen.outline > 0.7  # A blob's fringe counts, a mask's does not.
     asked = placement("test", "sketch", number)
     assert judge(pasted(asked), asked).placed == 0
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from PIL import Image
 from toy import ToyTask, shared_toy_model
 
 from regaze.evals.asking.generation import Answerer
@@ -22,7 +25,7 @@ EDITED = VAF(enhance=1.6, suppress=0.4, layers=(2, 3))
 
 
 class Captions(ToyTask):
-    def load_image(self, item):
+    def load_image(self, item: Item) -> Image.Image:
         self.loads.append(str(item.image))
         return load_image(str(item.image))
 
@@ -43,7 +46,7 @@ def alone(answerer: Answerer, item: Item, *specs: Intervention) -> tuple[Heat, i
 def test_a_batch_of_answers_of_several_lengths() -> None:
     loaded = load("sandbox")
     answerer = Answerer(loaded.model, loaded.processor, 40)
-    found = Heats(Captions(), answerer).layers(CAPTIONS, [EDITED])
+    found: Any = Heats(Captions(), answerer).layers(CAPTIONS, [EDITED])
     lengths = set()
     for item in CAPTIONS:
         for name, specs in (("before", ()), ("after", (EDITED,))):

@@ -62,8 +62,8 @@ def test_infused_logits_are_overwritten_logits() -> None:
     for n, row in enumerate(subject.inside.tolist()):
         logits[..., row, :] = given[..., :, n]
 
-    def kernel(*parts: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(*parts, scale=scale)
+    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
     got = composing.infused(kernel, query, key, value, prior, subject)
     torch.testing.assert_close(got, logits.softmax(-1) @ value, atol=1e-12, rtol=0)
@@ -144,7 +144,11 @@ def test_pictures_are_inverted_as_the_literal_form_does() -> None:
 
 def test_no_map_of_all_tokens_on_all() -> None:
     pipe, kind, side = tiny("sd"), FAMILIES["sd"], 24
-    call = {"height": 8 * side, "width": 8 * side, "latents": noise(1, 4, side, side)}
+    call: dict[str, Any] = {
+        "height": 8 * side,
+        "width": 8 * side,
+        "latents": noise(1, 4, side, side),
+    }
     with regaze.attach(pipe, composed(side, side, correlate=1.0)), largest() as seen:
         kind.run(pipe, 1, **call)
     assert 0 < seen.numbers < side**4  # A map of one head.
@@ -200,7 +204,7 @@ def test_things_are_put_into_boxes() -> None:
 def test_a_transparent_picture_is_its_own_mask() -> None:
     thing = Image.new("RGBA", (16, 16), (200, 0, 0, 0))
     thing.paste((200, 0, 0, 255), (4, 4, 12, 12))
-    plain = {"background": GROUND, "box": BOX, "subject": "square"}
+    plain: dict[str, Any] = {"background": GROUND, "box": BOX, "subject": "square"}
     by_alpha = paint(regaze.PrimeComposer(object=thing, **plain))
     mask = np.asarray(thing.getchannel("A"))
     by_mask = paint(regaze.PrimeComposer(object=thing.convert("RGB"), mask=mask, **plain))

@@ -18,7 +18,13 @@ from torch import Tensor
 import regaze
 from regaze.hooks.diffusion.literal import literally
 from regaze.interventions import PARO, Intervention, RadialAttention, from_dict, parse
-from regaze.interventions.diffusion.paro_plan import Identity, Plan, permutation, read
+from regaze.interventions.diffusion.paro_plan import (
+    Identity,
+    Plan,
+    packed,
+    permutation,
+    read,
+)
 from regaze.interventions.diffusion.paro_survey import (
     Rule,
     Survey,
@@ -50,7 +56,7 @@ def plan_of(name: str) -> Plan:
             names = ("fhw", "hwf", "wfh", "whf", "hfw", "fwh")
             orders[site.name] = [names[(number + head) % 6] for head in range(site.heads)]
             sums = torch.rand(3, site.heads, 9, 9, generator=made)
-            masks[site.name] = torch.stack([best_blocks(group, 0.4) for group in sums])
+            masks[site.name] = packed(torch.stack([best_blocks(group, 0.4) for group in sums]))
         identity = Identity.of(video(name).transformer, host_sites[0].name)
         _PLANS[name] = Plan(identity, (3, 4, 3), STEPS, 4, 0.4, orders, masks)
     return _PLANS[name]
@@ -111,7 +117,7 @@ def test_no_layers_and_whole_maps_change_no_bit(method: str, tmp_path: Path) -> 
     whole: Any = RadialAttention(decay=0.5, start=0.0)  # One block.
     if method == "paro":
         plan = plan_of("wan")
-        ones = {name: torch.ones_like(mask) for name, mask in plan.masks.items()}
+        ones = {name: torch.full_like(mask, 255) for name, mask in plan.masks.items()}
         whole = PARO(plan=str(tmp_path / "whole.safetensors"))
         replace(plan, masks=ones, parts={}).write(tmp_path / "whole.safetensors")
     with regaze.attach(pipe, whole) as run:
@@ -247,6 +253,10 @@ def test_plans_survive_their_file_and_are_read_once(tmp_path: Path) -> None:
     assert (again.identity, again.grid, again.steps) == (plan.identity, (3, 4, 3), STEPS)
     assert again.orders == plan.orders
     assert all(torch.equal(again.masks[name], mask) for name, mask in plan.masks.items())
+    mask = torch.rand(2, 3, 9, 9, generator=torch.Generator().manual_seed(5)) < 0.3
+    name = next(iter(plan.masks))
+    other = replace(plan, masks={name: packed(mask)}, parts={})
+    assert torch.equal(other.mask(name, 1), mask[1]) and other.masks[name].shape == (2, 3, 11)
 
 
 def test_bad_inputs_raise(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_regions_that_overlap_need_a_rule() -> None:
         with pytest.raises(ValueError, match="0 'a green circle' and 1 .* overlap; say"):
             paint(regaze.Regions([left, other]))
     # Whose tokens they are is cut out of the other's box.
-    settings = {"base": 0.0, "stop": 1.0}
+    settings: dict[str, Any] = {"base": 0.0, "stop": 1.0}
     for rule, edge in (("first", 0.6), ("last", 0.5)):
         cut = [((0, 0, edge, 1), left[1]), ((edge, 0, 1, 1), right[1])]
         want = paint(regaze.Regions(cut, **settings))

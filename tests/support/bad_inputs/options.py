@@ -13,7 +13,12 @@ _COMPARE = ("compare", *_PAINT)
 _IMAGES = ("eval images", *_PAINT, "--steps", "1")
 _HEADS = ("discover", "heads", *_PAINT[:-2], "--steps", "1")
 _CLIP = ("animate", "--with", "none", "--steps", "1")
+_EDIT = ("edit", "--model", "painter", "-p", "a red circle", "-e", "a white circle", "--steps", "1")
+_EDITS = ("eval", "edits", "--with", "none", "--steps", "1", "--edits", "2")
 _VIDEO = ("eval", "video", "--with", "none", "--steps", "1", "--clips", "2", "--frames", "2")
+_PLACES = ("eval", "places", "--places", "2", "--steps", "1", "--kind", "regions")
+_COMPOSE = ("compose", "--model", "painter", "-p", "a red circle", "--background", "file.txt",
+            "--object", "file.txt")  # fmt: skip
 _INTS = ("0", "-1", "1.5", "abc", "", "nan", "1e3", "9" * 5000)
 _FLOATS = ("nan", "inf", "-inf", "abc", "", "1e999", "--", "1,5")
 _WHERE = ("/proc/x/y", "/dev/null/x", "file.txt/x", "a\0b", "x" * 5000)
@@ -52,6 +57,19 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--model": ("painter-unett", "nobody/nothing", "", "toy", "file.txt", "sandbox"),
         "--prompts": ("no.txt", "file.txt"), "--negative": (),
     },
+    _EDIT: {
+        "--steps": _INTS, "--guidance": _FLOATS, "--cell": _INTS, "--seeds": ("", "0", "-1", "1,1"),
+        "--image": ("no.png", "file.txt", "", "/proc/x.png"), "--mask": ("no.png", "file.txt", ""),
+        "--words": ("", "hat", "[/]"), "--edit": ("a red circle", ""),
+        "--with": ("consistedit:strength=2", "consistedit:rounds=0", "consistedit:words=[]",
+                   "consistedit:region=left", "consistedit:source=no.safetensors", "pag:scale=x"),
+        "--out": ("edit.jpg", "edit", "/proc/x.png", "file.txt/e.png", ""),
+    },
+    _EDITS: {
+        "--edits": _INTS, "--kind": ("", "size"), "--pictures": ("", "real"), "--split": ("train",),
+        "--batch-size": _INTS, "--steps": _INTS, "--seed": ("-1", "x"), "--out": _WHERE,
+        "--with": ("consistedit:strength=2", "consistedit:mask=no.npy", "consistedit:words=hat"),
+    },
     _IMAGES: {
         "--score": ("", "nope", "clip:", "clip:model", "clip:model=no-such-folder", "clip:nope=1",
                     "aesthetic", "aesthetic:head=no.safetensors", "aesthetic:head=no.pth",
@@ -83,6 +101,16 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--seed": ("-1", "abc"), "--controlnet": ("nowhere", "empty"), "--score": ("nope", "fid"),
         "--threads": ("0", "-1", "abc"), "--out": _WHERE,
     },
+    _PLACES: {
+        "--kind": ("", "sqaure"), "--split": ("", "train"), "--places": _INTS[:5],
+        "--with": ("primecomposer", "regions@blank", "regions:overlap=both", "regions:base=2"),
+        "--model": ("", "painter", "toy"), "--out": _WHERE, "--steps": _INTS[:5],
+    },
+    _COMPOSE: {
+        "--background": ("", "none.png", "folder.png"), "--box": ("", "1", "0,0,2,1", "a,b,c,d"),
+        "--object": ("", "none.png"), "--mask": ("none.png", "file.txt"),
+        "--out": ("x.jpg", "/proc/x.png"), "--with": ("none@blank", "primecomposer:keep=2"),
+    },
     ("discover", "sinks", "--model", "toy"): {
         "--tau": (*_FLOATS, "-1", "1e9", "2"), "--model": ("", "painter", "nope"),
         "--dtype": ("int8",), "--device": ("gpu",),
@@ -92,6 +120,39 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--model": ("nope", "painter-unett"), "--dtype": ("int8",), "--device": ("gpu",),
     },
     ("sites", "--model", "painter"): {"--model": ("nope", "", "toy"), "--dtype": ("int8",)},
+    ("tune", "vhr", "--model", "toy", "--n-images", "2"): {
+        "--trials": _INTS, "--n-images": (*_INTS, "1"), "--seed": ("-1", "1.5", "abc", ""),
+        "--on": ("", "pop", "[/]", "pope chair", "amber", "file.txt"), "--batch-size": _INTS,
+        "--objective": ("", "aucc", "f1 ", "[red]"), "--images": ("empty", ""),
+        "--data": ("no.json", "", "file.txt", "empty"), "--out": _WHERE,
+        "--model": ("", "painter", "nope"), "--dtype": ("int8",),
+    },
+    ("analyse", "heads", "--model", "toy", "--limit", "2"): {
+        "--split": ("tset", ""), "--n-images": _INTS, "--limit": _INTS, "--seed": ("-1", "x"),
+        "--measure": ("", "masss", "mass,divergence", "[/]", "vision_distance "),
+        "--by": ("", "nope", "ablation2", "[red]"), "--top": _INTS, "--rows": _INTS,
+        "--layer": ("-1", "99", "abc", "1.5", ""), "--batch-size": _INTS, "--to": ("", "one"),
+        "--heads": ("", "[[0,0]", "[[0]]", "[[99,0]]", "[[0,99]]", "[[-1,0]]", "0,0", "no.json",
+                    '[["a",0]]', "[[0.5,0]]", "{}", "[[0,0],[0,0,0]]", "9" * 5000),
+        "--out": _WHERE, "--data": ("no.json", "file.txt", "empty"),
+        "--model": ("", "painter", "nope"), "--device": ("gpu",),
+    },
+    ("measure", "vas", "--model", "toy", "--limit", "1"): {
+        "--image": ("no.png", "file.txt", "empty", "/dev/null"), "--limit": _INTS,
+        "--with": ("", "nope", "vhr:alpha=-1", "pag", "none@blank", "avar@nope", "vicrop", "all"),
+        "--model": ("", "painter", "nope"), "--dtype": ("int8",),
+    },
+    ("build", "pope", "--annotations", "file.txt", "--images", "empty", "--out", "q.json"): {
+        "--annotations": ("no.json", "empty", "file.txt", "", "/dev/null"),
+        "--images": ("nowhere", "file.txt", ""), "--out": _WHERE,
+        "--strategy": ("", "randon", "random,,popular", "random,random", "[/]"),
+        "--n-images": _INTS, "--questions": (*_INTS, "5", "-2"), "--min-images": _INTS,
+        "--seed": ("-1", "abc", "", "9" * 5000),
+    },
+    ("--load", "file.txt", "list"): {
+        "--load": ("no.py", "", "empty", "file.txt", "/dev/null", "broken.py", "raises.py",
+                   "leaves.py", "again.py", "nothing.py", "bytes.py"),
+    },
 }  # fmt: skip
 _WHOLE = (
     ("eval",), ("eval", "pop"), ("eval", "[/]"), ("eval", ""), ("evall",), ("eval", "pope", "--x"),
@@ -106,6 +167,24 @@ _WHOLE = (
     (*_COMPARE, "--gif"), (*_COMPARE, "--prompts", "file.txt"), (*_COMPARE, "--with", "none"),
     (*_COMPARE, "--with", "vhr"), (*_COMPARE, "--with", "none@blank"),
     (*_ASK, "--with", "pag"), (*_CLIP, "--flow", "empty", "--estimate", "dis"),
+    *((*_ASK, "--with", w) for w in (
+        "vhr@", "vhr@nope", "@llava-1.5-7b", "vhr@llava-1.5-7b@blank", "vhr@[/]", "none@llava",
+        "var@llava-1.5-7b:rho=-1", "var@llava-1.5-7b:nope=1", "vaf@llava-1.5-7B", "all@blank",
+        "all+vhr", "all:x=1", "ALL", "all all", "vhr@" + "x" * 5000,
+    )),
+    (*_COMPARE, "--with", "all"), (*_CLIP, "--with", "all"), (*_COMPARE, "--with", "pag@nope"),
+    ("tune",), ("tune", ""), ("tune", "nope"), ("tune", "none"), ("tune", "pag"),
+    ("tune", "vhr+pai"), ("tune", "vhr:alpha=-1"), ("tune", "all"), ("tune", "vhr@nope"),
+    ("tune", "headablate"), ("tune", "vhr:nope=1"), ("tune", "vhr", "pai"), ("tune", "[/]"),
+    ("analyse", "head"), ("analyse", "heads", "pop"), ("analyse", "heads", ""),
+    ("analyse", "overlap"), ("analyse", "overlap", "empty"), ("analyse", "overlap", "run", "run"),
+    ("analyse", "overlap", "empty", "empty"), ("analyse", "overlap", "nowhere", "file.txt"),
+    ("analyse", "heads", "--model", "toy", "--measure", "mass", "--by", "ablation"),
+    ("analyse", "heads", "--model", "toy", "--measure", "mass", "--layer", "0"),
+    ("measure", "vas2"), ("measure", "vas", "x"),  ("build", "chair"),
+    ("build", "pope"),
+    ("--load",), ("list", "--load"), ("list", "--load", "broken.py"), ("--load=no.py", "list"),
+    (*_ASK, "--load", "broken.py"), (*_ASK, "--load", "nothing.py", "--with", "sharpen"),
 )  # fmt: skip
 
 

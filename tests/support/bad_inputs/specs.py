@@ -17,6 +17,7 @@ _TEXTS = (
     "vhr+", "+vhr", "none+vhr", "vhr@", "vhr@blank2", "@", "vhrr", "VHR ", "[vhr]", "[/]",
     "vhr:[red]=1", "vhr:alpha=[/]", "\x1b[31mvhr", "v" * 10_000, "vhr:alpha=1;pai", "vhr alpha=1",
     "vhr:alpha=1 beta=2", "vhr:alpha=2=3", "vhr:alpha:2", "vhr,pai", "carve+carve", "vhr/pai",
+    "vhr:alpha=@", "vhr:alpha=@no-such.json", "vhr:alpha=@.", "adhh:heads=@/dev/null",
     "\u202evhr", "☃", "vhr:{}", "vhr:{\"alpha\": 2}", "../vhr", "vhr:alpha=(1)", "pai+pai+",
 )  # fmt: skip
 

@@ -14,6 +14,17 @@ from toy import save_toy_model
 
 from bad_inputs.case import answered
 
+_PLUGINS = {
+    "broken.py": b"def f(:\n",
+    "raises.py": b"raise ValueError('a\\nb [red]')\n",
+    "leaves.py": b"import sys\nsys.exit(3)\n",
+    "again.py": b"from regaze.interventions.lvlm.vaf import VAF\n"
+    b"from regaze.interventions import register\nregister(VAF)\n",
+    "nothing.py": b"x = 1\n",
+    "bytes.py": b"\xff\xfe\x00",
+}
+"""Files for ``--load`` that can't be taken."""
+
 
 @contextmanager
 def workspace() -> Iterator[Path]:
@@ -26,6 +37,8 @@ def workspace() -> Iterator[Path]:
             save_toy_model(folder / "toy")
             shutil.copytree(tiny_painter.folder(), folder / "painter")
             (folder / "file.txt").write_text("a red circle\n")
+            for name, text in _PLUGINS.items():
+                (folder / name).write_bytes(text)
             for one in ("empty", "folder.png", "folder.gif"):
                 (folder / one).mkdir()
             made = ("--n-images", "2", "--max-new-tokens", "1", "--out", "run")
