@@ -47,9 +47,12 @@ makes this page and goes on where it was stopped; its numbers are in
   for "a blue square and a red circle" with the negative prompt "a red circle": text encoders read
   "without" as "and". *Right* is a picture with all that is wanted and nothing that isn't.
 - **Settings** are those with the most right pictures on validation prompts
-  ([below](#what-was-tried)), for a few methods those of the painters'
-  [cards](../evals/sandbox/models). Then test prompts were painted once, {sizes["steps"]} steps in
-  {stored["dtype"]}, a picture each.
+  ([below](#what-was-tried)). Then test prompts were painted once, {sizes["steps"]} steps in
+  {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR take those
+  of the painters' cards ([MM-DiT](../evals/sandbox/models/painter-mmdit/README.md),
+  [U-Net](../evals/sandbox/models/painter-unet/README.md)), where they were measured first, with
+  sweeps and controls; FlowWarp is in the
+  [ControlNet's](../evals/sandbox/models/painter-controlnet/README.md).
 - **Changes** are in points, with 95 % intervals from a paired bootstrap over prompts. ▲ better, ▼
   worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
   conditions of the table.
