@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -254,13 +254,25 @@ class Asker:
             questions = {key: found.question for key, found in prepared.items()}
         if not questions:
             return answers
+        # Blank images of one size are one, so the same question about them is answered once; but
+        # not where something is drawn, or where an intervention counts what it acts on.
+        blank_alone = self.plan.condition.image == "blank" and not self.plan.specs
+        apart = not blank_alone or answerer.decoding.samples
+        asks: dict[str, Hashable] = {
+            key: key if apart else (q.prompt, q.key, q.choices) for key, q in questions.items()
+        }
+        once: dict[Hashable, Question] = {}
+        for key, question in questions.items():
+            once.setdefault(asks[key], question)
         given = answerer.ask(
-            [*questions.values()],
+            [*once.values()],
             share=self.share,
             partial=self.attached.partial_prompt,
             drawing=partial(answerer.decoding.drawing, seed, [item.id for item in items]),
         )
-        for key, answer in zip(questions, given, strict=True):
+        found = dict(zip(once, given, strict=True))
+        for key, asked in asks.items():
+            answer = found[asked]
             if key in prepared and isinstance(answer, Generated):
                 answer = replace(answer, extra=prepared[key].extra)
             answers[key] = answer

@@ -63,7 +63,12 @@ one core, as smaller runs suggest) and goes on where it was stopped. Its numbers
   prefix where the method allows), beside the unedited model's, the least of some rounds taken in
   turn. POPE's answers are a word, CHAIR's a caption. Of so small a model much of it is overhead.
 - This is a model of 1.9 M parameters on drawn scenes: it shows what a method does here, not how
-  much it would do on a large one, for which the defaults were published."""
+  much it would do on a large one, for which the defaults were published.{_noted(stored)}"""
+
+
+def _noted(stored: Mapping[str, Any]) -> str:
+    """What must be said of these numbers beside all that, if anything."""
+    return f"\n- {stored['note']}" if stored.get("note") else ""
 
 
 def _findings(stored: Mapping[str, Any]) -> str:
@@ -154,7 +159,7 @@ def _line(table: Mapping[str, Any], name: str, kind: str, label: str, time: floa
     if label in table["silent"]:
         return _row(f"`{name}`", f"{kind}: never acted", *empty, "")
     if label not in table["rows"]:
-        return _row(f"`{name}`", f"{kind}: no answers", *empty, "")
+        return _row(f"`{name}`", f"{kind}: not asked", *empty, "")
     cells = _cells(table, table["rows"][label])
     return _row(f"`{name}`", kind, *cells, "" if time is None else f"{time:.2f}")
 

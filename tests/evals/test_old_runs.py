@@ -16,14 +16,19 @@ from regaze.evals.scoring.compare import to_json
 
 DATA = Path(__file__).parent.parent / "data" / "runs"
 EXPECTED = json.loads((DATA / "expected.json").read_text())
+SINCE = ("unwanted",)
 KINDS = ("questions", "pictures", "clips")
 
 
 def values(conditions: Any) -> dict[str, Any]:
-    """Every metric of every group of every condition."""
+    """Every metric of every group of every condition; those that came since have no value."""
     return {
         condition["label"]: {
-            group: {name: metric["value"] for name, metric in found.items()}
+            group: {
+                name: metric["value"]
+                for name, metric in found.items()
+                if not (name in SINCE and metric["value"] is None)
+            }
             for group, found in condition["score"]["groups"].items()
         }
         for condition in conditions

@@ -68,11 +68,12 @@ def test_the_page_says_what_is_stored(stored: dict[str, Any], tmp_path: Path) ->
     assert row(chair, "`pai`", "default")[-1] == "1.50"
     assert "`pai` | tuned" not in text
     assert row(pope, "`vicrop`", "default: never acted")[0] == ""
-    assert row(pope, "`vhr`", "default: no answers")[0] == ""
+    assert row(pope, "`vhr`", "default: not asked")[0] == ""
     assert len(row(pope, "control: random heads", "`vhr:alpha=9,heads=random`")) == len(cells)
     settings = row(text, "`vhr`", "50.0")
     assert settings == ["–", "75.0", "`vhr:alpha=9`", "1 of 4"]
     assert "- `adhh`: it acts on listed heads" in text
+    assert "\n- CHAIR is older.\n" in page({**stored, "note": "CHAIR is older."})
     assert "- `vicrop` never acted on these prompts" in text
 
 

@@ -94,7 +94,7 @@ def test_published_lists_belong_to_their_models() -> None:
         ([[-1, 0]], "pairs"),
         ([[0, True]], "pairs"),
         ("every", "pairs"),
-        (None, "none are given.*rank_heads"),
+        (None, "none are given.*discover heads-lvlm"),
     ],
 )
 def test_lists_that_cannot_be_say_why(heads: Any, message: str) -> None:

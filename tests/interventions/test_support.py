@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from asking import SHORT, ask, logits
 from census_lvlm import EVERY
 from matrix import (
@@ -79,7 +80,7 @@ def test_other_families_need_no_processor(family: str) -> None:
     for method in METHODS.values():
         if (family, method.name) in CANNOT or (family, method.id) in LIMITS:
             continue
-        with attach(model.model, method.acts):
+        with attach(model.model, method.acts), torch.no_grad():
             alone = model.model(**inputs).logits
         assert (alone == logits(model, inputs, method.acts)).all()
 

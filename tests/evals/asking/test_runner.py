@@ -214,6 +214,17 @@ def test_sampled_answers_are_kept_for_every_seed_and_can_be_made_again(tmp_path:
     assert one.answers[0].records == one.answers[0].by_seed[0]
 
 
+def test_the_same_question_about_blank_images_is_answered_once(tmp_path: Path) -> None:
+    result = run_toy(tmp_path, "none@blank", "pai:alpha=0@blank", batch_size=30)
+    given, blank, edited = result.answers
+    texts = [{key: r.text for key, r in a.records.items()} for a in (blank, edited)]
+    assert texts[0] == texts[1] and len(texts[0]) == len(given.records)
+    costs = [a.cost for a in (blank, edited)]
+    items = [cost.items for cost in costs if cost]
+    columns = [cost.columns for cost in costs if cost]
+    assert items[0] == items[1] == 30 and 4 * columns[0] < columns[1]
+
+
 def test_sharing_is_written_down_and_so_is_who_cannot(tmp_path: Path) -> None:
     result = run_toy(tmp_path, "vhr:alpha=4", "pai:alpha=2", limit=6)
     none, vhr, pai = (a.manifest for a in result.answers)

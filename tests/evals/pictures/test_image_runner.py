@@ -115,7 +115,7 @@ def test_scores_are_those_of_the_pictures_with_prompts_as_clusters(finished: Pat
     assert none.condition.label == "none"
     assert pag.change is not None
     assert set(none.metrics) == {"right", "found", "missing", "leaked", "swapped", "malformed",
-                                 "extra", "relation", "psnr"}  # fmt: skip
+                                 "extra", "relation", "unwanted", "psnr"}  # fmt: skip
     lines = (finished / "pag_scale=5" / "scores" / "psnr.jsonl").read_text().splitlines()
     values = [json.loads(line)["counts"]["psnr"] for line in lines[1:]]
     assert pag.metrics["psnr"].value == pytest.approx(sum(values) / 6)

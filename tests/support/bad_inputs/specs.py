@@ -38,8 +38,8 @@ def cases() -> Iterator[Case]:
         for field in dataclasses.fields(cls):
             kind, values = _values(str(field.type))
             for value in values:
-                if value == "[1,1]" and "str" in str(field.type):
-                    continue  # paths may name a layer twice
+                if value == "[1,1]" and ("str" in str(field.type) or field.default == (1, 1)):
+                    continue  # paths may name a layer twice, and a default is no mistake
                 spec = f"{name}:{field.name}={value}"
                 before = _ASK if cls.acts_on == "vision-language models" else _PAINT
                 yield command(f"specs: {kind}", *before, "--with", spec)
