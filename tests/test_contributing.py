@@ -208,9 +208,7 @@ def add_a_diffusion_method(root: Path) -> None:
         "    from regaze.interventions.diffusion.blind import Blind as Blind\n",
     )
     matrix = root / "tests/support/diffusion_matrix.py"
-    after(
-        matrix, "from regaze.interventions import NAG", "from regaze.interventions import Blind\n"
-    )
+    after(matrix, "from regaze.interventions import (", "    Blind,\n")
     after(
         matrix, '        Method("pag", ', '        Method("blind", Blind(scale=1.5), Blind(0)),\n'
     )

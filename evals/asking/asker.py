@@ -270,9 +270,9 @@ class Asker:
             partial=self.attached.partial_prompt,
             drawing=partial(answerer.decoding.drawing, seed, [item.id for item in items]),
         )
-        found = dict(zip(once, given, strict=True))
+        answered = dict(zip(once, given, strict=True))
         for key, asked in asks.items():
-            answer = found[asked]
+            answer = answered[asked]
             if key in prepared and isinstance(answer, Generated):
                 answer = replace(answer, extra=prepared[key].extra)
             answers[key] = answer

@@ -172,9 +172,14 @@ def _bucket(name: str, n_layers: int, tied: bool) -> Sequence[int]:
 
 
 def _head(host: Host) -> Any:
-    model: Any = host.model
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
+    # Some models leave the question to the language model inside.
+    for model in host.model.modules():
+        asked = getattr(model, "get_output_embeddings", None)
+        if asked is not None and any(part is host.tower for part in model.modules()):
+            head = asked()
+            if head is not None:
+                break
+    else:
         raise ValueError(
             f"dola needs the output layer, and {type(host.model).__name__} has none: attach to the "
             "whole model (...ForConditionalGeneration)"

@@ -82,8 +82,6 @@ REFUSED = {
     "painter-mmdit": _NEVER | {"structured_diffusion", "tpg"},
     "painter-unet": _NEVER | {"consistedit"},
 }
-WITHOUT_LITERAL = ("nag", "regions", "structured_diffusion")
-"""Methods that read texts of their own: their tests hold them against maps."""
 
 
 @pytest.mark.parametrize("name", ["painter-mmdit", "painter-unet"])
@@ -106,8 +104,6 @@ def test_every_method_keeps_every_promise_on_the_painters(name: str) -> None:
         if spec.name in ("regions", "reweight"):  # They do nothing by default.
             assert found.pop("fired") == found.pop("steps") == "skipped"
             assert "off by its own settings" in fired.detail
-        elif spec.name in WITHOUT_LITERAL:
-            assert found.pop("steps") == "skipped" and found.pop("fired") == "passed"
         else:
             assert found.pop("fired") == found.pop("steps") == "passed", str(certificate)
         assert found == dict.fromkeys(("idle", "undo", "threads"), "passed"), str(certificate)
@@ -447,7 +443,7 @@ def test_other_files_are_no_certificates(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [n for n in names() if get(n).stage == "attention"])
 def test_every_method_has_a_literal_form_and_a_strength(name: str) -> None:
     cls = get(name)
-    assert (cls.literal is Intervention.literal) == (name in WITHOUT_LITERAL)
+    assert cls.literal is not Intervention.literal
     idle = cls().idle()
     if name == "dola":  # A contrast of the model with itself, without a factor.
         assert idle is None

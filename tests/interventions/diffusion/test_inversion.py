@@ -27,7 +27,7 @@ from regaze.interventions.diffusion.edit_source import recorded
 from regaze.interventions.diffusion.inversion import encoded, invert
 
 WANTED = Wanted((Kind("red", "circle"), Kind("blue", "square")))
-CALL = {"max_sequence_length": 16}
+CALL: dict[str, Any] = {"max_sequence_length": 16}
 
 
 @pytest.fixture(autouse=True)
