@@ -15,12 +15,13 @@ code inverts by DPM-Solver++ of order 2 running upwards.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 _BY_TIMESTEP = ("DDIMScheduler", "DDPMScheduler")
 _BY_SIGMA = ("DPMSolverMultistepScheduler",)
@@ -222,5 +223,7 @@ def text_of(method: str, pipeline: Any, kind: str) -> tuple[Tensor, Tensor | Non
             f"{method}: the exceptional prompt needs the text encoder's weights, which offloading "
             'moves away; use invert="empty"'
         )
-    told = {places[0]: torch.zeros_like(weight)}
-    return torch.func.functional_call(encoder, told, (ids,))[0], None
+    # A copy that shares the other weights: the encoder may be reading another thread's prompt.
+    kept: dict[int, Any] = {id(x): x for x in (*encoder.parameters(), *encoder.buffers())}
+    kept[id(weight)] = nn.Parameter(torch.zeros_like(weight), requires_grad=False)
+    return copy.deepcopy(encoder, kept)(ids)[0], None

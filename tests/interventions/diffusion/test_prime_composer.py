@@ -291,3 +291,21 @@ def test_a_scheduler_whose_latents_are_not_known() -> None:
         ),
     ):
         pipe(PROMPT, num_inference_steps=2, output_type="latent")
+
+
+def test_the_exceptional_prompt_has_no_places_and_leaves_the_encoder_as_it_is() -> None:
+    """Other threads may read prompts meanwhile."""
+    pipe = tiny_painter.shared().pipeline
+    encoder: Any = pipe.text_encoder
+    (name,) = (n for n, _ in encoder.named_parameters() if n.endswith("position_embedding.weight"))
+    weight = encoder.get_parameter(name)
+    ids = torch.full((1, pipe.tokenizer.model_max_length), pipe.tokenizer.pad_token_id)
+    places = {name: torch.zeros_like(weight)}
+    wanted = torch.func.functional_call(encoder, places, (ids,))[0]
+    meanwhile = []
+    with encoder.register_forward_hook(lambda *_: meanwhile.append(encoder.get_parameter(name))):
+        found, _ = unet_inversion.text_of("", pipe, "exceptional")
+    assert torch.equal(found, wanted)
+    (seen,) = meanwhile
+    assert seen is weight
+    assert seen.any()
