@@ -79,7 +79,7 @@ def test_every_method_keeps_every_promise_on_the_sandbox_model(sandbox: Loaded) 
 # Methods of video, those whose blocks have to be named, and one that needs a calibration.
 _NEVER = {"bytheway", "enhance_a_video", "paro", "radial", "slg", "stg"}
 REFUSED = {
-    "painter-mmdit": _NEVER | {"structured_diffusion", "tpg"},
+    "painter-mmdit": _NEVER | {"primecomposer", "structured_diffusion", "tpg"},
     "painter-unet": _NEVER | {"consistedit"},
 }
 
@@ -101,11 +101,7 @@ def test_every_method_keeps_every_promise_on_the_painters(name: str) -> None:
         assert found.pop("cost") == "info"
         alone = spec.name in ("flow_warp", "consistedit")  # They have a batch of their own.
         assert found.pop("batch") == ("skipped" if alone else "passed")
-        if spec.name in ("regions", "reweight"):  # They do nothing by default.
-            assert found.pop("fired") == found.pop("steps") == "skipped"
-            assert "off by its own settings" in fired.detail
-        else:
-            assert found.pop("fired") == found.pop("steps") == "passed", str(certificate)
+        assert found.pop("fired") == found.pop("steps") == "passed", str(certificate)
         assert found == dict.fromkeys(("idle", "undo", "threads"), "passed"), str(certificate)
 
 
