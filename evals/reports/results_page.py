@@ -17,6 +17,7 @@ _SHOWN: Mapping[str, Mapping[str, int]] = {
 """Metrics of each task, and which way is better."""
 _READINGS = {"threshold": "moved threshold", "ranking": "ranking", "opposite": "threshold only"}
 _ALPHA = 0.05
+_NOTHING = "0.0"
 
 
 def page(stored: Mapping[str, Any]) -> str:
@@ -86,9 +87,10 @@ def _findings(stored: Mapping[str, Any]) -> str:
                     continue
                 compared += 1
                 change = changes[metric]
-                if change.excludes_zero:
+                number = _number(metric, change.delta)
+                if change.excludes_zero and number != _NOTHING:
                     found = better if change.delta * way > 0 else worse
-                    said = f"{metric_name(metric)} {_number(metric, change.delta)}"
+                    said = f"{metric_name(metric)} {number}"
                     said = f"**{said}**" if _holds(change) else said
                     found.setdefault(label, []).append(f"{said} ({_short(table)})")
     return "\n".join(
@@ -96,7 +98,8 @@ def _findings(stored: Mapping[str, Any]) -> str:
             "## In short",
             "",
             f"Of {compared} comparisons those whose interval excludes 0, as about one in twenty "
-            "does by chance; bold after Holm's correction. All others leave it open.",
+            "does by chance; bold after Holm's correction. All others leave it open or come to "
+            "0.0.",
             "",
             "Better:",
             "",
@@ -198,7 +201,7 @@ def _cell(metric: str, change: Change, way: int) -> str:
 
 def _number(metric: str, value: float) -> str:
     shown = round(value if metric == "words" else 100 * value, 1) + 0.0
-    return f"{shown:+.1f}".replace("-", "−") if shown else "0.0"
+    return f"{shown:+.1f}".replace("-", "−") if shown else _NOTHING
 
 
 def _value(metric: str, value: float | None) -> str:
