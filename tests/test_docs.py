@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from PIL import Image
 
 from regaze.cli.commands import app
 
@@ -111,3 +112,12 @@ def test_python_code_parses_and_what_it_imports_from_regaze_exists(page: Path) -
 def test_the_readme_shows_the_commands_a_newcomer_needs() -> None:
     shown = {tuple(words[:2]) for words in commands(ROOT / "README.md")}
     assert {("make", "demo"), ("make", "test"), ("regaze", "eval")} <= shown
+
+
+def test_pictures_name_no_folder_of_the_machine_that_made_them() -> None:
+    pictures = sorted((ROOT / "docs" / "images").glob("*.png"))
+    assert pictures
+    for path in pictures:
+        with Image.open(path) as picture:
+            for key, text in picture.info.items():
+                assert not re.search(r"\"/\w|\\\\", str(text)), (path.name, key)

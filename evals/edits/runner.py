@@ -101,6 +101,7 @@ class Editing:
         self.identity, self.arguments, self.batch_size = identity, arguments, batch_size
         self.name, self.device = str(identity["name"]), str(pipeline.device)
         self._names = task.files()
+        self._sources: dict[Any, Source] = {}
 
     def settings(self) -> Mapping[str, Any]:
         """What the pictures of all conditions depend on."""
@@ -119,6 +120,7 @@ class Editing:
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, but for each edit's own."""
         refuse_images(condition)
+        _read_words(condition.specs)
         given = [
             replace(spec, mask="all") if isinstance(spec, ConsistEdit) else spec
             for spec in condition.specs
@@ -180,11 +182,10 @@ class Editing:
         """Strips of a batch, and what the interventions did."""
         asked = [self.task.asked(item) for item in batch]
         drawn = [one.drawn for one in asked] if self.task.source.pictures == "drawn" else None
-        words = {spec.words for spec in plan.specs if isinstance(spec, ConsistEdit)}
         source = None
         if drawn is not None:
-            lists = [_words(next(iter(words), ()), one) for one in asked]
-            source = self._inverted(asked, drawn, lists)
+            words = _read_words(plan.specs)
+            source = self._inverted(asked, drawn, [_words(words, one) for one in asked])
         specs = [self._filled(spec, asked, batch, drawn, source) for spec in plan.specs]
         noise = None if source is None else source.latents[0].repeat_interleave(2, 0)
         with attach(self.pipeline, *specs) as attached:
@@ -209,9 +210,13 @@ class Editing:
     def _inverted(
         self, asked: Sequence[Change], drawn: Sequence[Image.Image], words: Sequence[Any]
     ) -> Source:
-        call = {k: v for k, v in self.arguments.items() if k != "guidance_scale"}
-        prompts = [one.source.prompt for one in asked]
-        return invert(self.pipeline, prompts, list(drawn), words=words, **call)
+        # Conditions share what inversion costs.
+        key = (*(one.key for one in asked), *words)
+        if key not in self._sources:
+            call = {k: v for k, v in self.arguments.items() if k != "guidance_scale"}
+            prompts = [one.source.prompt for one in asked]
+            self._sources[key] = invert(self.pipeline, prompts, list(drawn), words=words, **call)
+        return self._sources[key]
 
     def _filled(
         self,
@@ -230,6 +235,18 @@ class Editing:
         if spec.words == (OBJECT,):
             spec = replace(spec, words=[_words(spec.words, one) for one in asked])
         return spec if source is None else replace(spec, source=source)
+
+
+def _read_words(specs: Sequence[Intervention]) -> Any:
+    """The words that a condition's edits are read for, which share one inversion.
+
+    Raises:
+        ValueError: Two edits name different ones.
+    """
+    found = [spec.words for spec in specs if isinstance(spec, ConsistEdit)]
+    if any(one != found[0] for one in found):
+        raise ValueError("consistedit: edits of one condition must name the same words")
+    return found[0] if found else ()
 
 
 def _words(words: Any, asked: Change) -> tuple[str, ...]:

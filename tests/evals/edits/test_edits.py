@@ -18,6 +18,7 @@ from regaze.evals.runs.conditions import Condition
 from regaze.evals.sandbox.drawing import Object
 from regaze.evals.sandbox.painting.prompts import Kind, Wanted
 from regaze.evals.sandbox.painting.scenes import HELD_OUT, combinations, paint
+from regaze.interventions.diffusion.inversion import invert
 
 RED, BLUE = Object("circle", "red", 18, 18, 10, 0), Object("square", "blue", 46, 44, 10, 0)
 
@@ -145,6 +146,33 @@ def test_a_study(tmp_path: Path) -> None:
             loaded.pipeline, conditions, source, out=out, identity=loaded.identity,
             arguments=runner.ARGUMENTS, batch_size=2,
         )  # fmt: skip
+
+
+def test_conditions_share_an_inversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, asked_for = pipelines.load("painter-mmdit"), list[Any]()
+
+    def counted(*given: Any, **more: Any) -> Any:
+        asked_for.append(more["words"])
+        return invert(*given, **more)
+
+    monkeypatch.setattr("regaze.evals.edits.runner.invert", counted)
+    named = [Condition.parse(t) for t in ("none", "consistedit", "consistedit:words=object")]
+    source = EditSource("validation", 1, ("shape",), "drawn")
+    quick = {**runner.ARGUMENTS, "num_inference_steps": 1}
+    run_edits(
+        loaded.pipeline, named, source, out=tmp_path, identity=loaded.identity, arguments=quick
+    )
+    one = change("validation", "shape", 0)
+    assert asked_for[-1] == [(str(one.object),)]
+    assert len(asked_for) == 2  # The first two read the same words.
+
+
+def test_edits_of_one_condition_name_the_same_words(tmp_path: Path) -> None:
+    loaded = pipelines.load("painter-mmdit")
+    both = [Condition.parse("consistedit+consistedit:words=object")]
+    source = EditSource("validation", 1, ("shape",), "drawn")
+    with pytest.raises(ValueError, match="must name the same words"):
+        run_edits(loaded.pipeline, both, source, out=tmp_path, identity=loaded.identity)
 
 
 def test_strips(tmp_path: Path) -> None:
