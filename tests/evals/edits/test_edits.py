@@ -157,13 +157,13 @@ def test_conditions_share_an_inversion(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("regaze.evals.edits.runner.invert", counted)
     named = [Condition.parse(t) for t in ("none", "consistedit", "consistedit:words=object")]
-    source = EditSource("validation", 1, ("shape",), "drawn")
+    source = EditSource("validation", 3, ("shape",), "drawn")
     quick = {**runner.ARGUMENTS, "num_inference_steps": 1}
     run_edits(
         loaded.pipeline, named, source, out=tmp_path, identity=loaded.identity, arguments=quick
     )
-    one = change("validation", "shape", 0)
-    assert asked_for[-1] == [(str(one.object),)]
+    objects = [change("validation", "shape", number).object for number in range(3)]
+    assert asked_for[-1] == [(str(one),) for one in objects]
     assert len(asked_for) == 2  # The first two read the same words.
 
 
