@@ -58,7 +58,7 @@ class Runs:
         pipe: The pipeline.
         call: Arguments of a pair.
         spec: What is attached; None: nothing.
-        options: Of the command line.
+        options: Options of the command line.
     """
 
     def __init__(

@@ -179,7 +179,7 @@ def _memory(
         tokens: Its size.
         blocks: Masks and tokens of a block; None for dense attention.
         density: Share of the blocks, which are drawn: memory doesn't ask which they are.
-        options: Of the command line.
+        options: Options of the command line.
     """
     for count in (min(CLIPS), tokens):
         given = _drawn(method, CLIPS[count], options.device)

@@ -84,8 +84,8 @@ def animate(
         frames: Pictures to steer it by, e.g. normal maps.
         prompt: Of every frame.
         flow: The clip's backward flow, for methods that need one and name none.
-        seed: Of the noise that every frame starts from.
-        arguments: Of the pipeline's call.
+        seed: Seed of the noise that every frame starts from.
+        arguments: Arguments of the pipeline's call.
         progress: Called with a condition's title, denoising steps done and in all.
 
     Returns:

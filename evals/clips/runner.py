@@ -60,7 +60,7 @@ def run(
         source: Which clips.
         out: Directory of the study: one folder per condition.
         identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         flow: One of ``FLOWS``. Of a spec whose own ``flow`` is set nothing is changed.
         progress: Called with a condition's label, clips done and clips in all.
         world: This process among those that share the work.

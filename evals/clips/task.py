@@ -116,7 +116,7 @@ class Clips(Task):
         return store.distinct_names(item.id for item in self.items)
 
     def noise_seed(self, item: Item) -> int:
-        """Of the noise that all frames of an item start from; the same for both prompts."""
+        """The seed of the noise that all frames of an item start from, with either prompt."""
         return self.source.seed + int(item.target)
 
     def _draw(self, number: int) -> Clip:

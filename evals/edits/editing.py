@@ -36,9 +36,9 @@ class Asked:
     Attributes:
         prompt: What the picture shows.
         edit: What it should show.
-        words: Of the prompt, that say what may be edited; none: those that the edit changes.
+        words: Words of the prompt that say what may be edited; none: those that the edit changes.
         mask: Or where: a file, or "all".
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     prompt: str
@@ -95,7 +95,7 @@ def edit(
         conditions: By their titles; `ConsistEdit` gets the source, and the words or mask that were
             asked for if it has none of its own.
         asked: What to edit.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         image: A real picture; without it the source is painted.
         progress: Called with a label, runs done and runs in all.
 

@@ -44,9 +44,9 @@ class PieScore:
     """What is measured of an edit; NaN where the mask leaves nothing to measure.
 
     Attributes:
-        psnr: Of the background, diluted, in dB; infinite for equal backgrounds.
-        mse: Of the background, diluted, of values from 0 to 1.
-        ssim: Of the background, diluted.
+        psnr: PSNR of the background, diluted, in dB; infinite for equal backgrounds.
+        mse: Mean squared error of the background, diluted, of values from 0 to 1.
+        ssim: Likeness of the background, diluted.
         background_psnr: Over the background's pixels alone.
         background_mse: Likewise.
         background_ssim: The mean of the map of SSIM over them.

@@ -68,7 +68,7 @@ def run(
         source: Which edits.
         out: Directory of the study: one folder per condition.
         identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         batch_size: Edits to make at once.
         progress: Called with a condition's label, edits done and edits in all.
         world: This process among those that share the work.

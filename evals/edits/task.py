@@ -33,7 +33,7 @@ class EditSource:
         count: The first so many of each kind.
         kinds: Some of `regaze.evals.edits.world.KINDS`.
         pictures: One of `SOURCES`.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     title: ClassVar[str] = "Edits"
@@ -94,7 +94,7 @@ class Edits(Task):
         return store.distinct_names(item.id for item in self.items)
 
     def noise_seed(self, item: Item) -> int:
-        """Of the noise that both pictures of an item begin with."""
+        """The seed of the noise that both pictures of an item begin with."""
         return self.source.seed + 1000 * KINDS.index(item.group) + int(item.target)
 
     @property

@@ -93,7 +93,7 @@ def compare(
         loaded: The pipeline; left as it was found.
         conditions: The columns by their titles.
         shots: What to paint.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         batch_size: Pictures to paint at once.
         progress: Called with a column's title, pictures done and pictures in all.
 

@@ -144,7 +144,7 @@ def hunt(
         objective: Scores pictures.
         search: How to search.
         out: Directory of the search.
-        arguments: Of the pipeline's call. The paper searches without classifier-free guidance.
+        arguments: The pipeline call's. The paper searches without classifier-free guidance.
         identity: What tells this objective from others, JSON-able.
         batch_size: Pictures to paint at once.
         progress: Called with the round, heads done and heads in all, of this process.

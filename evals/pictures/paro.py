@@ -54,7 +54,7 @@ def calibrate(
         shots: Prompts and seeds; the paper takes one or two prompts.
         rule: How it is chosen.
         out: Directory; ``paro.safetensors`` in it is the plan.
-        arguments: Of the pipeline's call: size, number of frames and steps are those that the plan
+        arguments: Call arguments; size, number of frames and steps are those that the plan
             is for.
         layers: Which, as in `PARO.layers`; None: all of self- and joint attention.
         progress: Called with the survey, prompts done and prompts in all.

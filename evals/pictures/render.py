@@ -91,7 +91,7 @@ class Painter:
 
     Args:
         pipeline: A diffusers text-to-image or text-to-video pipeline.
-        arguments: Of the pipeline's call, e.g. ``guidance_scale`` and ``num_inference_steps``.
+        arguments: Call arguments, e.g. ``guidance_scale`` and ``num_inference_steps``.
 
     Attributes:
         settings: The arguments, and the pipeline's defaults where they are numbers or strings.

@@ -50,7 +50,7 @@ def run(
         task: The prompts and seeds.
         loaded: The pipeline; left as it was found.
         conditions: What to compare; the unedited pipeline is added in front where it is missing.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         out: Directory of the run: one folder per condition, with its pictures in ``images``.
         batch_size: Pictures to paint at once.
         source: Anything JSON-able from which the caller can build the task again.

@@ -30,7 +30,7 @@ class PictureSource:
 
     Attributes:
         prompts: What to paint.
-        seeds: Of the noise.
+        seeds: Seeds of the noise.
         scorers: Labels of the scorers of single pictures.
         references: Folder of pictures to compare with, named like the run's own; None compares
             with the unedited pipeline's.

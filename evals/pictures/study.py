@@ -76,7 +76,7 @@ def run_images(
         source: What to paint and how to score it.
         loaded: The pipeline.
         conditions: What to compare.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         out: Directory of the run.
         sets: Scorers of sets of pictures.
         device: Where scorers compute.

@@ -29,7 +29,7 @@ class Pictures(Task):
 
     Args:
         prompts: What to paint.
-        seeds: Of the noise; every prompt is painted with each.
+        seeds: Seeds of the noise; every prompt is painted with each.
         scorers: Whose scores to read.
 
     Raises:

@@ -80,8 +80,8 @@ def compose(
         loaded: A pipeline with a U-Net; left as it was found.
         conditions: By their titles; `PrimeComposer` gets what is asked for.
         asked: What to compose.
-        seeds: Of the noise.
-        arguments: Of the pipeline's call.
+        seeds: Seeds of the noise.
+        arguments: Arguments of the pipeline's call.
         progress: Called with a title, conditions done and conditions in all.
 
     Returns:

@@ -66,7 +66,7 @@ def run(
             words of its object; `Regions` its boxes and prompts.
         source: Which placements.
         out: Directory of the study: one folder per condition.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
         batch_size: Pictures of the unedited pipeline to paint at once.
         progress: Called with a condition's label, pictures done and pictures in all.
         world: This process among those that share the work.

@@ -29,7 +29,7 @@ class PlaceSource:
         split: Whose prompts; choose settings on ``"validation"``, report ``"test"``.
         count: The first so many of each kind.
         kinds: Some of `regaze.evals.places.world.KINDS`.
-        seed: Of the noise.
+        seed: Seed of the noise.
     """
 
     title: ClassVar[str] = "Places"
@@ -89,7 +89,7 @@ class Places(Task):
         return store.distinct_names(item.id for item in self.items)
 
     def noise_seed(self, item: Item) -> int:
-        """Of the noise that an item begins with."""
+        """The seed of the noise that an item begins with."""
         return self.source.seed + 1000 * KINDS.index(item.group) + int(item.target)
 
     @property

@@ -66,8 +66,8 @@ class Placement:
         key: Split, kind and number.
         kind: One of `KINDS`.
         wanted: What the prompt says; of a composition last what is put there.
-        boxes: Of the last objects of the prompt, in shares of the picture.
-        thing: Of a composition.
+        boxes: Those of the last objects of the prompt, in shares of the picture.
+        thing: What a composition puts there.
     """
 
     key: str

@@ -148,7 +148,7 @@ def tune(
         trials: How many in all, those that are there already included.
         objective: A metric; default: AUC of the yes margin for yes/no questions, which no moved
             threshold changes, F1 for captions, else the task's headline.
-        seed: Of the sampler.
+        seed: Seed of the sampler.
         batch_size: Items per batch.
         progress: Called with the method's label, trials done and trials in all.
 

@@ -51,7 +51,7 @@ def shares(call: Call, rows: Attended, which: Tensor, members: Tensor, over: str
     """What the picture's tokens give to words, mean over heads: "S N" float32.
 
     Args:
-        call: Of joint attention.
+        call: A call of joint attention.
         rows: What its rows are made of.
         which: Their numbers in the call's batch, "S".
         members: "S T", 1 for a row's words among the T tokens of the text, else 0.

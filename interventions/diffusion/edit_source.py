@@ -148,7 +148,7 @@ class Recorder(Work):
     """Keeps a run's latents, and reads its attention to words.
 
     Attributes:
-        words: Of every prompt, or a list of them for each; none: attention isn't read.
+        words: Words of every prompt, or a list of them for each; none: attention isn't read.
         into: Where it goes.
         over: See `regaze.interventions.diffusion.edit_mask.shares`.
         members: "S T", which columns hold the words.

@@ -43,7 +43,7 @@ def invert(
     """The source of edits of real pictures.
 
     Args:
-        pipeline: Of a flow model, with a `FlowMatchEulerDiscreteScheduler`; left as it was.
+        pipeline: That of a flow model, with a `FlowMatchEulerDiscreteScheduler`; left as it was.
         prompt: What the pictures show, one for each.
         image: The pictures, as the pipeline's image processor takes them: PIL pictures whose sides
             are multiples of what it needs.
@@ -90,7 +90,7 @@ def encoded(pipeline: Any, image: Any) -> Tensor:
     """What a pipeline would decode to pictures, in the form of its own ``latents``.
 
     Args:
-        pipeline: Of SD3, FLUX or Qwen-Image.
+        pipeline: One of SD3, FLUX or Qwen-Image.
         image: One or more pictures.
 
     Raises:

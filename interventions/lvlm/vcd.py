@@ -47,7 +47,7 @@ class VCD(Intervention):
         beta: Tokens less likely than this share of the likeliest are never chosen; 0 cuts nothing.
             Strength zero is both.
         step: How much noise: a step of 1000, 0 to 999.
-        seed: Of the noise, which is drawn once for each picture.
+        seed: Seed of the noise, which is drawn once for each picture.
     """
 
     name: ClassVar[str] = "vcd"

@@ -23,7 +23,7 @@ def paint_clip(
         pipeline: A ControlNet pipeline.
         normals: A normal map per frame.
         prompt: Of all frames.
-        seed: Of the noise, which is drawn on the CPU.
+        seed: Seed of the noise, which is drawn on the CPU.
         arguments: Further ones of the pipeline's call.
 
     Returns:
