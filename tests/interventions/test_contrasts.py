@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
-from matrix import CONTRASTS, LAYERS, Method, pairs
+from matrix import CONTRASTS, pairs
+from methods import LAYERS, Method
 from tiny import Tiny, tiny
 from torch import Tensor
 
