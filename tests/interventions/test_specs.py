@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matrix import EDITS, pairs, usable
-from methods import Method
+from matrix import pairs, usable
+from methods import METHODS, Method
 from tiny import tiny
 
 from regaze.hooks import attach
@@ -29,7 +29,7 @@ from regaze.interventions import (
 )
 
 SPECS = [
-    *(spec for method in EDITS.values() for spec in (method.acts, method.idle)),
+    *(spec for method in METHODS.values() if not method.scenes for spec in method.specs),
     *(get(name)() for name in names()),  # type: ignore[abstract]
     VHR(heads="random", unbiased=False),
     PAI(alpha=-1, layers=(0,)),

@@ -1,4 +1,4 @@
-"""Specs that act on tiny pipelines, made when a test asks: some write files, some fit a pipeline."""
+"""Specs that act on tiny pipelines, made when a test asks: some write files, or fit a pipeline."""
 
 from __future__ import annotations
 

@@ -133,6 +133,11 @@ class Method:
         return self.idle or self.on(scene).idle()
 
     @property
+    def specs(self) -> list[Intervention]:
+        """The specs of a language model's method."""
+        return [spec for spec in (self.acts, self.idle) if spec is not None]
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """Where it acts in a language model."""
         found: tuple[int, ...] = getattr(self.acts, "layers", None) or LAYERS
@@ -157,7 +162,12 @@ class Method:
         """Why a promise isn't tested with this row; empty if it is."""
         if promise in self.without:
             return self.without[promise]
-        return f"it runs as {self.like} does" if self.like and promise in ON_THE_WAY else ""
+        if promise not in ON_THE_WAY:
+            return ""
+        if self.like:
+            return f"it runs as {self.like} does"
+        first = next(one.id for one in METHODS.values() if one.name == self.name)
+        return "" if self.kind != "edit" or first == self.id else f"tested with {first}"
 
 
 HEADS = tuple((layer, head) for layer in LAYERS for head in (0, 2))
@@ -172,6 +182,7 @@ NO_STRENGTH = {"idle": "a contrast of the model with itself has no factor that c
 WHOLE_FLUX = {
     "literal@flux": "the conformance tests hold it against the papers' own code",
 }
+PHRASES = ["red circle", "blue square", "green circle", "a green circle"]
 ASKS_AGAIN = dict.fromkeys(
     [promise for promise in PROMISES if promise != "json"],
     "it asks about a part of the picture again; nothing is attached to the model",
@@ -441,7 +452,7 @@ METHODS = {
         ),
         Method(
             "structured_diffusion",
-            of(StructuredDiffusion, [["red circle", "blue square"], ["green circle"]]),
+            of(StructuredDiffusion, PHRASES, absent="skip"),
             scenes=("painter",),
         ),
         # -- of pairs of pictures --

@@ -13,7 +13,7 @@ from typing import Any
 
 import tiny_painter
 import torch
-from tiny_pipelines import FAMILIES, TEXT, Family, noise, quiet
+from tiny_pipelines import FAMILIES, TEXT, Family, noise, quiet, state
 from tiny_videos import VIDEOS
 from torch import Tensor
 
@@ -49,9 +49,11 @@ def painter_call(batch: int, guided: bool) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def called(name: str, call: Callable[[Family, int, bool], dict[str, Any]], rows: int) -> Family:
+def called(
+    name: str, call: Callable[[Family, int, bool], dict[str, Any]], rows: int, samples: int = 2
+) -> Family:
     kind = FAMILIES[name]
-    return replace(kind, call=functools.partial(call, kind), rows=rows)
+    return replace(kind, call=functools.partial(call, kind), rows=rows, samples=samples)
 
 
 ONES = tuple(FAMILIES)
@@ -72,7 +74,7 @@ SCENES: dict[str, Family] = {
     **FAMILIES,
     **{f"clip-{name}": kind for name, kind in VIDEOS.items()},
     **{name: called(name.removeprefix("pairs-"), pairs_call, 2) for name in PAIRS},
-    **{f"frames-{name}": called(name, frames_call, FLOW_FRAMES) for name in STILLS},
+    **{f"frames-{name}": called(name, frames_call, FLOW_FRAMES, 1) for name in STILLS},
     "painter": Family(lambda: tiny_painter.fresh().pipeline, painter_call, "unet", ("mid",)),
 }
 
@@ -96,3 +98,9 @@ def differ(one: Tensor, other: Tensor) -> float:
 def rows_of(kind: Family, latents: Tensor, sample: int) -> Tensor:
     """The rows of one sample."""
     return latents[sample * kind.rows : (sample + 1) * kind.rows]
+
+
+def traces(pipe: Any, denoiser: Any) -> Any:
+    """All that an attachment could leave behind, but hooks' numbers."""
+    grads = [(p.requires_grad, p.grad is None) for p in denoiser.parameters()]
+    return state(denoiser), grads, set(vars(pipe.scheduler))

@@ -11,8 +11,8 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from methods import Method, promised
-from scenes import KINDS, PAIRS, differ, rows_of, stage
-from tiny_pipelines import Family, state
+from scenes import KINDS, PAIRS, differ, rows_of, stage, traces
+from tiny_pipelines import Family
 from torch import Tensor
 
 import regaze
@@ -29,23 +29,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def left(pipe: Any, kind: Family) -> Any:
-    """All that an attachment could leave behind."""
-    denoiser = getattr(pipe, kind.denoiser)
-    grads = [(p.requires_grad, p.grad is None) for p in denoiser.parameters()]
-    return state(denoiser), grads, set(vars(pipe.scheduler))
-
-
 @promised("undo")
 def test_detaching_restores_the_pipeline(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
-    plain, before = kind.run(pipe), left(pipe, kind)
+    denoiser = getattr(pipe, kind.denoiser)
+    plain, before = kind.run(pipe), traces(pipe, denoiser)
     with regaze.attach(pipe, method.on(scene)) as run:
         edited = kind.run(pipe)
-    (report,) = run.report().interventions
-    assert report.fired and any(layer.effect > 0 for layer in report.layers)
+    assert run.report().fired
     assert differ(edited, plain) > 1e-3
-    assert left(pipe, kind) == before
+    assert traces(pipe, denoiser) == before
     assert torch.equal(kind.run(pipe), plain)
 
 
@@ -56,7 +49,7 @@ def test_strength_zero_changes_nothing(scene: str, method: Method) -> None:
         got = kind.run(pipe)
     assert torch.equal(got, kind.run(pipe))
     (report,) = run.report().interventions
-    assert report.exempt and not report.fired
+    assert report.exempt or report.effect == 0
 
 
 def written_out(pipe: Any, kind: Family, spec: Any, guided: bool) -> AbstractContextManager[None]:
@@ -104,7 +97,7 @@ def test_half_precision(scene: str, method: Method, dtype: torch.dtype) -> None:
     spec, half = method.on(scene), copy.deepcopy(pipe).to(dtype)
     call = {
         name: x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
-        for name, x in kind.call(2, True).items()
+        for name, x in kind.call(kind.samples, True).items()
     }
     with regaze.attach(pipe, spec):
         want = kind.run(pipe)
@@ -112,8 +105,7 @@ def test_half_precision(scene: str, method: Method, dtype: torch.dtype) -> None:
         got = half(**call)[0]
     assert run.report().fired
     assert got.dtype == dtype
-    print("HALF", scene, method.id, dtype, differ(got.float(), want))
-    assert got.isfinite().all()
+    assert differ(got.float(), want) < 0.1
 
 
 @promised("undo", "sd", "pairs-flux", "clip-wan", "frames-sd")

@@ -36,7 +36,7 @@ def switching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 @promised("threads", "sd", "flux", "pairs-flux")
 def test_threads_do_not_see_each_other(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
-    calls = [kind.call(2, True) for _ in range(RUNS)]
+    calls = [kind.call(kind.samples, True) for _ in range(RUNS)]
     for number, call in enumerate(calls):
         if "latents" in call:
             call["latents"] = call["latents"] * (1 + 0.1 * number)
