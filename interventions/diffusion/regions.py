@@ -252,9 +252,12 @@ class _Regional(Work):
         batch, image, text = len(call.query) // 2, picture_of(call), call.text()
         regions, base = slice(0, batch), slice(batch, None)
         words = slice(text.start, text.start + own)
+        # What is longer in either's rows is padding.
+        encoded = self.encoded.text.shape if self.encoded is not None else (1, own)
+        prompts = slice(text.start, text.start + encoded[0] * encoded[1])
         output = torch.zeros_like(call.query)
-        picture, texts = (part_of(call, regions, tokens) for tokens in (image, text))
-        region, output[regions, :, text] = self._regions(call, picture, texts)
+        picture, texts = (part_of(call, regions, tokens) for tokens in (image, prompts))
+        region, output[regions, :, prompts] = self._regions(call, picture, texts)
         # Both rows hold the same picture in double blocks.
         plain, output[base, :, words] = joint_outputs(
             call, part_of(call, base, image), part_of(call, base, words)
