@@ -125,8 +125,6 @@ class ConsistEdit(Intervention):
             raise ValueError(
                 f"consistedit: rounds must be a whole number from 1 on, got {shown(self.rounds)}"
             )
-        if self.layers == ():
-            raise ValueError("consistedit: layers is empty; leave it out, or name layers to edit")
         if self.source is not None and not isinstance(self.source, str):
             raise ValueError(
                 "consistedit: source must be what invert or recorded made, or its file, got "

@@ -61,7 +61,7 @@ def _texts(spec: NAG, pipeline: Any, call: Mapping[str, Any], rows: int) -> Text
     own = call[family_of(denoiser_of(pipeline)).text]
     given = variables.get("negative_prompt_embeds")
     if spec.embeddings is not None:
-        encoded = read(spec.embeddings)
+        encoded = read(spec.name, spec.embeddings)
     elif spec.negative is None and isinstance(given, Tensor):
         encoded = Encoded(given, variables.get("negative_pooled_prompt_embeds"))
     else:

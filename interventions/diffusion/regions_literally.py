@@ -62,7 +62,7 @@ def inside(spec: Regions, grid: Sequence[int]) -> Tensor:
 
 def _texts(spec: Regions, pipeline: Any, call: Mapping[str, Any], rows: int) -> Texts:
     if spec.embeddings is not None:
-        encoded = read(spec.embeddings)
+        encoded = read(spec.name, spec.embeddings)
     else:
         texts = [text for _, text in spec.regions]
         encoded = encode(pipeline, type(denoiser_of(pipeline)).__name__, texts)
