@@ -89,4 +89,4 @@ def home(model: str) -> World | None:
     """The world that a built-in model was trained in; None for any other model."""
     if sandbox.is_sandbox(model):
         return SHAPES
-    return SMOL if smol.is_smol(model) else None
+    return SMOL if model in smol.MODELS else None

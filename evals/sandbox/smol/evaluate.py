@@ -112,7 +112,9 @@ class Examiner:
         for start in range(0, len(images), 10):
             some = list(images[start : start + 10])
             inputs = self._processor(text=[text] * len(some), images=some, return_tensors="pt")
-            tokens = self._model.generate(**inputs, max_new_tokens=48, do_sample=False)
+            tokens = self._model.generate(  # type: ignore[misc]
+                **inputs, max_new_tokens=48, do_sample=False
+            )
             new = tokens[:, inputs["input_ids"].shape[1] :]
             found += self._processor.batch_decode(new, skip_special_tokens=True)
         return found
@@ -177,7 +179,9 @@ def caption_figures(examiner: Examiner, split: str, count: int) -> dict[str, Any
         "recall": _share(sum(k in said for said, true in pairs for k in true), truth.values()),
         "partners_among_mistakes": round(
             100
-            * sum(PARTNER.get(k) in true for w, (_, true) in zip(wrong, pairs, strict=True) for k in w)
+            * sum(
+                PARTNER.get(k) in true for w, (_, true) in zip(wrong, pairs, strict=True) for k in w
+            )
             / max(1, mistakes),
             1,
         ),

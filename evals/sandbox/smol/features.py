@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regaze.evals.runs.files import replacing
+from regaze.evals.runs import files
 from regaze.evals.sandbox.smol.assemble import PIXEL_MEAN, PIXEL_STD
 from regaze.evals.sandbox.smol.scenes import NAMES, Scene, scene
 
@@ -46,7 +47,7 @@ def encode(tower: nn.Module, images: Sequence[Image.Image]) -> Tensor:
     mean, std = (torch.tensor(v)[:, None, None] for v in (PIXEL_MEAN, PIXEL_STD))
     stacked = np.stack([np.asarray(image) for image in images])
     pixels = (torch.from_numpy(stacked).permute(0, 3, 1, 2) / 255 - mean) / std
-    found = tower(pixels.contiguous(memory_format=torch.channels_last)).last_hidden_state
+    found: Tensor = tower(pixels.contiguous(memory_format=torch.channels_last)).last_hidden_state
     return found.flatten(2).transpose(1, 2).half().contiguous()
 
 
@@ -64,12 +65,16 @@ def see(tower: nn.Module, split: str, count: int) -> Seen:
 
 def seen(tower: nn.Module, split: str, count: int, folder: Path) -> Seen:
     """The same, kept in a folder for the next time."""
-    path = folder / f"{split}-{count}.pt"
+    path = folder / f"{split}-{count}.safetensors"
+    words = path.with_suffix(".json")
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            torch.save(vars(see(tower, split, count)), temporary)
-    return Seen(**torch.load(path, weights_only=True))
+        new = see(tower, split, count)
+        files.write_json(words, {"kinds": new.kinds, "unseen": new.unseen})
+        with files.replacing(path) as temporary:
+            save_file({"features": new.features, "cells": new.cells}, temporary)
+    held, said = load_file(path), files.read_json(words)
+    return Seen(held["features"], held["cells"], said["kinds"], said["unseen"])
 
 
 def by_size(s: Scene) -> list[str]:

@@ -1,4 +1,4 @@
-"""Train the weights that make the parts see: ``python -m regaze.evals.sandbox.smol.train PARTS OUT``.
+"""Train what makes the parts see: ``python -m regaze.evals.sandbox.smol.train PARTS OUT``.
 
 Stage 0 aligns the projector with words (`align`); stage 1 trains it and low-rank updates of the
 language model's attention on questions and captions. One thread, bfloat16 with float32 updates.
@@ -13,13 +13,13 @@ import json
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -85,7 +85,7 @@ class Learner:
     updates: dict[str, Updated] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.embeddings = self.language.get_input_embeddings().weight
+        self.embeddings = self.language.get_parameter("embed_tokens.weight")
         self.before = self.embeddings[self.writer.before]
 
     def hidden(self, features: Tensor, pack: Pack) -> Tensor:
@@ -140,6 +140,8 @@ class Learner:
 def prepare(parts: Path, seed: int) -> tuple[Learner, Tensor, nn.Module]:
     """The model to train, the ImageNet classifier's rows and the vision tower."""
     held = parts_in(parts)
+    if held is None:
+        raise ValueError(f"{parts} holds no parts: `regaze sandbox fetch smol` gets them")
     model, processor = assemble(held, seed=seed)
     model.requires_grad_(False)
     language = model.model.language_model.to(torch.bfloat16)
@@ -160,7 +162,9 @@ def prepare(parts: Path, seed: int) -> tuple[Learner, Tensor, nn.Module]:
     return learner, imagenet_head(weights)[0], tower(weights, 224)
 
 
-def batch(step: int, scenes: Seen, photographs: Pseudo, writer: Writer, split: str, seed: int) -> tuple[Tensor, list[list[Turn]]]:
+def batch(
+    step: int, scenes: Seen, photographs: Pseudo, writer: Writer, split: str, seed: int
+) -> tuple[Tensor, list[list[Turn]]]:
     """Features and turns of a step: real scenes in order, and one of pseudo-features."""
     rng = random.Random(f"{seed}/{step}")
     real = BATCH - 1
@@ -186,7 +190,7 @@ def train(
     split: str,
     steps: int,
     seed: int,
-    say: Any,
+    say: Callable[..., None],
 ) -> None:
     """Stage 1, from the last checkpoint in a folder if there is one."""
     trained = learner.trained()
@@ -198,15 +202,10 @@ def train(
     ]
     full = [RATE_PROJECTOR, RATE_UPDATES]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98))
-    checkpoint = out / "checkpoint.pt"
+    checkpoint = out / "checkpoint.safetensors"
     first, spent = 0, 0.0
     if checkpoint.exists():
-        kept = torch.load(checkpoint, weights_only=True)
-        with torch.no_grad():
-            for name, value in trained.items():
-                value.copy_(kept["trained"][name])
-        optimizer.load_state_dict(kept["optimizer"])
-        first, spent = kept["step"], kept["cpu"]
+        first, spent = _restore(checkpoint, trained, optimizer)
     started = time.process_time() - spent
     recent: list[tuple[float, float, float]] = []
     for step in range(first, steps):
@@ -230,14 +229,39 @@ def train(
             say(step=step + 1, asked=means[0], told=means[1], right=means[2], cpu_minutes=minutes)
             recent.clear()
         if (step + 1) % SAVED_EVERY == 0 or step + 1 == steps:
-            state = {
-                "trained": {name: value.detach() for name, value in trained.items()},
-                "optimizer": optimizer.state_dict(),
-                "step": step + 1,
-                "cpu": time.process_time() - started,
-            }
-            with replacing(checkpoint) as temporary:
-                torch.save(state, temporary)
+            _keep(checkpoint, trained, optimizer, step + 1, time.process_time() - started)
+
+
+def _keep(
+    path: Path,
+    trained: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    cpu: float,
+) -> None:
+    """Writes what a run goes on from."""
+    state = {f"value/{name}": value.detach().contiguous() for name, value in trained.items()}
+    for name, value in trained.items():
+        for key, held in optimizer.state[value].items():
+            state[f"{key}/{name}"] = held
+    with replacing(path) as temporary:
+        save_file(state, temporary, metadata={"step": str(step), "cpu": str(cpu)})
+
+
+@torch.no_grad()
+def _restore(
+    path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Puts back what `_keep` wrote: the step to go on with, and processor seconds spent."""
+    with safe_open(path, "pt") as file:
+        said = file.metadata()
+        for key in file.keys():  # noqa: SIM118
+            part, _, name = key.partition("/")
+            if part == "value":
+                trained[name].copy_(file.get_tensor(key))
+            else:
+                optimizer.state[trained[name]][part] = file.get_tensor(key)
+    return int(said["step"]), float(said["cpu"])
 
 
 def main() -> None:
@@ -262,13 +286,29 @@ def main() -> None:
     learner, rows, eyes = prepare(asked.parts, asked.seed)
     scenes = seen(eyes, split, asked.scenes, asked.features or asked.out)
     photographs = Pseudo.of(rows, scenes)
-    aligned = asked.out / "aligned.pt"
+    aligned = asked.out / "aligned.safetensors"
     if not aligned.exists():
         targets = kind_targets(learner.writer._tokenizer, learner.embeddings.float())
-        align(learner.projector, targets, scenes, photographs, seed=asked.seed, report=lambda v: say(stage=0, **v))
-        torch.save(learner.projector.state_dict(), aligned)
-    learner.projector.load_state_dict(torch.load(aligned, weights_only=True))
-    train(learner, scenes, photographs, asked.out, split=split, steps=asked.steps, seed=asked.seed, say=say)
+        align(
+            learner.projector,
+            targets,
+            scenes,
+            photographs,
+            seed=asked.seed,
+            report=lambda v: say(stage=0, **v),
+        )
+        save_file(learner.projector.state_dict(), aligned)
+    learner.projector.load_state_dict(load_file(aligned))
+    train(
+        learner,
+        scenes,
+        photographs,
+        asked.out,
+        split=split,
+        steps=asked.steps,
+        seed=asked.seed,
+        say=say,
+    )
     about = About(rank=RANK, scale=SCALE, seed=asked.seed, steps=asked.steps)
     save_delta(Delta(learner.trained(), about), asked.out / "delta.safetensors")
 

@@ -149,7 +149,8 @@ def fetch(source: Source, folder: Path) -> Path:
 def _member(archive: Path, name: str) -> bytes:
     with tarfile.open(archive) as packed:
         file = packed.extractfile(f"package/{name}")
-        assert file is not None
+        if file is None:
+            raise ValueError(f"{archive} holds no file {name}")
         return file.read()
 
 
