@@ -19,7 +19,6 @@ from PIL import Image
 from torch import Tensor
 from transformers import AutoProcessor, FastVlmForConditionalGeneration
 
-from regaze.evals.benchmarks.coco import find_pictures, read_annotations
 from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.smol import tasks
 from regaze.evals.sandbox.smol.drawing import SIZE
@@ -31,6 +30,8 @@ from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, question
 
 COCO_NAMES = {"ball": "sports ball"}
 """COCO's names of kinds where they differ."""
+LARGE = 0.05
+"""Share of a photograph from which on an object counts as large."""
 
 
 @dataclass(frozen=True)
@@ -196,19 +197,20 @@ def photograph_figures(examiner: Examiner, folder: Path) -> dict[str, Any]:
         examiner: Of the model.
         folder: Holds ``annotations`` and folders of photographs, as COCO does.
     """
-    kinds: list[str] = []
     margins, present, large = [], [], []
+    kinds: list[str] = []
     for part in ("train2017", "val2017"):
-        path = folder / "annotations" / f"instances_{part}.json"
-        known = read_annotations([path])
-        kinds = [k for k in NAMES if COCO_NAMES.get(k, k) in known.classes]
-        shown = find_pictures(folder / part, known.images)
-        sizes = _areas(path)
-        for name, image in shown.items():
-            objects = known.objects.get(image, ())
-            margins.append(examiner.all_kinds([Image.open(folder / part / name)], kinds)[0])
-            present.append([COCO_NAMES.get(k, k) in objects for k in kinds])
-            large.append([sizes.get((image, COCO_NAMES.get(k, k)), 0.0) > 0.05 for k in kinds])
+        said = json.loads((folder / "annotations" / f"instances_{part}.json").read_text("utf-8"))
+        known = {entry["name"] for entry in said["categories"]}
+        kinds = [k for k in NAMES if COCO_NAMES.get(k, k) in known]
+        areas = _areas(said)
+        for entry in said["images"]:
+            path = folder / part / entry["file_name"]
+            if path.exists():
+                margins.append(examiner.all_kinds([Image.open(path)], kinds)[0])
+                shares = [areas.get((entry["id"], COCO_NAMES.get(k, k))) for k in kinds]
+                present.append([share is not None for share in shares])
+                large.append([(share or 0.0) > LARGE for share in shares])
     judged = Judged(torch.stack(margins), torch.tensor(present))
     counted = ~judged.present | torch.tensor(large)
     return {
@@ -221,13 +223,12 @@ def photograph_figures(examiner: Examiner, folder: Path) -> dict[str, Any]:
     }
 
 
-def _areas(path: Path) -> dict[tuple[Any, str], float]:
+def _areas(said: Mapping[str, Any]) -> dict[tuple[int, str], float]:
     """Share of its photograph that the largest object of a class takes, by image and class."""
-    content = json.loads(path.read_text("utf-8"))
-    names = {entry["id"]: entry["name"] for entry in content["categories"]}
-    sizes = {entry["id"]: entry["width"] * entry["height"] for entry in content["images"]}
-    found: dict[tuple[Any, str], float] = {}
-    for entry in content["annotations"]:
+    names = {entry["id"]: entry["name"] for entry in said["categories"]}
+    sizes = {entry["id"]: entry["width"] * entry["height"] for entry in said["images"]}
+    found: dict[tuple[int, str], float] = {}
+    for entry in said["annotations"]:
         key = entry["image_id"], names[entry["category_id"]]
         found[key] = max(found.get(key, 0.0), entry["area"] / sizes[entry["image_id"]])
     return found
