@@ -210,7 +210,7 @@ def _rendered(archive: Path) -> Iterator[tuple[str, str, bytes]]:
                     break
 
 
-def _fitted(data: bytes) -> Image.Image:
+def fitted(data: bytes) -> Image.Image:
     """A picture cut to what is visible and scaled into its square."""
     picture = Image.open(io.BytesIO(data)).convert("RGBA")
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > 20)).getbbox()
@@ -251,7 +251,7 @@ def build(folder: Path, out: Path) -> None:
     sheet = Image.new("RGBA", (COLUMNS * SIDE, rows * SIDE))
     entries = []
     for place, (kind, source, name, data) in enumerate(found):
-        picture = _fitted(data)
+        picture = fitted(data)
         x, y = place % COLUMNS * SIDE, place // COLUMNS * SIDE
         sheet.paste(picture, (x, y))
         entries.append(
