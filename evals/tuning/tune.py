@@ -18,7 +18,8 @@ import numpy as np
 
 from regaze.evals.asking.models import Loaded
 from regaze.evals.asking.runner import run
-from regaze.evals.benchmarks.registry import TEST_SPLITS, Source
+from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.worlds import world_of
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress, quiet
@@ -36,7 +37,6 @@ from regaze.hooks.host import find_host
 from regaze.interventions.base import Intervention, from_dict
 
 TUNED, ANSWERS, _TRIALS = "tuned.json", "answers", "trials.log"
-SPLIT = "validation"
 _RANDOM = 5
 """Trials at random before the estimators take over."""
 
@@ -158,11 +158,11 @@ def tune(
         ImportError: Optuna isn't installed.
         OSError: The directory can't be written.
     """
-    if not source.data and source.split != SPLIT:
+    if not source.data and source.split != (world := world_of(source.split)).validation:
         raise ValueError(
-            f"settings are chosen on {SPLIT} scenes, never on those of {source.split!r}: a score "
-            f"on scenes that settings were chosen on says nothing ({', '.join(TEST_SPLITS)} are "
-            "there to report)"
+            f"settings are chosen on {world.validation} scenes, never on those of "
+            f"{source.split!r}: a score on scenes that settings were chosen on says nothing "
+            f"({', '.join(world.tests)} are there to report)"
         )
     optuna = _optuna()
     space = space_of(spec)

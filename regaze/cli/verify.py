@@ -17,6 +17,7 @@ from regaze.cli.pipelines import Source
 from regaze.cli.terminal import err, fail, out
 from regaze.evals import sandbox
 from regaze.evals.outputs import check_place
+from regaze.evals.sandbox import smol
 from regaze.evals.sandbox.painting import PAINTERS
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Target(Model):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help=f"sandbox, {', '.join(PAINTERS)}, a folder or a Hub id."
+            "--model", "-m", help=f"sandbox, smol, {', '.join(PAINTERS)}, a folder or a Hub id."
         ),
     ] = sandbox.MODELS[0]
 
@@ -184,7 +185,7 @@ def _is_pipeline(model: str) -> bool:
     Raises:
         ValueError: The Hub can't be asked.
     """
-    if model in PAINTERS or sandbox.is_sandbox(model):
+    if model in PAINTERS or sandbox.is_sandbox(model) or smol.is_smol(model):
         return model in PAINTERS
     if Path(model).is_dir():
         return (Path(model) / "model_index.json").exists()
