@@ -282,7 +282,7 @@ def parse(text: str) -> Intervention:
         if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
         try:
-            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else _value(value)
+            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else read_value(value)
         except RecursionError as error:
             raise ValueError(f"{name}: {field} is nested too deeply") from error
     cls = get(name)
@@ -301,13 +301,13 @@ def _parts(text: str) -> list[str]:
     return [part for part in parts if part.strip()]
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
     try:
         return json.loads(_PYTHON_WORDS.get(text, text))
     except ValueError:  # No JSON, or a number of thousands of digits.
         if text.startswith("[") and text.endswith("]"):
-            return [_value(part.strip()) for part in _parts(text[1:-1])]
+            return [read_value(part.strip()) for part in _parts(text[1:-1])]
         return text
 
 
