@@ -290,14 +290,22 @@ def parse(text: str) -> Intervention:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas, but for those inside brackets, which belong to a value."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0:
+    """What stands between the commas, but for those in brackets or quotes, which are a value's.
+
+    Raises:
+        ValueError: A quotation mark isn't closed.
+    """
+    parts, depth, quoted = [""], 0, False
+    for before, char in zip(" " + text, text, strict=False):
+        quoted ^= char == '"' and before != "\\"
+        if not quoted:
+            depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0 and not quoted:
             parts.append("")
         else:
             parts[-1] += char
+    if quoted:
+        raise ValueError(f"a quotation mark isn't closed in {shown(text)}")
     return [part for part in parts if part.strip()]
 
 

@@ -171,7 +171,10 @@ class Painter:
 
     def _steps(self, told: Callable[[int], None] | None) -> dict[str, Any]:
         """The argument by which a pipeline tells of its steps, if it has one."""
-        if told is None or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters:
+        if (
+            told is None
+            or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters
+        ):
             return {}
 
         def step(pipeline: Any, number: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:

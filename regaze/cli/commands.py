@@ -11,6 +11,7 @@ from regaze.cli.analyse import group as analyse_group
 from regaze.cli.analyse import heads as analyse_heads
 from regaze.cli.analyse import overlap
 from regaze.cli.animate import animate
+from regaze.cli.ask import ask
 from regaze.cli.build import pope
 from regaze.cli.calibrate import paro
 from regaze.cli.compare import compare
@@ -30,6 +31,7 @@ from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
 from regaze.cli.measure import vas
+from regaze.cli.play import play
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.tune import tune
@@ -81,6 +83,8 @@ app.command("eval images")(images)
 app.command("eval video")(video)
 app.command("eval edits")(edits)
 app.command("eval places")(places)
+app.command()(ask)
+app.command()(play)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)

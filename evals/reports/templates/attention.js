@@ -5,7 +5,7 @@
 
   const STYLE = `
     :host { display: block; font-size: .875rem; line-height: 1.4; color: inherit; }
-    .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 11rem), 1fr)); gap: .8rem; }
+    .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9rem), 1fr)); gap: .8rem; }
     figure { margin: 0; min-width: 0; max-width: 26rem; }
     figcaption { margin: 0 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
     .seen { position: relative; overflow: hidden; border-radius: 6px; background: #0003; touch-action: pan-y; }
@@ -172,8 +172,8 @@
         make("div", { className: "sides" }, ...this.sides.map((side) => side.node)),
         make("div", { className: "tools" }, this.mean, bare), this.said,
         make("p", { className: "hint", textContent:
-          "Maps of heads: a row per layer, a column per head, brighter where more of its attention is "
-          + `${this.unit}. Point at a head or a patch; click or Enter keeps a head, arrow keys move, Escape goes back.` }));
+          "Below each picture: a row per layer, a column per head, brighter for a larger share. Point at a head "
+          + "or a patch. Click or Enter keeps a head, arrow keys move, Escape goes back to the mean." }));
       this.draw();
     }
 
