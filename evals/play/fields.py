@@ -60,6 +60,7 @@ def _part(control: Control, value: Any, key: str) -> Any:
         "label": control.field,
         "info": control.info or None,
         "key": key,
+        "interactive": True,
         "elem_id": f"field-{key.partition('-')[0]}-{control.field}",
     }
     limits: dict[str, Any] = {"minimum": control.low, "maximum": control.high}

@@ -6,6 +6,7 @@ visitor may stop. Runs of one model wait for each other: two that attach methods
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,10 @@ _PRIVATE: Any = {"api_visibility": "private", "show_progress": "hidden"}
 def theme() -> Any:
     """The page's looks; its fonts are the reader's own, so that none is fetched."""
     fonts, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
-    return gr.themes.Default(primary_hue="orange", font=fonts, font_mono=mono)
+    looks = gr.themes.Default(primary_hue="orange", font=fonts, font_mono=mono)
+    return looks.set(
+        block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"
+    )
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class _Shown:
     elsewhere: Any
     script: Any
     command: Any
+    picture: Any
 
     @property
     def all(self) -> list[Any]:
@@ -88,19 +93,22 @@ class Page:
     def __init__(self, shelf: Shelf, model: str, load: Sequence[Path] = ()) -> None:
         self._shelf, self._model, self._load = shelf, model, tuple(load)
         self._jobs: dict[str, Job] = {}
+        self._files = tempfile.TemporaryDirectory(prefix="regaze-play-")
 
     def draw(self) -> gr.Blocks:
         """The page, to be served."""
-        with gr.Blocks(title="regaze play", analytics_enabled=False) as page:
+        with gr.Blocks(
+            title="regaze play", analytics_enabled=False, delete_cache=(600, 3600)
+        ) as page:
             gr.Markdown("# regaze play\nA model as it is, and with its attention re-aimed.")
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=300):
                     asked, another = self._asked()
                     fields = gr.Column()
+                with gr.Column(scale=3, min_width=300):
                     with gr.Row():
                         go = gr.Button("Run", variant="primary", elem_id="run", min_width=90)
                         stop = gr.Button("Stop", elem_id="stop", min_width=90)
-                with gr.Column(scale=3, min_width=300):
                     shown = self._shown()
             counter = gr.State(0)
             with fields:
@@ -179,10 +187,17 @@ class Page:
                 language="python", label="As Python", elem_id="python", interactive=False
             )
             command = gr.Code(
-                language="shell", label="As a command", elem_id="command", interactive=False
+                language="shell",
+                label="As a command",
+                elem_id="command",
+                interactive=False,
+                wrap_lines=True,
+                lines=2,
             )
-            gr.Markdown(f"A question's picture is to be saved as `{recipes.PICTURE}`.")
-        return _Shown(status, answers, viewer, report, elsewhere, script, command)
+            picture = gr.DownloadButton(
+                f"Save the picture as {recipes.PICTURE}, which both read", elem_id="save", size="sm"
+            )
+        return _Shown(status, answers, viewer, report, elsewhere, script, command, picture)
 
     def _fields(self, asked: _Asked, shown: _Shown, go: Any) -> None:
         @gr.render(inputs=[asked.first, asked.second], show_progress="hidden")
@@ -252,6 +267,9 @@ class Page:
             shown.elsewhere: gr.update(visible=True),
             shown.script: recipes.python(request, paints, self._load),
             shown.command: command,
+            shown.picture: gr.update(
+                visible=request.picture is not None, value=self._saved(request.picture)
+            ),
         }
 
     def _request(self, kinds: Sequence[type[Intervention] | None], given: Sequence[Any]) -> Request:
@@ -283,6 +301,14 @@ class Page:
             seed=_whole("the number of the picture", seed, 0),
             arguments={k: v for k, v in arguments.items() if v is not None} if paints else {},
         )
+
+    def _saved(self, picture: Image.Image | None) -> str | None:
+        """The path of a picture as a file, in a folder of its own."""
+        if picture is None:
+            return None
+        path = Path(tempfile.mkdtemp(dir=self._files.name)) / recipes.PICTURE
+        picture.save(path)
+        return str(path)
 
     def _another(self, model: str, number: int) -> tuple[Any, ...]:
         """Another example for the chosen model."""

@@ -26,8 +26,8 @@ from regaze.hooks.report import Report
 from regaze.interventions.base import Intervention
 
 PLAIN = "plain"
-ON_PICTURE = "of its attention on the picture"
-ON_WORDS = "of each place's attention on the words"
+ON_PICTURE = "of attention on the picture"
+ON_WORDS = "of attention on the words"
 BUDGET = 1_500_000
 """Bytes of maps of one condition in a page; tokens and words beyond are left out."""
 

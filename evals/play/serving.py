@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -57,35 +59,26 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve(
-    shelf: Shelf, model: str, host: str, port: int, load: Sequence[Path] = ()
-) -> tuple[gr.Blocks, str]:
-    """Serve a playground, in threads of its own, until ``close`` of what is returned is called.
+def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) -> FastAPI:
+    """The playground as a web application.
 
     Args:
         shelf: Its models.
         model: Which one is chosen first.
-        host: Where it listens.
-        port: 0 for any free one.
+        host: Where it will be served.
         load: Python files that registered methods.
 
-    Returns:
-        The page, and its address.
-
     Raises:
-        OSError: The port is taken.
         ValueError: The first model may not be opened.
     """
-    page = Page(shelf, model, load).draw()
     # A name that a foreign page had resolve to this machine isn't one of these.
     names = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else ["*"]
     layers = [Middleware(OnlyHere), Middleware(TrustedHostMiddleware, allowed_hosts=names)]
-    options: dict[str, Any] = {"server_port": port or _free(host)}
-    _, address, _ = page.queue().launch(
+    return gr.mount_gradio_app(
+        FastAPI(middleware=layers, openapi_url=None),
+        Page(shelf, model, load).draw().queue(),
+        path="",
         server_name=host,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
         footer_links=[],
         enable_monitoring=False,
         ssr_mode=False,
@@ -93,15 +86,35 @@ def serve(
         theme=theme(),
         css=CSS,
         head=HEAD,
-        app_kwargs={"middleware": layers},
-        **options,
     )
-    return page, str(address)
 
 
-def _free(host: str) -> int:
-    import socket
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve at.
 
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
+    Args:
+        host: Where it listens.
+        port: 0 for any free one.
+
+    Raises:
+        OSError: The port is taken, or the host isn't this machine's.
+    """
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise OSError(
+            f"can't listen on {host}, port {port} ({error.strerror}): give another"
+        ) from None
+
+
+def address(at: socket.socket) -> str:
+    """What to open in a browser."""
+    host, port = at.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def server(app: FastAPI) -> uvicorn.Server:
+    """What serves an application: ``run(sockets=[...])`` does so until ``should_exit`` is set."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))

@@ -71,7 +71,7 @@ def element(heads: Heads, sides: Sequence[Side], unit: str, fallback: str = "") 
     Args:
         heads: Whose maps these are.
         sides: What is shown side by side; all on one scale.
-        unit: What shares are of, to follow a percentage: "of its attention is on the picture".
+        unit: What shares are of, to follow a percentage: "of attention on the picture".
         fallback: HTML that is shown where scripts don't run.
 
     Raises:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -46,7 +45,7 @@ def play(
     # Read when gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from regaze.evals.play.models import BUILT_IN, Shelf
-    from regaze.evals.play.serving import is_loopback, serve
+    from regaze.evals.play.serving import address, application, is_loopback, listen, server
 
     hush("transformers")
     hush("diffusers")
@@ -57,11 +56,9 @@ def play(
         on_one_thread()
     shelf = Shelf(offered, any_model=alone, dtype=dtype, device=device)
     loaded = (ctx.find_root().params or {}).get("load") or ()
-    page, address = serve(shelf, offered[0], host, port, loaded)
-    say(f"Playground: {address}", "Ctrl-C ends it.")
-    if not alone:
-        note(f"everybody who reaches {host} may use it; there is no password")
-    try:
-        threading.Event().wait()
-    finally:
-        page.close(verbose=False)
+    app = application(shelf, offered[0], host, loaded)
+    with listen(host, port) as at:
+        say(f"Playground: {address(at)}", "Ctrl-C ends it.")
+        if not alone:
+            note(f"everybody who reaches {host} may use it; there is no password")
+        server(app).run(sockets=[at])
