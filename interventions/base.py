@@ -282,7 +282,7 @@ def parse(text: str) -> Intervention:
         if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
         try:
-            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else _value(value)
+            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else read_value(value)
         except RecursionError as error:
             raise ValueError(f"{name}: {field} is nested too deeply") from error
     cls = get(name)
@@ -290,24 +290,32 @@ def parse(text: str) -> Intervention:
 
 
 def _parts(text: str) -> list[str]:
-    """Split at commas, except those inside brackets, which belong to a value."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0:
+    """Split at commas, except those in brackets or quotes, which belong to a value.
+
+    Raises:
+        ValueError: A quotation mark isn't closed.
+    """
+    parts, depth, quoted = [""], 0, False
+    for before, char in zip(" " + text, text, strict=False):
+        quoted ^= char == '"' and before != "\\"
+        if not quoted:
+            depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0 and not quoted:
             parts.append("")
         else:
             parts[-1] += char
+    if quoted:
+        raise ValueError(f"a quotation mark isn't closed in {shown(text)}")
     return [part for part in parts if part.strip()]
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
     try:
         return json.loads(_PYTHON_WORDS.get(text, text))
     except ValueError:  # No JSON, or a number of thousands of digits.
         if text.startswith("[") and text.endswith("]"):
-            return [_value(part.strip()) for part in _parts(text[1:-1])]
+            return [read_value(part.strip()) for part in _parts(text[1:-1])]
         return text
 
 
