@@ -30,6 +30,7 @@ from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
 from regaze.cli.measure import vas
+from regaze.cli.serve import serve
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.tune import tune
@@ -89,6 +90,7 @@ app.command()(animate)
 app.command()(edit)
 app.command()(compose)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
 app.add_typer(build, name="build")
