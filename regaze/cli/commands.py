@@ -34,6 +34,7 @@ from regaze.cli.measure import vas
 from regaze.cli.play import play
 from regaze.cli.sandbox import fetch
 from regaze.cli.sandbox import group as sandbox_group
+from regaze.cli.serve import serve
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.tune import tune
@@ -96,6 +97,7 @@ app.command()(animate)
 app.command()(edit)
 app.command()(compose)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
 app.add_typer(build, name="build")
