@@ -105,6 +105,12 @@ def _two_regions(scene: str) -> Regions:
     return Regions(parts, 0.3, stop=1.0, overlap="all", embeddings=text)
 
 
+def _short_region(scene: str) -> Regions:
+    """Its text is shorter than the prompt's, and only some blocks keep it apart."""
+    text = {"text": noise(1, 3, WIDTH, seed=9)}
+    return Regions([((0, 0, 0.5, 0.5), "one")], 0.3, stop=1.0, every=(2, 2), embeddings=text)
+
+
 def plan(pipe: Any, steps: int = 3) -> Plan:
     """A calibration of a clip of 3 x 4 x 3 tokens, with blocks and orders drawn at random."""
     made = torch.Generator().manual_seed(0)
@@ -129,5 +135,6 @@ def _of_a_plan(scene: str) -> PARO:
 
 composed = Made(PrimeComposer, lambda scene: compose())
 regions = Made(Regions, _two_regions)
+short_region = Made(Regions, _short_region)
 planned = Made(PARO, _of_a_plan)
 flowing = Made(FlowWarp, lambda scene: FlowWarp(flow=random_flow(FLOW_FRAMES)))

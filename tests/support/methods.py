@@ -25,6 +25,7 @@ from making import (
     perturbing,
     planned,
     regions,
+    short_region,
 )
 from scenes import BLOCKS, CLIPS, FRAMES, KINDS, ONES, PAIRS, TEXTS, UNETS
 
@@ -179,9 +180,6 @@ DRAWN = tuple(
 
 SCORES = ("avisc", "dola", "highlight", "icd", "m3id", "vcd")
 NO_STRENGTH = {"idle": "a contrast of the model with itself has no factor that could be zero"}
-WHOLE_FLUX = {
-    "literal@flux": "the conformance tests hold it against the papers' own code",
-}
 PHRASES = ["red circle", "blue square", "green circle", "a green circle"]
 ASKS_AGAIN = dict.fromkeys(
     [promise for promise in PROMISES if promise != "json"],
@@ -429,16 +427,17 @@ METHODS = {
             scenes=KINDS, like="stg-attention",
         ),
         # -- of what the picture reads of texts --
-        Method("nag", embedded(NAG, phi=3.0, tau=1.3, alpha=0.7), scenes=TEXTS, without=WHOLE_FLUX),
+        Method("nag", embedded(NAG, phi=3.0, tau=1.3, alpha=0.7), scenes=TEXTS),
         Method(
             "nag-l2", embedded(NAG, phi=3.0, tau=1.1, alpha=0.7, norm="l2"), scenes=TEXTS,
-            like="nag", without=WHOLE_FLUX,
+            like="nag",
         ),
         Method(
             "nag-shared", embedded(NAG, phi=3.0, tau=1.3, text_stream="shared"),
             scenes=("sd3", "sd35"), like="nag",
         ),
-        Method("regions", regions, scenes=TEXTS, without=WHOLE_FLUX),
+        Method("regions", regions, scenes=TEXTS),
+        Method("regions-short", short_region, scenes=("flux",), like="regions"),
         Method("primecomposer", composed, scenes=("sd", "sd21", "sdxl")),
         Method("reweight", of(Reweight, {1: 2.0, 3: 0.25}), scenes=tuple(
             name for name in ONES if name != "img2img")),
