@@ -293,7 +293,7 @@ def _places(site: Site, count: int, rows: int, frames: int, layout: Layout) -> t
     Raises:
         RuntimeError: It holds other things than every place of every row, with all frames.
     """
-    grid = layout.grid(count // rows) if count % rows == 0 else None
+    grid = layout.grid(site, count // rows) if count % rows == 0 else None
     if grid is None or (layout.frames and frames != layout.frames):
         raise RuntimeError(
             f"bytheway: {site.name} attends over {frames} frames of {count} places, and the clip "

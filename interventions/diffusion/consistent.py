@@ -248,7 +248,7 @@ class Consistent(Work):
         layout = call.layout
         if self.spec.mask == "all":
             return torch.ones(1, tokens, dtype=torch.bool)
-        grid = layout.grid(tokens)
+        grid = layout.grid(call.site, tokens)
         if self.given:
             if grid is None or layout.finest is None:
                 raise ValueError(

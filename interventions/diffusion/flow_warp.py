@@ -284,7 +284,7 @@ class _Warped:
     def _grid(self, call: Call) -> tuple[int, int]:
         """The token grid of a call, once it is known to fit the flow."""
         image, finest = call.image(), call.layout.finest
-        grid = call.layout.grid(image.stop - image.start)
+        grid = call.layout.grid(call.site, image.stop - image.start)
         if grid is None or finest is None or len(grid) > 2 and grid[0] > 1:
             known = "isn't known" if grid is None else f"has {grid[0]} frames in one sequence"
             raise ValueError(

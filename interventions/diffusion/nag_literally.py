@@ -11,9 +11,9 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.encode import Encoded, encode, read, rows_of
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.layouts import Layout
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.running import variables_of
+from regaze.hooks.diffusion.sites import Layout, Site
 from regaze.interventions.diffusion import flux_literally, sd3_literally
 from regaze.interventions.diffusion.texts_literally import (
     Pairs,
@@ -77,8 +77,9 @@ def _texts(spec: NAG, pipeline: Any, call: Mapping[str, Any], rows: int) -> Text
 
 
 def _cross(
-    spec: NAG, query: Tensor, own: tuple[Tensor, Tensor], pairs: Pairs, layout: Layout
-) -> Tensor:
+    spec: NAG, query: Tensor, own: tuple[Tensor, Tensor], pairs: Pairs, layout: Layout,
+    site: Site,
+) -> Tensor:  # fmt: skip
     return guided(spec, attention(query, *own), attention(query, *pairs[0]))
 
 

@@ -292,7 +292,7 @@ class _Regional(Work):
             raise ValueError(
                 "regions: this picture is made of reference pictures, whose tokens lie in no region"
             )
-        grid = layout.grid(tokens)
+        grid = layout.grid(call.site, tokens)
         if grid is None or layout.finest is None:
             raise ValueError(f"regions: {call.site.name} has {tokens} tokens of an unknown grid")
         if grid not in self.found:

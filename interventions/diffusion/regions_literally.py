@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.encode import encode, read
-from regaze.hooks.diffusion.layouts import Layout
 from regaze.hooks.diffusion.literal import WholeForm
+from regaze.hooks.diffusion.sites import Layout, Site
 from regaze.interventions.diffusion import flux_literally, sd3_literally
 from regaze.interventions.diffusion.places import read_mask
 from regaze.interventions.diffusion.texts_literally import (
@@ -70,9 +70,10 @@ def _texts(spec: Regions, pipeline: Any, call: Mapping[str, Any], rows: int) -> 
 
 
 def _cross(
-    spec: Regions, query: Tensor, own: tuple[Tensor, Tensor], pairs: Pairs, layout: Layout
-) -> Tensor:
-    grid = layout.grid(query.shape[2])
+    spec: Regions, query: Tensor, own: tuple[Tensor, Tensor], pairs: Pairs, layout: Layout,
+    site: Site,
+) -> Tensor:  # fmt: skip
+    grid = layout.grid(site, query.shape[2])
     if grid is None:
         raise NotImplementedError("the tokens of a layer have no known grid")
     where = inside(spec, grid).to(query.device)
