@@ -65,7 +65,7 @@ def decode_mask(pairs: Sequence[int], side: int = 512) -> Mask:
 
     Args:
         pairs: Start and length of each run, one after the other, row by row.
-        side: Of the picture. Its outermost pixels count as edited, as in the code.
+        side: The picture's side. Its outermost pixels count as edited, as in the code.
 
     Raises:
         ValueError: Numbers that are no pairs, or a run that isn't inside.
@@ -197,8 +197,8 @@ def dino_keys(folder: str | Path, device: str = "cpu") -> Callable[[Tensor], Ten
     """The keys of the last layer of a DINO model, its class token's among them.
 
     Args:
-        folder: Of a vision transformer in transformers' form, such as ``facebook/dino-vitb8``, the
-            one of the benchmark.
+        folder: Folder of a vision transformer in transformers' form, such as
+            ``facebook/dino-vitb8``, the benchmark's.
         device: Where to compute.
 
     Raises:
