@@ -170,7 +170,7 @@ class Painter:
         ]
 
     def _steps(self, told: Callable[[int], None] | None) -> dict[str, Any]:
-        """The argument by which a pipeline tells of its steps, if it has one."""
+        """The argument by which a pipeline reports its steps, if it has one."""
         if (
             told is None
             or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters
