@@ -264,7 +264,7 @@ def _restore(
     return int(said["step"]), float(said["cpu"])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a delta and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", type=Path, help="folder of the parts")
@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path, help="folder of features, default OUT")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
     split = "train-plain" if asked.plain else "train"
@@ -288,7 +288,7 @@ def main() -> None:
     photographs = Pseudo.of(rows, scenes)
     aligned = asked.out / "aligned.safetensors"
     if not aligned.exists():
-        targets = kind_targets(learner.writer._tokenizer, learner.embeddings.float())
+        targets = kind_targets(learner.writer.tokenizer, learner.embeddings.float())
         align(
             learner.projector,
             targets,
