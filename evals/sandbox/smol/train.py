@@ -85,7 +85,7 @@ class Learner:
     updates: dict[str, Updated] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.embeddings = self.language.get_parameter("embed_tokens.weight")
+        self.embeddings: Tensor = self.language.get_parameter("embed_tokens.weight")
         self.before = self.embeddings[self.writer.before]
 
     def hidden(self, features: Tensor, pack: Pack) -> Tensor:

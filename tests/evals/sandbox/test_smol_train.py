@@ -6,6 +6,7 @@ import json
 import random
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_parts
@@ -85,9 +86,8 @@ def test_a_pack_is_what_the_models_own_prompt_is(learner: train.Learner, parts: 
 
     processor = build_processor(read_tokenizer(parts / packages.LANGUAGE.kept))
     said = [{"type": "image"}, {"type": "text", "text": "Is there a dog in the image?"}]
-    text = processor.apply_chat_template(
-        [{"role": "user", "content": said}], add_generation_prompt=True
-    )
+    message: Any = {"role": "user", "content": said}
+    text = processor.apply_chat_template([message], add_generation_prompt=True)
     ids = processor.tokenizer(text, add_special_tokens=False)["input_ids"]
     image = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     before, turn = learner.writer.before, learner.writer.ask("dog")
