@@ -52,7 +52,9 @@ def columns(
     methods = every_method(loaded)
     conditions = [Condition((spec,)) for spec in methods.specs]
     split = next(iter(SMOL.tests))
-    sources = {"smol": (Source("pope", split=split, n_images=scenes), None)}
+    sources: dict[str, tuple[Source, int | None]] = {
+        "smol": (Source("pope", split=split, n_images=scenes), None)
+    }
     if photographs is not None:
         asked = out / "photographs.jsonl"
         records = photograph_questions(read_photographs(photographs)[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from regaze.evals.reports.results_page import changed, row
+from regaze.evals.reports.results_page import changed, table_row
 from regaze.evals.scoring.thresholds import AUC
 
 _SHOWN: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
@@ -27,12 +27,12 @@ def page(stored: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
         lines = [
             f"## {_NAMES[metric]}",
             "",
-            row("method", *(_title(name) for name in tables)),
-            row("---", *("---:" for _ in tables)),
-            row("none", *(_baseline(table, metric) for table in tables.values())),
+            table_row("method", *(_title(name) for name in tables)),
+            table_row("---", *("---:" for _ in tables)),
+            table_row("none", *(_baseline(table, metric) for table in tables.values())),
         ]
         lines += [
-            row(
+            table_row(
                 f"`{method}`",
                 *(
                     _cell(table, usual[name].get(method), metric, way)

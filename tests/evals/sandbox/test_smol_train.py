@@ -195,7 +195,7 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
 
         with monkeypatch.context() as patch:
             patch.setattr(train, "batch", counted)
-            train.main([str(parts), str(tmp_path / name), "--steps", "4"])
+            train.main([str(parts), str(tmp_path / name), "--steps", "3", "--last", "1"])
         return tmp_path / name
 
     whole = run("whole")
@@ -223,6 +223,12 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert train.rate(0, 1000) == pytest.approx(1 / train.WARM_UP)
     assert train.rate(500, 1000) == pytest.approx(0.5)
     assert train.rate(999, 1000) == 0.02
+
+
+def test_the_last_stage_starts_anew_at_a_lower_rate_with_more_weight_on_captions() -> None:
+    assert train.pace(500, 1000, 300) == pytest.approx((0.5, 0.5))
+    assert train.pace(1000, 1000, 300) == pytest.approx((0.4 / train.WARM_UP, 2.0))
+    assert train.pace(1150, 1000, 300) == pytest.approx((0.2, 2.0))
 
 
 def test_auc_counts_ties_half() -> None:
