@@ -186,7 +186,7 @@ def _chosen(search: Tuned) -> dict[str, Any]:
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
-    """What the page needs of one task: each condition on the last total."""
+    """Scores of each condition in the last total of one task, for the page."""
     section = scores.sections[-1]
     rows = {
         row.condition.label: {

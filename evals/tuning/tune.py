@@ -72,8 +72,8 @@ class Tuned:
         baseline: Metrics of the unedited model on the same items.
         usual: The method as it was given, which is in the running too.
         trials: All trials in order.
-        source: What was asked, JSON-able.
-        model: Who.
+        source: The questions' source, JSON-able.
+        model: The model's name.
         items: How many items.
     """
 
@@ -143,7 +143,7 @@ def tune(
     Args:
         loaded: The model; left as it was found.
         spec: The method; fields that differ from their defaults are kept.
-        source: What to ask: the sandbox's validation scenes, or files of one's own.
+        source: The questions: the sandbox's validation scenes, or files of one's own.
         out: Gets the trials, all answers and ``tuned.json``.
         trials: How many in all, those that are there already included.
         objective: A metric; default: AUC of the yes margin for yes/no questions, which no moved
@@ -189,7 +189,7 @@ def tune(
             found.sampler = optuna.samplers.TPESampler(
                 seed=seed + len(done), n_startup_trials=_RANDOM
             )
-            # Of a trial that was broken off nothing is told, so the same one is tried again.
+            # The study never hears of an interrupted trial, so the same one is tried again.
             asked = found.ask()
             drawn = {field: _draw(asked, field, domain) for field, domain in space.items()}
             tried = asking.trial(replace(spec, **_fields(drawn, n_layers)))
@@ -243,7 +243,7 @@ class _Asking:
                 self.conditions.append(condition)
 
     def trial(self, spec: Intervention) -> Trial:
-        """What a setting gives; one that came up before isn't asked again."""
+        """Score a setting; one that came up before isn't asked again."""
         if spec.label not in self.found:
             self.found[spec.label] = self._trial(spec)
         return self.found[spec.label]

@@ -11,6 +11,7 @@ from regaze.cli.analyse import group as analyse_group
 from regaze.cli.analyse import heads as analyse_heads
 from regaze.cli.analyse import overlap
 from regaze.cli.animate import animate
+from regaze.cli.ask import ask
 from regaze.cli.build import pope
 from regaze.cli.calibrate import paro
 from regaze.cli.compare import compare
@@ -30,8 +31,10 @@ from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
 from regaze.cli.measure import vas
+from regaze.cli.play import play
 from regaze.cli.sandbox import fetch
 from regaze.cli.sandbox import group as sandbox_group
+from regaze.cli.serve import serve
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.tune import tune
@@ -84,6 +87,8 @@ app.command("eval images")(images)
 app.command("eval video")(video)
 app.command("eval edits")(edits)
 app.command("eval places")(places)
+app.command()(ask)
+app.command()(play)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)
@@ -92,6 +97,7 @@ app.command()(animate)
 app.command()(edit)
 app.command()(compose)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
 app.add_typer(build, name="build")
