@@ -27,7 +27,7 @@ DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo results picture-results test test-oldest smoke-oldest check typecheck bench docs cards \
+.PHONY: help demo results picture-results smol test test-oldest smoke-oldest check typecheck bench docs cards \
     format clean
 
 help:  ## List the targets.
@@ -42,9 +42,16 @@ results: $(DEV)  ## Tune and score every method, write docs/results.md; about ha
 	@echo "==> Every method on the built-in model: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.results $(ARGS)
 
+results-smol: $(DEV)  ## The same methods as they come on smol, beside the sandbox's: docs/results-smol.md, resumable.
+	@echo "==> Every method on smol: stopped, it goes on where it was"
+	@$(BIN)/python -m regaze.evals.columns $(ARGS)
+
 picture-results: $(DEV)  ## The same for diffusion methods on the painters: docs/results-diffusion.md, resumable.
 	@echo "==> Methods for diffusion models on the painters: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.picture_results $(ARGS)
+
+smol: $(DEV)  ## Fetch the small real language model that some tests need, 110 MB, once.
+	@$(BIN)/regaze sandbox fetch smol
 
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -123,6 +123,24 @@ def test_nothing_to_contrast_with_raises_and_rows_without_an_image_keep_their_sc
     edited, plain = logits(model, inputs, spec), logits(model, inputs)
     torch.testing.assert_close(edited[1], plain[1], rtol=0, atol=1e-5)
     assert (edited[0, -1] - plain[0, -1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("divergence", ["mixture", "jsd"])
+def test_dola_contrasts_exits_that_leave_no_probability_to_most_tokens(
+    divergence: Literal["mixture", "jsd"],
+) -> None:
+    """Streams of real models hold values in the thousands, and exits read them without a norm."""
+    model = tiny("llava")
+    weight = model.model.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(2000)
+            exits = model.model.lm_head(weight[3:40]).softmax(-1)
+        assert (exits == 0).float().mean() > 0.5
+        check(model, ask(model, (SHORT, [])), DoLa(candidates=LAYERS, divergence=divergence))
+    finally:
+        weight.data.copy_(kept)
 
 
 def test_dola_needs_no_picture() -> None:
