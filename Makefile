@@ -42,6 +42,10 @@ results: $(DEV)  ## Tune and score every method, write docs/results.md; about ha
 	@echo "==> Every method on the built-in model: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.results $(ARGS)
 
+results-smol: $(DEV)  ## The same methods as they come on smol, beside the sandbox's: docs/results-smol.md, resumable.
+	@echo "==> Every method on smol: stopped, it goes on where it was"
+	@$(BIN)/python -m regaze.evals.columns $(ARGS)
+
 picture-results: $(DEV)  ## The same for diffusion methods on the painters: docs/results-diffusion.md, resumable.
 	@echo "==> Methods for diffusion models on the painters: stopped, it goes on where it was"
 	@$(BIN)/python -m regaze.evals.picture_results $(ARGS)

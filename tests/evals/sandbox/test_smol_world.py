@@ -89,14 +89,14 @@ def test_scenes_are_the_same_everywhere_and_no_two_alike() -> None:
         for s in (scene(split, 3) for split in SPLITS)
     ]
     digest = hashlib.sha256(repr(drawn).encode()).hexdigest()
-    assert digest[:16] == "DIGEST"
+    assert digest[:16] == "fc0718d955f8a809"
     images = [scene(split, i).image for split in SPLITS for i in range(6)]
     assert all(image.size == (SIZE, SIZE) and image.mode == "RGB" for image in images)
     assert len({image.tobytes() for image in images}) == len(images)
     assert scene("test", 5).image.tobytes() == scene("test", 5).image.tobytes()
 
 
-def test_training_brings_partners_together_and_tests_never_do() -> None:
+def test_only_scenes_with_the_prior_bring_partners_together() -> None:
     def together(split: str) -> float:
         found = [
             PARTNER[kind] in s.kinds
@@ -108,8 +108,7 @@ def test_training_brings_partners_together_and_tests_never_do() -> None:
 
     assert together("train") > 0.8
     assert together("test-prior") > 0.8
-    assert 0 < together("train-plain") < 0.15
-    assert together("validation") == together("test") == 0
+    assert together("train-plain") == together("validation") == together("test") == 0
 
 
 def test_some_scenes_are_empty_and_none_shows_a_kind_twice() -> None:
