@@ -74,7 +74,7 @@ def heads(title: str, kind: str = "more", share: float = 0.5, said: str = "") ->
     """Layers by heads, of which some change what they put out."""
 
     def mark(row: int, column: int) -> str:
-        hit = (row * 5 + column * 3 + row * column) % 8 < 8 * share
+        hit = (row * 3 + column * 5) % 8 < 8 * share
         return kind if 2 <= row <= 6 and hit else "cell"
 
     body = grid(70, 26, 8, 8, 20, mark)
@@ -114,11 +114,11 @@ def guidance(title: str, mark: Mark | None = None, said: str = "perturbed") -> s
         grid(132, 74, 7, 7, 8, mark or _diagonal),
         text(196, 40, "its own map"),
         text(196, 106, said),
-        arrow(296, 36, 332, 56),
-        arrow(296, 102, 332, 74),
-        box(334, 40, 148, 48, "ε + s (ε − ε′)"),
+        arrow(378, 36, 410, 56),
+        arrow(378, 102, 410, 74),
+        box(412, 40, 140, 48, "ε + s (ε − ε′)"),
     )
-    return svg(490, 138, *parts, title=title)
+    return svg(562, 138, *parts, title=title)
 
 
 def latents(title: str, said: str) -> str:
