@@ -10,6 +10,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 _LONGEST = 80
+_LARGEST = 3.4028234663852886e38
+"""The largest number of float32, in which methods compute."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def check_number(
             number = float(value)
         except OverflowError:  # Hundreds of digits.
             number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
+    if not (abs(number) <= _LARGEST and low <= number <= high):
         domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
         raise ValueError(f"{method}: {field} must be {domain}, got {shown(value)}")
 

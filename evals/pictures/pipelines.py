@@ -21,6 +21,7 @@ from regaze.evals import devices, sandbox, weights
 from regaze.evals.asking.models import check_name
 from regaze.evals.errors import first_line
 from regaze.evals.pictures import controlnets, parts
+from regaze.evals.sandbox import smol
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 from regaze.hooks.diffusion.families import DENOISERS
 
@@ -139,7 +140,7 @@ def is_pipeline(model: str) -> bool:
     Raises:
         ValueError: The Hub can't be asked.
     """
-    if model in PAINTERS or sandbox.is_sandbox(model):
+    if model in PAINTERS or sandbox.is_sandbox(model) or smol.is_smol(model):
         return model in PAINTERS
     if Path(model).is_dir():
         return (Path(model) / "model_index.json").exists()

@@ -40,7 +40,7 @@ class Target(Model):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help=f"sandbox, {', '.join(PAINTERS)}, a folder or a Hub id."
+            "--model", "-m", help=f"sandbox, smol, {', '.join(PAINTERS)}, a folder or a Hub id."
         ),
     ] = sandbox.MODELS[0]
 
