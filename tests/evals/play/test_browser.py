@@ -101,9 +101,11 @@ def test_ask_stop_and_paint(chromium: Any, address: str) -> None:
     choose(page, "model", "painter-unet")
     page.wait_for_selector("#picture", state="hidden")
     page.click("#run")
-    try: page.wait_for_selector("#status:has-text('step')", timeout=25000)
+    try:
+        page.wait_for_selector("#status:has-text('step')", timeout=25000)
     except Exception:
-        page.screenshot(path="/tmp/fail.png",full_page=True); raise
+        page.screenshot(path="/tmp/fail.png", full_page=True)
+        raise
     page.click("#stop")
     assert done(page) == "stopped"
     page.get_by_role("button", name="Settings").click()

@@ -35,7 +35,7 @@ def hooks(module: torch.nn.Module) -> int:
 
 
 def held(viewer: str) -> Any:
-    data = viewer.split('data="')[1].split('"')[0]
+    data = viewer.split('about="')[1].split('"')[0]
     return json.loads(html.unescape(data))
 
 
