@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ _OURS = (
 )
 
 
+_STEP_END = "callback_on_step_end"
 _COUNTS = ("num_inference_steps", "height", "width", "num_frames")
 
 
@@ -124,11 +125,18 @@ class Painter:
         return ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "its own settings"
 
     @torch.no_grad()
-    def paint(self, shots: Sequence[Shot]) -> list[Picture]:
+    def paint(
+        self, shots: Sequence[Shot], told: Callable[[int], None] | None = None
+    ) -> list[Picture]:
         """Make a batch of pictures.
 
         Noise is drawn on the CPU by a generator of each picture's own, so that a picture starts
         from the same noise in every batch, on every device and under every intervention.
+
+        Args:
+            shots: What to make.
+            told: Called after each sampling step with its number, from 0, by pipelines that have
+                ``callback_on_step_end``.
 
         Raises:
             ValueError: An argument doesn't fit the pipeline, or what it made isn't finite.
@@ -143,6 +151,7 @@ class Painter:
                     **self._negative(shots),
                     generator=noise,
                     output_type="pil",
+                    **self._steps(told),
                     **self.arguments,
                 )
             except RuntimeWarning as error:
@@ -159,6 +168,20 @@ class Painter:
             Picture(tuple(frame.convert("RGB") for frame in frames), bool(flag))
             for frames, flag in zip(made, flags, strict=True)
         ]
+
+    def _steps(self, told: Callable[[int], None] | None) -> dict[str, Any]:
+        """The argument by which a pipeline tells of its steps, if it has one."""
+        if (
+            told is None
+            or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters
+        ):
+            return {}
+
+        def step(pipeline: Any, number: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            told(number)
+            return kept
+
+        return {_STEP_END: step}
 
     def _negative(self, shots: Sequence[Shot]) -> dict[str, list[str]]:
         """The negative prompts of a batch, if any of it has one.

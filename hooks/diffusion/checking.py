@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from regaze.hooks.diffusion import kernel
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.families import CHECKED, FAMILIES, Family, Kind, Rule
-from regaze.hooks.diffusion.layouts import Layout, Order
+from regaze.hooks.diffusion.layouts import Layout, Order, halved
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.probes import (
     Seen,
@@ -275,19 +275,23 @@ class _Proof:
         if self._sample.ndim != 4:
             return layout
         height, width = self._sample.shape[-2:]
-        sizes = {rows.stop - rows.start for rows in layout.pictures.values()}
-        side = math.isqrt(height * width // max(sizes))
-        if side < 1 or height % side or width % side or len(layout.pictures) != len(sizes):
-            return layout
-        rows, columns = height // side, width // side
-        known = replace(layout, finest=(rows, columns), halves=len(sizes) > 1)
-        if any(known.grid(size) is None for size in sizes):
-            return layout
-        for down, right in _PLACES:
-            row, column = int(down * rows), int(right * columns)
-            if not self._lies(base, known, row, column, side):
-                return layout
-        return known
+        for side in range(1, min(height, width) + 1):
+            rows, columns = height // side, width // side
+            if height % side or width % side or not self._fits((rows, columns), layout):
+                continue
+            known = replace(layout, finest=(rows, columns), halves=True)
+            places = [(int(down * rows), int(right * columns)) for down, right in _PLACES]
+            if all(self._lies(base, known, row, column, side) for row, column in places):
+                return known
+        return layout
+
+    def _fits(self, finest: tuple[int, int], layout: Proven) -> bool:
+        """Whether each layer has as many tokens of the picture as this grid has at its level."""
+        for site in self._sites:
+            picture = layout.pictures[self._counts[site.name]]
+            if math.prod(halved(finest, site.level)) != picture.stop - picture.start:
+                return False
+        return True
 
     def _lies(self, base: Seen, layout: Proven, row: int, column: int, side: int) -> bool:
         """Whether a change of one place reaches the rows of that place most."""
@@ -301,9 +305,7 @@ class _Proof:
         for site in self._sites:
             picture = layout.pictures[self._counts[site.name]]
             moved = reached(base[site.name][0][0], seen[site.name][0][0])[picture]
-            grid = layout.grid(len(moved))
-            if grid is None:
-                return False
+            grid = halved((rows, columns), site.level)
             at = divmod(int(moved.argmax()), grid[-1])
             want = row * grid[-2] // rows, column * grid[-1] // columns
             # Convolutions blur where a change came from.

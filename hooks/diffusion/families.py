@@ -42,6 +42,10 @@ columns that aren't its rows, mostly the text ("cross"), the same place in other
 ("temporal"), everything by running sums without a map ("linear"); or its rows aren't the picture's
 ("other": the text's alone, sound's)."""
 
+UNET = ("down_blocks", "mid_block", "up_blocks")
+"""The blocks of U-Nets: each but the last of those that go down halves the grid, each but the last
+of those that go up doubles it."""
+
 DENOISERS = ("unet", "transformer", "transformer_2")
 """Parts of a pipeline that denoise; Wan 2.2 has two, for early and for late steps."""
 
@@ -128,7 +132,7 @@ _UNET = Family(
         Rule(r".*\.(attn1|attentions\.\d+)", "self"),
         Rule(r".*\.attn2", "cross"),
     ),
-    blocks=("down_blocks", "mid_block", "up_blocks"),
+    blocks=UNET,
     layout=levels,
     chain=False,
     sample="sample",

@@ -10,12 +10,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 Order = Literal["image", "image-text", "text-image"]
 """In which order an attention call holds its streams."""
+
+
+class Place(Protocol):
+    """What a grid depends on of a `regaze.hooks.diffusion.Site`."""
+
+    @property
+    def name(self) -> str:
+        """Its path."""
+
+    @property
+    def level(self) -> int:
+        """How often the grid is halved before it."""
 
 
 @dataclass(frozen=True)
@@ -57,18 +69,27 @@ class Layout:
         """Tokens of the text alone, in the order of its encoders."""
         return self.n_text - self.registers
 
-    def grid(self, tokens: int) -> tuple[int, ...] | None:
-        """The grid of ``tokens`` image tokens: the level of this image that has as many."""
+    def grid(self, site: Place, tokens: int) -> tuple[int, ...] | None:
+        """The grid of a site's image tokens, or None if this picture's grid isn't known.
+
+        Args:
+            site: Where they are.
+            tokens: How many there are.
+
+        Raises:
+            ValueError: The picture has another number of tokens at the site's level.
+        """
         if self.finest is None:
             return None
-        *frames, rows, columns = self.finest
-        while True:
-            for front in ([*frames], [1] * len(frames)):
-                if math.prod((*front, rows, columns)) == tokens:
-                    return (*front, rows, columns)
-            if not self.halves or rows == columns == 1:
-                return None
-            rows, columns = -(-rows // 2), -(-columns // 2)
+        grid = halved(self.finest, site.level) if self.halves else self.finest
+        if math.prod(grid) != tokens:
+            raise ValueError(
+                f"{site.name} attends with {tokens} image tokens, and the picture has "
+                f"{' x '.join(map(str, grid))} there: which place each of them is isn't known; "
+                "switch off what merges, splits or rescales tokens (token merging, HyperTile, "
+                "Deep Shrink), or choose other layers"
+            )
+        return grid
 
     def image(self, order: Order, tokens: int) -> slice:
         """Where the picture's tokens are in a call.
@@ -107,6 +128,14 @@ class Layout:
 
 Reader = Callable[[Any, Mapping[str, Any]], Layout]
 """Reads a layout: ``reader(denoiser, call)``, the call's arguments by name."""
+
+
+def halved(grid: tuple[int, ...], times: int) -> tuple[int, ...]:
+    """A grid whose rows and columns were halved some times, rounding up."""
+    *frames, rows, columns = grid
+    for _ in range(times):
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    return (*frames, rows, columns)
 
 
 def text_of(call: Mapping[str, Any], name: str = "encoder_hidden_states") -> int:

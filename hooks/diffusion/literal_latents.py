@@ -193,7 +193,7 @@ class _Move:
         for site in self.sites:
             every += self.running.cond(_text_columns(site, found[site.name], layout)).unbind(1)
         mean = torch.stack(every).mean(0)
-        grid = layout.grid(mean.shape[1])
+        grid = layout.grid(self.sites[0], mean.shape[1])
         if grid is None:
             raise NotImplementedError(f"the grid of {mean.shape[1]} image tokens isn't known")
         return mean.reshape(self.running.samples, -1, *grid[-2:], mean.shape[-1])

@@ -27,7 +27,6 @@ class Map:
         weights: "B H N N": softmax(logits + bias).
         scale: Factor of ``query key'``.
         image: Where the image's tokens are.
-        grid: Frames, rows and columns of the image's tokens.
         split: How the batch divides: branches (and whole clips), frames, images per prompt.
         layout: How the pass's tokens are laid out.
         branches: How many branches of guidance it holds, and which is the conditional one.
@@ -43,12 +42,22 @@ class Map:
     weights: Tensor
     scale: float
     image: slice
-    grid: tuple[int, int, int]
     split: tuple[int, int, int]
     layout: Layout = Layout(None, 0, False)
     branches: tuple[int, int] = (1, 0)
     value: Tensor = field(default_factory=lambda: torch.empty(0))
     step: tuple[int, int] = (0, 1)
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Frames, rows and columns of the image's tokens; 1 each if they aren't known.
+
+        Raises:
+            ValueError: There are others than the picture has here.
+        """
+        known = self.layout.grid(self.site, self.image.stop - self.image.start) or ()
+        frames, rows, columns = (1, 1, 1, *known)[-3:]
+        return frames, rows, columns
 
     @property
     def identity(self) -> Tensor:
@@ -165,10 +174,8 @@ def edited(
             bias = bias_of(attn_mask, logits)
             weights = (logits + bias).softmax(-1).nan_to_num(0)
             image = layout.image(sites[name].order, logits.shape[-1])
-            sides = (1, 1, 1, *(layout.grid(image.stop - image.start) or ()))[-3:]
-            grid = sides[0], sides[1], sides[2]
             about = Map(
-                sites[name], q, k, logits, bias, weights, times, image, grid, split, layout,
+                sites[name], q, k, logits, bias, weights, times, image, split, layout,
                 branches, v, step,
             )  # fmt: skip
             if factor is not None:

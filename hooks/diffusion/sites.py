@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from regaze.hooks.diffusion.families import Family, Kind, Rule, family_of
-from regaze.hooks.diffusion.layouts import Layout, Order
+from regaze.hooks.diffusion.families import UNET, Family, Kind, Rule, family_of
+from regaze.hooks.diffusion.layouts import Layout, Order, halved
 
 __all__ = [
     "PERTURBED",
@@ -46,6 +46,7 @@ class Site:
             cross-attention.
         heads: Number of query heads.
         order: How the tokens of its queries are laid out.
+        level: How often the picture's grid was halved before it, by the block that it is in.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Site:
     layer: int | None
     heads: int
     order: Order
+    level: int = 0
 
 
 def find_sites(denoiser: nn.Module) -> list[Site]:
@@ -77,7 +79,8 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
             counted = rule.counted and kind in ("self", "joint")
             heads = int(getattr(module, "heads", None) or module.num_heads)
             number = layer if counted else None
-            sites.append(Site(path, kind, block, number, heads, rule.order))
+            level = _level(family, denoiser, block)
+            sites.append(Site(path, kind, block, number, heads, rule.order, level))
             layer += counted
     return sites
 
@@ -111,11 +114,7 @@ def native_grid(denoiser: Any, site: Site) -> tuple[int, int] | None:
     if downs is None:
         patch = int(getattr(denoiser.config, "patch_size", None) or 1)
         return rows // patch, columns // patch
-    part, _, index = site.block.partition(".")
-    deepest = len(downs) - 1
-    level = {"down_blocks": int(index or 0), "up_blocks": deepest - int(index or 0)}
-    for _ in range(level.get(part, deepest)):
-        rows, columns = -(-rows // 2), -(-columns // 2)
+    rows, columns = halved((rows, columns), site.level)
     return rows, columns
 
 
@@ -127,6 +126,17 @@ def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
         call: Its arguments by name.
     """
     return family_of(denoiser).layout(denoiser, call)
+
+
+def _level(family: Family, denoiser: Any, block: str) -> int:
+    """How often the grid is halved before a block: once behind each of a U-Net's down blocks."""
+    if family.blocks != UNET:
+        return 0
+    part, _, index = block.partition(".")
+    deepest = len(denoiser.down_blocks) - 1
+    return {"down_blocks": int(index or 0), "up_blocks": deepest - int(index or 0)}.get(
+        part, deepest
+    )
 
 
 def _rule_of(family: Family, denoiser: nn.Module, path: str) -> Rule:

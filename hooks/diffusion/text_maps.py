@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.perturb import as_query_heads, mask_as_numbers
-from regaze.hooks.diffusion.sites import Layout, Site
+from regaze.hooks.diffusion.sites import Site
 
 
 class Enough(Exception):  # noqa: N818 (no error: it ends a pass early)
@@ -40,7 +40,7 @@ class Reader:
         self._heads = 0
         self._tokens = 0
         self._samples = 0
-        self._layout: Layout | None = None
+        self._grid: tuple[int, ...] | None = None
 
     def read(self, call: Call) -> Tensor:
         """Read a call's map, of the conditional rows; the call stays as it is.
@@ -56,7 +56,7 @@ class Reader:
             frames = call.samples().frames
             cond = call.pass_.rows.cond or slice(0, call.pass_.rows.batch)
             rows, samples = slice(cond.start * frames, cond.stop * frames), cond.stop - cond.start
-        self._layout, self._samples = call.layout, samples
+        self._samples = samples
         if call.site.kind != "cross" and call.layout.segments and not _rows_of_image(call):
             return call.output
         grouped = text_map(call, rows)
@@ -66,6 +66,7 @@ class Reader:
                 f"{self._tokens}; choose layers of one resolution"
             )
         self._tokens = grouped.shape[2]
+        self._grid = call.layout.grid(call.site, self._tokens)
         self._heads += grouped.shape[1]
         summed = grouped.sum(1)
         self._sum = summed if self._sum is None else self._sum + summed
@@ -80,7 +81,7 @@ class Reader:
         Raises:
             ValueError: The grid of the image's tokens isn't known.
         """
-        grid = None if self._layout is None else self._layout.grid(self._tokens)
+        grid = self._grid
         if self._sum is None or grid is None:
             raise ValueError(
                 f"the {self._tokens} image tokens of {self._sites[0].name} have a grid that isn't "

@@ -192,7 +192,7 @@ class ByTheWay(Intervention):
         if frames < 2 * self.tau + 2:  # The band would hold the constant, which rows sum to.
             raise ValueError(
                 f"bytheway: tau={self.tau} needs {2 * self.tau + 2} frames or more, and this clip "
-                f"has {frames}; use tau={frames // 2 - 1} or less"
+                f"has {frames}; use tau={frames // 2 - 1}"
             )
         mixed = own if first is own else own + self.alpha * (first - own)
         alone = frames == 2 * self.tau + 2  # The band is all but the constant.
@@ -293,7 +293,7 @@ def _places(site: Site, count: int, rows: int, frames: int, layout: Layout) -> t
     Raises:
         RuntimeError: It holds other things than every place of every row, with all frames.
     """
-    grid = layout.grid(count // rows) if count % rows == 0 else None
+    grid = layout.grid(site, count // rows) if count % rows == 0 else None
     if grid is None or (layout.frames and frames != layout.frames):
         raise RuntimeError(
             f"bytheway: {site.name} attends over {frames} frames of {count} places, and the clip "

@@ -106,7 +106,7 @@ class _Run:
             def kernel(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
                 z = _products(query, key)
                 half = len(z) // 2 if self.running.both else 0
-                inside = self._tokens(call, z.shape[2])
+                inside = self._tokens(call, name, z.shape[2])
                 for sample, row in enumerate(z[half:]):
                     if name in logits:
                         row[:, :, inside] = logits[name][sample]
@@ -139,7 +139,7 @@ class _Run:
 
         def literal(name: str) -> Callable[..., Tensor]:
             def kernel(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
-                inside = self._tokens(call, query.shape[2])
+                inside = self._tokens(call, name, query.shape[2])
                 if not inside.any():
                     return (_products(query, key).softmax(-1) @ value.float()).to(query.dtype)
                 count = len(z)
@@ -207,9 +207,10 @@ class _Run:
         scaled: Tensor = self.scale(z, self.pipeline.scheduler.timesteps[self.step])
         return scaled
 
-    def _tokens(self, call: dict[str, Any], count: int) -> Tensor:
+    def _tokens(self, call: dict[str, Any], name: str, count: int) -> Tensor:
         """Which tokens of a layer are the subject's, "N"."""
-        grid = read_layout(self.denoiser, call).grid(count)
+        site = next(site for site in self.sites if site.name == name)
+        grid = read_layout(self.denoiser, call).grid(site, count)
         if grid is None:
             raise NotImplementedError(f"the grid of {count} tokens isn't known")
         return _every(self.mask, *grid).flatten()

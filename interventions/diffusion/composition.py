@@ -301,7 +301,7 @@ class Composing(LatentEdit):
 
     def _subject(self, call: Call) -> Subject:
         """The subject's tokens in a layer."""
-        memory, grid = self.memory, call.layout.grid(call.query.shape[2])
+        memory, grid = self.memory, call.layout.grid(call.site, call.query.shape[2])
         if memory.inverted is None or grid is None:
             raise ValueError(
                 f"{NAME}: {call.site.name} has {call.query.shape[2]} tokens of an unknown grid"

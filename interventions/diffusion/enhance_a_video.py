@@ -133,7 +133,7 @@ class EnhanceAVideo(Intervention):
 
     def _attend(self, call: Call) -> Tensor:
         video = call.image()
-        grid = _clip(call.site, call.layout.grid(video.stop - video.start))
+        grid = _clip(call.site, call.layout.grid(call.site, video.stop - video.start))
         first = video.start + call.first
         key = call.key[:, :, first : first + video.stop - video.start]
         key = as_query_heads(key, call.query.shape[1])

@@ -106,8 +106,6 @@ class FlowWarp(Intervention):
         check_choice("flow_warp", "axis", self.axis, ("query", "both"))
         if self.threshold is not None:
             check_number("flow_warp", "threshold", self.threshold, low=0)
-        if self.layers == ():
-            raise ValueError("flow_warp: layers is empty; leave it out, or name layers to edit")
         if self.recursive and self.axis == "both":
             raise ValueError(
                 "flow_warp: recursive goes with axis=query only: columns warped again and again "
@@ -286,7 +284,7 @@ class _Warped:
     def _grid(self, call: Call) -> tuple[int, int]:
         """The token grid of a call, once it is known to fit the flow."""
         image, finest = call.image(), call.layout.finest
-        grid = call.layout.grid(image.stop - image.start)
+        grid = call.layout.grid(call.site, image.stop - image.start)
         if grid is None or finest is None or len(grid) > 2 and grid[0] > 1:
             known = "isn't known" if grid is None else f"has {grid[0]} frames in one sequence"
             raise ValueError(

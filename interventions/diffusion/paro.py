@@ -76,7 +76,7 @@ class PARO(Intervention):
             if value is not None and (not isinstance(value, str) or not value):
                 raise ValueError(f"paro: {name} must be text, got {shown(value)}")
         check_choice(self.name, "kernel", self.kernel, KERNELS)
-        check_where(self.name, self.layers, self.start, self.stop)
+        check_where(self.name, self.layers, self.start, self.stop, empty=True)
 
     def idle(self) -> PARO:
         """No layers."""
@@ -153,7 +153,7 @@ def _part_of(plan: Plan, call: Call) -> Part:
         ValueError: The clip's size or the number of steps isn't the calibration's.
     """
     image = call.image()
-    plan.check_grid(call.layout.grid(image.stop - image.start), call.site.name)
+    plan.check_grid(call.layout.grid(call.site, image.stop - image.start), call.site.name)
     running = None if call.pass_ is None else call.pass_.running
     step = 0
     if plan.groups > 1:

@@ -133,7 +133,7 @@ def picture_of(call: Call, image: slice) -> tuple[int, int, int]:
     Raises:
         ValueError: They aren't known.
     """
-    grid = call.layout.grid(image.stop - image.start)
+    grid = call.layout.grid(call.site, image.stop - image.start)
     if grid is not None and len(grid) == 2:
         return 1, grid[0], grid[1]
     return clip_of("paro", call, image)

@@ -133,7 +133,7 @@ def _blurred(call: Call, sigma: float) -> Tensor:
             return call.kernel(blurred, call.key, call.value).expand(*rows.shape[:3], -1)
         blurred = blurred.expand_as(rows)
     else:
-        grid = call.layout.grid(rows.shape[2])
+        grid = call.layout.grid(call.site, rows.shape[2])
         if grid is None:
             raise ValueError(
                 f"seg: a finite sigma needs the grid of the {rows.shape[2]} image tokens of "

@@ -144,7 +144,7 @@ def clip_of(method: str, call: Call, image: slice) -> tuple[int, int, int]:
         ValueError: It isn't known how they lie.
     """
     tokens = image.stop - image.start
-    grid = call.layout.grid(tokens)
+    grid = call.layout.grid(call.site, tokens)
     if grid is None or len(grid) != 3:
         what = "an unknown grid" if grid is None else " x ".join(map(str, grid))
         raise ValueError(

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.encode import encode
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.layouts import Layout
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.running import variables_of
+from regaze.hooks.diffusion.sites import Layout, Site
 from regaze.interventions.diffusion.texts_literally import (
     Pairs,
     Reading,
@@ -90,7 +90,7 @@ def _put(pipeline: Any, prompt: str, phrase: str, context: Tensor) -> Tensor:
 
 def _cross(
     spec: StructuredDiffusion, query: Tensor, own: tuple[Tensor, Tensor], pairs: Pairs,
-    layout: Layout,
+    layout: Layout, site: Site,
 ) -> Tensor:  # fmt: skip
     *phrases, merged = pairs
     every: Sequence[tuple[Tensor, Tensor]] = [own, *phrases]

@@ -1,8 +1,8 @@
 """Further texts as formulas read: explicit maps, each text by a pass or a stream of its own.
 
 Cross-attention: the keys and values of a text are those of a whole pass of the denoiser that is
-given that text alone. Joint attention of SD3: `regaze.interventions.diffusion.sd3_literally`.
-Nothing here shares code with what the engine runs.
+given that text alone. Joint attention: `sd3_literally` and `flux_literally` beside this file. None
+of them shares code with what the engine runs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal import Manner, Steps, again, by_name
 from regaze.hooks.diffusion.literal_maps import kernels
-from regaze.hooks.diffusion.sites import Layout, find_sites, read_layout
+from regaze.hooks.diffusion.sites import Layout, Site, find_sites, read_layout
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
 """Keys and values "B H L D" of each of some texts."""
@@ -44,17 +44,17 @@ class Reading:
 
     Attributes:
         texts: ``texts(pipeline, call, rows)``: what the conditional rows of a call read.
-        cross: ``cross(query, own, pairs, layout)``: the head outputs "B H N D" of the picture, of
-            its queries, its keys and values on the prompt, those on each further text, and how the
-            tokens are laid out.
-        joint: A whole pass of SD3: ``joint(denoiser, call, texts, unguided)``, the last being how
-            many rows come before the conditional ones.
+        cross: ``cross(query, own, pairs, layout, site)``: the head outputs "B H N D" of the
+            picture, of its queries, its keys and values on the prompt, those on each further text,
+            the tokens' layout, and the layer.
+        joint: A whole pass of SD3 or FLUX: ``joint(denoiser, call, texts, unguided)``, the last
+            being how many rows come before the conditional ones.
         acts: ``acts(share, timestep)``: whether it does anything in a step.
         layers: Paths of the layers of cross-attention that do; None: all.
     """
 
     texts: Callable[[Any, Mapping[str, Any], int], Texts]
-    cross: Callable[[Tensor, tuple[Tensor, Tensor], Pairs, Layout], Tensor]
+    cross: Callable[[Tensor, tuple[Tensor, Tensor], Pairs, Layout, Site], Tensor]
     joint: Callable[[Any, Mapping[str, Any], Texts, int], Tensor] | None
     acts: Callable[[float, float], bool]
     layers: Sequence[str | int] | None = None
@@ -96,9 +96,9 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
     """
     denoiser = getattr(pipeline, running.denoiser)
     name, text = type(denoiser).__name__, family_of(denoiser).text
-    if name == "FluxTransformer2DModel" or (method.joint is None and not _crosses(denoiser)):
+    if method.joint is None and not _crosses(denoiser):
         raise NotImplementedError(
-            f"what {name} reads of two texts isn't written out; U-Nets, Wan and SD3 are"
+            f"what {name} reads of two texts isn't written out; U-Nets and Wan are"
         )
     stock, steps, calls = denoiser.forward, Steps(), [0]
 
@@ -137,7 +137,7 @@ def _crossed(
         every = stream.repeat(rows // len(stream), 1, 1)
         every = every.repeat_interleave(len(whole) // rows, 0).to(whole)
         stored.append(_recorded(denoiser, stock, {**call, text: every}))
-    layout = read_layout(denoiser, call)
+    layout, sites = read_layout(denoiser, call), {s.name: s for s in find_sites(denoiser)}
 
     def kernel(site: str) -> Callable[..., Tensor]:
         def edit(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
@@ -147,7 +147,8 @@ def _crossed(
             own = key[first:], value[first:]
             if method.layers is not None and site not in method.layers:
                 return plain
-            return torch.cat([plain[:first], method.cross(query[first:], own, pairs, layout)])
+            crossed = method.cross(query[first:], own, pairs, layout, sites[site])
+            return torch.cat([plain[:first], crossed])
 
         return edit
 

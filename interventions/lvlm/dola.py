@@ -223,7 +223,7 @@ def choose_exits(
     Args:
         mature: "B R V".
         exits: "C B R V".
-        divergence: See `distances`.
+        divergence: The measure of distance, as in `distances`.
         per_sample: Otherwise samples agree on the one that is furthest in their mean.
     """
     found = distances(mature, exits, divergence)
@@ -251,7 +251,7 @@ def score_answer(
         mature: The model's scores at the rows before each answer token, "B R V".
         other: The chosen early exits' there.
         answer: "R" token ids.
-        rho: See `DoLa`.
+        rho: Plausibility threshold, as in `DoLa`.
         softmax: Whether the difference is made log-probabilities first.
     """
     log_p = mature.log_softmax(-1)
@@ -270,7 +270,7 @@ class _DoLaEdit(Edit):
         self.hidden: dict[int, Tensor] = {}
 
     def select(self, rows: Tensor) -> Edit:
-        """What was read is of one pass."""
+        """Forget what the last pass read."""
         twin = copy.copy(self)
         twin.hidden = {}
         return twin

@@ -45,8 +45,8 @@ class M3ID(Intervention):
     """Contrast with the prompt without its image, the more the longer the answer.
 
     Attributes:
-        rate: How fast the image is taken to be forgotten, per token. 0 leaves the cut alone (a
-            control), without a second run.
+        rate: Rate per token at which the image is assumed to be forgotten. 0 leaves the cut alone
+            (a control), without a second run.
         beta: Tokens less likely than this share of the likeliest are never chosen; 0 cuts nothing.
     """
 

@@ -40,7 +40,7 @@ class PAI(Intervention):
     Attributes:
         alpha: Share added, at least -1; 0 is a no-op and negative values look away (a control).
             The repository's README runs 0.2 for both POPE and CHAIR.
-        layers: Where; by default all but the first two, as in the README (2 to 31 of 32).
+        layers: Layers to edit; by default all but the first two, as in the README (2 to 31 of 32).
         gamma: Strength of the contrast; 1 is none. The README runs 1.1. It costs a second run of
             the prompt's text and of each token.
         plausibility: With the contrast: tokens less likely than this share of the likeliest are

@@ -1,4 +1,4 @@
-"""Every method either works on a family or says why not; the README's table is made of this."""
+"""Every method either works on a family or says why not; the table of models is made of this."""
 
 from __future__ import annotations
 

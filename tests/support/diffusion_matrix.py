@@ -161,6 +161,14 @@ TEXT_METHODS = {
                 embeddings={"text": noise(2, TEXT_LENGTH, WIDTH, seed=9)},
             ),
         ),
+        TextMethod(  # Its text is shorter than the prompt's, and only some blocks keep it apart.
+            "regions-short",
+            lambda: Regions(
+                [((0, 0, 0.5, 0.5), "one")], 0.3, stop=1.0, every=(2, 2),
+                embeddings={"text": noise(1, 3, WIDTH, seed=9)},
+            ),
+            ("flux",),
+        ),
         TextMethod(
             "primecomposer", composed, ("sd", "sd21", "sdxl"),
         ),

@@ -6,7 +6,7 @@ import numpy as np
 from tiny_pipelines import COLUMNS, HEIGHT
 from torch import Tensor
 
-from regaze.hooks.diffusion import Site
+from regaze.hooks.diffusion import Layout, Site
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.interventions import FlowWarp
 from regaze.interventions.diffusion import flow as flows
@@ -35,8 +35,6 @@ def edit_maps(
 ) -> Tensor:
     """Maps "B H N N" edited as `FlowWarp` says, of whatever they are made."""
     site = Site("layer", "self", "block", 0, weights.shape[1], "image")
-    one, rows, columns = (1, *grid)[-3:]
-    at = Map(
-        site, weights, weights, weights, weights, weights, 1.0, image, (one, rows, columns), split
-    )
+    layout = Layout(grid, 0, halves=False)
+    at = Map(site, weights, weights, weights, weights, weights, 1.0, image, split, layout)
     return spec.literal_maps(at, flows.read(spec.flow))

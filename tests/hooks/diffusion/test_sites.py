@@ -14,7 +14,7 @@ from tiny_denoisers import TINY, UNET, livened, unet_call
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
-from regaze.hooks.diffusion import Layout, native_grid, sites
+from regaze.hooks.diffusion import Layout, Site, native_grid, sites
 from regaze.hooks.diffusion.sites import TEMPORAL, TEXT, choose, find_sites, read_layout
 
 CROSS = "mid_block.attentions.0.transformer_blocks.0.attn2"
@@ -175,17 +175,21 @@ def test_a_bare_denoiser_has_sites_and_other_things_have_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("finest", "halves", "tokens", "grid"),
+    ("finest", "level", "tokens", "grid"),
     [
-        ((8, 6), True, 48, (8, 6)), ((8, 6), True, 12, (4, 3)), ((8, 6), True, 4, (2, 2)),
-        ((9, 7), True, 20, (5, 4)), ((8, 6), False, 12, None), ((2, 4, 3), False, 24, (2, 4, 3)),
-        ((1, 4, 3), False, 12, (1, 4, 3)), ((8, 6), True, 1, (1, 1)), (None, True, 48, None),
+        ((8, 6), 0, 48, (8, 6)), ((8, 6), 1, 12, (4, 3)), ((8, 6), 2, 4, (2, 2)),
+        ((9, 7), 1, 20, (5, 4)), ((8, 6), 4, 1, (1, 1)), (None, 0, 48, None),
     ],
 )  # fmt: skip
-def test_grids_follow_the_latents(
-    finest: tuple[int, ...] | None, halves: bool, tokens: int, grid: tuple[int, ...] | None
+def test_grids_follow_the_latents_and_the_level(
+    finest: tuple[int, ...] | None, level: int, tokens: int, grid: tuple[int, ...] | None
 ) -> None:
-    assert Layout(finest, 5, halves).grid(tokens) == grid
+    site = Site("attn", "self", "block", 0, 2, "image", level)
+    layout = Layout(finest, 5, halves=True)
+    assert layout.grid(site, tokens) == grid
+    if grid is not None:
+        with pytest.raises(ValueError, match=f"attends with {tokens + 1} image tokens"):
+            layout.grid(site, tokens + 1)
 
 
 @pytest.mark.parametrize("size", [8, (9, 6)])

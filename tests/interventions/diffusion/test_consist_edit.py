@@ -23,8 +23,8 @@ from regaze.hooks.diffusion.literal import Manner, literally
 from regaze.hooks.diffusion.literal_maps import Map, edited
 from regaze.hooks.diffusion.sites import read_layout
 from regaze.interventions import ConsistEdit, from_dict
-from regaze.interventions.diffusion.consist_edit import changed_words
 from regaze.interventions.diffusion.edit_source import Source, recorded
+from regaze.interventions.diffusion.edit_words import changed_words
 
 GUIDED = pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
 SOME = ("sd3", "flux", "qwen")
