@@ -66,7 +66,7 @@ def notes(text: str, version: str) -> str:
     Raises:
         ValueError: It has none.
     """
-    found = re.search(rf"^## {re.escape(version)} \(.*\)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    found = re.search(rf"^## {re.escape(version)} \([^\n]*\)\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     if found is None:
         raise ValueError(f"CHANGELOG.md has no heading for {version}: make cut VERSION={version}")
     return found[1].strip() + "\n"
