@@ -1,8 +1,9 @@
 """Every method on one model: ``python -m regaze.evals.results`` (or ``make results``).
 
-Tunes each method on validation scenes, asks the sandbox's two test splits with defaults, tuned
-settings and controls, measures what an answer costs, and writes ``results.json`` and, from that
-alone, ``results.md``. Stopped, it goes on where it was; another size wants another ``--out``.
+Tunes each method on validation scenes, asks the two test splits of the model's world with
+defaults, tuned settings and controls, measures what an answer costs, and writes ``results.json``
+and, from that alone, ``results.md``. Stopped, it goes on where it was; another size wants another
+``--out``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from regaze.evals.asking.asker import Asking
 from regaze.evals.asking.every import Every, every_method
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
-from regaze.evals.benchmarks.registry import TEST_SPLITS, Source
+from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.worlds import SHAPES, World, home
 from regaze.evals.reports.results_page import page
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition, baseline_first
@@ -37,7 +39,7 @@ from regaze.evals.scoring.statistics import Change
 from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
-from regaze.evals.tuning.tune import SPLIT, Tuned, tune
+from regaze.evals.tuning.tune import Tuned, tune
 from regaze.interventions.base import get
 
 KEPT: Mapping[str, Sequence[str]] = {
@@ -83,17 +85,18 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
         OSError: It can't be written.
     """
     methods = every_method(loaded)
+    world = home(str(loaded.identity["name"])) or SHAPES
     with bars() as follow:
-        methods = _with_heads(loaded, methods, out / "heads", sizes, follow("heads"))
-        tuned = _tuned(loaded, methods, out / "tune", sizes, follow("tuning"))
+        methods = _with_heads(loaded, world, methods, out / "heads", sizes, follow("heads"))
+        tuned = _tuned(loaded, world, methods, out / "tune", sizes, follow("tuning"))
         conditions = _conditions(methods, tuned)
         jobs = [
             prepare(Source(name, split=split, n_images=count), out / name / split)
             for name, count in (("pope", sizes.pope), ("chair", sizes.chair))
-            for split in TEST_SPLITS
+            for split in world.tests
         ]
         finished = study(jobs, loaded, conditions, progress=follow, batch_size=_BATCH)
-        times = _times(loaded, methods, out / "times.json")
+        times = _times(loaded, world, methods, out / "times.json")
     tables = [scores for run in finished for scores in run.scores]
     return {
         "model": str(loaded.identity["name"]),
@@ -107,7 +110,7 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
 
 
 def _with_heads(
-    loaded: Loaded, methods: Every, out: Path, sizes: Sizes, progress: Progress
+    loaded: Loaded, world: World, methods: Every, out: Path, sizes: Sizes, progress: Progress
 ) -> Every:
     """The methods, with those that act on listed heads: such that validation scenes show."""
     specs, left_out = list(methods.specs), dict(methods.left_out)
@@ -115,9 +118,8 @@ def _with_heads(
         path = out / f"{name}.json"
         benchmark, fields = FOUND[name]
         if not path.exists():
-            found = _heads(
-                loaded, name, Source(benchmark, split=SPLIT, n_images=sizes.validation), progress
-            )
+            source = Source(benchmark, split=world.validation, n_images=sizes.validation)
+            found = _heads(loaded, name, source, progress)
             files.write_json(path, found.to_dict())
         heads = files.read_json(path)["heads"]
         specs.append(get(name)(**{**fields, "heads": heads}))
@@ -141,12 +143,13 @@ def _heads(loaded: Loaded, name: str, source: Source, progress: Progress) -> Fou
 
 def _tuned(
     loaded: Loaded,
+    world: World,
     methods: Every,
     out: Path,
     sizes: Sizes,
     progress: Progress,
 ) -> dict[str, Tuned]:
-    source = Source("pope", split=SPLIT, n_images=sizes.validation)
+    source = Source("pope", split=world.validation, n_images=sizes.validation)
     return {
         spec.name: tune(
             loaded,
@@ -183,7 +186,7 @@ def _chosen(search: Tuned) -> dict[str, Any]:
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
-    """What the page needs of one task: each condition on the last total."""
+    """Scores of each condition in the last total of one task, for the page."""
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
@@ -214,7 +217,7 @@ def _round(value: float | None) -> float | None:
     return None if value is None or math.isnan(value) else round(value, 6)
 
 
-def _times(loaded: Loaded, methods: Every, path: Path) -> dict[str, dict[str, float]]:
+def _times(loaded: Loaded, world: World, methods: Every, path: Path) -> dict[str, dict[str, float]]:
     """Processor seconds beside the unedited model, by benchmark and label.
 
     Turn and turn about on one batch, the least of some rounds each: a busy machine changes how
@@ -224,7 +227,7 @@ def _times(loaded: Loaded, methods: Every, path: Path) -> dict[str, dict[str, fl
         found: dict[str, dict[str, float]] = files.read_json(path)
         return found
     found = {
-        name: _ratios(loaded, methods, Source(name, split=SPLIT, n_images=count))
+        name: _ratios(loaded, methods, Source(name, split=world.validation, n_images=count))
         for name, count in (("pope", 8), ("chair", 8))
     }
     files.write_json(path, found)

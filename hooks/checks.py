@@ -4,9 +4,49 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 _LONGEST = 80
+_LARGEST = 3.4028234663852886e38
+"""The largest number of float32, in which methods compute."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What a check allows a field to be.
+
+    Attributes:
+        low: Smallest number; minus infinity where there is none.
+        high: Largest number.
+        choices: Names to choose among; empty for numbers.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+
+
+_NOTED: ContextVar[dict[str, Domain] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[str, Domain]]:
+    """Note the domains of all fields that are checked inside, by field; the last check counts."""
+    found: dict[str, Domain] = {}
+    token = _NOTED.set(found)
+    try:
+        yield found
+    finally:
+        _NOTED.reset(token)
+
+
+def _note(field: str, domain: Domain) -> None:
+    noted = _NOTED.get()
+    if noted is not None:
+        noted[field] = domain
 
 
 def shown(value: object) -> str:
@@ -36,13 +76,14 @@ def check_number(
     Raises:
         ValueError: It isn't; the message says which field, the domain and the reason.
     """
+    _note(field, Domain(low, high))
     number = math.nan
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         try:
             number = float(value)
         except OverflowError:  # Hundreds of digits.
             number = math.inf
-    if not (math.isfinite(number) and low <= number <= high):
+    if not (abs(number) <= _LARGEST and low <= number <= high):
         domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
         raise ValueError(f"{method}: {field} must be {domain}, got {shown(value)}")
 
@@ -53,7 +94,9 @@ def check_choice(method: str, field: str, value: str, choices: Iterable[str]) ->
     Raises:
         ValueError: It isn't; the message names the nearest one.
     """
-    if not isinstance(value, str) or value not in set(choices):
+    choices = tuple(choices)
+    _note(field, Domain(choices=choices))
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{method}: " + unknown(field, str(value), choices))
 
 

@@ -1,4 +1,4 @@
-"""What an intervention is: a frozen, JSON-able spec that knows how to bind itself to a model."""
+"""The base of all interventions: a frozen, JSON-able spec that can bind itself to a model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Preset:
 
     Attributes:
         fields: The fields that they set; others keep their defaults.
-        source: Where they are from: arXiv id and section or table, or a repository's file.
+        source: Their source: arXiv id and section or table, or a repository's file.
     """
 
     fields: Mapping[str, Any]
@@ -49,8 +49,8 @@ class Intervention(ABC):
     acts_on: ClassVar[str] = "vision-language models"
     needs_image_columns: ClassVar[bool] = True
     stage: ClassVar[Literal["attention", "question"]] = "attention"
-    """Where it acts: "attention" is attached to a model; "question" changes what is asked, and
-    is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
+    """The stage it acts at: "attention" is attached to a model; "question" changes what is asked,
+    and is run by `regaze eval` or by a function of its own, not by `regaze.attach`."""
     presets: ClassVar[Mapping[str, Preset]] = {}
     """Published settings by name, such as ``llava-1.5-7b``; see `preset`."""
 
@@ -60,7 +60,7 @@ class Intervention(ABC):
 
         Args:
             name: One of `presets`.
-            fields: What to set otherwise.
+            fields: Settings that replace the preset's.
 
         Raises:
             ValueError: No such preset; the message names the nearest ones. Or an unknown field, or
@@ -116,7 +116,7 @@ class Intervention(ABC):
         """Fill in every field that depends on the model.
 
         Args:
-            host: What is known of the model: `regaze.hooks.Host` or `regaze.hooks.diffusion.Host`.
+            host: The model's description: `regaze.hooks.Host` or `regaze.hooks.diffusion.Host`.
 
         Raises:
             ValueError: The method can't act on this model, or a field doesn't fit it.
@@ -220,7 +220,7 @@ def get(name: str) -> type[Intervention]:
 
 
 def describe(name: str) -> tuple[str, str]:
-    """What a method does and where it is described, without importing a shipped one.
+    """Return a method's summary and paper, without importing a shipped one.
 
     Raises:
         ValueError: No such method; the message names the nearest ones.
@@ -282,7 +282,7 @@ def parse(text: str) -> Intervention:
         if field in fields:
             raise ValueError(f"{text!r}: {field} is given twice")
         try:
-            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else _value(value)
+            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else read_value(value)
         except RecursionError as error:
             raise ValueError(f"{name}: {field} is nested too deeply") from error
     cls = get(name)
@@ -290,24 +290,32 @@ def parse(text: str) -> Intervention:
 
 
 def _parts(text: str) -> list[str]:
-    """What stands between the commas, but for those inside brackets, which belong to a value."""
-    parts, depth = [""], 0
-    for char in text:
-        depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0:
+    """Split at commas, except those in brackets or quotes, which belong to a value.
+
+    Raises:
+        ValueError: A quotation mark isn't closed.
+    """
+    parts, depth, quoted = [""], 0, False
+    for before, char in zip(" " + text, text, strict=False):
+        quoted ^= char == '"' and before != "\\"
+        if not quoted:
+            depth += (char in "[{") - (char in "]}")
+        if char == "," and depth == 0 and not quoted:
             parts.append("")
         else:
             parts[-1] += char
+    if quoted:
+        raise ValueError(f"a quotation mark isn't closed in {shown(text)}")
     return [part for part in parts if part.strip()]
 
 
-def _value(text: str) -> Any:
+def read_value(text: str) -> Any:
     """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
     try:
         return json.loads(_PYTHON_WORDS.get(text, text))
     except ValueError:  # No JSON, or a number of thousands of digits.
         if text.startswith("[") and text.endswith("]"):
-            return [_value(part.strip()) for part in _parts(text[1:-1])]
+            return [read_value(part.strip()) for part in _parts(text[1:-1])]
         return text
 
 

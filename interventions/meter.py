@@ -1,4 +1,4 @@
-"""What sparse attention is worth: the share of a map that it computes, and its time."""
+"""Measure sparse attention: the share of a map that it computes, and its time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from regaze.hooks.tally import Tally
 
 
 class Meter:
-    """What sparse calls were worth."""
+    """Totals of sparse calls."""
 
     def __init__(self) -> None:
         self._density: Tally[str] = Tally()

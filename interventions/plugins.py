@@ -19,7 +19,7 @@ BENCHMARKS = "regaze.benchmarks"
 
 
 def offered(group: str) -> dict[str, metadata.EntryPoint]:
-    """What installed packages offer, by name; nothing of it is imported.
+    """Find what installed packages offer, by name, without importing it.
 
     Args:
         group: `METHODS` or `BENCHMARKS`.

@@ -1,4 +1,4 @@
-"""What there is to say of the shipped methods, read off their sources: nothing is imported.
+"""Outlines of the shipped methods, read off their sources without importing them.
 
 A method's module needs torch, and a list of names should not wait for that. So a class says its
 ``name``, ``summary`` and ``paper`` as plain strings, itself or by a base in the same file.
@@ -20,9 +20,9 @@ class Outline:
     """A method as its class describes it.
 
     Attributes:
-        summary: What it does.
-        paper: Where it is described.
-        module: What to import for it.
+        summary: One line on the method.
+        paper: The paper, or the repository.
+        module: The module to import.
         presets: Names of its published settings.
     """
 

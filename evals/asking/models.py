@@ -27,6 +27,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 from regaze.evals import devices, sandbox, weights
 from regaze.evals.errors import first_line
 from regaze.evals.runs.files import digest
+from regaze.evals.sandbox import smol
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 # Second copies of the weights in other layouts.
@@ -61,8 +62,8 @@ def load(
     """Load a model by name.
 
     Args:
-        name: ``sandbox`` or ``sandbox-plain``, a folder, or a Hub id with an optional
-            ``@revision``.
+        name: ``sandbox`` or ``sandbox-plain``, ``smol`` or ``smol-twin`` once fetched, a folder, or
+            a Hub id with an optional ``@revision``.
         dtype: A torch dtype's name, or ``auto`` for the checkpoint's own. Default: float32 on the
             CPU, ``auto`` elsewhere.
         device: Default: the first GPU, else the CPU.
@@ -159,10 +160,12 @@ def processor_settings(processor: Any) -> dict[str, Any]:
 def _folder(name: str) -> Path:
     if sandbox.is_sandbox(name):
         return sandbox.model_path(name)
+    if smol.is_smol(name):
+        return smol.model_path(name)
     if Path(name).is_dir():
         return Path(name)
     repository, _, revision = name.partition("@")
-    near = get_close_matches(name, sandbox.MODELS, n=1)
+    near = get_close_matches(name, (*sandbox.MODELS, *smol.MODELS), n=1)
     hint = (f"did you mean {near[0]}? There is " if near else "") + f"no folder {name!r} here, and"
     try:
         return Path(
@@ -202,7 +205,8 @@ def _files(folder: Path, name: str) -> list[Path]:
 
 def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     revision = folder.name if folder.parent.name == "snapshots" else None
-    local = not sandbox.is_sandbox(name) and revision is None
+    named = sandbox.is_sandbox(name) or smol.is_smol(name)
+    local = not named and revision is None
     return {
         "name": str(Path(name).resolve()) if local else name.partition("@")[0],
         "revision": revision,

@@ -7,15 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from regaze.evals.benchmarks.chair import Chair, phrase_extractor
+from regaze.evals.benchmarks.chair import Chair
 from regaze.evals.benchmarks.mmvp import Mmvp
 from regaze.evals.benchmarks.opope import Opope
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.textvqa import TextVqa
-from regaze.evals.sandbox.drawing import COLOURS
-from regaze.evals.sandbox.scenes import SHAPES
-from regaze.evals.sandbox.tasks import chair_truth, load_image, pope_records
-from regaze.evals.sandbox.text import CAPTION_PROMPT
+from regaze.evals.benchmarks.worlds import world_of
 from regaze.evals.task import QuestionTask
 
 
@@ -65,8 +62,9 @@ def whole(make: Callable[..., QuestionTask]) -> Build:
 def pope(source: Source, profile: str) -> QuestionTask:
     """POPE's files, or scenes."""
     if not source.data:
-        records = pope_records(source.split, source.n_images or 200, source.seed)
-        return Pope.from_records(records, load_image, profile=profile)
+        world = world_of(source.split)
+        records = world.pope_records(source.split, source.n_images or 200, source.seed)
+        return Pope.from_records(records, world.load_image, profile=profile)
     return Pope.from_files(_files(source, "*.json*"), _images(source), profile=profile)
 
 
@@ -75,11 +73,12 @@ def chair(source: Source, profile: str) -> QuestionTask:
     if not source.data:
         if profile != "exact":
             raise ValueError("the sandbox's ground truth has only the profile 'exact'")
+        world = world_of(source.split)
         return Chair.from_truth(
-            chair_truth(source.split, source.n_images or 300),
-            phrase_extractor(COLOURS, SHAPES),
-            load_image,
-            prompt=CAPTION_PROMPT,
+            world.chair_truth(source.split, source.n_images or 300),
+            world.mentioned,
+            world.load_image,
+            prompt=world.prompt,
         )
     return Chair.from_coco(
         [*_files(source, "instances*.json"), *_captions(source)],

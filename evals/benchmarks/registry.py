@@ -36,18 +36,12 @@ from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.questions import ProfiledQuestions
 from regaze.evals.benchmarks.textvqa import TextVqa
 from regaze.evals.benchmarks.vstar import VStar
-from regaze.evals.sandbox.scenes import SPLITS
+from regaze.evals.benchmarks.worlds import TESTS, world_of
 from regaze.evals.task import QuestionTask
 from regaze.hooks.checks import unknown
 from regaze.interventions import plugins
 
 _log = logging.getLogger(__name__)
-
-TEST_SPLITS: Mapping[str, str] = {
-    "test": "prior-free scenes",
-    "test-prior": "scenes that follow the prior",
-}
-"""The sandbox's test splits: a method that only removes the prior shines on the first alone."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ class Source:
         words: CHAIR's word table.
         synonyms: A table of one's own in its place, for classes of one's own.
         relabel: Corrected labels for POPE: a file or a folder of files.
-        split: Of the sandbox.
+        split: Of a built-in world, see `worlds`.
         n_images: Images to ask about, where they are drawn.
         seed: Of that draw.
         profiles: Scoring rules; empty for the benchmark's usual ones.
@@ -110,7 +104,7 @@ class Source:
         """What a reader calls the task."""
         if self.data:
             return self.name
-        return f"{self.name} on {TEST_SPLITS.get(self.split, f'{self.split} scenes')}"
+        return f"{self.name} on {TESTS.get(self.split, f'{self.split} scenes')}"
 
     def title_of(self, task: QuestionTask) -> str:
         """What a reader calls one of its tasks."""
@@ -157,8 +151,8 @@ class Source:
                 f"--data is missing: where are the files of {self.name}? (The sandbox has "
                 f"scenes for {there} only)"
             )
-        if not self.data and self.split not in SPLITS:
-            raise ValueError(unknown("split of the sandbox", self.split, SPLITS))
+        if not self.data:
+            world_of(self.split)
         if self.n_images is not None and self.data and not benchmark.draws:
             raise ValueError(
                 f"--n-images draws images for the sandbox, CHAIR and OPOPE; the questions of "

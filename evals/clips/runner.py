@@ -7,22 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from regaze.evals.clips.task import Clips, ClipSource, strip
-from regaze.evals.pictures.runner import FLAGGED, described, refuse_images, timed, whole
+from regaze.evals.pictures.pipelines import LoadedPipeline
+from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.runs import driver, files
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.cost import now
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
-from regaze.evals.runs.records import Key, Record
 from regaze.evals.runs.results import RunResult
-from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.runs.work import Plan
 from regaze.evals.sandbox.video.painting import HeldBackError, paint_clip
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach
@@ -34,7 +32,6 @@ ARGUMENTS: Mapping[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0
 FLOWS = ("exact", "own")
 """Which flow a method gets that takes one: the clip's, or what the spec itself names."""
 
-_STRIPS = "strips"
 _FLOWS = "flows"
 _FIELD = "flow"
 
@@ -59,7 +56,7 @@ def run(
         conditions: What to compare; the unedited pipeline is added in front where it is missing.
         source: Which clips.
         out: Directory of the study: one folder per condition.
-        identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
+        identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.
         flow: One of ``FLOWS``. Of a spec whose own ``flow`` is set nothing is changed.
         progress: Called with a condition's label, clips done and clips in all.
@@ -71,43 +68,28 @@ def run(
         OSError: The directory can't be written, or another process writes to it.
     """
     check_choice("study of clips", "flow", flow, FLOWS)
-    work = ClipPainting(Clips(source, out), pipeline, identity, arguments, flow)
+    loaded = LoadedPipeline(pipeline, identity)
+    work = ClipPainting(Clips(source, out), loaded, arguments, flow)
     noted = source.to_dict()
     return driver.run(work, conditions, out=out, source=noted, progress=progress, world=world)
 
 
-class ClipPainting:
-    """Clips to paint, as work for `regaze.evals.runs.driver`."""
+class ClipPainting(WorldWork[Clips]):
+    """Clips to paint."""
 
-    limit = None
-    seeds = (0,)
+    folder = "strips"
 
     def __init__(
-        self,
-        task: Clips,
-        pipeline: Any,
-        identity: Mapping[str, Any],
-        arguments: Mapping[str, Any],
-        flow: str,
+        self, task: Clips, loaded: LoadedPipeline, arguments: Mapping[str, Any], flow: str
     ) -> None:
-        self.task, self.items, self.pipeline = task, task.items, pipeline
-        self.identity, self.arguments, self.flow = identity, arguments, flow
-        self.name, self.device = str(identity["name"]), str(pipeline.device)
-        self._names = task.files()
+        super().__init__(task, loaded, arguments)
+        self.flow = flow
 
     def settings(self) -> Mapping[str, Any]:
         """What the clips of all conditions depend on."""
-        return {
-            **described(self.task),
-            "plan": self.task.source.to_dict(),
-            "decoding": dict(self.arguments),
-            "flow": self.flow,
-            "pipeline": type(self.pipeline).__name__,
-            "model": {key: value for key, value in self.identity.items() if key != "name"},
-            "dtype": str(self.pipeline.unet.dtype).removeprefix("torch."),
-            "regaze": version("regaze"),
-            "diffusers": version("diffusers"),
-        }
+        found = {**super().settings(), "flow": self.flow}
+        del found["batch_size"]  # A clip is a batch by itself.
+        return found
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, but for a flow of each clip."""
@@ -122,31 +104,9 @@ class ClipPainting:
             for spec, own, before in zip(found, given, condition.specs, strict=True)
         )
 
-    def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Nothing further."""
-        return {}
-
-    def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Nothing further."""
-        return {}
-
-    def batches(self) -> Sequence[Sequence[Item]]:
-        """Clip by clip."""
-        return [[item] for item in self.items]
-
-    def stands(self, plan: Plan, record: Record) -> bool:
-        """What a checker held back it would hold back again; a lost strip is painted again."""
-        return not record.ok or whole(self.task.out / record.text)
-
-    @contextmanager
-    def doing(self, plan: Plan) -> Iterator[Do]:
-        """Paint under a condition, inside."""
-        proof: dict[str, Any] | None = None
-
-        def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
-            nonlocal proof
-            began = now()
-            (item,) = batch
+    def make(self, plan: Plan, batch: Sequence[Item], wanted: Sequence[Item]) -> Iterator[Made]:
+        """Paint clips, one after the other."""
+        for item in wanted:
             truth = self.task.clip(item)
             prompt, noise_seed = self.task.prompt(item), self.task.noise_seed(item)
             given = self._given_flow(plan.specs, item, self.task.out / _FLOWS)
@@ -157,21 +117,8 @@ class ClipPainting:
                     )
                 except HeldBackError:
                     frames = []
-            if plan.specs:
-                firing = attached.report().to_dict()
-                # In a clip in which nothing moves a method may rightly do nothing.
-                proof = firing if firing["fired"] or proof is None else proof
-            if not frames:
-                record = Record(item.id, item.cluster, finish="error", error=FLAGGED)
-            else:
-                name = f"{_STRIPS}/{self._names[item.id]}.png"
-                # No record says that a strip is there before it is.
-                with files.replacing(plan.folder / name) as path:
-                    strip(frames).save(path, "png")
-                record = Record(item.id, item.cluster, f"{plan.folder.name}/{name}")
-            return timed([record], 1, now() - began, proof)
-
-        yield do
+            firing = attached.report().to_dict() if plan.specs else None
+            yield Made(item, strip(frames) if frames else None, firing)
 
     def _given_flow(
         self, specs: Sequence[Intervention], item: Item, folder: Path

@@ -21,8 +21,8 @@ from regaze.hooks.attach import attach
 from regaze.interventions import ConsistEdit
 from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion import masks
-from regaze.interventions.diffusion.consist_edit import changed_words
 from regaze.interventions.diffusion.edit_source import Recording, Source, recorded
+from regaze.interventions.diffusion.edit_words import changed_words
 from regaze.interventions.diffusion.inversion import invert
 
 _TINT = np.array([235, 60, 60], np.float64)
@@ -49,7 +49,7 @@ class Asked:
 
     @property
     def noise_seed(self) -> int:
-        """Of the generator: the noise that other commands give this prompt and seed."""
+        """The generator's seed: other commands give this prompt and seed the same noise."""
         return Shot(self.prompt, self.seed).noise_seed
 
 

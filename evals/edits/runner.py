@@ -6,10 +6,8 @@ the source's noise, with nothing attached.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,15 +16,15 @@ from PIL import Image
 
 from regaze.evals.edits.task import Edits, EditSource, strip
 from regaze.evals.edits.world import Change, free
-from regaze.evals.pictures.runner import described, refuse_images, timed, whole
-from regaze.evals.runs import driver, files
+from regaze.evals.pictures.pipelines import LoadedPipeline
+from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.world_work import Made, WorldWork
+from regaze.evals.runs import driver
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.cost import now
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
-from regaze.evals.runs.records import Key, Record
 from regaze.evals.runs.results import RunResult
-from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.runs.work import Plan
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach
 from regaze.interventions import ConsistEdit
@@ -39,7 +37,6 @@ ARGUMENTS: Mapping[str, Any] = {
     "guidance_scale": 3.0,
     "max_sequence_length": 16,
 }
-_STRIPS = "strips"
 EXACT = "exact"
 """As a mask: what may change, by the truth."""
 OBJECT = "object"
@@ -67,7 +64,7 @@ def run(
             that name the object.
         source: Which edits.
         out: Directory of the study: one folder per condition.
-        identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
+        identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.
         batch_size: Edits to make at once.
         progress: Called with a condition's label, edits done and edits in all.
@@ -78,44 +75,22 @@ def run(
             other settings.
         OSError: The directory can't be written, or another process writes to it.
     """
-    work = Editing(Edits(source, out), pipeline, identity, arguments, batch_size)
+    loaded = LoadedPipeline(pipeline, identity)
+    work = Editing(Edits(source, out), loaded, arguments, batch_size)
     noted = source.to_dict()
     return driver.run(work, conditions, out=out, source=noted, progress=progress, world=world)
 
 
-class Editing:
-    """Edits to make, as work for `regaze.evals.runs.driver`."""
+class Editing(WorldWork[Edits]):
+    """Edits to make."""
 
-    limit = None
-    seeds = (0,)
+    folder = "strips"
 
     def __init__(
-        self,
-        task: Edits,
-        pipeline: Any,
-        identity: Mapping[str, Any],
-        arguments: Mapping[str, Any],
-        batch_size: int,
+        self, task: Edits, loaded: LoadedPipeline, arguments: Mapping[str, Any], batch_size: int
     ) -> None:
-        self.task, self.items, self.pipeline = task, task.items, pipeline
-        self.identity, self.arguments, self.batch_size = identity, arguments, batch_size
-        self.name, self.device = str(identity["name"]), str(pipeline.device)
-        self._names = task.files()
+        super().__init__(task, loaded, arguments, batch_size)
         self._sources: dict[Any, Source] = {}
-
-    def settings(self) -> Mapping[str, Any]:
-        """What the pictures of all conditions depend on."""
-        return {
-            **described(self.task),
-            "plan": self.task.source.to_dict(),
-            "decoding": dict(self.arguments),
-            "batch_size": self.batch_size,
-            "pipeline": type(self.pipeline).__name__,
-            "model": {key: value for key, value in self.identity.items() if key != "name"},
-            "dtype": str(self.pipeline.transformer.dtype).removeprefix("torch."),
-            "regaze": version("regaze"),
-            "diffusers": version("diffusers"),
-        }
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, but for each edit's own."""
@@ -134,52 +109,8 @@ class Editing:
             for done, asked in zip(found, condition.specs, strict=True)
         )
 
-    def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Nothing further."""
-        return {}
-
-    def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Nothing further."""
-        return {}
-
-    def batches(self) -> Sequence[Sequence[Item]]:
-        """Neighbours together."""
-        size = self.batch_size
-        return [self.items[i : i + size] for i in range(0, len(self.items), size)]
-
-    def stands(self, plan: Plan, record: Record) -> bool:
-        """A lost strip is made again."""
-        return not record.ok or whole(self.task.out / record.text)
-
-    @contextmanager
-    def doing(self, plan: Plan) -> Iterator[Do]:
-        """Edit under a condition, inside."""
-        proof: dict[str, Any] | None = None
-
-        def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
-            nonlocal proof
-            began = now()
-            strips, firing = self._edited(plan, batch)
-            if plan.specs:
-                proof = firing if firing and firing["fired"] or proof is None else proof
-            new = []
-            for item, picture in zip(batch, strips, strict=True):
-                if (item.id, seed) in wanted:
-                    name = f"{_STRIPS}/{self._names[item.id]}.png"
-                    # No record says that a strip is there before it is.
-                    with files.replacing(plan.folder / name) as path:
-                        picture.save(path, "png")
-                    new.append(Record(item.id, item.cluster, f"{plan.folder.name}/{name}"))
-            return timed(new, len(batch), now() - began, proof)
-
-        yield do
-
-    # -- pictures ------------------------------------------------------------------------------
-
-    def _edited(
-        self, plan: Plan, batch: Sequence[Item]
-    ) -> tuple[list[Image.Image], dict[str, Any] | None]:
-        """Strips of a batch, and what the interventions did."""
+    def make(self, plan: Plan, batch: Sequence[Item], wanted: Sequence[Item]) -> Iterator[Made]:
+        """Edit a batch: strips of the pictures before and after."""
         asked = [self.task.asked(item) for item in batch]
         drawn = [one.drawn for one in asked] if self.task.source.pictures == "drawn" else None
         source = None
@@ -191,8 +122,9 @@ class Editing:
         with attach(self.pipeline, *specs) as attached:
             made = self._painted([one for a in asked for one in (a.source, a.edit)], batch, noise)
         before = made[::2] if drawn is None else drawn
-        strips = [strip(*both) for both in zip(before, made[1::2], strict=True)]
-        return strips, attached.report().to_dict() if plan.specs else None
+        firing = attached.report().to_dict() if plan.specs else None
+        for item, *both in zip(batch, before, made[1::2], strict=True):
+            yield Made(item, strip(*both), firing)
 
     def _painted(
         self, wanted: Sequence[Any], batch: Sequence[Item], noise: Any = None
@@ -254,7 +186,7 @@ def _words(words: Any, asked: Change) -> tuple[str, ...]:
     if words == (OBJECT,):
         return (str(asked.object),)
     if words in ((), "auto"):
-        from regaze.interventions.diffusion.consist_edit import changed_words
+        from regaze.interventions.diffusion.edit_words import changed_words
 
         return tuple(changed_words(asked.source.prompt, asked.edit.prompt))
     return tuple(words)

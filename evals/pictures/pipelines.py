@@ -17,10 +17,11 @@ from typing import Any, Literal, get_args
 import torch
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 
-from regaze.evals import devices, weights
+from regaze.evals import devices, sandbox, weights
 from regaze.evals.asking.models import check_name
 from regaze.evals.errors import first_line
 from regaze.evals.pictures import controlnets, parts
+from regaze.evals.sandbox import smol
 from regaze.evals.sandbox.painting import PAINTERS, painter_path
 from regaze.hooks.diffusion.families import DENOISERS
 
@@ -38,8 +39,8 @@ class LoadedPipeline:
 
     Attributes:
         pipeline: A diffusers pipeline on its device, its own progress bars off.
-        identity: What tells it from any other, JSON-able: name, revision, weights' hash.
-        arguments: Of its call, where its own defaults are made for larger models.
+        identity: What distinguishes it from any other, JSON-able: name, revision, weights' hash.
+        arguments: Arguments of its call, where its own defaults are made for larger models.
         notes: What its user should know of it, a line each: weights that are left out.
     """
 
@@ -131,6 +132,36 @@ def load(
         raise ValueError(f"cannot load {name}: {first_line(error)}") from error
     pipeline.set_progress_bar_config(disable=True)
     return LoadedPipeline(pipeline, identity, _ARGUMENTS.get(name, {}), notes)
+
+
+def is_pipeline(model: str) -> bool:
+    """Whether a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
+
+    Raises:
+        ValueError: The Hub can't be asked.
+    """
+    if model in PAINTERS or sandbox.is_sandbox(model) or smol.is_smol(model):
+        return model in PAINTERS
+    if Path(model).is_dir():
+        return (Path(model) / "model_index.json").exists()
+    from huggingface_hub import file_exists
+    from huggingface_hub.errors import HFValidationError
+
+    repository, _, revision = model.partition("@")
+    try:
+        return bool(file_exists(repository, "model_index.json", revision=revision or None))
+    except HFValidationError:
+        return False  # Loading it says what is wrong with the name.
+    except OSError:
+        return _in_cache(repository, revision)
+
+
+def _in_cache(repository: str, revision: str) -> bool:
+    """Whether a pipeline of that name is in the local cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repository, "model_index.json", revision=revision or None)
+    return isinstance(found, str)
 
 
 def _folder(name: str, variant: str | None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ _OURS = (
 )
 
 
+_STEP_END = "callback_on_step_end"
 _COUNTS = ("num_inference_steps", "height", "width", "num_frames")
 
 
@@ -124,11 +125,18 @@ class Painter:
         return ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "its own settings"
 
     @torch.no_grad()
-    def paint(self, shots: Sequence[Shot]) -> list[Picture]:
+    def paint(
+        self, shots: Sequence[Shot], told: Callable[[int], None] | None = None
+    ) -> list[Picture]:
         """Make a batch of pictures.
 
         Noise is drawn on the CPU by a generator of each picture's own, so that a picture starts
         from the same noise in every batch, on every device and under every intervention.
+
+        Args:
+            shots: What to make.
+            told: Called after each sampling step with its number, from 0, by pipelines that have
+                ``callback_on_step_end``.
 
         Raises:
             ValueError: An argument doesn't fit the pipeline, or what it made isn't finite.
@@ -140,10 +148,10 @@ class Painter:
             try:
                 output = self.pipeline(
                     prompt=[shot.prompt for shot in shots],
-                    **self._negative(shots),
                     generator=noise,
                     output_type="pil",
-                    **self.arguments,
+                    **self._steps(told),
+                    **{**self.arguments, **self._negative(shots)},
                 )
             except RuntimeWarning as error:
                 raise ValueError(
@@ -160,15 +168,31 @@ class Painter:
             for frames, flag in zip(made, flags, strict=True)
         ]
 
+    def _steps(self, told: Callable[[int], None] | None) -> dict[str, Any]:
+        """The argument by which a pipeline reports its steps, if it has one."""
+        if (
+            told is None
+            or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters
+        ):
+            return {}
+
+        def step(pipeline: Any, number: int, timestep: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            told(number)
+            return kept
+
+        return {_STEP_END: step}
+
     def _negative(self, shots: Sequence[Shot]) -> dict[str, list[str]]:
-        """The negative prompts of a batch, if any of it has one.
+        """The negative prompts of a batch, if any of it has one, or one was given for all.
 
         Raises:
-            ValueError: One negative prompt was given for all, or the pipeline takes none.
+            ValueError: Both are so, or the pipeline takes none.
         """
+        given = self.arguments.get("negative_prompt")
         if not any(shot.negative for shot in shots):
-            return {}
-        if self.arguments.get("negative_prompt") is not None:
+            # Prompts are a list, and some pipelines want both to be of one type.
+            return {"negative_prompt": [given] * len(shots)} if isinstance(given, str) else {}
+        if given is not None:
             raise ValueError("these prompts have negative prompts of their own: leave that out")
         name = type(self.pipeline).__name__
         if "negative_prompt" not in inspect.signature(type(self.pipeline).__call__).parameters:

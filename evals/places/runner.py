@@ -6,10 +6,8 @@ Every condition begins with the same noise; the baseline is the prompt with noth
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,19 +15,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from regaze.evals.pictures.grid import save_png
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.runner import described, timed, whole
+from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.places.task import Places, PlaceSource
 from regaze.evals.places.world import Placement
 from regaze.evals.runs import driver, files
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.cost import now
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
-from regaze.evals.runs.records import Key, Record
 from regaze.evals.runs.results import RunResult
-from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.runs.work import Plan
 from regaze.evals.task import Item
 from regaze.hooks.attach import attach
 from regaze.interventions import PrimeComposer, Regions
@@ -39,7 +34,6 @@ from regaze.interventions.diffusion.composition import NAMES
 from regaze.interventions.diffusion.places import stored
 from regaze.interventions.diffusion.unet_inversion import inverted
 
-_PICTURES = "pictures"
 _LATENTS = "latents"
 _EMPTY: Mapping[str, Any] = {"latents": None, "mask": None, "box": None}
 OBJECT = ("object",)
@@ -81,33 +75,10 @@ def run(
     return driver.run(work, conditions, out=out, source=noted, progress=progress, world=world)
 
 
-class Placing:
-    """Placements to paint, as work for `regaze.evals.runs.driver`."""
+class Placing(WorldWork[Places]):
+    """Placements to paint."""
 
-    limit = None
-    seeds = (0,)
-
-    def __init__(
-        self, task: Places, loaded: LoadedPipeline, arguments: Mapping[str, Any], batch_size: int
-    ) -> None:
-        self.task, self.items, self.loaded = task, task.items, loaded
-        self.pipeline, self.arguments, self.batch_size = loaded.pipeline, arguments, batch_size
-        self.name, self.device = loaded.name, str(loaded.pipeline.device)
-        self._names = task.files()
-
-    def settings(self) -> Mapping[str, Any]:
-        """What the pictures of all conditions depend on."""
-        return {
-            **described(self.task),
-            "plan": self.task.source.to_dict(),
-            "decoding": dict(self.arguments),
-            "batch_size": self.batch_size,
-            "pipeline": type(self.pipeline).__name__,
-            "model": {k: value for k, value in self.loaded.identity.items() if k != "name"},
-            "dtype": self.loaded.dtype,
-            "regaze": version("regaze"),
-            "diffusers": version("diffusers"),
-        }
+    folder = "pictures"
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, but for each item's own.
@@ -132,47 +103,17 @@ class Placing:
         """Whose places are given, if others."""
         return {} if condition.image == "given" else {"places": condition.image}
 
-    def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Nothing further."""
-        return {}
-
-    def batches(self) -> Sequence[Sequence[Item]]:
-        """Neighbours together."""
-        size = self.batch_size
-        return [self.items[i : i + size] for i in range(0, len(self.items), size)]
-
-    def stands(self, plan: Plan, record: Record) -> bool:
-        """A lost picture is painted again."""
-        return not record.ok or whole(self.task.out / record.text)
-
-    @contextmanager
-    def doing(self, plan: Plan) -> Iterator[Do]:
-        """Paint under a condition, inside."""
-        proof: dict[str, Any] | None = None
-
-        def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
-            nonlocal proof
-            began, new = now(), []
-            pictures = [] if plan.specs else self._painted(batch)
-            for number, item in enumerate(batch):
-                if (item.id, seed) not in wanted:
-                    continue
-                if plan.specs:
-                    specs = [self._filled(s, item, plan.condition.image) for s in plan.specs]
-                    with attach(self.pipeline, *specs) as attached:
-                        (picture,) = self._painted([item])
-                    firing = attached.report().to_dict()
-                    proof = firing if firing["fired"] or proof is None else proof
-                else:
-                    picture = pictures[number]
-                name = f"{_PICTURES}/{self._names[item.id]}.png"
-                # No record says that a picture is there before it is.
-                with files.replacing(plan.folder / name) as path:
-                    save_png(path, picture, {"condition": plan.label, "prompt": item.prompt})
-                new.append(Record(item.id, item.cluster, f"{plan.folder.name}/{name}"))
-            return timed(new, len(batch), now() - began, proof)
-
-        yield do
+    def make(self, plan: Plan, batch: Sequence[Item], wanted: Sequence[Item]) -> Iterator[Made]:
+        """Paint placements, the unedited ones of a batch at once."""
+        if not plan.specs:
+            for item, picture in zip(batch, self._painted(batch), strict=True):
+                yield Made(item, picture, None)
+            return
+        for item in wanted:
+            specs = [self._filled(spec, item, plan.condition.image) for spec in plan.specs]
+            with attach(self.pipeline, *specs) as attached:
+                (picture,) = self._painted([item])
+            yield Made(item, picture, attached.report().to_dict())
 
     def _painted(self, batch: Sequence[Item]) -> list[Image.Image]:
         noise = [torch.Generator().manual_seed(self.task.noise_seed(item)) for item in batch]

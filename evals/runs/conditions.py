@@ -14,6 +14,7 @@ from regaze.hooks.checks import check_choice
 from regaze.interventions import Intervention, parse
 
 Shown = Literal["given", "wrong", "blank"]
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 _GREY = (128, 128, 128)
 
 
@@ -59,14 +60,18 @@ def methods_in(text: str) -> tuple[tuple[str, ...], Shown]:
 
 def _split(text: str) -> tuple[list[str], Shown]:
     """A condition's methods as `parse` of each one reads them, and its image."""
-    methods, _, image = text.rpartition("@")
+    bare = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), text)
+    at = bare.rfind("@")
+    methods, image = (text[:at], text[at + 1 :]) if at >= 0 else ("", text)
     shown: Shown = image.strip()  # type: ignore[assignment]
     if shown not in get_args(Shown) and methods.strip() != "none":
         methods, shown = text, "given"
     if methods.strip() == "none":
         return [], shown
     # A plus before a digit belongs to a number such as 1e+2.
-    return re.split(r"\+(?=\s*[a-z])", methods), shown
+    cuts = [found.start() for found in re.finditer(r"\+(?=\s*[a-z])", bare[: len(methods)])]
+    pairs = zip([-1, *cuts], [*cuts, len(methods)], strict=True)
+    return [methods[before + 1 : after] for before, after in pairs], shown
 
 
 def baseline_first(conditions: Sequence[Condition]) -> list[Condition]:

@@ -1,4 +1,4 @@
-"""What is tried when a method is tuned: the domain of each field, and where layers may lie.
+"""Search spaces of tuning: the domain of each field, and where layers may lie.
 
 Ranges enclose the published settings and what the papers sweep, rounded outwards. What decides what
 a method *is* (where paper and code differ, random heads, seeds) isn't searched: give it beside the
@@ -120,7 +120,7 @@ def space_of(spec: Intervention) -> dict[str, Domain]:
     A method of one's own gives its class ``domains``, a mapping like those of `SPACES`.
 
     Args:
-        spec: What differs from the defaults in it stays as it is.
+        spec: The spec; fields that differ from the defaults stay as they are.
 
     Raises:
         ValueError: Nothing is known to search, or all of it is set.

@@ -18,7 +18,8 @@ import numpy as np
 
 from regaze.evals.asking.models import Loaded
 from regaze.evals.asking.runner import run
-from regaze.evals.benchmarks.registry import TEST_SPLITS, Source
+from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.worlds import world_of
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress, quiet
@@ -36,7 +37,6 @@ from regaze.hooks.host import find_host
 from regaze.interventions.base import Intervention, from_dict
 
 TUNED, ANSWERS, _TRIALS = "tuned.json", "answers", "trials.log"
-SPLIT = "validation"
 _RANDOM = 5
 """Trials at random before the estimators take over."""
 
@@ -72,8 +72,8 @@ class Tuned:
         baseline: Metrics of the unedited model on the same items.
         usual: The method as it was given, which is in the running too.
         trials: All trials in order.
-        source: What was asked, JSON-able.
-        model: Who.
+        source: The questions' source, JSON-able.
+        model: The model's name.
         items: How many items.
     """
 
@@ -143,7 +143,7 @@ def tune(
     Args:
         loaded: The model; left as it was found.
         spec: The method; fields that differ from their defaults are kept.
-        source: What to ask: the sandbox's validation scenes, or files of one's own.
+        source: The questions: the sandbox's validation scenes, or files of one's own.
         out: Gets the trials, all answers and ``tuned.json``.
         trials: How many in all, those that are there already included.
         objective: A metric; default: AUC of the yes margin for yes/no questions, which no moved
@@ -158,11 +158,11 @@ def tune(
         ImportError: Optuna isn't installed.
         OSError: The directory can't be written.
     """
-    if not source.data and source.split != SPLIT:
+    if not source.data and source.split != (world := world_of(source.split)).validation:
         raise ValueError(
-            f"settings are chosen on {SPLIT} scenes, never on those of {source.split!r}: a score "
-            f"on scenes that settings were chosen on says nothing ({', '.join(TEST_SPLITS)} are "
-            "there to report)"
+            f"settings are chosen on {world.validation} scenes, never on those of "
+            f"{source.split!r}: a score on scenes that settings were chosen on says nothing "
+            f"({', '.join(world.tests)} are there to report)"
         )
     optuna = _optuna()
     space = space_of(spec)
@@ -189,7 +189,7 @@ def tune(
             found.sampler = optuna.samplers.TPESampler(
                 seed=seed + len(done), n_startup_trials=_RANDOM
             )
-            # Of a trial that was broken off nothing is told, so the same one is tried again.
+            # The study never hears of an interrupted trial, so the same one is tried again.
             asked = found.ask()
             drawn = {field: _draw(asked, field, domain) for field, domain in space.items()}
             tried = asking.trial(replace(spec, **_fields(drawn, n_layers)))
@@ -243,7 +243,7 @@ class _Asking:
                 self.conditions.append(condition)
 
     def trial(self, spec: Intervention) -> Trial:
-        """What a setting gives; one that came up before isn't asked again."""
+        """Score a setting; one that came up before isn't asked again."""
         if spec.label not in self.found:
             self.found[spec.label] = self._trial(spec)
         return self.found[spec.label]

@@ -71,21 +71,25 @@ def encode(pipeline: Any, denoiser: str, prompts: Sequence[str]) -> Encoded:
     return Encoded(found[0], None if place is None else found[place])
 
 
-def read(path: str) -> Encoded:
-    """Read embeddings from a safetensors file with "text" and maybe "pooled".
+def read(method: str, path: str) -> Encoded:
+    """Read a method's embeddings from a safetensors file with "text" and maybe "pooled".
 
     Raises:
-        ValueError: It holds something else.
+        ValueError: It can't be read, or holds something else.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    found = load_file(path)
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{method}: embeddings {path!r} can't be read: {error}") from None
     text, pooled = found.get("text"), found.get("pooled")
     if text is None or text.ndim != 3 or (pooled is not None and pooled.ndim != 2):
         shapes = {name: tuple(x.shape) for name, x in found.items()}
         raise ValueError(
-            f'{path} must hold "text" (prompts, tokens, size) and maybe "pooled" (prompts, size); '
-            f"it holds {shapes}"
+            f'{method}: {path} must hold "text" (prompts, tokens, size) and maybe "pooled" '
+            f"(prompts, size); it holds {shapes}"
         )
     return Encoded(text, pooled)
 

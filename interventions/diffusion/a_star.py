@@ -79,7 +79,7 @@ class AStar(ConceptUpdate):
         if self.layout is not None:
             try:
                 ragged = torch.tensor(self.layout).ndim != 3
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, RuntimeError):
                 ragged = True
             if ragged:
                 raise ValueError(

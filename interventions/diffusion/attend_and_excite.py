@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.checks import check_number
+from regaze.hooks.checks import check_number, shown
 from regaze.hooks.diffusion.gradients import Descent
 from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import register
@@ -61,7 +61,11 @@ class AttendAndExcite(ConceptUpdate):
     def check(self) -> None:
         """Check the fields' domains."""
         super().check()
-        check_number(self.name, "refinements", self.refinements, low=0)
+        if type(self.refinements) is not int or self.refinements < 0:
+            raise ValueError(
+                f"{self.name}: refinements must be a whole number from 0 on, got "
+                f"{shown(self.refinements)}"
+            )
         for share, peak in self.thresholds():
             check_number(self.name, "a share in refine", share, low=0, high=1)
             check_number(self.name, "a peak in refine", peak, low=0, high=1)

@@ -192,7 +192,7 @@ class ByTheWay(Intervention):
         if frames < 2 * self.tau + 2:  # The band would hold the constant, which rows sum to.
             raise ValueError(
                 f"bytheway: tau={self.tau} needs {2 * self.tau + 2} frames or more, and this clip "
-                f"has {frames}; use tau={frames // 2 - 1} or less"
+                f"has {frames}; use tau={frames // 2 - 1}"
             )
         mixed = own if first is own else own + self.alpha * (first - own)
         alone = frames == 2 * self.tau + 2  # The band is all but the constant.

@@ -59,7 +59,7 @@ class Source:
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"source {path} can't be read: {error}") from None
+            raise ValueError(f"consistedit: source {path!r} can't be read: {error}") from None
         latents, timesteps = found.get("latents"), found.get("timesteps")
         if latents is None or timesteps is None or len(latents) != len(timesteps):
             shapes = {name: tuple(x.shape) for name, x in found.items()}

@@ -106,8 +106,6 @@ class FlowWarp(Intervention):
         check_choice("flow_warp", "axis", self.axis, ("query", "both"))
         if self.threshold is not None:
             check_number("flow_warp", "threshold", self.threshold, low=0)
-        if self.layers == ():
-            raise ValueError("flow_warp: layers is empty; leave it out, or name layers to edit")
         if self.recursive and self.axis == "both":
             raise ValueError(
                 "flow_warp: recursive goes with axis=query only: columns warped again and again "

@@ -137,7 +137,7 @@ class NAG(Intervention):
 
     def __post_init__(self) -> None:
         given = self.embeddings
-        if isinstance(given, dict) and all(isinstance(x, Tensor) for x in given.values()):
+        if isinstance(given, dict) and given and all(isinstance(x, Tensor) for x in given.values()):
             object.__setattr__(self, "embeddings", str(keep(given)))
         super().__post_init__()
 
@@ -150,7 +150,8 @@ class NAG(Intervention):
         check_choice("nag", "norm", self.norm, ("l1", "l2"))
         check_choice("nag", "text_stream", self.text_stream, ("own", "shared"))
         check_where("nag", None, self.start, self.stop)
-        texts = self.negative if isinstance(self.negative, tuple) else (self.negative or "",)
+        texts: Any = "" if self.negative is None else self.negative
+        texts = texts if isinstance(texts, tuple) else (texts,)
         if not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError(
                 f"nag: negative must be a text or a list of texts, got {shown(self.negative)}"
@@ -193,7 +194,7 @@ class NAG(Intervention):
         sites = tuple(
             s for s in host.sites if s.kind == kind and not s.name.startswith("vace_")
         ) if self.phi and self.alpha else ()  # fmt: skip
-        encoded = None if self.embeddings is None else read(self.embeddings)
+        encoded = None if self.embeddings is None else read(self.name, self.embeddings)
         return _Negative(sites, self.start, self.stop, self, host.model, encoded)
 
 

@@ -14,7 +14,7 @@ from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Layout, Site
-from regaze.interventions.diffusion import sd3_literally
+from regaze.interventions.diffusion import flux_literally, sd3_literally
 from regaze.interventions.diffusion.texts_literally import (
     Pairs,
     Reading,
@@ -61,7 +61,7 @@ def _texts(spec: NAG, pipeline: Any, call: Mapping[str, Any], rows: int) -> Text
     own = call[family_of(denoiser_of(pipeline)).text]
     given = variables.get("negative_prompt_embeds")
     if spec.embeddings is not None:
-        encoded = read(spec.embeddings)
+        encoded = read(spec.name, spec.embeddings)
     elif spec.negative is None and isinstance(given, Tensor):
         encoded = Encoded(given, variables.get("negative_pooled_prompt_embeds"))
     else:
@@ -86,6 +86,9 @@ def _cross(
 def _joint(
     spec: NAG, denoiser: Any, call: Mapping[str, Any], texts: Texts, unguided: int
 ) -> Tensor:
+    if type(denoiser).__name__ == "FluxTransformer2DModel":
+        return _flux(spec, denoiser, call, texts)
+
     def mix(
         picture: sd3_literally.Triple,
         own: Tensor,
@@ -98,3 +101,18 @@ def _joint(
         return guided(spec, own, negative), [attention(words[0], key, value)]
 
     return sd3_literally.forward(denoiser, call, texts, unguided, mix)
+
+
+def _flux(spec: NAG, denoiser: Any, call: Mapping[str, Any], texts: Texts) -> Tensor:
+    """Both pictures get the guided rows; the prompt's is the result."""
+
+    def mix(
+        own: flux_literally.Heads,
+        second: flux_literally.Heads,
+        both: tuple[flux_literally.Triple, flux_literally.Triple],
+        place: flux_literally.Place,
+    ) -> tuple[flux_literally.Heads, flux_literally.Heads]:
+        picture = guided(spec, own.picture, second.picture)
+        return own._replace(picture=picture), second._replace(picture=picture)
+
+    return flux_literally.forward(denoiser, call, texts.streams[0], texts.pooled, mix, 0)

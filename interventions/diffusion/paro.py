@@ -76,7 +76,7 @@ class PARO(Intervention):
             if value is not None and (not isinstance(value, str) or not value):
                 raise ValueError(f"paro: {name} must be text, got {shown(value)}")
         check_choice(self.name, "kernel", self.kernel, KERNELS)
-        check_where(self.name, self.layers, self.start, self.stop)
+        check_where(self.name, self.layers, self.start, self.stop, empty=True)
 
     def idle(self) -> PARO:
         """No layers."""

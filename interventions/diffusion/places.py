@@ -52,7 +52,7 @@ def stored(place: Any) -> Any:
     if isinstance(place, (list, tuple)) and len(place) == 4 and not hasattr(place[0], "__len__"):
         return tuple(place)
     mask = np.asarray(place.cpu() if isinstance(place, Tensor) else place)
-    if mask.ndim != 2 or mask.dtype == object:
+    if mask.ndim != 2 or mask.dtype == object or not mask.size:
         return place
     inside = np.ascontiguousarray(mask != 0)
     name = hashlib.sha256(repr(inside.shape).encode() + inside.tobytes()).hexdigest()[:20]

@@ -115,7 +115,7 @@ class PrimeComposer(Intervention):
         if self.mask is not None:
             object.__setattr__(self, "mask", stored(self.mask))
         given = self.latents
-        if isinstance(given, dict) and all(isinstance(x, Tensor) for x in given.values()):
+        if isinstance(given, dict) and given and all(isinstance(x, Tensor) for x in given.values()):
             object.__setattr__(self, "latents", str(keep(given)))
         for field in ("layers", "subject"):
             if isinstance(getattr(self, field), (str, int)):
@@ -136,6 +136,10 @@ class PrimeComposer(Intervention):
         for place in (self.mask, self.box):
             if place is not None:
                 check_place(self.name, place)
+        if not isinstance(self.subject, (tuple, type(None))):
+            raise ValueError(
+                f"{self.name}: subject must be words or columns, got {shown(self.subject)}"
+            )
         for word in self.subject or ():
             column = isinstance(word, int) and not isinstance(word, bool) and word >= 0
             if not column and not (isinstance(word, str) and word.strip()):

@@ -32,7 +32,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from regaze.hooks.checks import check_choice, check_number, shown
+from regaze.hooks.checks import check_choice, check_flag, check_number, shown
 from regaze.hooks.diffusion.blocks import KERNELS, Blocks
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
@@ -100,15 +100,15 @@ class RadialAttention(Intervention):
         """Check the fields' domains."""
         if self.decay is not None:
             check_number(self.name, "decay", self.decay, low=0)
-        if self.sink not in (None, True, False):
-            raise ValueError(f"radial: sink must be true or false, got {shown(self.sink)}")
+        if self.sink is not None:
+            check_flag(self.name, "sink", self.sink)
         dense = self.dense_layers
         if dense is not None and (type(dense) is not int or dense < 0):
             raise ValueError(f"radial: dense_layers must be a number of layers, got {shown(dense)}")
         if type(self.block) is not int or self.block < 1:
             raise ValueError(f"radial: block must be a number of tokens, got {shown(self.block)}")
         check_choice(self.name, "kernel", self.kernel, KERNELS)
-        check_where(self.name, self.layers, self.start, self.stop)
+        check_where(self.name, self.layers, self.start, self.stop, empty=True)
 
     def idle(self) -> RadialAttention:
         """All layers are dense."""
@@ -174,7 +174,7 @@ class RadialAttention(Intervention):
         """Which blocks are computed, the picture's tokens first.
 
         Args:
-            frames: Of the clip.
+            frames: Frames of the clip.
             places: Tokens of a frame.
             total: Tokens in all, with text.
         """
@@ -193,7 +193,7 @@ def block_mask(
     """The blocks that are computed, "R R" bool for R = ceil(total / size).
 
     Args:
-        frames: Of the clip, whose tokens come first, frame after frame.
+        frames: Frames of the clip, whose tokens come first, frame after frame.
         places: Tokens of a frame.
         total: Tokens in all, with text and padding.
         decay: Factor of the window.

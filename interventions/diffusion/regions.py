@@ -100,7 +100,7 @@ class Regions(Intervention):
 
     def __post_init__(self) -> None:
         given = self.embeddings
-        if isinstance(given, dict) and all(isinstance(x, Tensor) for x in given.values()):
+        if isinstance(given, dict) and given and all(isinstance(x, Tensor) for x in given.values()):
             object.__setattr__(self, "embeddings", str(keep(given)))
         if isinstance(self.regions, (list, tuple)):
             pairs = [
@@ -115,7 +115,8 @@ class Regions(Intervention):
         """Check the fields' domains."""
         check_number("regions", "base", self.base, low=0, high=1)
         check_where("regions", None, self.start, self.stop)
-        if len(self.every) != 2 or not all(isinstance(n, int) and n > 0 for n in self.every):
+        every = self.every if isinstance(self.every, tuple) else ()
+        if len(every) != 2 or not all(type(n) is int and n > 0 for n in every):
             raise ValueError(f"regions: every must be two whole numbers, got {shown(self.every)}")
         if not isinstance(self.regions, tuple):
             raise ValueError(
@@ -163,7 +164,7 @@ class Regions(Intervention):
         kind = "cross" if host.model in CROSS else "joint"
         acts = self.regions and self.base < 1
         sites = tuple(s for s in host.sites if s.kind == kind) if acts else ()
-        encoded = None if self.embeddings is None else read(self.embeddings)
+        encoded = None if self.embeddings is None else read(self.name, self.embeddings)
         if encoded is not None and len(encoded.text) != len(self.regions):
             raise ValueError(
                 f"regions: embeddings are of {len(encoded.text)} prompts for {len(self.regions)} "
@@ -252,9 +253,12 @@ class _Regional(Work):
         batch, image, text = len(call.query) // 2, picture_of(call), call.text()
         regions, base = slice(0, batch), slice(batch, None)
         words = slice(text.start, text.start + own)
+        # What is longer in either's rows is padding.
+        encoded = self.encoded.text.shape if self.encoded is not None else (1, own)
+        prompts = slice(text.start, text.start + encoded[0] * encoded[1])
         output = torch.zeros_like(call.query)
-        picture, texts = (part_of(call, regions, tokens) for tokens in (image, text))
-        region, output[regions, :, text] = self._regions(call, picture, texts)
+        picture, texts = (part_of(call, regions, tokens) for tokens in (image, prompts))
+        region, output[regions, :, prompts] = self._regions(call, picture, texts)
         # Both rows hold the same picture in double blocks.
         plain, output[base, :, words] = joint_outputs(
             call, part_of(call, base, image), part_of(call, base, words)

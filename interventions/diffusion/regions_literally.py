@@ -12,7 +12,7 @@ from torch import Tensor
 from regaze.hooks.diffusion.encode import encode, read
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.sites import Layout, Site
-from regaze.interventions.diffusion import sd3_literally
+from regaze.interventions.diffusion import flux_literally, sd3_literally
 from regaze.interventions.diffusion.places import read_mask
 from regaze.interventions.diffusion.texts_literally import (
     Pairs,
@@ -62,7 +62,7 @@ def inside(spec: Regions, grid: Sequence[int]) -> Tensor:
 
 def _texts(spec: Regions, pipeline: Any, call: Mapping[str, Any], rows: int) -> Texts:
     if spec.embeddings is not None:
-        encoded = read(spec.embeddings)
+        encoded = read(spec.name, spec.embeddings)
     else:
         texts = [text for _, text in spec.regions]
         encoded = encode(pipeline, type(denoiser_of(pipeline)).__name__, texts)
@@ -89,6 +89,8 @@ def _cross(
 def _joint(
     spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts, unguided: int
 ) -> Tensor:
+    if type(denoiser).__name__ == "FluxTransformer2DModel":
+        return _flux(spec, denoiser, call, texts)
     if spec.every != (1, 1):
         raise NotImplementedError("blocks that keep no regions apart (every) aren't written out")
 
@@ -98,16 +100,46 @@ def _joint(
         streams: Sequence[sd3_literally.Triple],
         grid: tuple[int, int],
     ) -> tuple[Tensor, list[Tensor]]:
-        where, length = inside(spec, grid).to(own.device), streams[0][0].shape[2]
+        length = streams[0][0].shape[2]
         query, key, value = (
             torch.cat([*(stream[i] for stream in streams), picture[i]], 2) for i in (0, 1, 2)
         )
-        owner = torch.eye(len(streams), dtype=torch.bool, device=own.device)
-        bits = torch.cat([owner.repeat_interleave(length, 0), where.T])
-        nowhere = ~bits.any(1)
-        seen = (bits[:, None] & bits[None]).any(-1) | (nowhere[:, None] & nowhere[None])
-        out = attention(query, key, value, seen)
+        out = attention(query, key, value, _seen(spec, grid, length).to(own.device))
         *words, region = out.split([length] * len(streams) + [picture[0].shape[2]], 2)
         return (1 - spec.base) * region + spec.base * own, words
 
     return sd3_literally.forward(denoiser, call, texts, unguided, mix)
+
+
+def _flux(spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts) -> Tensor:
+    """The regions' picture is the result; single blocks keep another one for the prompt's text."""
+    length = texts.streams[0].shape[1]
+
+    def mix(
+        own: flux_literally.Heads,
+        second: flux_literally.Heads,
+        both: tuple[flux_literally.Triple, flux_literally.Triple],
+        place: flux_literally.Place,
+    ) -> tuple[flux_literally.Heads, flux_literally.Heads]:
+        if place.index % spec.every[place.single] == 0:
+            words, picture = both
+            query, key, value = (torch.cat([words[i], picture[i]], 2) for i in (0, 1, 2))
+            seen = _seen(spec, place.grid, length).to(query.device)
+            out = attention(query, key, value, seen)
+            split = words[0].shape[2]
+            second = flux_literally.Heads(out[:, :, :split], out[:, :, split:])
+        mixed = (1 - spec.base) * second.picture + spec.base * own.picture
+        second = second._replace(picture=mixed)
+        return (own if place.single else own._replace(picture=mixed)), second
+
+    text = torch.cat(list(texts.streams), 1)
+    return flux_literally.forward(denoiser, call, text, None, mix, 1)
+
+
+def _seen(spec: Regions, grid: tuple[int, int], length: int) -> Tensor:
+    """Who sees whom, texts of a length first and then the picture."""
+    where = inside(spec, grid)
+    owner = torch.eye(len(where), dtype=torch.bool)
+    bits = torch.cat([owner.repeat_interleave(length, 0), where.T])
+    nowhere = ~bits.any(1)
+    return (bits[:, None] & bits[None]).any(-1) | (nowhere[:, None] & nowhere[None])

@@ -100,7 +100,13 @@ class Reweight(Intervention):
     def __post_init__(self) -> None:
         words = self.words
         if isinstance(words, str):
-            _, words = read_weights(words)
+            text = words
+            _, words = read_weights(text)
+            if not words:
+                raise ValueError(
+                    f"reweight: {shown(text)} gives no word a strength; write (red:1.4) in it, or "
+                    'a mapping {"red": 1.4}'
+                )
         if isinstance(words, Mapping):
             object.__setattr__(self, "words", tuple(words.items()))
         if isinstance(self.layers, (str, int)):

@@ -1,8 +1,8 @@
 """Further texts as formulas read: explicit maps, each text by a pass or a stream of its own.
 
 Cross-attention: the keys and values of a text are those of a whole pass of the denoiser that is
-given that text alone. Joint attention of SD3: `regaze.interventions.diffusion.sd3_literally`.
-Nothing here shares code with what the engine runs.
+given that text alone. Joint attention: `sd3_literally` and `flux_literally` beside this file. None
+of them shares code with what the engine runs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Texts:
 
     Attributes:
         streams: Each text as the denoiser is given it, "rows L C".
-        pooled: Of the first of them "rows D", where its stream is modulated by it; None for the
+        pooled: Pooled text of the first "rows D", where its stream is modulated by it; None for the
             prompt's own.
     """
 
@@ -46,9 +46,9 @@ class Reading:
         texts: ``texts(pipeline, call, rows)``: what the conditional rows of a call read.
         cross: ``cross(query, own, pairs, layout, site)``: the head outputs "B H N D" of the
             picture, of its queries, its keys and values on the prompt, those on each further text,
-            how the tokens are laid out, and where this is.
-        joint: A whole pass of SD3: ``joint(denoiser, call, texts, unguided)``, the last being how
-            many rows come before the conditional ones.
+            the tokens' layout, and the layer.
+        joint: A whole pass of SD3 or FLUX: ``joint(denoiser, call, texts, unguided)``, the last
+            being how many rows come before the conditional ones.
         acts: ``acts(share, timestep)``: whether it does anything in a step.
         layers: Paths of the layers of cross-attention that do; None: all.
     """
@@ -96,9 +96,9 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
     """
     denoiser = getattr(pipeline, running.denoiser)
     name, text = type(denoiser).__name__, family_of(denoiser).text
-    if name == "FluxTransformer2DModel" or (method.joint is None and not _crosses(denoiser)):
+    if method.joint is None and not _crosses(denoiser):
         raise NotImplementedError(
-            f"what {name} reads of two texts isn't written out; U-Nets, Wan and SD3 are"
+            f"what {name} reads of two texts isn't written out; U-Nets and Wan are"
         )
     stock, steps, calls = denoiser.forward, Steps(), [0]
 

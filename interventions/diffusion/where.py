@@ -10,9 +10,21 @@ from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
 
 
 def check_where(
-    method: str, layers: tuple[str | int, ...] | None, start: float, stop: float
+    method: str,
+    layers: tuple[str | int, ...] | None,
+    start: float,
+    stop: float,
+    *,
+    empty: bool = False,
 ) -> None:
     """Check the fields that say in which layers and steps a method acts.
+
+    Args:
+        method: Its name.
+        layers: Numbers or parts of paths; None for the method's own choice.
+        start: Share of the sampling steps at which it begins.
+        stop: Share of the sampling steps at which it ends.
+        empty: Whether the method is idle with an empty list.
 
     Raises:
         ValueError: The steps are none, or something else than layers is listed.
@@ -23,8 +35,11 @@ def check_where(
         raise ValueError(f"{method}: start={start} isn't before stop={stop}; it would never act")
     if layers is not None and not isinstance(layers, tuple):
         raise ValueError(f'{method}: layers must be a list such as [1,"mid"], got {shown(layers)}')
+    if layers == () and not empty:
+        raise ValueError(f"{method}: layers is empty; leave it out, or name layers to act in")
     for layer in layers or ():
-        if isinstance(layer, bool) or not isinstance(layer, (str, int)):
+        blank = isinstance(layer, str) and not layer.strip()
+        if blank or isinstance(layer, bool) or not isinstance(layer, (str, int)):
             raise ValueError(
                 f"{method}: layers holds {layer!r}; give numbers or parts of module paths"
             )

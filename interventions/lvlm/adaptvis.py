@@ -43,7 +43,7 @@ class ScalingVis(Intervention):
     Attributes:
         weight: w; the paper tries 0, 0.5, 0.8, 1.2, 1.5 and 2 and picks one for each data set, so
             no default is right everywhere. 1 is a no-op.
-        layers: Where; all by default, as in the code.
+        layers: Layers to edit; all by default, as in the code.
     """
 
     name: ClassVar[str] = "scalingvis"
@@ -92,8 +92,9 @@ class AdaptVis(Intervention):
     Attributes:
         unsure: w where the first token's probability is below the threshold; 0.5 or 0.8.
         sure: w elsewhere; 1.2, 1.5 or 2.
-        threshold: Of the likeliest first token's probability; 0.3 to 0.4.
-        layers: Where; all by default, as in the code.
+        threshold: Probability of the likeliest first token from which on the model counts as sure;
+            0.3 to 0.4 in the paper.
+        layers: Layers to edit; all by default, as in the code.
     """
 
     name: ClassVar[str] = "adaptvis"
@@ -214,9 +215,9 @@ def choose_weights(scores: Tensor, threshold: float, unsure: float, sure: float)
 
     Args:
         scores: "B V" logits of the first token.
-        threshold: What the likeliest token's probability, rounded to two decimals, must reach.
-        unsure: The weight below.
-        sure: The weight from there on.
+        threshold: Least probability of the likeliest token, rounded to two decimals, to be sure.
+        unsure: The weight below the threshold.
+        sure: The weight at and above the threshold.
     """
     likeliest = (100 * scores.softmax(-1).amax(-1)).round() / 100
     below = likeliest.double() < threshold - 1e-7

@@ -74,7 +74,7 @@ class ADHH(Intervention):
 
     Attributes:
         heads: Pairs (layer, head) that were found for this very model, see `presets`; or "all".
-        layers: Where; by default the layers of the heads. Without heads, all heads of these.
+        layers: Layers to edit; by default those of the heads. Without heads, all heads of these.
         threshold: Least attention to text at which a head loses it; above 1 is a no-op. 0.4 in the
             released LLaVA script, 0.5 in that for MiniGPT-4.
         take: "listed" heads, or as a control as many "others" of the same layers.
@@ -101,7 +101,7 @@ class ADHH(Intervention):
         check_choice("adhh", "take", self.take, ("listed", "others"))
 
     def controls(self) -> Mapping[str, Intervention]:
-        """As many other heads of the same layers."""
+        """Name the control: as many other heads of the same layers."""
         return {"other heads": replace(self, take="others")} if self._listed else {}
 
     @property

@@ -51,10 +51,10 @@ class AnchorAttention(Intervention):
     Attributes:
         theta: How far below a block's anchor a column may lie; 12 in the paper and the code. With
             1e30 or more, attention is the unmodified model's, bit for bit.
-        block: Rows of a block, whose queries are averaged.
-        step: Blocks of a superblock, which has the same stripes.
-        init: First columns, which all rows see: a block in the paper.
-        layers: Where; by default all layers without a window.
+        block: Rows per block; the queries of a block are averaged.
+        step: Blocks per superblock; a superblock shares its stripes.
+        init: Number of first columns that every row sees: one block in the paper.
+        layers: Layers to edit; by default all layers without a window.
     """
 
     name: ClassVar[str] = "anchor"
@@ -194,7 +194,7 @@ class _AnchorEdit(Edit):
 
 
 class Near(NamedTuple):
-    """What the rows of a superblock see near by.
+    """Attention of a superblock's rows on the columns near them.
 
     Attributes:
         out: "H R D" float32, attention on these columns alone.
@@ -309,7 +309,7 @@ def _near(
 def _far(query: Tensor, key: Tensor, value: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention on stripes, and its log-sum-exp, "1 1 R D" and "1 1 R"."""
     query, key, value = (x[None, None] for x in (query, key, value))
-    # The kernels that tell the log-sum-exp want values as wide as keys.
+    # The kernels that return the log-sum-exp want values as wide as keys.
     alike = value.shape[-1] == key.shape[-1]
     if alike and (found := with_lse(query, key, value, scale)) is not None:
         return found

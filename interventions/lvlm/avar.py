@@ -40,8 +40,8 @@ class AVAR(Intervention):
         image: Share added on image columns; 0.15 in the paper.
         system: Share taken from system columns (text before the first image); the paper tries 0,
             0.05, 0.4 and 0.6 and gains up to 0.4.
-        layers: Where; all by default.
-        domain: What Z is, see above: "logits" or "probs".
+        layers: Layers to edit; all by default.
+        domain: Meaning of Z in the formula above: "logits" or "probs".
     """
 
     name: ClassVar[str] = "avar"

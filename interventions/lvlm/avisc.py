@@ -55,8 +55,8 @@ class AvisC(Intervention):
         lam: Standard deviations above the mean from which on a token is blind.
         alpha: Strength. 0 leaves the cut alone (a control), without a second run.
         beta: Tokens less likely than this share of the likeliest are never chosen; 0 cuts nothing.
-        scheme: What embeddings of the other tokens become.
-        seed: Of the "noise".
+        scheme: Replacement of the other tokens' embeddings.
+        seed: Seed of the "noise" scheme.
     """
 
     name: ClassVar[str] = "avisc"
@@ -163,7 +163,7 @@ def find_blind(weights: Tensor, gamma: float, lam: float) -> Tensor:
 
     Args:
         weights: "L n", each layer's weights on the image's columns, float32.
-        gamma: See `largest_layers`.
+        gamma: Share of the image's weight, as in `largest_layers`.
         lam: Standard deviations above the mean.
     """
     mean = weights[largest_layers(weights, gamma)].mean(0)
@@ -177,8 +177,8 @@ def blanked(given: Mapping[str, Any], blank: Tensor, scheme: Scheme, seed: int) 
     Args:
         given: The arguments, with "inputs_embeds" "B Q E".
         blank: Bool "B Q".
-        scheme: What embeddings become.
-        seed: Of noise.
+        scheme: Replacement of the blanked embeddings.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: The tower was given no embeddings.

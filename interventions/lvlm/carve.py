@@ -71,10 +71,10 @@ class CARVE(Looking):
     """Show the model the region that it looks at for this question, magnified.
 
     Attributes:
-        sense: Whose settings the fields that are None take: the paper's, or those of the code's
-            variants v1 to v4 (v4 is its default).
-        layers: Whose attention counts: indices, or two fractions of the depth such as [0.6,0.8].
-            Default: 20 to 25 in models of 28 to 40 layers, as in the paper and the code, and at
+        sense: Source of the settings left at None: the paper, or the code's variants v1 to v4 (v4
+            is the code's default).
+        layers: Layers to read: indices, or two fractions of the depth such as [0.6,0.8]. By
+            default 20 to 25 in models of 28 to 40 layers, as in the paper and the code, and at
             the same depth as in 32 layers, [0.625,0.8125], in others.
         steps: Generated tokens that count: "last" (which the paper finds best), "first", or "all"
             with weight 1, 2, 3, ... (v4).
@@ -84,13 +84,13 @@ class CARVE(Looking):
         regions: Regions kept; the paper's K, best at 2 or 3.
         share: Share of the regions that is kept where that is more. The paper has none (0), in
             the code 0.2, which makes ``regions`` a lower bound.
-        shown: In the final query: the "refined" image alone (paper) or "both" (code).
+        shown: Pictures in the final query: the "refined" one alone (paper) or "both" (code).
         fit: How the crop is enlarged: "fill" until both sides reach the picture's (code), "pad"
             until one does. The paper's sense pads for processors that cut out the middle of a
             picture (LLaVA-1.5's), because they would cut off what was found.
-        lam: Added to the general attention; the paper gives no value.
-        general: The general question.
-        max_new_tokens: Most tokens that are generated while reading.
+        lam: Constant added to the general attention; the paper gives no value.
+        general: The general question, which attention is contrasted with.
+        max_new_tokens: Most tokens generated while reading.
         where: "random" is a control: the same regions, moved anywhere in the picture.
     """
 

@@ -31,7 +31,7 @@ from regaze.interventions.lvlm.vicrop_maps import join
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """Where a model looked while it answered.
+    """The patches a model looked at while it answered.
 
     Attributes:
         attention: "T L rows cols", of each generated token and layer, mean over heads.
@@ -44,7 +44,7 @@ class Reading:
     text: str = ""
 
     def suffices(self, tokens: int) -> bool:
-        """Whether it tells all that can be told of that many tokens."""
+        """Whether its readings cover that many tokens."""
         return self.ended or len(self.attention) >= tokens
 
 
@@ -57,7 +57,7 @@ def patch_attention(
         seen: A capture with ``rows="last"``, ``heads="mean"`` of a prompt and its answer.
         tokens: Tokens of the answer, the end token included.
         sample: Batch row.
-        inputs: What the processor made of the batch.
+        inputs: The processor's output for the batch.
 
     Returns:
         "T L rows cols".
@@ -89,8 +89,8 @@ class Closer(Look):
     """A picture looked at more closely, ready to be asked about again.
 
     Attributes:
-        question: What was asked.
-        before: What the model answered when it was shown the picture as it is (its first
+        question: The question.
+        before: The model's answer to the picture as it is (its first
             ``spec.max_new_tokens`` tokens).
     """
 
@@ -102,7 +102,7 @@ class Closer(Look):
         """Ask again, about what is shown now.
 
         Args:
-            **options: Of ``model.generate``; greedy and at most 32 new tokens by default.
+            **options: Options of ``model.generate``; greedy and at most 32 new tokens by default.
         """
         looker = self.looker
         inputs = looker.inputs(self.question, self.shown)
@@ -223,7 +223,7 @@ class Looker:
         return self._turns.model_inputs(self.model, question, images)
 
     def text(self, tokens: Tensor) -> str:
-        """What generated tokens say."""
+        """Decode the generated tokens."""
         said: str = self._turns.tokenizer.decode(tokens, skip_special_tokens=True)
         return said.strip()
 

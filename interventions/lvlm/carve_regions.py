@@ -80,7 +80,7 @@ def strongest(
         rule: Rank regions by their summed contrast or their size; or only drop the small ones.
         regions: Regions kept, if there are so many.
         share: Share of the regions that is kept where that is more.
-        smallest: What counts as small under ``drop_small``: a share of the high pixels.
+        smallest: Size below which ``drop_small`` drops a region: a share of the high pixels.
 
     Returns:
         "height width".
@@ -117,7 +117,7 @@ def magnify(image: Image.Image, mask: Mask, fit: Fit = "fill") -> Image.Image:
     """The kept pixels on black, cropped to their box and enlarged; the crop keeps its shape.
 
     Args:
-        image: What the mask is over.
+        image: The picture under the mask.
         mask: "height width".
         fit: "fill" enlarges until both sides reach those of the image, so one may exceed it;
             "pad" until the first does, and fills the rest of the image's size with black.
@@ -159,7 +159,7 @@ def middle(image_processor: Any, size: tuple[int, int]) -> Box | None:
     pictures into tiles name a crop too, but their tiles already have its size.
 
     Args:
-        image_processor: Of the model.
+        image_processor: The model's image processor.
         size: Width and height of the picture.
 
     Returns:

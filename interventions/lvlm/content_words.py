@@ -101,10 +101,10 @@ def content_tokens(
     """Which tokens overlap content words.
 
     Args:
-        words: See `tag`.
-        offsets: Where each token starts and ends in the text.
-        repeats: Of a word that stands there twice, "all" places count; the released code keeps the
-            "last" alone.
+        words: The tagger, as in `tag`.
+        offsets: Start and end of each token in the text.
+        repeats: Places that count of a word that stands there twice: "all"; the released code keeps
+            the "last" alone.
     """
     content = [word for word in words if word["pos"] in CONTENT]
     if repeats == "last":
@@ -170,7 +170,7 @@ def question_columns(text: Tensor, image: Tensor, trim: tuple[int, int]) -> list
     Args:
         text: Bool "T": question text.
         image: Bool "T".
-        trim: See `find_trim`.
+        trim: Numbers of template tokens, as in `find_trim`.
     """
     column = torch.arange(len(text))
     last = int(column[image].max()) if bool(image.any()) else -1

@@ -22,7 +22,7 @@ def cut(scores: Tensor, clean: Tensor, beta: float) -> Tensor:
     Ties with that bound stay; 0 cuts nothing, 1 leaves the likeliest.
 
     Args:
-        scores: What is cut, "... V".
+        scores: The scores to cut, "... V".
         clean: Scores of the model as it is, "... V".
         beta: Share, 0 to 1.
     """
@@ -39,7 +39,7 @@ def contrast(clean: Tensor, other: Tensor, alpha: float, beta: float) -> Tensor:
         clean: l, "... V".
         other: l', "... V".
         alpha: Strength; 0 leaves l, cut.
-        beta: See `cut`.
+        beta: Share of the likeliest token's probability, as in `cut`.
     """
     return cut((1 + alpha) * clean - alpha * other, clean, beta)
 
@@ -51,7 +51,7 @@ def guide(clean: Tensor, other: Tensor, gamma: float | Tensor, beta: float = 0.1
         clean: Scores of the model as it is, "... V".
         other: Scores of its worse run, "... V".
         gamma: Strength; a tensor that broadcasts is never taken for 1.
-        beta: See `cut`.
+        beta: Share of the likeliest token's probability, as in `cut`.
     """
     log_p = clean.log_softmax(-1)
     if not isinstance(gamma, Tensor) and gamma == 1:
@@ -81,7 +81,7 @@ class CutEdit(Edit):
     """The cut alone, as a control of the methods that have it.
 
     Args:
-        beta: See `cut`; 0 does nothing.
+        beta: Share of the likeliest token's probability, as in `cut`; 0 does nothing.
     """
 
     def __init__(self, beta: float) -> None:

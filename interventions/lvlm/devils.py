@@ -35,9 +35,9 @@ class Devils(Intervention):
 
     Attributes:
         alpha: Share added; 0 is a no-op, negative values look away (a control).
-        layers: Where; by default 5 to 18 of 32, at the same depth in other models.
-        guides: Of how many heads the mean is taken, those that look at the image most; by default
-            of all, as in the paper.
+        layers: Layers to edit; by default 5 to 18 of 32, at the same depth in other models.
+        guides: Number of heads in the mean, those that look at the image most; by default all, as
+            in the paper.
     """
 
     name: ClassVar[str] = "devils"

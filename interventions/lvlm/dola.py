@@ -103,18 +103,22 @@ class DoLa(Intervention):
             for c in self.candidates:
                 hidden = whole.hidden[int(c)][:, -1]
                 exits[c] = _exit(whole.host, hidden, self.norm).float()
-            p, left = scores.softmax(-1), scores.isfinite()
+            # Logarithms, because exits without the final norm hold probabilities of 0 in float32.
+            log_p, left = scores.double().log_softmax(-1), scores.isfinite()
 
             def distance(c: int | str) -> float:
-                q = exits[c].softmax(-1)
-                m = (p + q) / 2
-                pairs = ((m, p), (m, q)) if self.divergence == "mixture" else ((p, m), (q, m))
-                return sum(float((a * (a.log() - b.log()))[left].sum()) for a, b in pairs)
+                log_q = exits[c].double().log_softmax(-1)
+                log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+                pairs = ((log_m, log_p), (log_m, log_q))
+                if self.divergence == "jsd":
+                    pairs = ((log_p, log_m), (log_q, log_m))
+                return sum(float((a.exp() * (a - b))[left].sum()) for a, b in pairs)
 
             other = exits[max(self.candidates, key=distance)]
             if not self.rho:
                 return scores - other
-            mixed = p.log() - other.softmax(-1).log()
+            mixed = scores.log_softmax(-1) - other.log_softmax(-1)
+            p = scores.softmax(-1)
             return mixed.masked_fill(p < self.rho * p.amax(-1, keepdim=True), -torch.inf)
 
         return ScoreForm(edit)
@@ -223,7 +227,7 @@ def choose_exits(
     Args:
         mature: "B R V".
         exits: "C B R V".
-        divergence: See `distances`.
+        divergence: The measure of distance, as in `distances`.
         per_sample: Otherwise samples agree on the one that is furthest in their mean.
     """
     found = distances(mature, exits, divergence)
@@ -251,7 +255,7 @@ def score_answer(
         mature: The model's scores at the rows before each answer token, "B R V".
         other: The chosen early exits' there.
         answer: "R" token ids.
-        rho: See `DoLa`.
+        rho: Plausibility threshold, as in `DoLa`.
         softmax: Whether the difference is made log-probabilities first.
     """
     log_p = mature.log_softmax(-1)
@@ -270,7 +274,7 @@ class _DoLaEdit(Edit):
         self.hidden: dict[int, Tensor] = {}
 
     def select(self, rows: Tensor) -> Edit:
-        """What was read is of one pass."""
+        """Forget what the last pass read."""
         twin = copy.copy(self)
         twin.hidden = {}
         return twin

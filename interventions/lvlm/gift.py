@@ -63,13 +63,14 @@ class GIFT(Intervention):
             Qwen2-VL. 0 is a no-op.
         layers: Layers to enhance; by default 12 to 22 of 32 (LLaVA-1.5-7B), at the same depth in
             other models.
-        saliency: Layers whose attention tells where the gaze moved; by default 11 of 32.
+        saliency: Layers whose attention shows where the gaze moved; by default 11 of 32.
         beta: Factor of the question's boost; 1 in the paper.
-        words: Who tells content words: "spacy" (as the paper), "nltk", "all" (every token counts),
+        words: Tagger of content words: "spacy" (as the paper), "nltk", "all" (every token counts),
             or "auto": the first of them that is installed, and "all" without a tokenizer.
-        repeats: See above: "all" or "last".
-        trim: Tokens of the template between image and question, and behind it, which aren't the
-            question's; read off the processor's chat template by default.
+        repeats: Places that count of a word that stands in the question twice: "all", or the "last"
+            (the code).
+        trim: Numbers of template tokens between image and question, and behind the question;
+            read off the processor's chat template by default.
     """
 
     name: ClassVar[str] = "gift"
@@ -219,8 +220,8 @@ def boost(
         saliency: "B 1 1 K", S on the image, 0 elsewhere.
         image: Bool "B 1 1 K".
         question: Bool, likewise.
-        alpha: See `GIFT`.
-        beta: See `GIFT`.
+        alpha: Strength, as in `GIFT`.
+        beta: Factor of the question's boost, as in `GIFT`.
 
     Returns:
         "B H R K".
@@ -254,7 +255,7 @@ def _most(rows: Tensor, columns: Tensor) -> list[int]:
 
 
 class _Boost(Edit):
-    """Boosts what was found."""
+    """Boosts the columns that the reader found."""
 
     rows = "last"
 
@@ -292,7 +293,7 @@ class _Boost(Edit):
 
 
 class _LateBoost(_Boost):
-    """Boosts from the first layer on what a later one tells."""
+    """Boosts from the first layer on, with the saliency of a later one."""
 
     def active(self, layer: int, pass_: Pass) -> bool:
         return pass_.again or pass_.tokens.generated > 0

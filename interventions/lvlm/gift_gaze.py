@@ -44,7 +44,7 @@ def normalise(saliency: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaze:
-    """What was read off a prompt: saliency "B 1 1 K" and question "B 1 1 K"."""
+    """The gaze read off a prompt: saliency "B 1 1 K" and question "B 1 1 K"."""
 
     saliency: GrowingMask
     question: GrowingMask
@@ -54,12 +54,12 @@ class ReadGaze(Edit):
     """Reads where the gaze moved.
 
     Args:
-        layers: Where it is read.
+        layers: Layers to read.
         found: Takes what was found.
         processor: The model's processor.
-        words: See `regaze.interventions.lvlm.gift.GIFT`.
-        repeats: Likewise.
-        trim: Likewise.
+        words: Tagger of content words, as in `regaze.interventions.lvlm.gift.GIFT`.
+        repeats: Places that count of a repeated word, as in GIFT.
+        trim: Numbers of template tokens, as in GIFT.
     """
 
     rows = "question"
@@ -109,7 +109,7 @@ class ReadGaze(Edit):
         return twin
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
-        """Keep the question's rows; at the prompt's end say what they tell."""
+        """Keep the question's rows; at the prompt's end hand the gaze over."""
         if self.pass_ is None:
             return
         acts = plan.acts["question"]

@@ -1,4 +1,4 @@
-"""What a picture's patches do for a prompt's first token, by a gradient."""
+"""Effect of a picture's patches on the first token of an answer, by a gradient."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_gradient(
     Args:
         model: The model.
         processor: Its processor.
-        layer: Whose attention is read.
+        layer: The layer whose attention is read.
         by: "attention" gives the predicting row's attention times its positive gradient, mean over
             heads; "pixels" the gradient by each pixel, norm over colours.
         inputs: The model's inputs.

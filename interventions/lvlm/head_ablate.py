@@ -23,7 +23,7 @@ class HeadAblate(Tool):
     Attributes:
         to: "zero": they put out nothing. "uniform": they attend to all that they see alike, which
             keeps the size of what they put out (a milder change than zero).
-        heads: As in all tools, but none by default.
+        heads: Heads to take out: pairs (layer, head), or "all"; none by default.
     """
 
     name: ClassVar[str] = "headablate"

@@ -36,7 +36,7 @@ class _Reading(Edit):
 def head_outputs(
     model: Any, inputs: Any, heads: Sequence[tuple[int, int]], processor: Any = None
 ) -> Vectors:
-    """What heads put out at the last row of a prompt with a picture: `Patch`'s ``vectors``.
+    """Read the outputs of heads at the last row of a prompt with a picture: `Patch`'s ``vectors``.
 
     Args:
         model: The model.

@@ -156,7 +156,7 @@ def _words(caption: Caption) -> list[tuple[int, bool]]:
 
 
 def _influence(model: Any, host: Host, ablation: _Ablation, caption: Caption, place: int) -> Tensor:
-    """What each head adds to the log-probability of one word: "L H"."""
+    """Direct effect of each head on the log-probability of one word: "L H"."""
     ids = caption.answer.to(caption.inputs["input_ids"].device)[None]
     ablation.layer = None
     name = cache_name(model)
@@ -178,7 +178,7 @@ def _influence(model: Any, host: Host, ablation: _Ablation, caption: Caption, pl
 
 
 class _Ablation:
-    """Zeroes head h in batch row h, at one layer, as told; what `attach` takes as a method."""
+    """Zeroes head h in batch row h, at one given layer; `attach` takes it as a method."""
 
     label, acts_on = "head ablation", Intervention.acts_on
 

@@ -1,4 +1,4 @@
-"""Lists of attention heads that methods are told to act on: pairs (layer, head)."""
+"""Lists of attention heads for methods to act on: pairs (layer, head)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def choose_heads(
         method: The method's name.
         host: The model.
         heads: Pairs, "all" heads of ``layers``, or None, which says the same if there are layers.
-        layers: Where; by default the layers of the heads, or all layers if all heads are meant.
+        layers: Layers to edit; by default those of the heads, or all layers if all heads are
+            meant.
 
     Raises:
         ValueError: Neither is given, or a layer or head doesn't exist.
@@ -97,7 +98,7 @@ def head_masks(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, 
 
 
 def choice_controls(spec: Any) -> dict[str, Intervention]:
-    """As many heads drawn at random or from the other end, of a method with ``heads="top"``."""
+    """Name the controls of a method with ``heads="top"``: as many random or bottom heads."""
     if spec.heads != "top":
         return {}
     return {
@@ -112,7 +113,7 @@ def random_keys(count: int, device: torch.device) -> Tensor:
 
 
 def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, list[int]]:
-    """As many heads of each layer, drawn with a fixed seed: a control.
+    """Draw as many heads of each layer, with a fixed seed: a control.
 
     Listed ones are avoided as far as a layer has others.
     """

@@ -53,15 +53,15 @@ class PromptHighlighter(Intervention):
     """Raise a span's logits, and guide away from a run in which it is faint.
 
     Attributes:
-        spans: What to highlight: texts of the prompt, [start,end] ranges of its columns (without
+        spans: Spans to highlight: texts of the prompt, [start,end] ranges of its columns (without
             padding), or "<image>". A text means its first occurrence.
         weight: w, above 0. The code's benchmarks run 3 (MMBench) and 2 (MME), its demos 5.
         scale: s, the guidance; 1 leaves the second run out. 1.3 in the benchmarks.
-        perturb: What the span's embeddings are multiplied by in the second run.
-        space: Guidance on "log" probabilities or on the "probability" itself.
+        perturb: Factor of the span's embeddings in the second run.
+        space: Space of the guidance: "log" probabilities or on the "probability" itself.
         plausibility: Tokens less likely than this share of the likeliest are never chosen; 0, as
             in the code, cuts nothing.
-        layers: Where; by default all, as in the code.
+        layers: Layers to edit; by default all, as in the code.
     """
 
     name: ClassVar[str] = "highlight"
@@ -139,7 +139,8 @@ class PromptHighlighter(Intervention):
             other = whole.after(whole.inputs, enter, [form])
             p, q = scores.softmax(-1), other.softmax(-1)
             if self.space == "log":
-                mixed = self.scale * (p.log() - q.log()) + q.log()
+                log_p, log_q = scores.log_softmax(-1), other.log_softmax(-1)
+                mixed = self.scale * (log_p - log_q) + log_q
             else:
                 mixed = self.scale * (p - q) + q
             return mixed.masked_fill(p < self.plausibility * p.amax(-1, keepdim=True), -torch.inf)
@@ -206,11 +207,12 @@ def guided(
     """``s (c - u) + u``, cut.
 
     Args:
-        scores: Of the run itself, "... V".
-        other: Of the second run, "... V".
+        scores: Scores of the run itself, "... V".
+        other: Scores of the second run, "... V".
         scale: s.
         space: Whether c and u are "log" probabilities or the "probability" itself.
-        plausibility: See `regaze.interventions.lvlm.contrasts.cut`.
+        plausibility: Share of the likeliest token's probability, as in
+            `regaze.interventions.lvlm.contrasts.cut`.
     """
     c, u = scores.log_softmax(-1), other.log_softmax(-1)
     mixed = scale * (c - u) + u if space == "log" else scale * (c.exp() - u.exp()) + u.exp()

@@ -58,7 +58,7 @@ class ICD(Intervention):
         place: "before": in front of the picture; "instead": in place of the text before it (as the
             code does with LLaVA's system prompt), so that it has to name the user's turn itself.
         noise: With a third run, whose picture has VCD's noise of this step on it.
-        seed: Of that noise.
+        seed: Seed of that noise.
         combine: With a third run: the "mean" of both contrasts, or their "sum" as in the code.
     """
 
@@ -200,7 +200,7 @@ class Words:
         ids: Token ids.
         special: Ids of tokens that are no text, such as what opens a picture.
         bos: The one that begins texts, if there is one.
-        pad: What fills rows up.
+        pad: The token that fills rows up.
         replaces: Whether the text before the picture makes way.
     """
 

@@ -55,14 +55,14 @@ class ILVAD(Intervention):
 
     Attributes:
         alpha: Strength; weights are multiplied by up to exp(alpha). 0 is a no-op.
-        beta: What the factor of text is besides its ground: 1 for POPE, 0.3 for CHAIR, 0.2 for
-            LLaVA-Bench.
+        beta: Part of the text's factor that doesn't depend on grounding: 1 for POPE, 0.3 for
+            CHAIR, 0.2 for LLaVA-Bench.
         layers: Layers to edit; by default 0 to 30 of 32 (POPE), at the same depth in other models.
             The ground is read in all layers.
         tokens: T, how long the first answer may be.
         tau: How many times a layer's mean a patch must have to be in view.
         sense: "own" or "code", see above.
-        patches: Where M stands: as "found", or as a control "shuffled" over the image.
+        patches: Place of M: as "found", or as a control "shuffled" over the image.
     """
 
     name: ClassVar[str] = "ilvad"

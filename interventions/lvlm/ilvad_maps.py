@@ -23,7 +23,7 @@ def best_half(sums: Tensor) -> Tensor:
 
 
 def seen_patches(weights: Tensor) -> Tensor:
-    """What the half of the heads that look at the image most see of it: "B H R J" to "B R J"."""
+    """Mean map of the half of the heads that look at the image most: "B H R J" to "B R J"."""
     heads = best_half(weights.sum(-1))
     return (weights * heads[..., None]).sum(1) / (weights.shape[1] // 2)
 
@@ -33,7 +33,7 @@ def came_into_view(means: Tensor, tau: float) -> Tensor:
 
     Args:
         means: m of each layer, "L J".
-        tau: See `ILVAD`.
+        tau: Threshold, as in `ILVAD`.
 
     Returns:
         "J", in [0, 1]; zeros if no patch came into view more often than another.
@@ -63,7 +63,7 @@ def text_factors(ground: Tensor, known: Tensor, beta: float) -> tuple[Tensor, Te
     Args:
         ground: "B K".
         known: Bool "B K": the columns that have one.
-        beta: See `ILVAD`.
+        beta: Base of the text's factor, as in `ILVAD`.
     """
     count = known.sum(-1, keepdim=True)
     low = ground.masked_fill(~known, torch.inf).amin(-1, keepdim=True)

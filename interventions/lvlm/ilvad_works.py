@@ -1,4 +1,4 @@
-"""What ILVAD does inside a model; see `ilvad`."""
+"""ILVAD's readers and edits inside a model; the formula is in `ilvad`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def works(spec: ILVAD, every: Sequence[int]) -> tuple[Edit, ...]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What rows of the question see of the image at one layer.
+    """Attention of the question's rows on the image at one layer.
 
     Attributes:
         layer: The layer.
@@ -59,11 +59,11 @@ class _Seen:
 
 @dataclass
 class _Ahead:
-    """What the first answer sees, step by step; shared by all copies of the work in a pass.
+    """Attention of the first answer on the image, step by step; all copies of the work share it.
 
     Attributes:
         speaking: Bool "B" of each step: which answers go on.
-        maps: Of each step and layer, "B K", 0 off the image.
+        maps: One map per step and layer, "B K", 0 off the image.
     """
 
     speaking: list[Tensor] = field(default_factory=list)

@@ -21,7 +21,7 @@ class LogitBias(ColumnTool):
     """Add a number to the logits of some columns.
 
     Attributes:
-        bias: What is added to scaled logits; 0 is a no-op.
+        bias: Number added to scaled logits; 0 is a no-op.
     """
 
     name: ClassVar[str] = "logitbias"

@@ -1,4 +1,4 @@
-"""What CARVE and ViCrop share: they show a model a part of a picture, for the sake of a question.
+"""Base of CARVE and ViCrop, which show a model a part of a picture, for the sake of a question.
 
 Attention is read here, not edited; what is edited is the picture. `carve_reading` runs the passes.
 """
@@ -21,14 +21,14 @@ from regaze.interventions.lvlm.carve_regions import Box, Map, Mask
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What of a picture a question is about.
+    """The part of a picture that a question is about.
 
     Attributes:
         contrast: "height width": how much each pixel stands out; NaN where the processor cuts the
             picture off.
         mask: "height width": pixels that are kept.
         box: The smallest box that holds them.
-        crop: What is left of the picture, cropped and maybe magnified.
+        crop: The rest of the picture, cropped and maybe magnified.
         shown: The images of the final query.
     """
 
@@ -64,7 +64,7 @@ class Looking(Intervention):
         """Fill in what depends on the model."""
 
     def bind(self, host: Host) -> Any:
-        """It can't be attached: it changes what is shown, not attention.
+        """Refuse to be attached: the method changes the picture, not attention.
 
         Raises:
             ValueError: Always; the message says what to call.
@@ -111,7 +111,7 @@ class Looking(Intervention):
 
     @property
     def gradient(self) -> Literal["attention", "pixels"] | None:
-        """What reading takes a gradient by, if anything; one picture at a time then."""
+        """Name the quantity whose gradient is read, if any; pictures go one at a time then."""
         return None
 
     def parts(self, image: Image.Image) -> Sequence[Sequence[Image.Image]]:

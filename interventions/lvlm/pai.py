@@ -40,7 +40,7 @@ class PAI(Intervention):
     Attributes:
         alpha: Share added, at least -1; 0 is a no-op and negative values look away (a control).
             The repository's README runs 0.2 for both POPE and CHAIR.
-        layers: Where; by default all but the first two, as in the README (2 to 31 of 32).
+        layers: Layers to edit; by default all but the first two, as in the README (2 to 31 of 32).
         gamma: Strength of the contrast; 1 is none. The README runs 1.1. It costs a second run of
             the prompt's text and of each token.
         plausibility: With the contrast: tokens less likely than this share of the likeliest are
@@ -87,8 +87,9 @@ class PAI(Intervention):
         def combine(scores: Tensor, whole: Whole) -> Tensor:
             if not whole.has_image:
                 return scores
-            p, p_text = scores.softmax(-1), whole.without_image().softmax(-1)
-            mixed = self.gamma * (p.log() - p_text.log()) + p_text.log()
+            p, log_p = scores.softmax(-1), scores.log_softmax(-1)
+            log_p_text = whole.without_image().log_softmax(-1)
+            mixed = self.gamma * (log_p - log_p_text) + log_p_text
             unlikely = p < self.plausibility * p.amax(-1, keepdim=True)
             return mixed.masked_fill(unlikely, -torch.inf)
 

@@ -54,9 +54,9 @@ class PAINT(Intervention):
             captions lose their objects, at 0.9 they break.
         beta: Share added on summary tokens; 0.3 in the code, 0.4 in the paper's best rows.
         local: Share of the patches that are local tokens.
-        layers: Where; by default all but the first two, as in the code (2 to 31 of 32).
-        scores: What ranks patches: the "class" token's row or what they "received", see above; by
-            default the first where there is a class token.
+        layers: Layers to edit; by default all but the first two, as in the code (2 to 31 of 32).
+        scores: Ranking of patches: by the "class" token's row or by attention "received", see
+            above; by default the first where there is a class token.
         modulation: "none" as in the code, or "heads", see above.
     """
 
@@ -175,7 +175,7 @@ def choose_patches(first: Tensor, last: Tensor, local: float) -> tuple[Tensor, T
 
     Args:
         first: Scores "N" of the patches in the first layer.
-        last: Likewise, in the last layer but one.
+        last: Scores "N" in the last layer but one.
         local: Share of the patches that are local tokens, before summary tokens are taken out.
     """
     low, high = last.float().quantile(last.new_tensor([0.25, 0.75], dtype=torch.float32))
@@ -206,7 +206,7 @@ def merge(scores: Tensor, picture: Picture, side: int) -> Tensor:
 
 @dataclass
 class _Seen:
-    """What was read in one run of the vision tower: scores "N" by layer and picture."""
+    """Readings of one run of the vision tower: scores "N" by layer and picture."""
 
     pictures: tuple[Picture, ...]
     scores: dict[tuple[int, int], Tensor]

@@ -62,13 +62,13 @@ class PASTA(Intervention):
     """Steer listed heads towards spans of the prompt.
 
     Attributes:
-        spans: What to look at: texts of the prompt, [start,end] ranges of its columns (without
+        spans: Spans to look at: texts of the prompt, [start,end] ranges of its columns (without
             padding), or "<image>" for the image. A text means its first occurrence.
         heads: Pairs (layer, head), found for this very model by `regaze.rank_heads`; or "all".
             No lists were published for vision-language models.
-        layers: Where; by default the layers of the heads. Without heads, all heads of these.
+        layers: Layers to edit; by default those of the heads. Without heads, all heads of these.
         alpha: Factor of the weights, above 0; 1 is a no-op.
-        mode: Whose weights it multiplies; see above.
+        mode: Columns whose weights are multiplied, the span's or the others'; see above.
         sense: How several spans add up: "union", or as in the released "code".
         take: "listed" heads, or as a control as many "others" of the same layers.
     """
@@ -106,7 +106,7 @@ class PASTA(Intervention):
         check_choice("pasta", "take", self.take, ("listed", "others"))
 
     def controls(self) -> Mapping[str, Intervention]:
-        """As many other heads of the same layers."""
+        """Name the control: as many other heads of the same layers."""
         if self.take != "listed" or not isinstance(self.heads, tuple) or not self.heads:
             return {}
         return {"other heads": replace(self, take="others")}
@@ -184,13 +184,13 @@ class _PASTAEdit(SpanEdit):
 def span_bias(
     inside: Tensor, prompt: Tensor, alpha: float, mode: Mode = "exclude", sense: str = "union"
 ) -> Tensor:
-    """What is added to the logits of each column.
+    """Logit bias of each column.
 
     Args:
         inside: "B S P" bool: the spans.
         prompt: "B P" bool: columns of the prompt, padding (which nothing sees) included.
         alpha: Factor of the weights.
-        mode: Whose weights it multiplies.
+        mode: Columns whose weights are multiplied.
         sense: How several spans add up: "union" or "code".
 
     Returns:

@@ -31,7 +31,7 @@ class SpanEdit(Edit):
 
     @abstractmethod
     def biased(self, pass_: Pass) -> Tensor:
-        """What each column of the prompts so far gets: "B P"."""
+        """Bias of each column of the prompts so far: "B P"."""
 
     def begin(self, pass_: Pass) -> None:
         """Find the spans in a prompt."""

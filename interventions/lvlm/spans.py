@@ -15,7 +15,7 @@ from regaze.hooks.tokens import Kind
 Spans = tuple[str | tuple[int, int], ...]
 """Texts of the prompt, or half-open ranges of its columns, counted without padding."""
 IMAGE = "<image>"
-"""What stands for all image columns among spans."""
+"""The word that stands for all image columns among spans."""
 _WINDOW = 8  # Tokens before a token that bear on how it is written.
 
 
@@ -58,12 +58,12 @@ def _tokenizer(host: Host) -> Any:
 
 
 def find_spans(method: str, host: Host, spans: Spans, pass_: Pass) -> Tensor:
-    """Where spans are in the prompts so far: bool "B S P".
+    """Find spans in the prompts so far: bool "B S P".
 
     Args:
         method: The method's name.
         host: The model.
-        spans: What to find; a text means its first occurrence.
+        spans: The spans; a text means its first occurrence.
         pass_: A block of the prompt, not a decode step.
 
     Raises:
@@ -152,7 +152,7 @@ def token_range(
     """The half-open range of tokens that hold an occurrence of a text.
 
     Args:
-        text: What the tokens spell.
+        text: The text that the tokens spell.
         span: The text to find.
         offsets: Half-open range of characters of each token.
         occurrence: Which one, from 0.

@@ -43,11 +43,11 @@ class SPIN(Intervention):
     Attributes:
         keep: Share of a layer's heads that keep their output; 1 is a no-op. The README runs 0.8
             for POPE and 0.95 for CHAIR.
-        factor: What the others are multiplied by; 1 is a no-op.
-        layers: Where; by default all.
-        score: What is summed over image columns: "logits" (the code) or "weights".
+        factor: Factor of the others' outputs; 1 is a no-op.
+        layers: Layers to edit; by default all.
+        score: Quantity summed over image columns: "logits" (the code) or "weights".
         rows: "last", the predicting row (the code), or "text", all text rows after the image.
-        heads: Which heads keep their output: "top" is the method, "bottom" and "random" are
+        heads: Heads that keep their output: "top" is the method, "bottom" and "random" are
             controls.
     """
 
@@ -84,7 +84,7 @@ class SPIN(Intervention):
         check_choice("spin", "heads", self.heads, ("top", "bottom", "random"))
 
     def controls(self) -> Mapping[str, Intervention]:
-        """As many heads, drawn at random or from the other end."""
+        """Name the controls: as many heads, random or from the other end."""
         return choice_controls(self)
 
     def idle(self) -> SPIN:
@@ -150,12 +150,12 @@ class _SPINEdit(Edit):
 
 
 def head_factors(sums: Tensor, keep: float, factor: float, heads: str = "top") -> Tensor:
-    """What each head's output is multiplied by.
+    """Choose the factor of each head's output.
 
     Args:
         sums: "B H R", how much each head looks at the image.
         keep: Share of heads that keep their output, rounded down.
-        factor: What the others are multiplied by.
+        factor: Factor of the others.
         heads: "top", or as controls "bottom" (as many, from the other end) or "random" (as many,
             drawn with a fixed seed).
 

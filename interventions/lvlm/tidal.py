@@ -40,12 +40,12 @@ class TidalDecode(Intervention):
     """Attend sparsely while decoding, to columns that selection layers chose.
 
     Attributes:
-        budget: Columns that each head keeps; with as many as there are columns or more, attention
-            is the unmodified model's, bit for bit. 256 in the README's example.
+        budget: Number of columns that each head keeps; with as many as there are columns or more,
+            attention is the unmodified model's, bit for bit. 256 in the README's example.
         select: Selection layers; by default 2 and 13 of 32, at the same depth in other models.
         layers: Which layers may attend sparsely; by default all without a window behind the first
             selection layer.
-        choose: Which columns: "top", or as a control the "recent" ones, as many.
+        choose: Columns kept: the "top" ones, or as a control the "recent" ones, as many.
     """
 
     name: ClassVar[str] = "tidal"
@@ -73,7 +73,7 @@ class TidalDecode(Intervention):
         check_choice("tidal", "choose", self.choose, ("top", "recent"))
 
     def controls(self) -> Mapping[str, Intervention]:
-        """As many columns, the most recent ones."""
+        """Name the control: as many columns, the most recent ones."""
         return {"recent columns": replace(self, choose="recent")} if self.choose == "top" else {}
 
     def idle(self) -> TidalDecode:
@@ -159,7 +159,7 @@ class _TidalEdit(Edit):
 
 
 def _masks(call: Call) -> tuple[Tensor | None, Tensor | None]:
-    """What the newest row sees, "B|1 1|H 1 K" bool, and what is added to its logits."""
+    """Mask of the newest row, "B|1 1|H 1 K" bool, and the bias of its logits."""
     if call.mask is None:
         return None, None
     rows = torch.zeros(len(call.query), 1, dtype=torch.long, device=call.query.device)

@@ -1,4 +1,4 @@
-"""What the tools for experiments share: which heads, rows, columns and vectors.
+"""Base of the tools for experiments: which heads, rows, columns and vectors.
 
 The tools are not a paper's methods but what experiments are made of, each about ten lines on the
 engine. They act on text rows behind the image ("text") or on the rows that predict ("last"); like
@@ -31,11 +31,11 @@ _Self = TypeVar("_Self", bound="Tool")
 
 @dataclass(frozen=True)
 class Tool(Intervention):
-    """What the tools share.
+    """Fields that all tools share.
 
     Attributes:
         heads: Query heads as [layer, head] pairs; "all" are those of ``layers``.
-        layers: Where; by default the layers of ``heads``, or all of them.
+        layers: Layers to edit; by default the layers of ``heads``, or all of them.
         rows: "text": prompt text behind the image, and what is generated; "last": rows that
             predict.
     """
@@ -185,5 +185,5 @@ class VectorTool(Tool):
 
 
 def acted_on(spec: Tool, m: Map, x: Tensor) -> Tensor:
-    """Where a literal edit acts: the chosen rows of the chosen heads."""
+    """Mask of a literal edit: the chosen rows of the chosen heads."""
     return spec.chosen(m.layer, x) & (m.text if spec.rows == "text" else m.last)

@@ -37,7 +37,7 @@ class VAF(Intervention):
     Attributes:
         enhance: Factor on image columns.
         suppress: Factor on system columns (text before the first image).
-        layers: Where; by default 9 to 14 of 32, at the same depth in other models.
+        layers: Layers to edit; by default 9 to 14 of 32, at the same depth in other models.
     """
 
     name: ClassVar[str] = "vaf"
@@ -110,7 +110,7 @@ def scale_logits(
     Args:
         logits: "... K".
         image: Bool, broadcastable to the logits.
-        system: Likewise.
+        system: Bool, system columns, of the same shape.
         enhance: Factor on image columns.
         suppress: Factor on system columns.
     """

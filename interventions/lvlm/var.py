@@ -48,12 +48,12 @@ class VAR(Intervention):
         rho: Threshold of the head test. Paper: 0.8 for general, 0.5 for hallucination and 0.9 for
             vision-centric benchmarks; at 0.5 both senses coincide.
         p: Share taken from sinks (``sense="code"``: share kept). 0.6 in the released settings.
-        tau: Sink threshold as a fraction of sqrt(hidden size), the bound of phi. By default what
-            20 is at the known models (0.3125 for LLaVA-1.5-7B).
+        tau: Sink threshold as a fraction of sqrt(hidden size), the bound of phi. By default the
+            paper's 20 as such a fraction, 0.3125 for LLaVA-1.5-7B.
         floor: Least attention a head must give the image.
         sink_dims: Hidden dimensions that mark sinks; known for LLaVA-1.5, Qwen2-VL-7B and
             InternVL2-8B, found from the model's first token otherwise.
-        layers: Where; by default 2 to the last but one ("code": to the last).
+        layers: Layers to edit; by default 2 to the last but one ("code": to the last).
         sense: "paper" or "code", see above.
     """
 
@@ -90,7 +90,7 @@ class VAR(Intervention):
 
     @property
     def epsilon(self) -> float:
-        """What the released code adds to each image weight."""
+        """Constant that the released code adds to each image weight."""
         return 1e-6 if self.sense == "code" else 0.0
 
     def idle(self) -> VAR:
@@ -166,7 +166,7 @@ class VAR(Intervention):
 
 
 def _why_not(everywhere: Sequence[tuple[int, float, float]], host: Host) -> str:
-    """What a search that found no sink dimensions saw, and what to do."""
+    """Explain a search that found no sink dimensions, and the way out."""
     if not everywhere:
         return (
             "no hidden dimension of its first token stands out as a sink's does; give sink_dims=, "
@@ -183,7 +183,7 @@ def _why_not(everywhere: Sequence[tuple[int, float, float]], host: Host) -> str:
 
 @dataclass
 class _Seen:
-    """What the image tokens of all prompts were like, by layers; one for all copies of an edit."""
+    """Counts of sinks among image tokens, by layer; one object for all copies of an edit."""
 
     sinks: dict[int, tuple[int, int]] = field(default_factory=dict)
     lowest: float = math.inf
@@ -194,7 +194,7 @@ class _Seen:
         """Count a prompt's image tokens.
 
         Args:
-            layer: Where.
+            layer: The layer.
             phi: "n", at least one.
             sinks: How many of them are sinks.
         """
@@ -295,7 +295,7 @@ class _VAREdit(Edit):
 def sums_and_bounds(
     image: Tensor, sinks: Tensor, least_share: float, floor: float, epsilon: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """What VAR sums over a row's weights, and the bounds that make a head image-centric.
+    """Columns that VAR sums a row's weights over, and the bounds that make a head image-centric.
 
     With s the mass on the image and t the part of it on sinks, the share test
     ``1 - t / (s + n epsilon) >= r`` is ``(1 - r) s - t >= -(1 - r) n epsilon``: a bound on a sum.

@@ -46,7 +46,7 @@ class VCD(Intervention):
         alpha: Strength. 0 leaves the cut alone (a control), without a second run.
         beta: Tokens less likely than this share of the likeliest are never chosen; 0 cuts nothing.
             Strength zero is both.
-        step: How much noise: a step of 1000, 0 to 999.
+        step: Amount of noise: a diffusion step, 0 to 999 of 1000.
         seed: Seed of the noise, which is drawn once for each picture.
     """
 

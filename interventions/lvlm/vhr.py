@@ -41,13 +41,13 @@ class VHR(Intervention):
 
     Attributes:
         alpha: Factor; 2 in the paper. 1 is a no-op; at 4 and more text breaks down.
-        layers: Where; by default the second layer and the last 14 of 32 (InstructBLIP: the last
+        layers: Layers to edit; by default the second and the last 14 of 32 (InstructBLIP: the last
             18), at the same depth in other models.
         null_image: How the image is removed: "drop" renumbers positions as if its tokens weren't
             there, "mask" hides its columns and keeps positions. The paper doesn't say; "drop" is
             what a prompt without image would be.
-        outlier_filter: Step two of the formula.
-        unbiased: Whether its std divides by n - 1; the paper doesn't say.
+        outlier_filter: Whether step two of the formula is done.
+        unbiased: Whether the filter's standard deviation divides by n - 1; the paper doesn't say.
         heads: Which half: "top" is the method, "bottom" and "random" are controls.
     """
 
@@ -77,7 +77,7 @@ class VHR(Intervention):
         check_choice("vhr", "heads", self.heads, ("top", "bottom", "random"))
 
     def controls(self) -> Mapping[str, Intervention]:
-        """As many heads, drawn at random or from the other end."""
+        """Name the controls: as many heads, random or from the other end."""
         return choice_controls(self)
 
     def idle(self) -> VHR:

@@ -58,7 +58,7 @@ class ViCrop(Looking):
         general: The general question, with the suffix that the code gives both.
         where: "random" and "centre" are controls: a box of the same size elsewhere; "general" is
             another: the box that the general question alone would give.
-        form: What stands out: "relative" attention, attention by its "gradient" (of the question
+        form: Kind of map: "relative" attention, attention by its "gradient" (of the question
             alone), or the gradient by "pixels", for models that take a picture as one tensor.
         tiles: Read a picture that is higher than 1024 pixels in tiles.
     """
@@ -180,7 +180,7 @@ class ViCrop(Looking):
     def _map(
         self, query: NDArray[np.floating], general: NDArray[np.floating], view: Image.Image
     ) -> Map:
-        """What counts of each patch, "rows cols"."""
+        """Score of each patch, "rows cols"."""
         if self.where == "general":
             alone = np.asarray(general, np.float64)
             return alone.mean(-1) if self.form == "pixels" else alone

@@ -26,7 +26,7 @@ _MEDIAN = 7
 
 
 def relative_map(query: NDArray[np.floating], general: NDArray[np.floating]) -> Map:
-    """What was read of the patches relative to the general question's.
+    """Attention on patches relative to the general question's.
 
     Args:
         query: "...".
@@ -65,7 +65,7 @@ def likeliest(scores: Tensor) -> Tensor:
 
 
 def fine_detail(picture: Image.Image, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Where a picture has more fine detail than in half of its pixels: "height width".
+    """Mask of the pixels with more fine detail than the median pixel: "height width".
 
     The picture less its Gaussian blur (3 x 3, sigma 0.8), norm over colours, median of 7 x 7.
 
@@ -94,7 +94,7 @@ def pooled(pixels: Map, picture: Image.Image) -> Map:
 
     Args:
         pixels: "rows cols P", a map of pixels by square patches.
-        picture: What it is a map of.
+        picture: The picture under the map.
 
     Raises:
         ValueError: The picture has no fine detail.

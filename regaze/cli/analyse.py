@@ -13,7 +13,6 @@ from rich.table import Table
 
 from regaze.cli.options import Json, Model, absolute, spread
 from regaze.cli.terminal import note, out, resumable, say
-from regaze.evals import sandbox
 
 if TYPE_CHECKING:
     from regaze.evals.analysis.analyse import Analysis
@@ -59,9 +58,11 @@ class Asked:
             ValueError: An unknown benchmark, or no data for a model that isn't the sandbox's.
         """
         from regaze.evals.benchmarks.registry import Source, find
+        from regaze.evals.benchmarks.worlds import SHAPES, home
 
         find(self.benchmark)
-        if not self.data and not sandbox.is_sandbox(model) and self.split is None:
+        world = home(model)
+        if not self.data and world is None and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {self.benchmark.upper()}'s files? (--split "
                 "validation asks about the sandbox's scenes instead)"
@@ -70,7 +71,7 @@ class Asked:
             benchmark=self.benchmark,
             data=tuple(map(absolute, self.data or ())),
             images=self.images and absolute(self.images),
-            split="validation" if self.split is None else self.split,
+            split=self.split or (world or SHAPES).validation,
             n_images=self.n_images,
             seed=self.seed,
         )

@@ -11,6 +11,7 @@ from regaze.cli.analyse import group as analyse_group
 from regaze.cli.analyse import heads as analyse_heads
 from regaze.cli.analyse import overlap
 from regaze.cli.animate import animate
+from regaze.cli.ask import ask
 from regaze.cli.build import pope
 from regaze.cli.calibrate import paro
 from regaze.cli.compare import compare
@@ -30,6 +31,10 @@ from regaze.cli.judge import export, score
 from regaze.cli.list import list_
 from regaze.cli.measure import group as measure_group
 from regaze.cli.measure import vas
+from regaze.cli.play import play
+from regaze.cli.sandbox import fetch
+from regaze.cli.sandbox import group as sandbox_group
+from regaze.cli.serve import serve
 from regaze.cli.show import show
 from regaze.cli.sites import sites
 from regaze.cli.tune import tune
@@ -48,6 +53,7 @@ measure = typer.Typer(no_args_is_help=True, help="Measure a model's attention.")
 judge = typer.Typer(
     no_args_is_help=True, help="Let a judge of your own rate the answers of a run of mmhal."
 )
+sandbox = typer.Typer(no_args_is_help=True, help="Get built-in models that are too large to ship.")
 
 
 @app.callback()
@@ -81,6 +87,8 @@ app.command("eval images")(images)
 app.command("eval video")(video)
 app.command("eval edits")(edits)
 app.command("eval places")(places)
+app.command()(ask)
+app.command()(play)
 app.command()(show)
 app.command()(compare_runs)
 app.command()(compare)
@@ -89,12 +97,14 @@ app.command()(animate)
 app.command()(edit)
 app.command()(compose)
 app.command()(verify)
+app.command()(serve)
 app.add_typer(analyse, name="analyse")
 app.command()(tune)
 app.add_typer(build, name="build")
 app.add_typer(discover, name="discover")
 app.add_typer(judge, name="judge")
 app.add_typer(measure, name="measure")
+app.add_typer(sandbox, name="sandbox")
 app.command()(demo)
 analyse.callback()(analyse_group)
 analyse.command()(analyse_heads)
@@ -109,3 +119,5 @@ measure.callback()(measure_group)
 measure.command()(vas)
 judge.command()(export)
 judge.command()(score)
+sandbox.callback()(sandbox_group)
+sandbox.command()(fetch)

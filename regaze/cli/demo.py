@@ -75,7 +75,7 @@ def _anew_if_outdated(folder: Path, run: Callable[[], list[Scored]]) -> list[Sco
 
 def _foreign(folder: Path) -> str:
     """The first thing in a folder that no demo puts there; empty if there is none."""
-    from regaze.evals.benchmarks.registry import TEST_SPLITS
+    from regaze.evals.benchmarks.worlds import SHAPES
     from regaze.evals.reports.report import REPORT
     from regaze.evals.scoring.scored import SCORES
 
@@ -85,6 +85,6 @@ def _foreign(folder: Path) -> str:
             return path.name
         if path.name in IMAGES:
             for split in sorted(path.iterdir()):
-                if split.name not in TEST_SPLITS:
+                if split.name not in SHAPES.tests:
                     return f"{path.name}/{split.name}"
     return ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from regaze.cli.options import Json, spread
+from regaze.cli.pictures import read_picture
 from regaze.cli.pipelines import Seeds, Source, Steps, With, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
@@ -62,7 +63,7 @@ def edit(
     from regaze.evals.runs.store import distinct_names
 
     conditions = comparison.parse(with_ or ["none", "consistedit"])
-    image = None if picture is None else _read(picture)
+    image = None if picture is None else read_picture(picture)
     loaded = source.load()
     arguments = {**loaded.arguments, **given}
     rows: dict[str, tuple[Image.Image, list[editing.Edited]]] = {}
@@ -104,19 +105,3 @@ def edit(
             say(f"{what.capitalize()}: {where}")
     if silent := sorted({e.title for _, found in rows.values() for e in found if e.silent}):
         fail(f"never fired, so these are the unedited pipeline's: {', '.join(silent)}", 1)
-
-
-def _read(path: Path) -> Image.Image:
-    """A picture from a file.
-
-    Raises:
-        ValueError: It can't be read.
-    """
-    from PIL import Image
-
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            return opened.convert("RGB")
-    except OSError as error:
-        raise ValueError(f"--image {path} can't be read: {error}") from None

@@ -20,7 +20,6 @@ from regaze.cli.options import (
 )
 from regaze.cli.studies import ask, on_test_splits, tables_of
 from regaze.cli.terminal import note, say
-from regaze.evals import sandbox
 
 if TYPE_CHECKING:
     from regaze.evals.asking.decoding import Decoding
@@ -61,7 +60,7 @@ class Questions:
     ] = None
     split: Annotated[
         str | None,
-        typer.Option(help="Of the sandbox. Default: test and test-prior, apart."),
+        typer.Option(help="Of the sandbox. Default: the test splits of the model's world, apart."),
     ] = None
     n_images: Annotated[
         int | None, typer.Option(min=1, help="Images to draw (sandbox, CHAIR).")
@@ -81,6 +80,7 @@ class Questions:
                 that isn't the sandbox's.
         """
         from regaze.evals.benchmarks.registry import Source, find
+        from regaze.evals.benchmarks.worlds import SHAPES, home
 
         names = self.benchmarks
         for name in names:
@@ -92,11 +92,13 @@ class Questions:
                 f"{'--data' if self.data else '--profile'} belongs to one benchmark: run "
                 f"{' and '.join(names)} one at a time"
             )
-        if not self.data and not sandbox.is_sandbox(model) and self.split is None:
+        world = home(model)
+        if not self.data and world is None and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {names[0].upper()}'s files? (--split test "
                 "asks about the sandbox's scenes instead)"
             )
+        split = self.split or next(iter((world or SHAPES).tests))
         found = [
             Source(
                 benchmark=name,
@@ -105,7 +107,7 @@ class Questions:
                 words=self.words and absolute(self.words),
                 synonyms=self.synonyms and absolute(self.synonyms),
                 relabel=self.relabel and absolute(self.relabel),
-                split="test" if self.split is None else self.split,
+                split=split,
                 n_images=self.n_images,
                 seed=self.seed,
                 profiles=tuple(self.profile or ()),

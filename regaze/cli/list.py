@@ -12,6 +12,7 @@ from rich.table import Column, Table
 from regaze.cli.options import Json
 from regaze.cli.terminal import out, say
 from regaze.evals import sandbox
+from regaze.evals.sandbox import smol
 from regaze.evals.sandbox.painting import PAINTERS
 
 
@@ -27,7 +28,7 @@ def list_(as_json: Json = False) -> None:
             for name in registry.names()
         }
         methods_said = {name: _method(name) for name in names()}
-        models = [*sandbox.MODELS, *PAINTERS]
+        models = [*sandbox.MODELS, *PAINTERS, *smol.MODELS]
         found = {"methods": methods_said, "benchmarks": benchmarks_said, "models": models}
         typer.echo(json.dumps(found))
         return
@@ -49,6 +50,7 @@ def list_(as_json: Json = False) -> None:
         benchmarks.add_row(name, *_or_why_not(registry.describe, name))
     out.print(methods, benchmarks, sep="\n")
     say(f"Embedded models: {', '.join((*sandbox.MODELS, *PAINTERS))}")
+    say(f"After `regaze sandbox fetch`: {', '.join(smol.MODELS)}")
 
 
 def _presets(name: str) -> tuple[str, ...]:

@@ -69,7 +69,8 @@ class Model:
     """Which vision-language model, and how to hold it."""
 
     model: Annotated[
-        str, typer.Option("--model", "-m", help="sandbox, sandbox-plain, a folder or a Hub id.")
+        str,
+        typer.Option("--model", "-m", help="sandbox, sandbox-plain, smol, a folder or a Hub id."),
     ] = sandbox.MODELS[0]
     dtype: Annotated[
         str | None,

@@ -29,7 +29,8 @@ With = Annotated[
     typer.Option("--with", "-w", help="none, pag, softpag:u=0.5, or pag+softpag. Repeatable."),
 ]
 Seeds = Annotated[
-    str, typer.Option(help="How many pictures of each prompt, or their seeds: 3,14,15.")
+    str,
+    typer.Option(help="How many pictures of each prompt, or their seeds: 3,14,15; one seed is 3,."),
 ]
 
 
@@ -219,7 +220,7 @@ def read_seeds(text: str) -> list[int]:
         ValueError: It is something else than a number of seeds or a list of different ones.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
         if "," not in text and numbers[0] > _MOST:
             raise ValueError(f"more than {_MOST}")
     except ValueError as error:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 
 def on_test_splits(source: Source, out: Path) -> list[tuple[Source, Path]]:
-    """A source on each of the sandbox's test splits, with its folder."""
-    from regaze.evals.benchmarks.registry import TEST_SPLITS
+    """A source on each of its world's test splits, with its folder."""
+    from regaze.evals.benchmarks.worlds import world_of
 
-    return [(replace(source, split=split), out / split) for split in TEST_SPLITS]
+    tests = world_of(source.split).tests
+    return [(replace(source, split=split), out / split) for split in tests]
 
 
 def ask(

@@ -54,12 +54,13 @@ class Search:
 def tune(search: Search, model: Model, as_json: Json = False) -> None:
     """Choose a method's settings on validation scenes, which no test asks."""
     from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.worlds import SHAPES, home
 
     source = Source(
         benchmark=search.on,
         data=tuple(map(absolute, search.data or ())),
         images=search.images and absolute(search.images),
-        split="validation",
+        split=(home(model.model) or SHAPES).validation,
         n_images=search.n_images,
         seed=search.seed,
     )

@@ -40,7 +40,7 @@ class Target(Model):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help=f"sandbox, {', '.join(PAINTERS)}, a folder or a Hub id."
+            "--model", "-m", help=f"sandbox, smol, {', '.join(PAINTERS)}, a folder or a Hub id."
         ),
     ] = sandbox.MODELS[0]
 
@@ -66,6 +66,7 @@ def verify(
 
     Exit code 1: a promise failed, or none could be checked.
     """
+    from regaze.evals.pictures.pipelines import is_pipeline
     from regaze.evals.runs.conditions import Condition
     from regaze.interventions import Intervention, get, names
 
@@ -76,7 +77,7 @@ def verify(
         if not condition.specs or condition.image != "given":
             raise ValueError(f"--with {text}: there is no method in it to verify")
     stacks: list[tuple[Intervention, ...]] = [condition.specs for condition in conditions]
-    paints = _is_pipeline(target.model)
+    paints = is_pipeline(target.model)
     if paints and (target.device_map or target.attn_implementation):
         raise ValueError("--device-map and --attn-implementation are for vision-language models")
     model: Any
@@ -176,33 +177,3 @@ def show(certificate: Certificate, name: str) -> None:
     but = ", but for what was skipped" if "skipped" in verdicts else ""
     word = f"Verified{but}" if certificate.passed else "NOT verified"
     out.print(Text(f"{word}: {sums}.", "green" if certificate.passed else "bold red"))
-
-
-def _is_pipeline(model: str) -> bool:
-    """Whether a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
-
-    Raises:
-        ValueError: The Hub can't be asked.
-    """
-    if model in PAINTERS or sandbox.is_sandbox(model):
-        return model in PAINTERS
-    if Path(model).is_dir():
-        return (Path(model) / "model_index.json").exists()
-    from huggingface_hub import file_exists
-    from huggingface_hub.errors import HFValidationError
-
-    repository, _, revision = model.partition("@")
-    try:
-        return bool(file_exists(repository, "model_index.json", revision=revision or None))
-    except HFValidationError:
-        return False  # Loading it says what is wrong with the name.
-    except OSError:
-        return _cached(repository, revision)
-
-
-def _cached(repository: str, revision: str) -> bool:
-    """Whether a pipeline of that name is in the local cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(repository, "model_index.json", revision=revision or None)
-    return isinstance(found, str)

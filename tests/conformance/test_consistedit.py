@@ -20,7 +20,7 @@ from regaze.hooks.diffusion.kernel import Edits
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import Rows
 from regaze.hooks.diffusion.running import Running as Pipe
-from regaze.interventions.diffusion.consist_edit import _Consistent
+from regaze.interventions.diffusion.consistent import Consistent
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
 
 GRID = (4, 5)
@@ -81,11 +81,11 @@ def edited(attn: nn.Module, work: Any, case: dict[str, Any], model: str, site: S
         calls.release()
 
 
-def work_of(case: dict[str, Any], inputs: Tensors, site: Site) -> _Consistent:
+def work_of(case: dict[str, Any], inputs: Tensors, site: Site) -> Consistent:
     free = "nomask" in case["name"]
     mask = inputs["preserve_mask"] == 0
     spec = regaze.ConsistEdit(mask="all" if free else mask, strength=case["qk_steps"] / STEPS)
-    return _Consistent((site,), spec=spec, given=() if free else (mask,), free=free)
+    return Consistent((site,), spec=spec, given=() if free else (mask,), free=free)
 
 
 def close(got: Tensor, want: Tensor) -> None:

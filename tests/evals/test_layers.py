@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 EVALS = ROOT / "evals"
 # A part and the parts of evals that it may import; those not named may import all that is here.
 ALLOWED: dict[str, set[str]] = {
-    "sandbox": {"sandbox", "polling"},
+    "sandbox": {"sandbox", "polling", "runs", "outputs"},
     "polling": set(),
     "runs": {"runs", "task"},
     "task": set(),

@@ -1,4 +1,4 @@
-"""The README's table of denoisers: what the census finds of each class."""
+"""The table of denoisers in docs/models.md: what the census finds of each class."""
 
 from __future__ import annotations
 

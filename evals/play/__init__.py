@@ -1,0 +1,1 @@
+"""The playground: a model, a picture or prompt and methods, tried out in a browser."""

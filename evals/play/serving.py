@@ -1,0 +1,120 @@
+"""Serve the playground; its pages ask no other host for anything."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from regaze.evals.play.models import Shelf
+from regaze.evals.play.page import CSS, HEAD, Page, theme
+
+_POLICY = (
+    "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; "
+    "connect-src 'self'; frame-ancestors 'none'; form-action 'self'"
+)
+_LARGEST = "20mb"
+
+
+class OnlyHere:
+    """Forbids a page to load anything from elsewhere, or to be shown inside another one.
+
+    Args:
+        app: What answers.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, with the policy in the answer's head."""
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", _POLICY.encode()),
+                    (b"referrer-policy", b"no-referrer"),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, answer)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches a server at a host."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) -> FastAPI:
+    """The playground as a web application.
+
+    Args:
+        shelf: Its models.
+        model: Which one is chosen first.
+        host: Where it will be served.
+        load: Python files that registered methods.
+
+    Raises:
+        ValueError: The first model may not be opened.
+    """
+    # A name that a foreign page had resolve to this machine isn't one of these.
+    names = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else ["*"]
+    layers = [Middleware(OnlyHere), Middleware(TrustedHostMiddleware, allowed_hosts=names)]
+    return gr.mount_gradio_app(
+        FastAPI(middleware=layers, openapi_url=None),
+        Page(shelf, model, load).draw().queue(),
+        path="",
+        server_name=host,
+        footer_links=[],
+        enable_monitoring=False,
+        ssr_mode=False,
+        max_file_size=_LARGEST,
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+    )
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve at.
+
+    Args:
+        host: Where it listens.
+        port: 0 for any free one.
+
+    Raises:
+        OSError: The port is taken, or the host isn't this machine's.
+    """
+    try:
+        return socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise OSError(
+            f"can't listen on {host}, port {port} ({error.strerror}): give another"
+        ) from None
+
+
+def address(at: socket.socket) -> str:
+    """What to open in a browser."""
+    host, port = at.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
+
+
+def server(app: FastAPI) -> uvicorn.Server:
+    """What serves an application: ``run(sockets=[...])`` does so until ``should_exit`` is set."""
+    return uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
