@@ -1,6 +1,8 @@
 """Where does the model look? Attention of the answer row on the picture, with and without a method.
 
 Run:  python examples/attention_map.py [--model sandbox] [--out attention_map.png]
+
+A name that ends in .html makes a page to look through head by head.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from PIL import Image
 
 import regaze
 from regaze.evals.asking.models import load
+from regaze.evals.reports.seen import head_maps
+from regaze.evals.reports.viewer import Side, element, page
 from regaze.evals.sandbox.scenes import scene
 from regaze.hooks import capture
 
@@ -38,7 +42,7 @@ def main() -> None:
     )
     inputs = processor(images=[picture], text=[text], return_tensors="pt").to(model.device)
 
-    maps = {}
+    maps, sides = {}, []
     for name, specs in (("none", []), (given.method, [regaze.parse(given.method)])):
         with (
             torch.no_grad(),
@@ -47,7 +51,14 @@ def main() -> None:
         ):
             model(**inputs)
         maps[name] = seen.heat()
+        heads, single = head_maps(seen, inputs)
+        sides.append(Side(name, picture, ("next token",), single, single.sum((2, 3))))
 
+    if given.out.suffix == ".html":
+        shown = element(heads, sides, "of attention on the picture")
+        given.out.write_text(page("Where does the model look?", [shown]), encoding="utf-8")
+        print(f"wrote {given.out}")
+        return
     top = max(heat.max() for heat in maps.values())
     figure, axes = plt.subplots(1, 1 + len(maps), figsize=(3 * (1 + len(maps)), 3.4))
     axes[0].imshow(picture)

@@ -14,7 +14,8 @@ import pytest
 import torch
 from asking import literally
 from census_lvlm import EVERY, FEWER, LONGER, PROMPT, pictures, prompts, tiny_config, tiny_model
-from matrix import CONTRASTS, METHODS, Method, cannot
+from matrix import CONTRASTS, EDITS, cannot
+from methods import Method
 from tiny import Tiny
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ EDITED = [family for family in EVERY if not FAMILIES[family].refuse]
 # Shares of the logits' spread. Kernels round differently, and some towers amplify that; an edit
 # that is wrong in one layer is off by a tenth and more.
 ROUNDING, EFFECT = 5e-4, 5e-3
-RUN = [*(m for m in METHODS.values() if not m.like), CONTRASTS["m3id"], CONTRASTS["dola"]]
+RUN = [*(m for m in EDITS.values() if not m.like), CONTRASTS["m3id"], CONTRASTS["dola"]]
 """Methods that run each in a way of its own, on which other contrasts' second runs rest, too."""
 
 
@@ -80,7 +81,7 @@ def test_families_that_no_method_can_edit_say_why(family: str) -> None:
     model = nn.Module()
     model.config = tiny_config(family, shrunk=False)
     with pytest.raises(ValueError, match=re.escape(FAMILIES[family].refuse)):
-        attach(model, METHODS["pai"].acts)
+        attach(model, EDITS["pai"].acts)
 
 
 @pytest.mark.parametrize("family", EDITED)

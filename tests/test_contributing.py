@@ -112,11 +112,13 @@ PROMISES = {
         "::test_every_method_equals_its_literal_form_or_says_why_not[made_up]",
     ),
     "blind": (
-        "tests/interventions/diffusion/test_guided_exactness.py"
-        "::test_guidance_equals_literal_maps[sd-blind]",
-        "tests/interventions/diffusion/test_guided_promises.py"
-        "::test_strength_zero_is_an_exact_no_op[blind]",
-        "tests/interventions/diffusion/test_guided_promises.py::test_every_method_is_in_the_matrix",
+        "tests/interventions/diffusion/test_promises.py::test_it_equals_its_literal_form[sd-blind]",
+        "tests/interventions/diffusion/test_promises.py"
+        "::test_strength_zero_changes_nothing[flux-blind]",
+        "tests/interventions/diffusion/test_threads.py"
+        "::test_threads_do_not_see_each_other[sd-blind]",
+        "tests/test_methods.py::test_every_method_has_a_row",
+        "tests/test_methods.py::test_every_row_is_held_to_every_promise_or_says_why_not[batch]",
     ),
 }
 """What is added: tests of the promises, as pytest names them."""
@@ -156,9 +158,10 @@ def add_a_method(root: Path) -> None:
         "    from regaze.interventions.lvlm.sinks import discover_sinks",
         "    from regaze.interventions.lvlm.sharpen import Sharpen as Sharpen\n",
     )
-    after(root / "tests/support/matrix.py", "from regaze.interventions import (", "    Sharpen,\n")
+    table = root / "tests/support/methods.py"
+    after(table, "from regaze.interventions import (", "    Sharpen,\n")
     after(
-        root / "tests/support/matrix.py",
+        table,
         '        Method("headablate"',
         '        Method("sharpen", Sharpen(3, layers=LAYERS), Sharpen(1, layers=LAYERS)),\n',
     )
@@ -207,10 +210,12 @@ def add_a_diffusion_method(root: Path) -> None:
         "    from regaze.interventions.diffusion.attend_and_excite import",
         "    from regaze.interventions.diffusion.blind import Blind as Blind\n",
     )
-    matrix = root / "tests/support/diffusion_matrix.py"
-    after(matrix, "from regaze.interventions import (", "    Blind,\n")
+    table = root / "tests/support/methods.py"
+    after(table, "from regaze.interventions import (", "    Blind,\n")
     after(
-        matrix, '        Method("pag", ', '        Method("blind", Blind(scale=1.5), Blind(0)),\n'
+        table,
+        '        Method("pag", ',
+        '        Method("blind", perturbing(Blind), scenes=("sd", "flux")),\n',
     )
 
 

@@ -21,6 +21,7 @@ PAGES = (
     "README.md",
     "docs/index.md",
     "docs/engine.md",
+    "docs/play.md",
     "docs/verify.md",
     "docs/diffusion.md",
     "docs/pictures.md",

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
+from regaze.evals.benchmarks.nltk_light import import_nltk
 from regaze.evals.benchmarks.data import read_json, read_text
 
 VECTORS = "en_core_web_lg"
@@ -136,6 +137,7 @@ def nltk_nouns() -> FindNouns:
     Raises:
         FileNotFoundError: NLTK's data is missing; the message says how to get it.
     """
+    import_nltk()
     from nltk import pos_tag, word_tokenize
     from nltk.stem import WordNetLemmatizer
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
+from regaze.evals.benchmarks.nltk_light import import_nltk
 from regaze.evals.benchmarks.singularize import singularize
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def require_nltk_data() -> None:
 
 @lru_cache(maxsize=1)
 def _treebank() -> NLTKWordTokenizer:
+    import_nltk()
     from nltk.tokenize import NLTKWordTokenizer
 
     return NLTKWordTokenizer()
@@ -99,6 +101,7 @@ def _treebank() -> NLTKWordTokenizer:
 
 @lru_cache(maxsize=1)
 def _punkt() -> PunktTokenizer:
+    import_nltk()
     from nltk.tokenize import PunktTokenizer
 
     return PunktTokenizer("english")
@@ -106,6 +109,7 @@ def _punkt() -> PunktTokenizer:
 
 @lru_cache(maxsize=1)
 def _tagger() -> PerceptronTagger:
+    import_nltk()
     from nltk.tag import PerceptronTagger
 
     return PerceptronTagger()

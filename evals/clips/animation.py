@@ -82,7 +82,7 @@ def animate(
         loaded: A pipeline that is steered by pictures; left as it was found.
         conditions: By their titles.
         frames: Pictures to steer it by, e.g. normal maps.
-        prompt: Of every frame.
+        prompt: The prompt of every frame.
         flow: The clip's backward flow, for methods that need one and name none.
         seed: Seed of the noise that every frame starts from.
         arguments: Arguments of the pipeline's call.

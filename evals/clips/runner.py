@@ -56,7 +56,7 @@ def run(
         conditions: What to compare; the unedited pipeline is added in front where it is missing.
         source: Which clips.
         out: Directory of the study: one folder per condition.
-        identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
+        identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.
         flow: One of ``FLOWS``. Of a spec whose own ``flow`` is set nothing is changed.
         progress: Called with a condition's label, clips done and clips in all.

@@ -35,7 +35,7 @@ def run_video(
         conditions: What to compare.
         source: Which clips.
         out: Directory of the study.
-        scorers: Of pictures, beside the measures; see `regaze.evals.clips.task.Clips`.
+        scorers: Scorers of pictures, beside the measures; see `regaze.evals.clips.task.Clips`.
         world: The processes that share the work; default: this one alone.
         **options: See `regaze.evals.clips.runner.run`.
 
@@ -58,7 +58,7 @@ def open_run(folder: Path, profiles: Sequence[str] = (), scorers: Sequence[Score
     Args:
         folder: The study's directory.
         profiles: Clips have none.
-        scorers: Of pictures, beside the measures; see `regaze.evals.clips.task.Clips`.
+        scorers: Scorers of pictures, beside the measures; see `regaze.evals.clips.task.Clips`.
 
     Raises:
         ImportError: A scorer's library is missing.

@@ -48,9 +48,9 @@ class ClipSource:
         split: Whose clips; choose settings on ``"validation"``, report ``"test"``.
         count: The first so many.
         prompts: Some of ``PROMPTS``.
-        frames: Of a clip.
+        frames: Frames of a clip.
         grain: Speeds are multiples of it, in pixels per frame.
-        seed: Of the first clip's noise.
+        seed: Seed of the first clip's noise.
     """
 
     title: ClassVar[str] = "Clips, errors in grey levels of 255"
@@ -78,8 +78,8 @@ class Clips(Task):
     Args:
         source: Which clips.
         out: The study's directory, with the strips.
-        scorers: Of pictures. They see all frames but the first, compare each with the one before,
-            and are averaged over the clip.
+        scorers: Scorers of pictures. They see all frames but the first, compare each with the one
+            before, and are averaged over the clip.
 
     Raises:
         ImportError: A scorer's library is missing.
@@ -154,7 +154,7 @@ class Clips(Task):
 
     @property
     def directions(self) -> Mapping[str, int]:
-        """Of the measures, and of what the scorers give."""
+        """Directions of the measures, and of what the scorers give."""
         further = (scorer.directions for scorer in self.scorers)
         return {name: way for each in (_DIRECTIONS, *further) for name, way in each.items()}
 

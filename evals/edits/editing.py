@@ -49,7 +49,7 @@ class Asked:
 
     @property
     def noise_seed(self) -> int:
-        """Of the generator: the noise that other commands give this prompt and seed."""
+        """The generator's seed: other commands give this prompt and seed the same noise."""
         return Shot(self.prompt, self.seed).noise_seed
 
 

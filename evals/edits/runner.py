@@ -64,7 +64,7 @@ def run(
             that name the object.
         source: Which edits.
         out: Directory of the study: one folder per condition.
-        identity: ``name``, and what tells the pipeline's weights from others, JSON-able.
+        identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.
         batch_size: Edits to make at once.
         progress: Called with a condition's label, edits done and edits in all.

@@ -168,7 +168,7 @@ class Verdict(NamedTuple):
         clean: Whether there is nothing else.
         background: Root of the mean squared difference of pixels that should have stayed, in grey
             levels of 255; a pixel beside what may change isn't counted.
-        outline: Of a new colour: how far the object's outline stayed, intersection over union.
+        outline: Where the colour is new: how far the outline stayed, intersection over union.
     """
 
     usable: bool

@@ -21,8 +21,8 @@ def load(name: str, dtype: torch.dtype, folder: Path, index: Mapping[str, Any]) 
 
     Args:
         name: A shipped one, a folder, or a Hub id.
-        dtype: Of its weights.
-        folder: Of the pipeline that it is for.
+        dtype: The weights' dtype.
+        folder: Folder of the pipeline that it is for.
         index: What that pipeline is made of.
 
     Raises:

@@ -145,7 +145,7 @@ def hunt(
         search: How to search.
         out: Directory of the search.
         arguments: The pipeline call's. The paper searches without classifier-free guidance.
-        identity: What tells this objective from others, JSON-able.
+        identity: What distinguishes this objective, JSON-able.
         batch_size: Pictures to paint at once.
         progress: Called with the round, heads done and heads in all, of this process.
         world: This process among those that share the work.

@@ -22,7 +22,7 @@ def classes(path: Path, index: Mapping[str, Any], name: str) -> dict[str, type]:
     """The class of each part that an index names.
 
     Args:
-        path: Of the index, ``model_index.json``.
+        path: Path of the index, ``model_index.json``.
         index: What it holds.
         name: What to call the pipeline.
 
@@ -58,13 +58,13 @@ def load(
     """Load the models among a pipeline's parts.
 
     Args:
-        folder: Of the pipeline.
+        folder: The pipeline's folder.
         kinds: The class of each part.
-        dtype: Of their weights.
+        dtype: The weights' dtype.
         variant: Which of several copies of the weights to read, where there is such a copy.
 
     Returns:
-        The models by their parts' names, and what is to be told of them.
+        The models by their parts' names, and notes on them for the user.
 
     Raises:
         ValueError: Weights are missing.

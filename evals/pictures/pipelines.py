@@ -39,8 +39,8 @@ class LoadedPipeline:
 
     Attributes:
         pipeline: A diffusers pipeline on its device, its own progress bars off.
-        identity: What tells it from any other, JSON-able: name, revision, weights' hash.
-        arguments: Of its call, where its own defaults are made for larger models.
+        identity: What distinguishes it from any other, JSON-able: name, revision, weights' hash.
+        arguments: Arguments of its call, where its own defaults are made for larger models.
         notes: What its user should know of it, a line each: weights that are left out.
     """
 

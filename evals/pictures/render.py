@@ -148,11 +148,10 @@ class Painter:
             try:
                 output = self.pipeline(
                     prompt=[shot.prompt for shot in shots],
-                    **self._negative(shots),
                     generator=noise,
                     output_type="pil",
                     **self._steps(told),
-                    **self.arguments,
+                    **{**self.arguments, **self._negative(shots)},
                 )
             except RuntimeWarning as error:
                 raise ValueError(
@@ -170,7 +169,7 @@ class Painter:
         ]
 
     def _steps(self, told: Callable[[int], None] | None) -> dict[str, Any]:
-        """The argument by which a pipeline tells of its steps, if it has one."""
+        """The argument by which a pipeline reports its steps, if it has one."""
         if (
             told is None
             or _STEP_END not in inspect.signature(type(self.pipeline).__call__).parameters
@@ -184,14 +183,16 @@ class Painter:
         return {_STEP_END: step}
 
     def _negative(self, shots: Sequence[Shot]) -> dict[str, list[str]]:
-        """The negative prompts of a batch, if any of it has one.
+        """The negative prompts of a batch, if any of it has one, or one was given for all.
 
         Raises:
-            ValueError: One negative prompt was given for all, or the pipeline takes none.
+            ValueError: Both are so, or the pipeline takes none.
         """
+        given = self.arguments.get("negative_prompt")
         if not any(shot.negative for shot in shots):
-            return {}
-        if self.arguments.get("negative_prompt") is not None:
+            # Prompts are a list, and some pipelines want both to be of one type.
+            return {"negative_prompt": [given] * len(shots)} if isinstance(given, str) else {}
+        if given is not None:
             raise ValueError("these prompts have negative prompts of their own: leave that out")
         name = type(self.pipeline).__name__
         if "negative_prompt" not in inspect.signature(type(self.pipeline).__call__).parameters:

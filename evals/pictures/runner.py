@@ -156,7 +156,7 @@ class Painting:
 
 
 def described(task: Task) -> dict[str, Any]:
-    """What tells a task of pictures or clips from others."""
+    """What distinguishes a task of pictures or clips from others."""
     return {
         "task": task.name,
         "data_sha256": task.data_hash,

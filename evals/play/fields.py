@@ -58,21 +58,31 @@ def draw(spec: Intervention, key: str) -> list[Any]:
 def _part(control: Control, value: Any, key: str) -> Any:
     shared: dict[str, Any] = {
         "label": control.field,
-        "info": control.info or None,
+        "info": f"{control.info} {_domain(control)}".strip() or None,
         "key": key,
         "interactive": True,
         "elem_id": f"field-{key.partition('-')[0]}-{control.field}",
     }
-    limits: dict[str, Any] = {"minimum": control.low, "maximum": control.high}
     if control.kind == "flag":
         return gr.Checkbox(value, **shared)
     if control.kind == "choice":
         offered = [(one or _UNSAID, one) for one in control.choices]
         return gr.Dropdown(offered, value=value, **shared)
     if control.kind == "slider":
-        return gr.Slider(value=value, step=control.step, **limits, **shared)
+        return gr.Slider(control.low, control.high, value, step=control.step, **shared)
     if control.kind == "number":
         whole = {"precision": 0} if control.whole else {"step": 0.1}
-        return gr.Number(value, **whole, **limits, **shared)
+        # No limits here: what is out of its domain is said by the method, in its own words.
+        return gr.Number(value, **whole, **shared)
     hint = _UNSAID if control.default is None else str(control.default)
     return gr.Textbox(value, placeholder=hint, lines=1, **shared)
+
+
+def _domain(control: Control) -> str:
+    """The numbers that a field takes, in words."""
+    low, high = control.low, control.high
+    if control.kind != "number" or low is high is None:
+        return ""
+    if low is None or high is None:
+        return f"(At most {high:g}.)" if low is None else f"(At least {low:g}.)"
+    return f"({low:g} to {high:g}.)"

@@ -155,11 +155,11 @@ class Page:
         ]
         with gr.Accordion("Settings", open=False):
             with gr.Group(visible=not paints) as words:
-                tokens = gr.Number(64, label="Longest answer, in tokens", precision=0, minimum=1)
+                tokens = gr.Number(64, label="Longest answer, in tokens", precision=0)
             with gr.Group(visible=paints) as painting:
-                seed = gr.Number(0, label="Number of the picture", precision=0, minimum=0)
-                steps = gr.Number(None, label="Denoising steps", precision=0, minimum=1)
-                guidance = gr.Number(None, label="Guidance scale", minimum=0)
+                seed = gr.Number(0, label="Number of the picture", precision=0)
+                steps = gr.Number(None, label="Denoising steps", precision=0)
+                guidance = gr.Number(None, label="Guidance scale")
                 negative = gr.Textbox("", label="Negative prompt")
         asked = _Asked(
             model,

@@ -48,12 +48,14 @@ class Flip:
         gained: Whether it went from wrong to right.
         before: The unedited model's answer.
         after: The edited model's answer.
+        viewer: Where both looked, head by head, as HTML; empty where that isn't known.
     """
 
     item: Item
     gained: bool
     before: Side
     after: Side
+    viewer: str = ""
 
     @property
     def truth(self) -> str:
@@ -104,7 +106,10 @@ def flips(
             _side(result, answers, item, seen, layers.get(item.id, {}).get(name))
             for name, answers in (("before", result.answers[0]), ("after", edited))
         )
-        shown.append(Flip(item, gained, before, after))
+        viewer = ""
+        if heats is not None and seen is not None:
+            viewer = heats.viewer(item, seen, (result.answers[0].label, label))
+        shown.append(Flip(item, gained, before, after, viewer))
     return shown
 
 

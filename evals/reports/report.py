@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded
 from regaze.evals.reports import wording
-from regaze.evals.reports.gallery import PER_DIRECTION, flips
+from regaze.evals.reports.gallery import PER_DIRECTION, Flip, flips
 from regaze.evals.reports.heats import Heats
 from regaze.evals.reports.plots import Bar, Whisker, bars, forest
+from regaze.evals.reports.viewer import SCRIPT
 from regaze.evals.runs.files import write_text
 from regaze.evals.scoring.scored import Scored
 from regaze.evals.scoring.scores import ConditionScores, Row, TaskScores
@@ -71,9 +72,14 @@ def _page(runs: Sequence[Scored], loaded: Loaded | None) -> dict[str, Any]:
         "units": _listed(list(dict.fromkeys(run.scores[0].units for run in runs))),
         "unit": " or ".join(sorted({run.scores[0].units.removesuffix("s") for run in runs})),
         "maps": loaded is not None,
+        "script": SCRIPT if any(f.viewer for page in pages for f in _flips(page)) else "",
         "per_direction": PER_DIRECTION,
         "words": wording,
     }
+
+
+def _flips(page: Mapping[str, Any]) -> list[Flip]:
+    return [flip for flips in page["gallery"].values() for flip in flips]
 
 
 def _title(methods: Sequence[str], model: str) -> str:

@@ -138,9 +138,9 @@ def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
         f"{table['items']} items about {table['scenes']} scenes"
         + (f"; {table['section']} groups." if ranked else "."),
         "",
-        _row("method", "", *names, *(["read as"] if ranked else []), "time"),
-        _row("---", "---", *("---:" for _ in names), *(["---"] if ranked else []), "---:"),
-        _row(f"`{baseline}`", "", *values, *([""] if ranked else []), "1"),
+        table_row("method", "", *names, *(["read as"] if ranked else []), "time"),
+        table_row("---", "---", *("---:" for _ in names), *(["---"] if ranked else []), "---:"),
+        table_row(f"`{baseline}`", "", *values, *([""] if ranked else []), "1"),
     ]
     for name, usual in stored["usual"].items():
         best = stored["tuned"].get(name, {}).get("with")
@@ -151,7 +151,7 @@ def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
             lines.append(_line(table, name, kind, label, time))
     controls = [(label, row) for label, row in rows.items() if row["control"]]
     lines += [
-        _row(f"control: {row['control']}", f"`{label}`", *_cells(table, row), "")
+        table_row(f"control: {row['control']}", f"`{label}`", *_cells(table, row), "")
         for label, row in controls
     ]
     return "\n".join(lines)
@@ -160,11 +160,11 @@ def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
 def _line(table: Mapping[str, Any], name: str, kind: str, label: str, time: float | None) -> str:
     empty = [""] * (len(_SHOWN[table["task"]]) + (AUC in _SHOWN[table["task"]]))
     if label in table["silent"]:
-        return _row(f"`{name}`", f"{kind}: never acted", *empty, "")
+        return table_row(f"`{name}`", f"{kind}: never acted", *empty, "")
     if label not in table["rows"]:
-        return _row(f"`{name}`", f"{kind}: not asked", *empty, "")
+        return table_row(f"`{name}`", f"{kind}: not asked", *empty, "")
     cells = _cells(table, table["rows"][label])
-    return _row(f"`{name}`", kind, *cells, "" if time is None else f"{time:.2f}")
+    return table_row(f"`{name}`", kind, *cells, "" if time is None else f"{time:.2f}")
 
 
 def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
@@ -177,6 +177,17 @@ def _cells(table: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
 
 def _changes(row: Mapping[str, Any]) -> dict[str, Change]:
     return {metric: _change(stored) for metric, stored in row["changes"].items()}
+
+
+def changed(stored: Mapping[str, Any], metric: str, way: int) -> str:
+    """How one metric of a stored row changed.
+
+    Args:
+        stored: The row.
+        metric: Its name.
+        way: +1 if more is better, -1 if less is, 0 if neither.
+    """
+    return _cell(metric, _changes(stored)[metric], way)
 
 
 def _change(stored: Mapping[str, float | None]) -> Change:
@@ -216,15 +227,15 @@ def _settings(stored: Mapping[str, Any]) -> str:
         "",
         "AUC on the validation scenes; it is the best of several and so too good.",
         "",
-        _row("method", "unedited", "default", "tuned", "`--with`", "unusable trials"),
-        _row("---", "---:", "---:", "---:", "---", "---:"),
+        table_row("method", "unedited", "default", "tuned", "`--with`", "unusable trials"),
+        table_row("---", "---:", "---:", "---:", "---", "---:"),
     ]
     for name, found in stored["tuned"].items():
         numbers = [_share(found[key]) for key in ("baseline", "usual", "value")]
         same = found["with"] in (None, stored["usual"][name])
         chosen = "the default" if same else f"`{found['with']}`"
         lines.append(
-            _row(f"`{name}`", *numbers, chosen, f"{found['refused']} of {found['trials']}")
+            table_row(f"`{name}`", *numbers, chosen, f"{found['refused']} of {found['trials']}")
         )
     return "\n".join(lines)
 
@@ -246,5 +257,6 @@ def _left_out(stored: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _row(*cells: str) -> str:
+def table_row(*cells: str) -> str:
+    """A line of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"

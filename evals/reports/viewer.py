@@ -65,14 +65,13 @@ class Side:
         return self.maps.size * 4 // 3
 
 
-def element(heads: Heads, sides: Sequence[Side], unit: str, fallback: str = "") -> str:
+def element(heads: Heads, sides: Sequence[Side], unit: str) -> str:
     """The element, as HTML.
 
     Args:
         heads: Whose maps these are.
         sides: What is shown side by side; all on one scale.
         unit: What shares are of, to follow a percentage: "of attention on the picture".
-        fallback: HTML that is shown where scripts don't run.
 
     Raises:
         ValueError: A side's maps aren't those of the heads.
@@ -90,7 +89,7 @@ def element(heads: Heads, sides: Sequence[Side], unit: str, fallback: str = "") 
         "sides": [_side(side) for side in sides],
     }
     data = html.escape(json.dumps(about, ensure_ascii=False, separators=(",", ":")))
-    return f'<regaze-attention data="{data}">{fallback}</regaze-attention>'
+    return f'<regaze-attention about="{data}"></regaze-attention>'
 
 
 def page(title: str, elements: Sequence[str]) -> str:

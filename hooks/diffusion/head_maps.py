@@ -97,7 +97,7 @@ class _Read(Work):
         frames = call.samples().frames
         cond = (call.pass_ and call.pass_.rows.cond) or slice(0, 1)
         grouped = text_map(call, slice(cond.start * frames, (cond.start + 1) * frames))
-        grid = call.layout.grid(grouped.shape[2])
+        grid = call.layout.grid(call.site, grouped.shape[2])
         if grid is None:
             raise ValueError(f"the grid of {grouped.shape[2]} image tokens isn't known")
         words = torch.stack([grouped[..., columns].mean(-1) for columns in self.columns], 1)

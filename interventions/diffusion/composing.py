@@ -87,7 +87,7 @@ def infused(
     """Self-attention whose logits of the subject's columns and rows are a prior's, "B H N D".
 
     Args:
-        kernel: The call's, which is told no scale: its own must be that of the logits.
+        kernel: The call's, which is given no scale: its own must be that of the logits.
         query: "B H N D".
         key: The same.
         value: The same.

@@ -26,7 +26,7 @@ class Columns:
 
     Attributes:
         inner: Columns that compete for attention: the prompt's own.
-        concepts: Of each concept the positions of its tokens in ``inner``.
+        concepts: Positions of each concept's tokens in ``inner``.
     """
 
     inner: tuple[int, ...]
@@ -40,7 +40,7 @@ def concept_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
         maps: "F R C T", mean attention over layers and heads.
         columns: Which of T are what.
         sharpen: Factor before the softmax over the inner columns; 0 leaves the maps as they are.
-        sigma: Of the 3 x 3 blur; 0 doesn't blur.
+        sigma: Width of the 3 x 3 blur; 0 doesn't blur.
     """
     inner = maps[..., list(columns.inner)]
     if sharpen:

@@ -50,7 +50,7 @@ class ConceptUpdate(Intervention):
             another token than that (Stable Diffusion 2, T5), else "last".
         sharpen: Factor on the maps before the softmax over these tokens; 100 in the code, 0 for
             none.
-        sigma: Of the 3 x 3 blur of each map; 0.5 in the code, 0 for none.
+        sigma: Width of the 3 x 3 blur of each map; 0.5 in the code, 0 for none.
         step_size: Step along the gradient; 20 in the code, 0 is a no-op. It falls over the steps
             by ``sqrt(linspace(1, 0.5, T))``.
         start: Share of the sampling steps at which the updates begin.

@@ -14,7 +14,7 @@ from regaze.interventions.diffusion.edit_source import Source
 
 @dataclass(frozen=True)
 class OfSource(Consistent, LatentEdit):
-    """The same with a source whose latents are known."""
+    """`Consistent` with a source whose latents are known."""
 
     source: Source | None = None
 

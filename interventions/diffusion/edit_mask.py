@@ -29,7 +29,7 @@ class Attended:
     Attributes:
         query: "S H N D".
         key: "S H N D", as many heads as queries.
-        output: "S H N D"; None if no kernel told the log-sum-exp.
+        output: "S H N D"; None if no kernel gave the log-sum-exp.
         lse: "S H N"; None likewise.
     """
 
@@ -40,7 +40,7 @@ class Attended:
 
     @classmethod
     def of(cls, call: Call, query: Tensor, key: Tensor, value: Tensor) -> Attended:
-        """Run the kernel that tells the log-sum-exp, where there is one."""
+        """Run the kernel that also gives the log-sum-exp, where there is one."""
         heads = query.shape[1]
         key, value = as_query_heads(key, heads), as_query_heads(value, heads)
         found = None if call.mask is not None else with_lse(query, key, value, call.scale)

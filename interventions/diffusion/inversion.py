@@ -49,8 +49,8 @@ def invert(
             are multiples of what it needs.
         latents: Or what the pipeline would decode to them, in the form of its own ``latents``.
         words: What will be edited; see `recorded`.
-        **call: Of the pipeline's call: ``num_inference_steps``, ``max_sequence_length``, ... By
-            default guidance is off, as in the code.
+        **call: Arguments of the pipeline's call: ``num_inference_steps``,
+            ``max_sequence_length``, ... By default guidance is off, as in the code.
 
     Raises:
         ValueError: The scheduler isn't such a one, or adds noise; the pictures can't be encoded; or

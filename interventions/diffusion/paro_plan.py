@@ -66,7 +66,7 @@ class Plan:
     """A calibration.
 
     Attributes:
-        identity: Of which model.
+        identity: Which model it is of.
         grid: Frames, rows and columns of the picture's tokens.
         steps: Sampling steps.
         size: Tokens of a block.

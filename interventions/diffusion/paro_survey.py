@@ -41,7 +41,7 @@ class Rule:
         density: Share of the blocks that are kept; the paper's are 0.5, 0.3 and 0.2.
         size: Tokens of a block, the paper's 64.
         small: Below which a weight is small, the paper's example.
-        share: Of a block's weights that must be small for the block to be.
+        share: How much of a block's weights must be small for the block to be.
         alpha: Weight of sparsity against evenness.
         orders: Which orders are tried.
     """
@@ -187,7 +187,7 @@ def _measured(
 def _rows(
     call: Call, image: slice, head: int, order: Tensor, rule: Rule
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Of each block of some rows of a head's map, "B r R": its sum, if it is small, unevenness."""
+    """Sum, smallness and unevenness of each block of some rows of a head's map, "B r R"."""
     size, first = rule.size, image.start
     number = len(order) // size
     group = head // (call.query.shape[1] // call.key.shape[1])

@@ -174,7 +174,7 @@ class RadialAttention(Intervention):
         """Which blocks are computed, the picture's tokens first.
 
         Args:
-            frames: Of the clip.
+            frames: Frames of the clip.
             places: Tokens of a frame.
             total: Tokens in all, with text.
         """
@@ -193,7 +193,7 @@ def block_mask(
     """The blocks that are computed, "R R" bool for R = ceil(total / size).
 
     Args:
-        frames: Of the clip, whose tokens come first, frame after frame.
+        frames: Frames of the clip, whose tokens come first, frame after frame.
         places: Tokens of a frame.
         total: Tokens in all, with text and padding.
         decay: Factor of the window.

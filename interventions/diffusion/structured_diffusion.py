@@ -287,7 +287,7 @@ def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
 
     Args:
         prompt: As the encoder reads it.
-        phrase: Of its text.
+        phrase: The phrase.
         encoded: The phrase, encoded by itself: "L C", its first token behind the one that begins.
 
     Raises:

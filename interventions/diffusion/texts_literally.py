@@ -30,7 +30,7 @@ class Texts:
 
     Attributes:
         streams: Each text as the denoiser is given it, "rows L C".
-        pooled: Of the first of them "rows D", where its stream is modulated by it; None for the
+        pooled: Pooled text of the first "rows D", where its stream is modulated by it; None for the
             prompt's own.
     """
 

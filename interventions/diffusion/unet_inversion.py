@@ -115,7 +115,7 @@ def inverted(
     Args:
         pipeline: Stable Diffusion's, with nothing attached.
         pictures: RGB, of the size to make.
-        steps: Of the sampling.
+        steps: Sampling steps.
         text: Under what prompt, one of `TEXTS`.
         refine: How often a step is solved again.
 

@@ -103,18 +103,22 @@ class DoLa(Intervention):
             for c in self.candidates:
                 hidden = whole.hidden[int(c)][:, -1]
                 exits[c] = _exit(whole.host, hidden, self.norm).float()
-            p, left = scores.softmax(-1), scores.isfinite()
+            # Logarithms, because exits without the final norm hold probabilities of 0 in float32.
+            log_p, left = scores.double().log_softmax(-1), scores.isfinite()
 
             def distance(c: int | str) -> float:
-                q = exits[c].softmax(-1)
-                m = (p + q) / 2
-                pairs = ((m, p), (m, q)) if self.divergence == "mixture" else ((p, m), (q, m))
-                return sum(float((a * (a.log() - b.log()))[left].sum()) for a, b in pairs)
+                log_q = exits[c].double().log_softmax(-1)
+                log_m = torch.logaddexp(log_p, log_q) - math.log(2)
+                pairs = ((log_m, log_p), (log_m, log_q))
+                if self.divergence == "jsd":
+                    pairs = ((log_p, log_m), (log_q, log_m))
+                return sum(float((a.exp() * (a - b))[left].sum()) for a, b in pairs)
 
             other = exits[max(self.candidates, key=distance)]
             if not self.rho:
                 return scores - other
-            mixed = p.log() - other.softmax(-1).log()
+            mixed = scores.log_softmax(-1) - other.log_softmax(-1)
+            p = scores.softmax(-1)
             return mixed.masked_fill(p < self.rho * p.amax(-1, keepdim=True), -torch.inf)
 
         return ScoreForm(edit)

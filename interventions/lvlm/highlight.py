@@ -139,7 +139,8 @@ class PromptHighlighter(Intervention):
             other = whole.after(whole.inputs, enter, [form])
             p, q = scores.softmax(-1), other.softmax(-1)
             if self.space == "log":
-                mixed = self.scale * (p.log() - q.log()) + q.log()
+                log_p, log_q = scores.log_softmax(-1), other.log_softmax(-1)
+                mixed = self.scale * (log_p - log_q) + log_q
             else:
                 mixed = self.scale * (p - q) + q
             return mixed.masked_fill(p < self.plausibility * p.amax(-1, keepdim=True), -torch.inf)

@@ -85,8 +85,8 @@ class M3ID(Intervention):
             if not whole.has_image:
                 return scores
             g = math.exp(-self.rate * (whole.generated.shape[1] + 1))
-            p, p_text = scores.softmax(-1), whole.without_image().softmax(-1)
-            mixed = p.log() + (1 - g) / g * (p.log() - p_text.log())
+            log_p, log_p_text = scores.log_softmax(-1), whole.without_image().log_softmax(-1)
+            mixed = log_p + (1 - g) / g * (log_p - log_p_text)
             return literal_cut(mixed, scores, self.beta)
 
         return ScoreForm(edit)

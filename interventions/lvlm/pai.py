@@ -87,8 +87,9 @@ class PAI(Intervention):
         def combine(scores: Tensor, whole: Whole) -> Tensor:
             if not whole.has_image:
                 return scores
-            p, p_text = scores.softmax(-1), whole.without_image().softmax(-1)
-            mixed = self.gamma * (p.log() - p_text.log()) + p_text.log()
+            p, log_p = scores.softmax(-1), scores.log_softmax(-1)
+            log_p_text = whole.without_image().log_softmax(-1)
+            mixed = self.gamma * (log_p - log_p_text) + log_p_text
             unlikely = p < self.plausibility * p.amax(-1, keepdim=True)
             return mixed.masked_fill(unlikely, -torch.inf)
 

@@ -50,7 +50,7 @@ def ask(
         if not as_json:
             say(f"{condition.label}: {text}")
             if condition.specs:
-                say(asked.report)
+                say(str(asked.report))
     if as_json:
         typer.echo(json.dumps({"prompt": prompt, "answers": found}, ensure_ascii=False))
     silent = [one["condition"] for one in found if one["firing"] and not one["firing"]["fired"]]

@@ -32,7 +32,7 @@ def places(
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 12,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 3.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Unedited pictures at once.")] = 8,
     threads: Annotated[int, typer.Option(min=1)] = 1,
     folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(

@@ -27,7 +27,7 @@ def video(
         list[str] | None,
         typer.Option("--prompts", help="empty or full. Repeatable; default: both."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Of a clip.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 8,
     grain: Annotated[
         float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
     ] = 1.0,
@@ -36,7 +36,7 @@ def video(
     ] = "exact",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first clip's noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip's noise.")] = 0,
     controlnet: Annotated[
         Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
     ] = None,

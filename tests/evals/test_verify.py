@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from matrix import LAYERS, METHODS, usable
+from matrix import EDITS, usable
+from methods import LAYERS
 from tiny import tiny
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
@@ -108,7 +109,7 @@ def test_every_method_keeps_every_promise_on_the_painters(name: str) -> None:
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "internvl", "mistral3", "paligemma"])
 def test_tiny_families(family: str) -> None:
     model = tiny(family)
-    specs = [METHODS[i].acts for i in ("pai", "vaf", "var", "vhr-mask")]
+    specs = [EDITS[i].acts for i in ("pai", "vaf", "var", "vhr-mask")]
     certificate = regaze.verify(model.model, *specs, processor=model.processor)
     assert not certificate.failures, str(certificate)
     for spec in specs:
@@ -137,7 +138,7 @@ def test_without_a_processor_prompts_are_made_up(sandbox: Loaded) -> None:
 
 def test_methods_are_verified_together() -> None:
     model = tiny("llava")
-    stack = [METHODS[name].acts for name in ("var", "pai")]
+    stack = [EDITS[name].acts for name in ("var", "pai")]
     certificate = regaze.verify(model.model, stack, processor=model.processor)
     assert certificate.methods == ["+".join(spec.label for spec in stack)]
     assert certificate.passed, str(certificate)
@@ -172,7 +173,7 @@ def test_a_method_that_is_off_or_has_nothing_to_do_says_so(sandbox: Loaded) -> N
 
 def test_a_method_that_refuses_a_model_is_reported_with_its_reason() -> None:
     model = tiny("gemma3")
-    certificate = regaze.verify(model.model, METHODS["vhr"].acts, processor=model.processor)
+    certificate = regaze.verify(model.model, EDITS["vhr"].acts, processor=model.processor)
     line = certificate.of("fired")
     assert line.verdict == "skipped" and 'null_image="mask"' in line.detail
 
@@ -376,7 +377,7 @@ def biased() -> Iterator[Any]:
 
 
 def test_attention_with_an_unknown_bias(biased: Any) -> None:
-    certificate = regaze.verify(biased.model, METHODS["pai"].acts, processor=biased.processor)
+    certificate = regaze.verify(biased.model, EDITS["pai"].acts, processor=biased.processor)
     assert certificate.of("maps").verdict == "failed"
     assert not certificate.passed
 

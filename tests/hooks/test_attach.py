@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, answer, ask, logits
-from matrix import METHODS, Method, pairs
+from matrix import EDITS, pairs
+from methods import Method
 from tiny import Tiny, tiny
 from torch import Tensor, nn
 from traces import trace
@@ -20,7 +21,7 @@ from transformers import LlamaForCausalLM
 from regaze.hooks import attach
 from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
 
-ALL = [METHODS[name].acts for name in ("pai", "vaf", "var", "vhr")]
+ALL = [EDITS[name].acts for name in ("pai", "vaf", "var", "vhr")]
 
 
 def run(model: Tiny, *rows: Any) -> Tensor:
@@ -187,7 +188,7 @@ def test_two_models_of_one_config_do_not_see_each_other(first_off: int) -> None:
     twin = type(one.model)(one.model.config).eval()
     twin.load_state_dict(one.model.state_dict())
     models = [one, Tiny("llava", twin, one.processor, one.image_token_id)]
-    spec = METHODS["vhr"].acts
+    spec = EDITS["vhr"].acts
     plain = run(one)
     want = logits(tiny("llava"), ask(one, (SHORT, [0])), spec)
     attached = [attach(model.model, spec) for model in models]
@@ -257,12 +258,12 @@ def test_changing_the_attention_implementation_while_attached_raises(name: str) 
 def test_different_spans_while_attached_raise_and_the_first_ones_stay() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS["pai"].acts):
+    with attach(model.model, EDITS["pai"].acts):
         want = run(model)
         with pytest.raises(ValueError, match="spans"):
-            attach(model.model, METHODS["vaf"].acts, spans={"image": [(0, 2)]})
+            attach(model.model, EDITS["vaf"].acts, spans={"image": [(0, 2)]})
         assert torch.equal(run(model), want)
-    assert torch.equal(want, logits(model, inputs, METHODS["pai"].acts))
+    assert torch.equal(want, logits(model, inputs, EDITS["pai"].acts))
 
 
 @pytest.mark.parametrize("target", [None, "a/hub-id", object(), nn.Linear(2, 2), nn.ModuleList()])
@@ -277,7 +278,7 @@ def test_a_text_model_raises_and_says_why(method: str) -> None:
     text = LlamaForCausalLM._from_config(config)
     before = trace(text)
     with pytest.raises(ValueError, match="image"):
-        attach(text, METHODS[method].acts)
+        attach(text, EDITS[method].acts)
     assert trace(text) == before
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from asking import SHORT, answer, ask
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import nn
 from transformers import DynamicCache
@@ -50,7 +50,7 @@ def test_a_tower_may_call_its_cache_as_it_likes(method: str, name: str) -> None:
     model = tiny("llava", fresh=True)
     native = cache_name(model.tower)
     inputs = ask(model, (SHORT, [0]))
-    want = answer(model, inputs, METHODS[method].acts)
+    want = answer(model, inputs, EDITS[method].acts)
 
     def rename(kwargs: dict[str, Any]) -> None:
         kwargs[name] = kwargs.pop(native)
@@ -59,7 +59,7 @@ def test_a_tower_may_call_its_cache_as_it_likes(method: str, name: str) -> None:
         kwargs[native] = kwargs.pop(name)
 
     with taking(model, rename, restore):
-        assert answer(model, inputs, METHODS[method].acts) == want
+        assert answer(model, inputs, EDITS[method].acts) == want
 
 
 @pytest.mark.parametrize("method", MAIN)
@@ -79,7 +79,7 @@ def test_columns_kept_elsewhere_are_found_out(method: str) -> None:
         taking(model, hide, find),
         pytest.raises(RuntimeError, match=r"layer \d .* attends over \d+ columns where"),
     ):
-        answer(model, inputs, METHODS[method].acts)
+        answer(model, inputs, EDITS[method].acts)
 
 
 def test_a_cache_is_known_by_what_it_can_do() -> None:
@@ -119,7 +119,7 @@ def test_callers_may_use_either_name() -> None:
     inputs = ask(model, (SHORT, [0]))
     steps = []
     for name in {cache_name(model.model), "past_key_values"}:
-        with attach(model.model, METHODS["pai"].acts):
+        with attach(model.model, EDITS["pai"].acts):
             cache = find_cache(model.model(**inputs, use_cache=True))
             step = model.model(input_ids=torch.tensor([[7]]), **{name: cache})
             steps.append(step.logits)

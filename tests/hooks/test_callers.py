@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask, logits
-from matrix import MAIN, METHODS, Method, pairs
+from matrix import EDITS, MAIN, pairs
+from methods import Method
 from tiny import Tiny, tiny
 from torch import Tensor, nn
 
@@ -76,7 +77,7 @@ def test_a_prompt_that_generate_reads_in_parts_is_one_prompt(
     name: str, size: int, target: str
 ) -> None:
     model = tiny("llava", fresh=True)
-    spec = METHODS[name].acts
+    spec = EDITS[name].acts
     want = say(model, spec, None, *ROWS)
     got = say(model, spec, TARGETS[target](model.model), *ROWS, prefill_chunk_size=size)
     assert got == want
@@ -85,7 +86,7 @@ def test_a_prompt_that_generate_reads_in_parts_is_one_prompt(
 @pytest.mark.parametrize("name", ["pai", "vaf", "var"])
 def test_prompts_in_parts_are_counted_as_one(name: str) -> None:
     model = tiny("qwen2_vl")
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         model.model.generate(**ask(model, *ROWS), max_new_tokens=2, prefill_chunk_size=5)
     assert run.report().interventions[0].prompts == 2
 
@@ -93,7 +94,7 @@ def test_prompts_in_parts_are_counted_as_one(name: str) -> None:
 @pytest.mark.parametrize("size", [1, 4, 12])
 def test_comparing_prompts_in_parts_is_refused(size: int) -> None:
     with pytest.raises(NotImplementedError, match="prefill_chunk_size"):
-        say(tiny("llava"), METHODS["vhr"].acts, prefill_chunk_size=size)
+        say(tiny("llava"), EDITS["vhr"].acts, prefill_chunk_size=size)
 
 
 def test_parts_that_are_read_in_an_unknown_way_raise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,7 @@ def test_parts_that_are_read_in_an_unknown_way_raise(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(type(model.model), "_prefill", _prefill)
     with pytest.raises(RuntimeError, match="prefill_chunk_size"):
-        say(model, METHODS["pai"].acts, prefill_chunk_size=4)
+        say(model, EDITS["pai"].acts, prefill_chunk_size=4)
 
 
 def helper(model: Tiny) -> Any:
@@ -119,7 +120,7 @@ def helper(model: Tiny) -> Any:
     return drafts
 
 
-DRAFTING = tuple(name for name in MAIN if METHODS[name].drafts)
+DRAFTING = tuple(name for name in MAIN if EDITS[name].drafts)
 
 
 @pytest.mark.parametrize("options", ["assistant_model", "prompt_lookup_num_tokens"])
@@ -128,7 +129,7 @@ def test_what_drafts_are_refused_for_says_so(options: str) -> None:
     given = helper(model) if options == "assistant_model" else 3
     for name in set(MAIN) - set(DRAFTING):
         with pytest.raises(NotImplementedError, match="leave the assistant out"):
-            say(model, METHODS[name].acts, **{options: given})
+            say(model, EDITS[name].acts, **{options: given})
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -161,9 +162,9 @@ def test_drafts_from_the_prompt_change_no_answer(family: str, method: Method, ta
 def test_the_drafting_model_may_be_attached_to(name: str) -> None:
     model = tiny("llava", fresh=True)
     drafts = helper(model)
-    want = say(model, METHODS[name].acts)
-    with attach(drafts, METHODS[name].acts):
-        assert say(model, METHODS[name].acts, assistant_model=drafts) == want
+    want = say(model, EDITS[name].acts)
+    with attach(drafts, EDITS[name].acts):
+        assert say(model, EDITS[name].acts, assistant_model=drafts) == want
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 12])
@@ -175,7 +176,7 @@ def test_asking_for_some_logits_of_a_second_block_makes_it_no_draft(name: str, c
     question = torch.randint(10, 60, (1, 12), generator=torch.Generator().manual_seed(0))
 
     def talk(**options: Any) -> Tensor:
-        with attach(model.model, METHODS[name].acts):
+        with attach(model.model, EDITS[name].acts):
             cache = model.model(**ask(model, (SHORT, [0])), use_cache=True).past_key_values
             found: Tensor = model.model(
                 input_ids=question, past_key_values=cache, **options
@@ -190,12 +191,12 @@ def test_asking_for_some_logits_of_a_second_block_makes_it_no_draft(name: str, c
 def test_ids_and_padding_are_found_around_the_attached_module(name: str) -> None:
     model = tiny("llava", fresh=True)
     inputs = ask(model, *ROWS)
-    want = logits(model, inputs, METHODS[name].acts)
+    want = logits(model, inputs, EDITS[name].acts)
     wrapped = Wrapper(model.model)
     for target in (model.model.model, wrapped):
-        if METHODS[name].decides == "prediction" and target is not wrapped:
+        if EDITS[name].decides == "prediction" and target is not wrapped:
             continue
-        with attach(target, METHODS[name].acts):
+        with attach(target, EDITS[name].acts):
             assert torch.equal(model.model(**inputs).logits, want)
             assert torch.equal(wrapped(**inputs).logits, want)
             assert torch.equal(wrapped(inputs["input_ids"], **rest(inputs)).logits, want)
@@ -215,7 +216,7 @@ def test_repeated_rows_are_followed(name: str, options: dict[str, Any]) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     torch.manual_seed(0)
-    with attach(model.model, METHODS[name].acts), torch.no_grad():
+    with attach(model.model, EDITS[name].acts), torch.no_grad():
         made = model.model.generate(
             **inputs, max_new_tokens=5, output_logits=True, return_dict_in_generate=True, **options
         )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import METHODS
+from matrix import EDITS
 from tiny import FAMILIES, Tiny, tiny
 from tiny_parts import SIDE
 from torch import Tensor
@@ -63,16 +63,16 @@ def test_looking_changes_no_bit(family: str) -> None:
 def test_what_is_seen_is_what_the_attached_edits_leave(name: str) -> None:
     model, eager = tiny("llava"), tiny("llava", attn_implementation="eager")
     inputs = ask(model, (SHORT, [0]))
-    with attach(eager.model, METHODS[name].acts), torch.no_grad():
+    with attach(eager.model, EDITS[name].acts), torch.no_grad():
         want = torch.stack(eager.model(**inputs, output_attentions=True).attentions)
-    with attach(model.model, METHODS[name].acts), capture(model.model) as seen, torch.no_grad():
+    with attach(model.model, EDITS[name].acts), capture(model.model) as seen, torch.no_grad():
         got = model.model(**inputs).logits
     for one in seen.captured:
         (row,) = one.valid[0].nonzero().flatten().tolist()
         torch.testing.assert_close(
             one.weights[0, :, row], want[one.layer, 0, :, -1], rtol=0, atol=1e-5
         )
-    assert torch.equal(got, logits(model, inputs, METHODS[name].acts))
+    assert torch.equal(got, logits(model, inputs, EDITS[name].acts))
 
 
 @pytest.mark.parametrize("family", FEW)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -97,7 +97,7 @@ def test_a_kernel_that_does_more_is_refused(name: str, odd: Odd) -> None:
     inputs = ask(model, (LONG, [1]), (SHORT, [0]))
     with running(model, odd):
         model.model(**inputs)
-        spec = METHODS[name].acts
+        spec = EDITS[name].acts
         with pytest.raises(RuntimeError, match=r"layer 0 \(LlamaAttention\).*tolerance 0.001"):
             logits(model, inputs, spec)
 
@@ -107,8 +107,8 @@ def test_a_kernel_that_does_no_more_is_edited(name: str) -> None:
     model = tiny("llava", fresh=True)
     inputs = ask(model, (LONG, [1]), (SHORT, [0]))
     with running(model, lambda logits, past: logits):
-        got = logits(model, inputs, METHODS[name].acts)
-    want = logits(tiny("llava"), inputs, METHODS[name].acts)
+        got = logits(model, inputs, EDITS[name].acts)
+    want = logits(tiny("llava"), inputs, EDITS[name].acts)
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[real], want[real], rtol=0, atol=1e-4)
 
@@ -122,7 +122,7 @@ def test_decode_steps_are_checked_for_themselves(name: str) -> None:
     def only_decoding(logits: Tensor, past: int) -> Tensor:
         return logits if past == 0 else sink(logits, past)
 
-    with running(model, only_decoding), attach(model.model, METHODS[name].acts):
+    with running(model, only_decoding), attach(model.model, EDITS[name].acts):
         out = model.model(**inputs, use_cache=True)
         with pytest.raises(RuntimeError, match="layer 0"):
             model.model(input_ids=torch.tensor([[7]]), past_key_values=out.past_key_values)
@@ -164,11 +164,11 @@ def test_attention_dropout_is_refused_while_training(name: str) -> None:
     for layer in model.model.get_decoder().layers:
         layer.self_attn.attention_dropout = 0.1
     inputs = ask(model, (SHORT, [0]))
-    want = logits(tiny("llava"), inputs, METHODS[name].acts)
-    assert torch.equal(logits(model, inputs, METHODS[name].acts), want)
+    want = logits(tiny("llava"), inputs, EDITS[name].acts)
+    assert torch.equal(logits(model, inputs, EDITS[name].acts), want)
     model.model.train()
     with pytest.raises(NotImplementedError, match=r"dropout=0.1.*eval"):
-        logits(model, inputs, METHODS[name].acts)
+        logits(model, inputs, EDITS[name].acts)
 
 
 def calls(model: Tiny, how: str) -> None:
@@ -206,4 +206,4 @@ def test_a_layer_that_is_not_edited_in_whole_raises(name: str, how: str, message
     calls(model, how)
     inputs = ask(model, (SHORT, [0]), (SHORT, [1]))
     with pytest.raises(RuntimeError, match=message):
-        logits(model, inputs, METHODS[name].acts, use_cache=False)
+        logits(model, inputs, EDITS[name].acts, use_cache=False)

@@ -13,7 +13,7 @@ import torch
 import transformers as hf
 from asking import literally
 from census_lvlm import CHANGES, EVERY, PROMPT, bare_host, pictures, prompts, tiny_model
-from matrix import METHODS, support_table
+from matrix import EDITS, support_table
 from tiny import Tiny, tiny
 from torch import nn
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -86,7 +86,7 @@ def tiny_model_unknown(family: str) -> Any:
 @pytest.mark.parametrize("name", ["pai", "vaf", "var", "vhr"])
 def test_it_is_accepted_if_edits_are_exact_there(made_up: str, name: str) -> None:
     model, inputs = tiny_model_unknown(made_up), prompts(made_up, PROMPT)
-    spec = census.spec_for(find_host(model, unknown="check"), METHODS[name])
+    spec = census.spec_for(find_host(model, unknown="check"), EDITS[name])
     with attach(model, spec, unknown="check") as run:
         edited = model(**inputs).logits
     assert run.report().fired
@@ -255,7 +255,7 @@ def test_edits_within_short_windows_equal_their_literal_form(
     assert {site.window for site in host.sites} == {12, None}
     with pictures(model):
         for name in ("pai", "vaf", "var", "vhr-mask"):
-            with attach(model.model, census.spec_for(host, METHODS[name])) as run:
+            with attach(model.model, census.spec_for(host, EDITS[name])) as run:
                 edited = census.run(model, inputs)
             with literally(model, inputs, run.specs):
                 literal = census.run(model, inputs)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask
-from matrix import METHODS
+from matrix import EDITS
 from tiny import tiny
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from regaze.hooks import attach
 from regaze.interventions import Intervention
 
 IDS = ("pai", "vaf", "var", "var-code", "vhr", "vhr-mask")
-EVERY = [METHODS[name].acts for name in ("pai", "vaf", "var", "vhr")]
+EVERY = [EDITS[name].acts for name in ("pai", "vaf", "var", "vhr")]
 ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
 
 
@@ -48,7 +48,7 @@ def gradient(
 @pytest.mark.parametrize("name", IDS)
 @pytest.mark.parametrize("rows", [ROWS[:1], ROWS], ids=["one", "two"])
 def test_checkpointing_gives_the_same_gradient(name: str, rows: list[Row], reentrant: bool) -> None:
-    specs = [METHODS[name].acts]
+    specs = [EDITS[name].acts]
     want = gradient("llava", specs, rows)
     assert want.isfinite().all()
     assert want.norm() > 1e-3
@@ -72,7 +72,7 @@ def test_gradients_are_those_of_differences(name: str) -> None:
     model = tiny("llava", fresh=True).model
     weight = model.get_decoder().layers[-1].self_attn.v_proj.weight
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    with attach(model, METHODS[name].acts):
+    with attach(model, EDITS[name].acts):
         loss_of(model, "llava", ROWS).backward()
         slope = float((weight.grad * direction).sum())
         values = []
@@ -104,7 +104,7 @@ def test_the_backward_pass_may_run_on_another_thread_and_after_other_passes(
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_a_backward_pass_after_detaching_raises(reentrant: bool) -> None:
     model = model_for("llava", reentrant)
-    with attach(model, METHODS["pai"].acts):
+    with attach(model, EDITS["pai"].acts):
         loss = loss_of(model, "llava", ROWS[:1])
     with pytest.raises(RuntimeError, match="detached before the backward pass"):
         loss.backward()
@@ -114,7 +114,7 @@ def test_a_pass_from_before_attaching_cannot_be_run_again() -> None:
     model = model_for("llava", False)
     loss = loss_of(model, "llava", ROWS[:1])
     with (
-        attach(model, METHODS["pai"].acts),
+        attach(model, EDITS["pai"].acts),
         pytest.raises(RuntimeError, match="gradient_checkpointing_disable"),
     ):
         loss.backward()
@@ -138,7 +138,7 @@ def test_a_tower_that_keeps_arguments_to_itself_is_not_checkpointed(
     monkeypatch.setattr(tower, "forward", forward)
     ids = ask(tiny("llava"), (SHORT, []))["input_ids"]
     with (
-        attach(model, METHODS["pai"].acts),
+        attach(model, EDITS["pai"].acts),
         pytest.raises(NotImplementedError, match="gradient_checkpointing_disable"),
     ):
         model.get_decoder()(input_ids=ids)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
 from traces import trace
@@ -26,7 +26,7 @@ from regaze.hooks import attach, capture
 from regaze.hooks.dispatch import SEATS
 
 HOME = str(Path(regaze.hooks.__file__).parent)
-ALL: list[Any] = [*(METHODS[name].acts for name in MAIN), Spec(Raise("all"))]
+ALL: list[Any] = [*(EDITS[name].acts for name in MAIN), Spec(Raise("all"))]
 """One of each method, and an edit of the vision tower."""
 PLACES = (
     "embed_tokens", "layers.0", "layers.1.self_attn", "layers.1.self_attn.o_proj", "layers.2.mlp",
@@ -96,7 +96,7 @@ def test_an_interrupt_ends_the_block_and_detaches(model: Tiny, name: str) -> Non
         raise KeyboardInterrupt
 
     handle = layer.register_forward_hook(fail)
-    with pytest.raises(KeyboardInterrupt), attach(model.model, METHODS[name].acts):
+    with pytest.raises(KeyboardInterrupt), attach(model.model, EDITS[name].acts):
         run(model)
     handle.remove()
     assert_untouched(model, before, plain)
@@ -106,7 +106,7 @@ def test_an_interrupt_ends_the_block_and_detaches(model: Tiny, name: str) -> Non
 @pytest.mark.parametrize("name", [*MAIN, "all"])
 def test_interrupts_at_random_moments_leave_nothing(model: Tiny, name: str) -> None:
     plain, before = run(model), trace(model.model)
-    specs = ALL if name == "all" else [METHODS[name].acts]
+    specs = ALL if name == "all" else [EDITS[name].acts]
     inputs = ask(model, (SHORT, [0]))
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -164,7 +164,7 @@ def interrupted(number: int) -> Iterator[Interrupt]:
 
 def test_an_interrupt_at_any_line_of_attach_leaves_nothing(model: Tiny) -> None:
     plain, before = run(model), trace(model.model)
-    specs: list[Any] = [METHODS["vhr"].acts, METHODS["var"].acts, Spec(Raise("all"))]
+    specs: list[Any] = [EDITS["vhr"].acts, EDITS["var"].acts, Spec(Raise("all"))]
     number, went_through = 0, False
     while not went_through:
         number += 1
@@ -265,7 +265,7 @@ def test_what_an_interrupted_call_read_is_not_taken_for_the_next_ones(model: Tin
 
     embeddings = torch.randn(*inputs["input_ids"].shape, tower.config.hidden_size)
     for target in (model.model, model.model.model):
-        with attach(target, METHODS["pai"].acts):
+        with attach(target, EDITS["pai"].acts):
             handle = tower.layers[0].register_forward_hook(fail)
             with pytest.raises(KeyboardInterrupt):
                 model.model(**inputs)

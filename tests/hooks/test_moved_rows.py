@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import tiny
 from torch import Tensor
 
@@ -48,7 +48,7 @@ def decode(model: Any, cache: Any, mask: Tensor, steps: int = 3) -> Tensor:
 def test_rows_keep_what_is_known_of_them(name: str, move: str, copied: bool) -> None:
     model, (go, rows) = tiny("llava"), MOVES[move]
     inputs = ask(model, *ROWS)
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         cache = model.model(**inputs, use_cache=True).past_key_values
         kept, mask = copy.deepcopy(cache), inputs["attention_mask"]
         want = decode(model.model, kept if not copied else cache, mask)
@@ -62,7 +62,7 @@ def test_rows_keep_what_is_known_of_them(name: str, move: str, copied: bool) -> 
 def test_a_batch_that_changes_by_itself_raises() -> None:
     model = tiny("llava")
     inputs = ask(model, *ROWS)
-    with attach(model.model, METHODS["pai"].acts):
+    with attach(model.model, EDITS["pai"].acts):
         cache = model.model(**inputs, use_cache=True).past_key_values
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:1], layer.values[:1]
@@ -86,7 +86,7 @@ class Remembering(Edit):
 @torch.no_grad()
 def test_state_that_cannot_follow_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llava")
-    spec = METHODS["pai"].acts
+    spec = EDITS["pai"].acts
     monkeypatch.setattr(type(spec), "bind", lambda self, host: Remembering())
     with attach(model.model, spec):
         cache = model.model(**ask(model, *ROWS), use_cache=True).past_key_values

@@ -11,7 +11,7 @@ import torch
 from asking import literally
 from flash import use_flash
 from flex import plain_flex
-from matrix import LAYERS
+from methods import LAYERS
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import StaticCache

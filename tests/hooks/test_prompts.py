@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask, logits
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -38,7 +38,7 @@ def encode(model: Tiny, *rows: Row, cache: Any = None) -> Any:
 
 def decoded(model: Tiny, name: str, row: Row, count: int = 3) -> list[Tensor]:
     """Logits of a few steps after a prompt, with nothing else under way."""
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         cache = encode(model, row)
         return [step(model, cache, 30 + number) for number in range(count)]
 
@@ -54,7 +54,7 @@ def test_prompts_are_decoded_in_turns(name: str, made: bool) -> None:
     model = tiny("llava")
     rows: list[Row] = [(SHORT, [0]), (LONG, [1]), (SHORT, [])]
     want = [decoded(model, name, row) for row in rows]
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         caches = [encode(model, row, cache=None if made else empty(model)) for row in rows]
         for number in range(3):
             for cache, steps in zip(caches, want, strict=True):
@@ -80,7 +80,7 @@ def test_prefixes_of_several_pictures_answer_several_questions(name: str, how: s
     def whole(number: int, question: Tensor) -> Tensor:
         ids = torch.cat([prefix(number)["input_ids"], question], 1)
         inputs = {**prefix(number), "input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        return logits(model, inputs, METHODS[name].acts)[:, -1]
+        return logits(model, inputs, EDITS[name].acts)[:, -1]
 
     def fork(cache: DynamicCache) -> DynamicCache:
         if how == "deepcopy":
@@ -92,7 +92,7 @@ def test_prefixes_of_several_pictures_answer_several_questions(name: str, how: s
         return twin
 
     want = [[whole(number, question) for number in (0, 1)] for question in questions]
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         caches = [empty(model) for _ in TEXTS]
         for number, cache in enumerate(caches):
             with run.partial_prompt():
@@ -111,7 +111,7 @@ def test_prefixes_of_several_pictures_answer_several_questions(name: str, how: s
 @torch.no_grad()
 def test_a_shallow_copy_that_shares_its_columns_is_refused_when_they_have_moved_on() -> None:
     model = tiny("llava")
-    with attach(model.model, METHODS["pai"].acts):
+    with attach(model.model, EDITS["pai"].acts):
         cache = encode(model, (SHORT, [0]))
         twin = copy.copy(cache)
         step(model, cache)
@@ -127,7 +127,7 @@ def test_a_reused_static_cache_holds_the_latest_prompt(name: str) -> None:
     cache = StaticCache(config=config, max_cache_len=64)
     rows: list[Row] = [(LONG, [1]), (SHORT, [0]), (SHORT, []), (LONG, [1])]
     want = [decoded(model, name, row) for row in rows]
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         for row, steps in zip(rows, want, strict=True):
             cache.reset()
             encode(model, row, cache=cache)
@@ -143,7 +143,7 @@ def test_a_cache_that_a_pass_broke_off_is_nobodys() -> None:
     def fail(*_: Any) -> None:
         raise MemoryError
 
-    with attach(model.model, METHODS["pai"].acts):
+    with attach(model.model, EDITS["pai"].acts):
         cache = encode(model, (SHORT, [0]))
         handle = layer.register_forward_pre_hook(fail)
         with pytest.raises(MemoryError):
@@ -157,16 +157,16 @@ def test_a_cache_that_a_pass_broke_off_is_nobodys() -> None:
 @torch.no_grad()
 def test_an_intervention_attached_in_the_middle_of_a_prompt_raises(name: str) -> None:
     model = tiny("llava", fresh=True)
-    with attach(model.model, METHODS["vaf"].acts):
+    with attach(model.model, EDITS["vaf"].acts):
         cache = encode(model, (SHORT, [0]))
-        with attach(model.model, METHODS[name].acts), pytest.raises(ValueError, match="middle"):
+        with attach(model.model, EDITS[name].acts), pytest.raises(ValueError, match="middle"):
             step(model, cache)
 
 
 @torch.no_grad()
 def test_a_cache_is_written_to_a_file_without_what_is_known_of_it() -> None:
     model = tiny("llava")
-    with attach(model.model, METHODS["var"].acts):
+    with attach(model.model, EDITS["var"].acts):
         cache = encode(model, (SHORT, [0]))
         loaded = pickle.loads(pickle.dumps(cache))
         with pytest.raises(ValueError, match="attach first"):
@@ -178,8 +178,8 @@ def test_a_cache_is_written_to_a_file_without_what_is_known_of_it() -> None:
 def test_feeding_the_last_token_of_a_prompt_again_changes_nothing(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    want = logits(model, inputs, METHODS[name].acts)[:, -1]
-    with attach(model.model, METHODS[name].acts):
+    want = logits(model, inputs, EDITS[name].acts)[:, -1]
+    with attach(model.model, EDITS[name].acts):
         cache = encode(model, (SHORT, [0]))
         cache.crop(-1)
         again = {"input_ids": inputs["input_ids"][:, -1:], "past_key_values": cache}
@@ -190,7 +190,7 @@ def test_feeding_the_last_token_of_a_prompt_again_changes_nothing(name: str) -> 
 @torch.no_grad()
 def test_rows_that_are_moved_behind_the_cache_s_back_raise(rows: list[int]) -> None:
     model = tiny("llava")
-    with attach(model.model, METHODS["vaf"].acts):
+    with attach(model.model, EDITS["vaf"].acts):
         cache = encode(model, (SHORT, [0]), (SHORT, [1]))
         for layer in cache.layers:
             layer.batch_select_indices(torch.tensor(rows))
@@ -202,7 +202,7 @@ def test_rows_that_are_moved_behind_the_cache_s_back_raise(rows: list[int]) -> N
 @torch.no_grad()
 def test_rows_that_change_places_with_their_like_are_beams(name: str) -> None:
     model = tiny("llava")
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         cache = encode(model, (SHORT, [0]), (LONG, [1]))
         want = step(model, copy.deepcopy(cache))
         cache.batch_repeat_interleave(2)
@@ -229,8 +229,8 @@ def test_a_capture_follows_the_latest_prompt_only() -> None:
 def test_heads_stay_where_the_same_prompt_is_rolled_back_and_else_it_raises() -> None:
     model = tiny("llava")
     ids = ask(model, (SHORT, [0]))["input_ids"]
-    want = logits(model, ask(model, (SHORT, [0])), METHODS["vhr"].acts)[:, -1]
-    with attach(model.model, METHODS["vhr"].acts):
+    want = logits(model, ask(model, (SHORT, [0])), EDITS["vhr"].acts)[:, -1]
+    with attach(model.model, EDITS["vhr"].acts):
         cache = encode(model, (SHORT, [0]))
         cache.crop(-2)
         again = model.model(input_ids=ids[:, -2:], past_key_values=cache).logits[:, -1]

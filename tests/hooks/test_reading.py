@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
 
@@ -37,13 +37,13 @@ def test_spans_tell_what_ids_would(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]), (LONG, [1]), (SHORT, []))
     mixed = embedded(model, inputs)
-    with attach(model.model, METHODS[name].acts, spans=spans_of(model, inputs)), torch.no_grad():
+    with attach(model.model, EDITS[name].acts, spans=spans_of(model, inputs)), torch.no_grad():
         told = model.model(**inputs).logits
         embeddings = model.model(**mixed).logits
         generated = model.model.generate(**inputs, max_new_tokens=3, num_beams=2)
-    assert torch.equal(told, logits(model, inputs, METHODS[name].acts))
+    assert torch.equal(told, logits(model, inputs, EDITS[name].acts))
     torch.testing.assert_close(embeddings, told, rtol=0, atol=1e-4)
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         assert torch.equal(generated, model.model.generate(**inputs, max_new_tokens=3, num_beams=2))
 
 
@@ -51,8 +51,8 @@ def test_spans_tell_what_ids_would(name: str) -> None:
 def test_spans_choose_a_part_of_the_image(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    whole = logits(model, inputs, METHODS[name].acts)
-    with attach(model.model, METHODS[name].acts, spans={"image": [(3, 6)]}), torch.no_grad():
+    whole = logits(model, inputs, EDITS[name].acts)
+    with attach(model.model, EDITS[name].acts, spans={"image": [(3, 6)]}), torch.no_grad():
         part = model.model(**inputs).logits
     assert (part - whole)[0, -1].abs().max() > 0.01
 
@@ -62,15 +62,15 @@ def test_one_mapping_of_spans_serves_every_row() -> None:
     inputs = ask(model, (SHORT, [0]), (SHORT, [1]))
     (spans, other) = spans_of(model, inputs)
     assert spans == other
-    with attach(model.model, METHODS["vaf"].acts, spans=spans), torch.no_grad():
+    with attach(model.model, EDITS["vaf"].acts, spans=spans), torch.no_grad():
         told = model.model(**inputs).logits
-    assert torch.equal(told, logits(model, inputs, METHODS["vaf"].acts))
+    assert torch.equal(told, logits(model, inputs, EDITS["vaf"].acts))
 
 
 def test_embeddings_without_spans_raise_and_say_so() -> None:
     model = tiny("llava")
     given = embedded(model, ask(model, (SHORT, [0])))
-    with attach(model.model, METHODS["pai"].acts), pytest.raises(ValueError, match="spans="):
+    with attach(model.model, EDITS["pai"].acts), pytest.raises(ValueError, match="spans="):
         model.model(**given)
 
 
@@ -86,7 +86,7 @@ def test_spans_that_do_not_fit_the_batch_raise(spans: Any, message: str) -> None
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]), (SHORT, [1]), (SHORT, [2]))
     with (
-        attach(model.model, METHODS["pai"].acts, spans=spans),
+        attach(model.model, EDITS["pai"].acts, spans=spans),
         pytest.raises(ValueError, match=message),
     ):
         model.model(**inputs)
@@ -94,7 +94,7 @@ def test_spans_that_do_not_fit_the_batch_raise(spans: Any, message: str) -> None
 
 def test_a_batch_that_changes_within_a_prompt_raises() -> None:
     model = tiny("llava")
-    with attach(model.model, METHODS["pai"].acts), torch.no_grad():
+    with attach(model.model, EDITS["pai"].acts), torch.no_grad():
         two = model.model(**ask(model, (SHORT, [0]), (SHORT, [1])), use_cache=True)
         three = two.past_key_values
         for layer in three.layers:
@@ -109,9 +109,9 @@ def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
     inputs = ask(model, (SHORT, [0]))
     needs_scores = call == "the inner model"
     specs = [
-        METHODS[name].acts
+        EDITS[name].acts
         for name in MAIN
-        if not (needs_scores and METHODS[name].decides == "prediction")
+        if not (needs_scores and EDITS[name].decides == "prediction")
     ]
     want = logits(model, inputs, *specs)
     rest = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
@@ -130,7 +130,7 @@ def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
 def test_what_waits_for_a_prediction_raises_where_none_is_made() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS["adaptvis"].acts), torch.no_grad():
+    with attach(model.model, EDITS["adaptvis"].acts), torch.no_grad():
         with pytest.raises(NotImplementedError, match="without its output layer"):
             model.model.model(**inputs)
         with pytest.raises(RuntimeError, match="was called directly"):
@@ -144,7 +144,7 @@ def test_the_text_tower_can_be_called_alone() -> None:
     tower: Any = model.model.get_decoder()
     with torch.no_grad():
         plain = tower(ids).last_hidden_state
-        with attach(model.model, METHODS["pai"].acts, METHODS["vhr"].acts):
+        with attach(model.model, EDITS["pai"].acts, EDITS["vhr"].acts):
             assert torch.equal(tower(ids).last_hidden_state, plain)
             assert torch.equal(tower(ids, torch.ones_like(ids)).last_hidden_state, plain)
 
@@ -153,9 +153,9 @@ def test_tuples_are_returned_where_they_are_asked_for() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     for name in MAIN:
-        with attach(model.model, METHODS[name].acts), torch.no_grad():
+        with attach(model.model, EDITS[name].acts), torch.no_grad():
             as_tuple = model.model(**inputs, return_dict=False)[0]
-        assert torch.equal(as_tuple, logits(model, inputs, METHODS[name].acts))
+        assert torch.equal(as_tuple, logits(model, inputs, EDITS[name].acts))
 
 
 def packed(model: Tiny) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def test_several_prompts_in_one_row_raise(told: str) -> None:
         inputs = {**inputs, "attention_mask": same.tril()[:, None], "position_ids": None}
         words = "hides tokens from the last row that see themselves"
     with pytest.raises(NotImplementedError, match=words):
-        logits(model, inputs, METHODS["vaf"].acts)
+        logits(model, inputs, EDITS["vaf"].acts)
 
 
 def test_a_mask_of_four_dimensions_shows_what_is_padding() -> None:
@@ -194,5 +194,5 @@ def test_a_mask_of_four_dimensions_shows_what_is_padding() -> None:
     seen = (real[:, None] & causal)[:, None]
     positions = (real.cumsum(1) - 1).clamp(min=0)
     told = {**inputs, "position_ids": positions}
-    want = logits(model, told, METHODS["vaf"].acts)
-    assert torch.equal(logits(model, {**told, "attention_mask": seen}, METHODS["vaf"].acts), want)
+    want = logits(model, told, EDITS["vaf"].acts)
+    assert torch.equal(logits(model, {**told, "attention_mask": seen}, EDITS["vaf"].acts), want)

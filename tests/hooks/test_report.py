@@ -7,22 +7,23 @@ import json
 import pytest
 import torch
 from asking import LONG, SHORT, answer_and_report, ask, logits
-from matrix import LAYERS, MAIN, METHODS
+from matrix import EDITS, MAIN
+from methods import LAYERS
 from tiny import tiny
 
 from regaze.hooks import attach
 from regaze.interventions import PAI, VAF, VAR, VHR
 
 
-@pytest.mark.parametrize("name", [name for name in MAIN if METHODS[name].decides != "prediction"])
+@pytest.mark.parametrize("name", [name for name in MAIN if EDITS[name].decides != "prediction"])
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
 def test_every_forward_pass_counts_once_per_layer(family: str, name: str) -> None:
     model = tiny(family)
-    _, report = answer_and_report(model, ask(model, (SHORT, [0])), METHODS[name].acts, tokens=4)
+    _, report = answer_and_report(model, ask(model, (SHORT, [0])), EDITS[name].acts, tokens=4)
     one = report.interventions[0]
     assert one.prompts == 1
     assert [(layer.layer, layer.calls) for layer in one.layers] == [
-        (i, 4) for i in METHODS[name].layers
+        (i, 4) for i in EDITS[name].layers
     ]
     assert one.fired
     assert report.fired
@@ -113,7 +114,7 @@ def test_what_is_off_by_its_settings_raises_no_alarm() -> None:
 def test_a_report_is_a_record_that_lasts() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, *(METHODS[name].acts for name in MAIN)) as run, torch.no_grad():
+    with attach(model.model, *(EDITS[name].acts for name in MAIN)) as run, torch.no_grad():
         model.model(**inputs)
         early = run.report()
         model.model(**inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from asking import LONG, SHORT, ask
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from tiny import tiny
 
 from regaze.hooks import attach, capture, rows
@@ -22,7 +22,7 @@ def test_rows_in_parts_equal_rows_at_once(
     for limit in (rows.MOST_ELEMENTS, most):
         monkeypatch.setattr(rows, "MOST_ELEMENTS", limit)
         with (
-            attach(model.model, *(METHODS[name].acts for name in MAIN)),
+            attach(model.model, *(EDITS[name].acts for name in MAIN)),
             capture(model.model, rows="text") as seen,
             torch.no_grad(),
         ):
@@ -41,10 +41,10 @@ def test_parts_count_as_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     reports = []
     for limit in (rows.MOST_ELEMENTS, 300):
         monkeypatch.setattr(rows, "MOST_ELEMENTS", limit)
-        with attach(model.model, METHODS[name].acts) as run, torch.no_grad():
+        with attach(model.model, EDITS[name].acts) as run, torch.no_grad():
             model.model(**inputs)
         reports.append(run.report().interventions[0])
     at_once, in_parts = reports
-    assert [layer.calls for layer in in_parts.layers] == [1] * len(METHODS[name].layers)
-    assert [layer.calls for layer in at_once.layers] == [1] * len(METHODS[name].layers)
+    assert [layer.calls for layer in in_parts.layers] == [1] * len(EDITS[name].layers)
+    assert [layer.calls for layer in at_once.layers] == [1] * len(EDITS[name].layers)
     assert in_parts.fired

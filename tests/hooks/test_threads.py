@@ -11,7 +11,7 @@ import pytest
 import torch
 from asking import LONG, SHORT, Row, ask
 from flash import use_flash
-from matrix import MAIN, METHODS
+from matrix import EDITS, MAIN
 from threads import together
 from tiny import Tiny, tiny
 
@@ -50,10 +50,10 @@ def sayers(model: Tiny, rows: Sequence[Row], **options: Any) -> list[Callable[[]
 def test_threads_get_what_they_would_get_alone(name: str, options: dict[str, Any]) -> None:
     model = tiny("llava", fresh=True)
     jobs = sayers(model, ROWS, **options)
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         want = [job() for job in jobs]
         alone = run.report().interventions[0]
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         for _ in range(3):
             assert together(*jobs) == want
         report = run.report().interventions[0]
@@ -66,7 +66,7 @@ def test_threads_get_what_they_would_get_alone(name: str, options: dict[str, Any
 def test_all_methods_together_in_threads() -> None:
     model = tiny("qwen2_vl", fresh=True)
     jobs = sayers(model, ROWS)
-    with attach(model.model, *(METHODS[name].acts for name in MAIN)):
+    with attach(model.model, *(EDITS[name].acts for name in MAIN)):
         want = [job() for job in jobs]
         for _ in range(3):
             assert together(*jobs) == want
@@ -77,7 +77,7 @@ def test_threads_with_flash_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llava", fresh=True)
     use_flash(model.model, monkeypatch)
     jobs = sayers(model, ROWS)
-    with attach(model.model, METHODS["vhr"].acts, METHODS["var"].acts):
+    with attach(model.model, EDITS["vhr"].acts, EDITS["var"].acts):
         want = [job() for job in jobs]
         for _ in range(3):
             assert together(*jobs) == want
@@ -89,7 +89,7 @@ def test_a_partial_prompt_is_that_of_its_own_thread() -> None:
     inputs = ask(model, (SHORT, [0]))
     inside, done = threading.Event(), threading.Event()
 
-    with attach(model.model, METHODS["pai"].acts) as run:
+    with attach(model.model, EDITS["pai"].acts) as run:
         want = model.model(**inputs).logits
 
         def hold() -> None:
@@ -162,7 +162,7 @@ def test_a_look_for_sinks_that_ends_within_a_pass_leaves_that_pass_alone() -> No
 def test_pausing_restores_what_was() -> None:
     model = tiny("llava", fresh=True)
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS["pai"].acts), torch.no_grad():
+    with attach(model.model, EDITS["pai"].acts), torch.no_grad():
         want = model.model(**inputs).logits
         with attach(model.model, VAR(tau=0.2)):
             pass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, answer_and_report, ask, logits
-from matrix import LAYERS
+from methods import LAYERS
 from tiny import tiny
 
 from regaze.hooks import attach

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, ask, logits
-from matrix import MAIN, METHODS, Method, pairs
+from matrix import EDITS, MAIN, pairs
+from methods import Method
 from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
@@ -47,9 +48,9 @@ def test_samples_with_one_and_two_images_share_a_batch(family: str, method: Meth
 def test_a_right_padded_batch_equals_single_samples(name: str) -> None:
     model = tiny("llava", fresh=True)
     model.processor.tokenizer.padding_side = "right"
-    batch = logits(model, ask(model, *ROWS), METHODS[name].acts)
+    batch = logits(model, ask(model, *ROWS), EDITS[name].acts)
     for together, row in zip(batch, ROWS, strict=True):
-        alone = logits(model, ask(model, row), METHODS[name].acts)[0]
+        alone = logits(model, ask(model, row), EDITS[name].acts)[0]
         torch.testing.assert_close(together[: len(alone)], alone, rtol=0, atol=1e-4)
 
 
@@ -71,7 +72,7 @@ def generate(model: Any, inputs: dict[str, Any]) -> list[int]:
 def test_the_same_prompt_asked_again_gives_the_same(name: str) -> None:
     model = tiny("qwen2_vl")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS[name].acts), torch.no_grad():
+    with attach(model.model, EDITS[name].acts), torch.no_grad():
         first = model.model(**inputs).logits
         generate(model, ask(model, (LONG, [1])))
         again = model.model(**inputs).logits
@@ -82,7 +83,7 @@ def test_the_same_prompt_asked_again_gives_the_same(name: str) -> None:
 def test_the_order_of_rows_in_a_batch_does_not_matter(name: str) -> None:
     model = tiny("llava")
     rows: list[Row] = [*ROWS, (SHORT, [2])]
-    alone = [answer(model, ask(model, row), METHODS[name].acts)[0] for row in rows]
+    alone = [answer(model, ask(model, row), EDITS[name].acts)[0] for row in rows]
     for order in itertools.permutations(range(3)):
-        batch = answer(model, ask(model, *(rows[i] for i in order)), METHODS[name].acts)
+        batch = answer(model, ask(model, *(rows[i] for i in order)), EDITS[name].acts)
         assert batch == [alone[i] for i in order]

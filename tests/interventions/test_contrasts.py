@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
-from matrix import CONTRASTS, LAYERS, Method, pairs
+from matrix import CONTRASTS, pairs
+from methods import LAYERS, Method
+from threads import together
 from tiny import Tiny, tiny
 from torch import Tensor
+from traces import trace
 
 from regaze.hooks import attach
 from regaze.hooks.host import find_host
@@ -89,13 +92,50 @@ def test_the_first_token_of_beams_and_samples_is_contrasted_row_by_row(name: str
     assert beams.shape[0] == 1
 
 
-@pytest.mark.parametrize("name", CONTRASTS)
+@pytest.mark.parametrize("name", [n for n, one in CONTRASTS.items() if not one.excused("idle")])
 def test_strength_zero_changes_nothing(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, *ROWS)
     assert torch.equal(logits(model, inputs, CONTRASTS[name].idle), logits(model, inputs))
     _, report = answer_and_report(model, inputs, CONTRASTS[name].idle)
     assert report.interventions[0].exempt and not report.interventions[0].fired
+
+
+ONCE = pytest.mark.parametrize("name", [n for n, one in CONTRASTS.items() if not one.like])
+
+
+@ONCE
+def test_detaching_leaves_no_trace(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, *ROWS)
+    plain, before = logits(model, inputs), trace(model.model)
+    assert not torch.equal(logits(model, inputs, CONTRASTS[name].acts), plain)
+    assert trace(model.model) == before
+    assert torch.equal(logits(model, inputs), plain)
+
+
+@ONCE
+def test_autocast_stays_close_to_full_precision(name: str) -> None:
+    model = tiny("llava")
+    inputs, spec = ask(model, *ROWS), CONTRASTS[name].acts
+    full = logits(model, inputs, spec)[:, -1]
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = logits(model, inputs, spec)[:, -1].float()
+    kept = full.isfinite() & cast.isfinite()
+    assert kept.float().mean() > 0.5
+    assert (cast - full)[kept].abs().mean() < 0.1 * full[kept].std()
+
+
+@ONCE
+def test_threads_do_not_see_each_other(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    asked = [ask(model, row) for row in ROWS]
+    with attach(model.model, CONTRASTS[name].acts, processor=model.processor), torch.no_grad():
+        jobs = [lambda one=one: model.model(**one).logits for one in asked]
+        want = [job() for job in jobs]
+        for _ in range(3):
+            got = together(*jobs)
+            assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
 @pytest.mark.parametrize("name", IMAGE_METHODS)
@@ -123,6 +163,24 @@ def test_nothing_to_contrast_with_raises_and_rows_without_an_image_keep_their_sc
     edited, plain = logits(model, inputs, spec), logits(model, inputs)
     torch.testing.assert_close(edited[1], plain[1], rtol=0, atol=1e-5)
     assert (edited[0, -1] - plain[0, -1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("divergence", ["mixture", "jsd"])
+def test_dola_contrasts_exits_that_leave_no_probability_to_most_tokens(
+    divergence: Literal["mixture", "jsd"],
+) -> None:
+    """Streams of real models hold values in the thousands, and exits read them without a norm."""
+    model = tiny("llava")
+    weight = model.model.get_input_embeddings().weight
+    kept = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(2000)
+            exits = model.model.lm_head(weight[3:40]).softmax(-1)
+        assert (exits == 0).float().mean() > 0.5
+        check(model, ask(model, (SHORT, [])), DoLa(candidates=LAYERS, divergence=divergence))
+    finally:
+        weight.data.copy_(kept)
 
 
 def test_dola_needs_no_picture() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, literally
-from matrix import LAYERS, METHODS, SINKS, Method, pairs
+from matrix import EDITS, pairs
+from methods import LAYERS, SINKS, Method
 from tiny import FAMILIES, Tiny, tiny
 
 from regaze.hooks import attach
@@ -43,7 +44,7 @@ def check(model: Tiny, inputs: dict[str, Any], *specs: Intervention) -> None:
     torch.testing.assert_close(steps, steps_literal, rtol=0, atol=error)
 
 
-@pairs(*METHODS)
+@pairs(*EDITS)
 def test_fused_edits_equal_edited_maps(family: str, method: Method) -> None:
     model = tiny(family)
     check(model, ask(model, (SHORT, [0])), method.acts)
@@ -90,7 +91,7 @@ def test_edits_over_eager_attention_equal_edited_maps(family: str, method: Metho
 @pytest.mark.parametrize("order", [("pai", "vaf"), ("vaf", "pai"), ("var", "pai"), ("pai", "var")])
 def test_row_edits_act_on_logits_in_the_order_given(family: str, order: tuple[str, str]) -> None:
     model = tiny(family)
-    check(model, ask(model, (SHORT, [0])), *(METHODS[name].acts for name in order))
+    check(model, ask(model, (SHORT, [0])), *(EDITS[name].acts for name in order))
 
 
 @torch.no_grad()
@@ -99,7 +100,7 @@ def test_the_order_of_row_edits_matters() -> None:
     inputs = ask(model, (SHORT, [0]))
     results = []
     for order in (("vaf", "var"), ("var", "vaf")):
-        with attach(model.model, *(METHODS[name].acts for name in order)):
+        with attach(model.model, *(EDITS[name].acts for name in order)):
             results.append(model.model(**inputs).logits[0, -1])
     assert (results[0] - results[1]).abs().max() > 0.1
 
@@ -118,7 +119,7 @@ def test_head_scaling_within_the_sliding_window_equals_edited_maps(method: str) 
     for layer in model.model.get_decoder().layers:
         if layer.self_attn.sliding_window is not None:
             layer.self_attn.sliding_window = 64
-    check(model, ask(model, (SHORT, [0])), METHODS[method].acts)
+    check(model, ask(model, (SHORT, [0])), EDITS[method].acts)
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0])

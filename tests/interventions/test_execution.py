@@ -11,7 +11,8 @@ import torch
 from asking import LONG, SHORT, Row, answer, ask, logits
 from flash import use_flash
 from flex import plain_flex
-from matrix import LAYERS, MAIN, METHODS, Method, pairs
+from matrix import EDITS, MAIN, pairs
+from methods import LAYERS, Method
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import pipeline
@@ -22,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from regaze.hooks import attach
 from regaze.interventions import VAR, Intervention
 
-ALL = [METHODS[name].acts for name in MAIN]
+ALL = [EDITS[name].acts for name in MAIN]
 __all__ = ["plain_flex"]
 ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
 
@@ -67,7 +68,7 @@ def test_sliding_windows_that_the_kernel_applies_bound_what_edited_rows_see(
     name: str, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As `gemma3` tells for masks: the first image columns have left the last rows' window."""
-    spec = METHODS[name].acts
+    spec = EDITS[name].acts
     results = []
     for implementation in ("sdpa", base):
         model = tiny("mistral3", attn_implementation="sdpa", fresh=True)
@@ -114,7 +115,7 @@ def test_returned_attention_is_the_edited_one(family: str, name: str) -> None:
     real = inputs["attention_mask"].bool()
     outputs = [
         run(model, inputs, *specs, output_attentions=True, output_hidden_states=True)
-        for specs in ([METHODS[name].acts], [])
+        for specs in ([EDITS[name].acts], [])
     ]
     for maps in outputs[0].attentions:
         assert maps.shape[0] == 2
@@ -141,7 +142,7 @@ def run(model: Tiny, inputs: dict[str, Any], *specs: Intervention, **options: An
 def test_generate_returns_edited_attention_of_every_step(name: str) -> None:
     model = tiny("llava", attn_implementation="eager")
     inputs = ask(model, *ROWS)
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         made = model.model.generate(
             **inputs, max_new_tokens=3, output_attentions=True, return_dict_in_generate=True
         )
@@ -174,7 +175,7 @@ def test_dispatched_models_are_edited(name: str, place: str, tmp_path: Path) -> 
             offload_dir=str(tmp_path),
             main_device="cpu",
         )  # fmt: skip
-    spec = METHODS[name].acts
+    spec = EDITS[name].acts
     assert torch.equal(logits(model, inputs, spec), logits(tiny("llava"), inputs, spec))
     assert answer(model, inputs, spec) == answer(tiny("llava"), inputs, spec)
     assert torch.equal(logits(model, inputs), logits(tiny("llava"), inputs))
@@ -194,7 +195,7 @@ def test_compiled_models_are_edited_however_early_they_were_compiled() -> None:
     tower: Any = model.model.get_decoder()
     inputs, longer = ask(model, (SHORT, [0])), ask(model, (LONG, [1]))
     # PASTA's second kernel call rounds otherwise where its operands are laid out otherwise.
-    exact = [METHODS[name].acts for name in MAIN if name != "pasta"]
+    exact = [EDITS[name].acts for name in MAIN if name != "pasta"]
     cases = [(x, specs) for specs in (exact, ALL) for x in (inputs, longer)]
     want = [logits(tiny("llava"), x, *specs) for x, specs in cases]
     plain = logits(tiny("llava"), inputs)
@@ -215,7 +216,7 @@ def test_a_model_compiled_as_one_graph_raises_rather_than_skip_the_edit() -> Non
     tower.compile(backend="eager", fullgraph=True)
     plain = logits(model, inputs)
     with pytest.raises(torch._dynamo.exc.Unsupported):
-        logits(model, inputs, METHODS["pai"].acts)
+        logits(model, inputs, EDITS["pai"].acts)
     assert torch.equal(logits(model, inputs), plain)
 
 
@@ -243,9 +244,9 @@ def test_a_pipeline_is_a_target(name: str) -> None:
         return text
 
     plain = say()
-    with attach(pipe, METHODS[name].acts) as run:
+    with attach(pipe, EDITS[name].acts) as run:
         edited = say()
-    ids = answer(model, model.inputs([SHORT], [[picture]]), METHODS[name].acts)[0]
+    ids = answer(model, model.inputs([SHORT], [[picture]]), EDITS[name].acts)[0]
     said = model.processor.tokenizer.decode(ids, skip_special_tokens=True)
     assert edited == said.removeprefix("##")  # it continues the prompt
     assert run.report().fired
@@ -275,9 +276,9 @@ def test_a_users_own_attention_function_is_called_and_its_output_edited(name: st
     model = tiny("llava", fresh=True)
     model.model.get_decoder().config._attn_implementation = "tests_own"
     inputs = ask(model, *ROWS)
-    edited = logits(model, inputs, METHODS[name].acts)
+    edited = logits(model, inputs, EDITS[name].acts)
     assert set(calls) == {*LAYERS}
-    assert torch.equal(edited, logits(tiny("llava"), inputs, METHODS[name].acts))
+    assert torch.equal(edited, logits(tiny("llava"), inputs, EDITS[name].acts))
     assert model.model.get_decoder().config._attn_implementation == "tests_own"
 
 
@@ -286,8 +287,8 @@ def test_autocast_stays_close_to_full_precision(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, *ROWS)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = logits(model, inputs, METHODS[name].acts)
-    full = logits(model, inputs, METHODS[name].acts)
+        cast = logits(model, inputs, EDITS[name].acts)
+    full = logits(model, inputs, EDITS[name].acts)
     plain = logits(model, inputs)
     effect = (full - plain)[:, -1].abs().mean()
     assert (cast - full).abs().mean() < 0.05 * float(full.std()) + 0.2 * effect
@@ -313,11 +314,11 @@ def test_a_video_of_one_frame_is_edited_as_an_image_is(family: str, method: Meth
 def test_inference_mode_gives_the_same_and_leaves_nothing_behind(name: str) -> None:
     model = tiny("qwen2_vl")
     inputs = ask(model, *ROWS)
-    with attach(model.model, METHODS[name].acts):
+    with attach(model.model, EDITS[name].acts):
         with torch.inference_mode():
             inside = model.model(**inputs).logits.clone()
         with torch.no_grad():
             outside = model.model(**inputs).logits
             made = model.model.generate(**inputs, max_new_tokens=3)
     assert torch.equal(outside, inside)
-    assert made[:, -3:].tolist() == answer(model, inputs, METHODS[name].acts, tokens=3)
+    assert made[:, -3:].tolist() == answer(model, inputs, EDITS[name].acts, tokens=3)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, ask, literally, logits
-from matrix import MAIN, METHODS, Method, pairs
+from matrix import EDITS, MAIN, pairs
+from methods import Method
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache, set_seed
@@ -51,7 +52,7 @@ def test_each_beam_scores_what_edited_maps_give_it(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     options: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 3, "length_penalty": 0.0}
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         made = model.model.generate(
             **inputs, max_new_tokens=4, output_scores=True, return_dict_in_generate=True, **options
         )
@@ -76,9 +77,9 @@ def test_sampling_draws_as_it_would_without_an_intervention(name: str) -> None:
         set_seed(0)
         return answer(model, inputs, *specs, **options)
 
-    assert draw(METHODS[name].acts) == draw(METHODS[name].acts)
-    assert draw(METHODS[name].idle) == draw()
-    assert draw(METHODS[name].acts) != draw()
+    assert draw(EDITS[name].acts) == draw(EDITS[name].acts)
+    assert draw(EDITS[name].idle) == draw()
+    assert draw(EDITS[name].acts) != draw()
 
 
 @pairs("pai", "vaf", "var", families=("llava", "qwen2_vl"))
@@ -145,8 +146,8 @@ def test_a_prompt_in_parts_equals_the_prompt_in_one(name: str, where: str) -> No
     model = tiny("llava")  # columns: 3 system, 9 image, 8 question
     inputs = ask(model, (SHORT, [0]))
     length = inputs["input_ids"].shape[1]
-    whole = logits(model, inputs, METHODS[name].acts)
-    parts, fired = in_parts(model, inputs, [c % length for c in CUTS[where]], METHODS[name].acts)
+    whole = logits(model, inputs, EDITS[name].acts)
+    parts, fired = in_parts(model, inputs, [c % length for c in CUTS[where]], EDITS[name].acts)
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-4)
     assert fired
 
@@ -157,8 +158,8 @@ def test_a_padded_batch_in_parts_equals_the_batch_in_one(name: str) -> None:
     inputs = ask(model, (SHORT, [0]), ("is there a cat on it?", [1]))
     start = int(model.expected_image_columns(inputs)[0].nonzero().max()) + 1
     start = max(start, int(model.expected_image_columns(inputs)[1].nonzero().max()) + 1)
-    whole = logits(model, inputs, METHODS[name].acts)
-    parts, _ = in_parts(model, inputs, [start, start + 2], METHODS[name].acts)
+    whole = logits(model, inputs, EDITS[name].acts)
+    parts, _ = in_parts(model, inputs, [start, start + 2], EDITS[name].acts)
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(parts[real], whole[real], rtol=0, atol=1e-4)
 
@@ -177,7 +178,7 @@ def test_parts_may_end_anywhere_in_an_image(family: str, name: str) -> None:
     tower: Any = model.model.get_decoder()
     image = (ids[0] == model.image_token_id).nonzero().flatten()
     config = model.model.config.get_text_config()
-    with attach(model.model, METHODS[name].acts, processor=model.processor) as run:
+    with attach(model.model, EDITS[name].acts, processor=model.processor) as run:
         whole = tower(input_ids=ids).last_hidden_state
         for first, size in ((int(image[0]) + 2, 1), (int(image[3]), 5), (int(image[-1]), 40)):
             cache, parts, start = DynamicCache(config=config), [], 0
@@ -195,11 +196,11 @@ def test_parts_may_end_anywhere_in_an_image(family: str, name: str) -> None:
 def test_an_exception_in_a_partial_prompt_ends_the_part() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS["pai"].acts) as run, torch.no_grad():
+    with attach(model.model, EDITS["pai"].acts) as run, torch.no_grad():
         with pytest.raises(KeyError), run.partial_prompt():
             raise KeyError
         got = model.model(**inputs).logits
-    assert torch.equal(got, logits(model, inputs, METHODS["pai"].acts))
+    assert torch.equal(got, logits(model, inputs, EDITS["pai"].acts))
 
 
 @pytest.mark.parametrize("where", CUTS)
@@ -208,16 +209,16 @@ def test_a_method_that_needs_the_whole_prompt_raises_on_parts(where: str) -> Non
     inputs = ask(model, (SHORT, [0]))
     cuts = [c % inputs["input_ids"].shape[1] for c in CUTS[where]]
     with pytest.raises(NotImplementedError, match="whole prompt"):
-        in_parts(model, inputs, cuts, METHODS["vhr"].acts)
+        in_parts(model, inputs, cuts, EDITS["vhr"].acts)
     assert torch.equal(
-        logits(model, inputs, METHODS["vhr"].acts), logits(model, inputs, METHODS["vhr"].acts)
+        logits(model, inputs, EDITS["vhr"].acts), logits(model, inputs, EDITS["vhr"].acts)
     )
 
 
 def test_a_prompt_in_parts_that_is_not_said_to_go_on_ends_at_each_part() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    with attach(model.model, METHODS["pai"].acts) as run, torch.no_grad():
+    with attach(model.model, EDITS["pai"].acts) as run, torch.no_grad():
         cache = DynamicCache(config=model.model.config.get_text_config())
         first = {**inputs, "input_ids": inputs["input_ids"][:, :14], "past_key_values": cache}
         first["attention_mask"] = inputs["attention_mask"][:, :14]
@@ -225,13 +226,13 @@ def test_a_prompt_in_parts_that_is_not_said_to_go_on_ends_at_each_part() -> None
         assert run.report().fired
 
 
-@pytest.mark.parametrize("name", [name for name in MAIN if not METHODS[name].decides])
+@pytest.mark.parametrize("name", [name for name in MAIN if not EDITS[name].decides])
 @pytest.mark.parametrize("second", ["what color is the cat on the left?", "ok"])
 def test_a_second_turn_continues_a_kept_cache(name: str, second: str) -> None:
     """The same as feeding the generated tokens again one by one, and as editing maps."""
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    spec = METHODS[name].acts
+    spec = EDITS[name].acts
     question = model.processor.tokenizer(second, return_tensors="pt")["input_ids"]
 
     def talk() -> tuple[list[int], list[int], Tensor]:
@@ -280,7 +281,7 @@ def test_questions_may_share_an_encoded_prefix(name: str) -> None:
         model.processor.tokenizer("what is on the left?", return_tensors="pt")["input_ids"],
         torch.tensor([[60]]),
     ]
-    with attach(model.model, METHODS[name].acts) as run:
+    with attach(model.model, EDITS[name].acts) as run:
         shared = DynamicCache(config=config)
         with run.partial_prompt():
             model.model(**prefix, past_key_values=shared)
@@ -290,7 +291,7 @@ def test_questions_may_share_an_encoded_prefix(name: str) -> None:
         both = ask_of_cache(model, questions[0].repeat(2, 1), twice)
     for question, answered in zip(questions[:2], got, strict=False):
         whole = {"input_ids": torch.cat([prefix["input_ids"], question], 1), **pixels(inputs)}
-        with attach(model.model, METHODS[name].acts):
+        with attach(model.model, EDITS[name].acts):
             cache = DynamicCache(config=config)
             first = model.model(**whole, past_key_values=cache).logits[:, -1]
             rest = [
@@ -321,7 +322,7 @@ def test_prompts_decoded_in_turns_are_edited_right_or_refused(
         return model.model(**prompt, past_key_values=given, use_cache=True).past_key_values
 
     def decode(*prompts: dict[str, Any]) -> Tensor:
-        with attach(model.model, METHODS[name].acts):
+        with attach(model.model, EDITS[name].acts):
             caches = [encode(prompt) for prompt in prompts]
             step: Tensor = model.model(input_ids=token, past_key_values=caches[0]).logits
         return step
@@ -340,7 +341,7 @@ def test_prompts_decoded_in_turns_are_edited_right_or_refused(
 @pytest.mark.parametrize("name", MAIN)
 def test_without_a_cache_every_forward_pass_is_a_prompt_of_its_own(name: str) -> None:
     model = tiny("llava")
-    inputs, spec = ask(model, (SHORT, [0])), METHODS[name].acts
+    inputs, spec = ask(model, (SHORT, [0])), EDITS[name].acts
     if name == "ilvad":
         with pytest.raises(NotImplementedError, match="leave out use_cache=False"):
             logits(model, inputs, spec, use_cache=False)
@@ -378,8 +379,8 @@ def test_asking_for_more_logits_does_not_change_them(
 def test_asking_for_one_logit_does_not_change_it(name: str) -> None:
     model = tiny("qwen2_vl")
     inputs = ask(model, *ROWS)
-    last = logits(model, inputs, METHODS[name].acts, logits_to_keep=1)
-    every = logits(model, inputs, METHODS[name].acts)
+    last = logits(model, inputs, EDITS[name].acts, logits_to_keep=1)
+    every = logits(model, inputs, EDITS[name].acts)
     torch.testing.assert_close(last, every[:, -1:], rtol=0, atol=1e-5)
 
 
@@ -389,5 +390,5 @@ def test_a_cache_from_before_the_attachment_raises() -> None:
     cache = DynamicCache(config=model.model.config.get_text_config())
     with torch.no_grad():
         model.model(**inputs, past_key_values=cache)
-    with attach(model.model, METHODS["pai"].acts), pytest.raises(ValueError, match="attach first"):
+    with attach(model.model, EDITS["pai"].acts), pytest.raises(ValueError, match="attach first"):
         model.model(input_ids=torch.tensor([[7]]), past_key_values=cache)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from asking import LONG, SHORT, answer, answer_and_report, ask, logits
-from matrix import METHODS, Method, pairs
+from matrix import EDITS, pairs
+from methods import Method
 from tiny import FAMILIES, tiny
 
 from regaze.interventions import from_dict
@@ -15,7 +16,7 @@ MIXED = ("llava", "llava_next", "qwen2_vl", "qwen3_vl", "internvl", "gemma3", "m
 ROW_METHODS = ("pai", "vaf", "var", "var-code")
 
 
-@pairs(*METHODS)
+@pairs(*EDITS)
 def test_strength_zero_changes_nothing(family: str, method: Method) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]), (LONG, [1]))
@@ -62,7 +63,7 @@ def test_a_sample_without_image_is_left_alone_beside_one_with(family: str, metho
 def test_rows_that_a_method_does_not_edit_keep_their_bits(name: str) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    changed = logits(model, inputs, METHODS[name].acts)[0] != logits(model, inputs)[0]
+    changed = logits(model, inputs, EDITS[name].acts)[0] != logits(model, inputs)[0]
     image_end = int(model.expected_image_columns(inputs)[0].nonzero().max())
     edited = changed.any(-1).nonzero().flatten().tolist()
     last = inputs["input_ids"].shape[1] - 1

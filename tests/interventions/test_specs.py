@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matrix import METHODS, Method, pairs, usable
+from matrix import pairs, usable
+from methods import METHODS, Method
 from tiny import tiny
 
 from regaze.hooks import attach
@@ -28,7 +29,7 @@ from regaze.interventions import (
 )
 
 SPECS = [
-    *(spec for method in METHODS.values() for spec in (method.acts, method.idle)),
+    *(spec for method in METHODS.values() if not method.scenes for spec in method.specs),
     *(get(name)() for name in names()),  # type: ignore[abstract]
     VHR(heads="random", unbiased=False),
     PAI(alpha=-1, layers=(0,)),

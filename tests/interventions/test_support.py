@@ -12,15 +12,15 @@ from matrix import (
     ALL,
     CANNOT,
     CONTRASTS,
+    EDITS,
     LIMITS,
-    METHODS,
     NEEDS_PROCESSOR,
     SHOWN,
-    Method,
     pairs,
     support_table,
     usable,
 )
+from methods import Method
 from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
@@ -31,12 +31,12 @@ NAMES = [name for name in names(Intervention.acts_on) if get(name).stage == "att
 
 
 def test_every_method_and_every_field_of_the_matrix_is_known() -> None:
-    every = [*METHODS.values(), *CONTRASTS.values()]
+    every = [*EDITS.values(), *CONTRASTS.values()]
     assert {method.name for method in every} == set(NAMES)
     assert all(method.acts.literal() is not None for method in every)
     assert [ALL[name].name for name in SHOWN] == sorted(NAMES)
     assert set(FAMILIES) <= set(KNOWN)
-    assert {name for _, name in LIMITS} <= set(METHODS)
+    assert {name for _, name in LIMITS} <= set(EDITS)
 
 
 @pairs()
@@ -68,16 +68,16 @@ def test_limits_raise_and_say_what_to_do(family: str, method: str) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
     with pytest.raises((NotImplementedError, ValueError), match=LIMITS[family, method]):
-        logits(model, inputs, METHODS[method].acts)
+        logits(model, inputs, EDITS[method].acts)
     if method == "vhr":
-        assert logits(model, inputs, METHODS["vhr-mask"].acts).isfinite().all()
+        assert logits(model, inputs, EDITS["vhr-mask"].acts).isfinite().all()
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in NEEDS_PROCESSOR])
 def test_other_families_need_no_processor(family: str) -> None:
     model = tiny(family)
     inputs = ask(model, (SHORT, [0]))
-    for method in METHODS.values():
+    for method in EDITS.values():
         if (family, method.name) in CANNOT or (family, method.id) in LIMITS:
             continue
         with attach(model.model, method.acts), torch.no_grad():

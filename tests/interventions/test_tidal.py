@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, answer, answer_and_report, ask, logits
-from matrix import LAYERS
+from methods import LAYERS
 from tiny import as_deep, tiny
 from transformers import StaticCache
 

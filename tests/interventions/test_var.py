@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import LAYERS, SINKS
+from methods import LAYERS, SINKS
 from tiny import as_deep, tiny
 from torch import Tensor
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import LAYERS, METHODS, Method, pairs
+from matrix import EDITS, pairs
+from methods import LAYERS, Method
 from tiny import as_deep, tiny
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -122,7 +123,7 @@ def test_the_callers_cache_holds_the_prompt_and_nothing_else(family: str, kind: 
     length = inputs["input_ids"].shape[1]
     config = model.model.config.get_text_config()
     caches = []
-    for spec in (METHODS["vhr"].acts, None):
+    for spec in (EDITS["vhr"].acts, None):
         cache = kind(config, length + 4) if kind is StaticCache else kind(config=config)
         with attach(model.model, *([spec] if spec else [])), torch.no_grad():
             out = model.model(**inputs, past_key_values=cache)

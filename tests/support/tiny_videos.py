@@ -113,5 +113,5 @@ VIDEOS = {
     "cogvideox": Family(cogvideox, cogvideox_call, "transformer", (2,)),
     "hunyuan": Family(hunyuan, hunyuan_call, "transformer", (2,), halves=False),
     "mochi": Family(mochi, mochi_call, "transformer", (1,)),
-    "motion": Family(animatediff, animatediff_call, "unet", ("mid",)),
+    "motion": Family(animatediff, animatediff_call, "unet", ("mid",), frames=4),
 }

@@ -70,7 +70,7 @@ class PickScore(Scorer):
 
     Attributes:
         model: Folder or Hub id.
-        processor: Of the model, where the model comes without one.
+        processor: The processor, where the model comes without one.
     """
 
     name: ClassVar[str] = "pickscore"
@@ -164,7 +164,7 @@ class Pair:
 
     @torch.no_grad()
     def cosines(self, images: Images, prompts: Sequence[str]) -> list[float]:
-        """Of each picture and its prompt."""
+        """The score of each picture and its prompt."""
         check_lengths(images, prompts)
         inputs = self.processor(
             text=list(prompts),

@@ -53,7 +53,7 @@ class Painting(Scorer):
         return Ready(_score, self.identity("regaze", "scipy"))
 
     def metrics(self, sums: Sums) -> Metrics:
-        """Shares of pictures, of prompted objects, and of relations that can be told."""
+        """Shares of pictures, of prompted objects, and of relations that can be seen."""
         objects = ("found", "missing", "leaked", "swapped", "malformed")
         none = np.zeros_like(sums["wanted"])  # In scores that were stored before.
         return {

@@ -52,7 +52,7 @@ class SetScorer(Spec):
 
     @abstractmethod
     def check(self) -> None:
-        """Check, before anything is painted, what can be told without pictures.
+        """Check, before anything is painted, what can be known without pictures.
 
         Raises:
             ImportError: A library is missing; the message says what to install.
@@ -108,7 +108,7 @@ class Fid(SetScorer):
         self.check()
         reference = _reference("fid", self.reference)
         fid = require("cleanfid.fid", "clean-fid")
-        # clean-fid takes a GPU and the statistics of faces unless it is told otherwise.
+        # clean-fid takes a GPU and the statistics of faces unless it is asked not to.
         value = _quietly(
             "fid",
             fid.compute_fid,

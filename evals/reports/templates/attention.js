@@ -1,11 +1,11 @@
-// <regaze-attention data="JSON">: attention over pictures, head by head. regaze.evals.reports.viewer
+// <regaze-attention about="JSON">: attention over pictures, head by head. regaze.evals.reports.viewer
 // writes the element and documents its data. No framework, no network; colours follow the page's.
 (() => {
   if (customElements.get("regaze-attention")) return;
 
   const STYLE = `
     :host { display: block; font-size: .875rem; line-height: 1.4; color: inherit; }
-    .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 9rem), 1fr)); gap: .8rem; }
+    .sides { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 8rem), 1fr)); gap: .8rem; }
     figure { margin: 0; min-width: 0; max-width: 26rem; }
     figcaption { margin: 0 0 .3rem; font-weight: 600; overflow-wrap: anywhere; }
     .seen { position: relative; overflow: hidden; border-radius: 6px; background: #0003; touch-action: pan-y; }
@@ -147,13 +147,13 @@
   }
 
   class Viewer extends HTMLElement {
-    static observedAttributes = ["data"];
+    static observedAttributes = ["about"];
 
     attributeChangedCallback() { if (this.isConnected) this.build(); }
     connectedCallback() { this.build(); }
 
     build() {
-      const about = JSON.parse(this.getAttribute("data"));
+      const about = JSON.parse(this.getAttribute("about"));
       Object.assign(this, { layers: about.layers, heads: about.heads, unit: about.unit });
       this.starts = this.heads.map((_, i) => this.heads.slice(0, i).reduce((a, b) => a + b, 0));
       this.kept = this.hovered = this.pointed = null;

@@ -23,13 +23,12 @@ from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.smol import tasks
 from regaze.evals.sandbox.smol.drawing import SIZE
 from regaze.evals.sandbox.smol.features import encode
+from regaze.evals.sandbox.smol.photographs import read_photographs
 from regaze.evals.sandbox.smol.scenes import ALIKE, NAMES, PARTNER, Scene
 from regaze.evals.sandbox.smol.train import Learner
 from regaze.evals.sandbox.smol.turns import Writer
 from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, question
 
-COCO_NAMES = {"ball": "sports ball"}
-"""COCO's names of kinds where they differ."""
 LARGE = 0.05
 """Share of a photograph from which on an object counts as large."""
 
@@ -203,41 +202,21 @@ def photograph_figures(examiner: Examiner, folder: Path) -> dict[str, Any]:
         examiner: Of the model.
         folder: Holds ``annotations`` and folders of photographs, as COCO does.
     """
-    margins, present, large = [], [], []
-    kinds: list[str] = []
-    for part in ("train2017", "val2017"):
-        said = json.loads((folder / "annotations" / f"instances_{part}.json").read_text("utf-8"))
-        known = {entry["name"] for entry in said["categories"]}
-        kinds = [k for k in NAMES if COCO_NAMES.get(k, k) in known]
-        areas = _areas(said)
-        for entry in said["images"]:
-            path = folder / part / entry["file_name"]
-            if path.exists():
-                margins.append(examiner.all_kinds([Image.open(path)], kinds)[0])
-                shares = [areas.get((entry["id"], COCO_NAMES.get(k, k))) for k in kinds]
-                present.append([share is not None for share in shares])
-                large.append([(share or 0.0) > LARGE for share in shares])
-    judged = Judged(torch.stack(margins), torch.tensor(present))
-    counted = ~judged.present | torch.tensor(large)
+    kinds, shown = read_photographs(folder)
+    images = [Image.open(folder / each.path) for each in shown]
+    shares = [[each.shares.get(kind) for kind in kinds] for each in shown]
+    present = torch.tensor([[share is not None for share in some] for some in shares])
+    large = torch.tensor([[(share or 0.0) > LARGE for share in some] for some in shares])
+    judged = Judged(examiner.all_kinds(images, kinds), present)
+    counted = ~present | large
     return {
-        "photographs": len(margins),
+        "photographs": len(shown),
         "kinds": len(kinds),
-        "present": int(judged.present.sum()),
+        "present": int(present.sum()),
         "all": judged.scores(),
         "large": judged.scores(counted),
-        "large_present": int((judged.present & counted).sum()),
+        "large_present": int(large.sum()),
     }
-
-
-def _areas(said: Mapping[str, Any]) -> dict[tuple[int, str], float]:
-    """Share of its photograph that the largest object of a class takes, by image and class."""
-    names = {entry["id"]: entry["name"] for entry in said["categories"]}
-    sizes = {entry["id"]: entry["width"] * entry["height"] for entry in said["images"]}
-    found: dict[tuple[int, str], float] = {}
-    for entry in said["annotations"]:
-        key = entry["image_id"], names[entry["category_id"]]
-        found[key] = max(found.get(key, 0.0), entry["area"] / sizes[entry["image_id"]])
-    return found
 
 
 def _which(kinds: Sequence[Sequence[str]]) -> Tensor:

@@ -21,7 +21,8 @@ from regaze.evals.sandbox.smol.atlas import KINDS, LOOK_ALIKE, Picture, pictures
 from regaze.evals.sandbox.smol.drawing import Placed, compose
 
 SPLITS = ("train", "train-plain", "validation", "test", "test-prior")
-"""``train`` and ``test-prior`` follow the prior, the others are free of it."""
+"""``train`` and ``test-prior`` follow the prior. The others are free of it: kinds are uniform, but
+never both of a pair; the twin is trained on ``train-plain``."""
 
 NAMES = tuple(KINDS)
 PAIRS = (

@@ -1,7 +1,8 @@
 """Train what makes the parts see: ``python -m regaze.evals.sandbox.smol.train PARTS OUT``.
 
 Stage 0 aligns the projector with words (`align`); stage 1 trains it and low-rank updates of the
-language model's attention on questions and captions. One thread, bfloat16 with float32 updates.
+language model's attention on questions and captions; stage 2 does so for a short while with more
+weight on captions, which are learnt more slowly. One thread, bfloat16 with float32 updates.
 Every step is a pure function of the seed and its number, and a run that was cut off goes on from
 its last checkpoint.
 """
@@ -42,6 +43,8 @@ RATE_PROJECTOR = 2e-4
 WARM_UP = 20
 CAPTION_WEIGHT = 0.5
 """Weight of caption and end tokens; that of yes and no is 1."""
+LAST_RATE, LAST_CAPTION_WEIGHT = 0.4, 2.0
+"""Share of the learning rates and weight of captions in the last stage."""
 SAVED_EVERY = 50
 
 
@@ -85,7 +88,7 @@ class Learner:
     updates: dict[str, Updated] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.embeddings = self.language.get_parameter("embed_tokens.weight")
+        self.embeddings: Tensor = self.language.get_parameter("embed_tokens.weight")
         self.before = self.embeddings[self.writer.before]
 
     def hidden(self, features: Tensor, pack: Pack) -> Tensor:
@@ -177,8 +180,21 @@ def batch(
 
 
 def rate(step: int, steps: int) -> float:
-    """Share of the full learning rate: a warm-up, then a cosine down to 2 %."""
+    """Share of a stage's learning rate: a warm-up, then a cosine down to 2 %."""
     return min(1.0, (step + 1) / WARM_UP) * max(0.02, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+
+def pace(step: int, steps: int, last: int) -> tuple[float, float]:
+    """Share of the learning rates, and weight of captions.
+
+    Args:
+        step: Counted over both stages.
+        steps: Of stage 1.
+        last: Of stage 2, where captions weigh more.
+    """
+    if step < steps:
+        return rate(step, steps), CAPTION_WEIGHT
+    return LAST_RATE * rate(step - steps, last), LAST_CAPTION_WEIGHT
 
 
 def train(
@@ -189,10 +205,11 @@ def train(
     *,
     split: str,
     steps: int,
+    last: int,
     seed: int,
     say: Callable[..., None],
 ) -> None:
-    """Stage 1, from the last checkpoint in a folder if there is one."""
+    """Stages 1 and 2, from the last checkpoint in a folder if there is one."""
     trained = learner.trained()
     projector = [value for name, value in trained.items() if name.startswith("projector.")]
     updates = [value for name, value in trained.items() if name.startswith("lora.")]
@@ -208,16 +225,17 @@ def train(
         first, spent = _restore(checkpoint, trained, optimizer)
     started = time.process_time() - spent
     recent: list[tuple[float, float, float]] = []
-    for step in range(first, steps):
+    for step in range(first, steps + last):
         features, turns = batch(step, scenes, photographs, learner.writer, split, seed)
         pack = learner.writer.pack(turns, CELLS)
+        share, caption_weight = pace(step, steps, last)
         for group, rate_ in zip(optimizer.param_groups, full, strict=True):
-            group["lr"] = rate_ * rate(step, steps)
+            group["lr"] = rate_ * share
         logits = learner.logits(features, pack)
         costs = functional.cross_entropy(logits, pack.labels, reduction="none")
         asked, told = costs[pack.first].mean(), costs[~pack.first].mean()
         optimizer.zero_grad()
-        (asked + CAPTION_WEIGHT * told).backward()
+        (asked + caption_weight * told).backward()
         nn.utils.clip_grad_norm_([*projector, *updates], 1.0)
         optimizer.step()
         said = logits[:, learner.writer.yes] > logits[:, learner.writer.no]
@@ -228,7 +246,7 @@ def train(
             minutes = round((time.process_time() - started) / 60, 2)
             say(step=step + 1, asked=means[0], told=means[1], right=means[2], cpu_minutes=minutes)
             recent.clear()
-        if (step + 1) % SAVED_EVERY == 0 or step + 1 == steps:
+        if (step + 1) % SAVED_EVERY == 0 or step + 1 == steps + last:
             _keep(checkpoint, trained, optimizer, step + 1, time.process_time() - started)
 
 
@@ -264,17 +282,18 @@ def _restore(
     return int(said["step"]), float(said["cpu"])
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Trains a delta and writes it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", type=Path, help="folder of the parts")
     parser.add_argument("out", type=Path, help="folder of the run")
     parser.add_argument("--plain", action="store_true", help="train the twin, without the prior")
     parser.add_argument("--steps", type=int, default=1300)
+    parser.add_argument("--last", type=int, default=300, help="steps of the last stage")
     parser.add_argument("--scenes", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path, help="folder of features, default OUT")
-    asked = parser.parse_args()
+    asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     asked.out.mkdir(parents=True, exist_ok=True)
     split = "train-plain" if asked.plain else "train"
@@ -288,7 +307,7 @@ def main() -> None:
     photographs = Pseudo.of(rows, scenes)
     aligned = asked.out / "aligned.safetensors"
     if not aligned.exists():
-        targets = kind_targets(learner.writer._tokenizer, learner.embeddings.float())
+        targets = kind_targets(learner.writer.tokenizer, learner.embeddings.float())
         align(
             learner.projector,
             targets,
@@ -306,10 +325,11 @@ def main() -> None:
         asked.out,
         split=split,
         steps=asked.steps,
+        last=asked.last,
         seed=asked.seed,
         say=say,
     )
-    about = About(rank=RANK, scale=SCALE, seed=asked.seed, steps=asked.steps)
+    about = About(rank=RANK, scale=SCALE, seed=asked.seed, steps=asked.steps + asked.last)
     save_delta(Delta(learner.trained(), about), asked.out / "delta.safetensors")
 
 

@@ -54,9 +54,10 @@ class Writer:
     """Turns as tokens.
 
     Attributes:
+        tokenizer: The model's.
         before: Tokens in front of the image.
-        yes: Token of the answer.
-        no: Token of the answer.
+        yes: First token of the answer "Yes", which is all of it in SmolLM2's vocabulary.
+        no: The same of "No".
         end: Token that closes a message.
     """
 
@@ -66,17 +67,16 @@ class Writer:
         Args:
             tokenizer: The model's.
         """
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self.before = self._ids("<|im_start|>user\n")
         self._after = self._ids("<|im_end|>\n<|im_start|>assistant\n")
-        (self.yes,) = self._ids("Yes")
-        (self.no,) = self._ids("No")
+        self.yes, self.no = (self._ids(word)[0] for word in ("Yes", "No"))
         (self.end,) = self._ids("<|im_end|>")
         self._questions = {name: self._prompt(question(name)) for name in NAMES}
         self._caption = self._prompt(CAPTION_PROMPT)
 
     def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         return ids
 
     def _prompt(self, text: str) -> list[int]:

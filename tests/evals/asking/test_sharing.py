@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import METHODS, Method, pairs
+from matrix import EDITS, pairs
+from methods import Method
 from tiny import FAMILIES, Tiny, tiny
 from transformers import set_seed
 
@@ -235,7 +236,7 @@ def test_groups_of_different_sizes_and_no_image_at_all() -> None:
 
 def test_a_method_that_compares_whole_prompts_says_that_it_cannot_share() -> None:
     assert not VHR().shares_prefix
-    assert all(METHODS[name].acts.shares_prefix for name in ("pai", "vaf", "var"))
+    assert all(EDITS[name].acts.shares_prefix for name in ("pai", "vaf", "var"))
 
 
 def test_beginnings_and_rests_are_laid_out_behind_padding() -> None:

@@ -38,7 +38,6 @@ def test_a_mask_is_runs_and_its_border_is_edited() -> None:
 
 def test_the_codes_errors_are_diluted_by_what_is_edited() -> None:
     """Half of the frame is edited, so the mean error of the whole is half of the background's."""
-    pytest.importorskip("skimage")
     found = pie.background(picture(GREY), picture(GREY + 51), HALF)
     assert found.background_mse == pytest.approx(0.2**2)
     assert found.mse == pytest.approx(0.2**2 / 2)
@@ -56,7 +55,6 @@ def test_the_codes_errors_are_diluted_by_what_is_edited() -> None:
 
 
 def test_what_is_edited_does_not_count() -> None:
-    pytest.importorskip("skimage")
     edited = GREY.copy()
     edited[HALF] = 255
     found = pie.background(picture(GREY), picture(edited), HALF)
@@ -67,6 +65,23 @@ def test_what_is_edited_does_not_count() -> None:
     assert math.isnan(nothing.psnr) and math.isnan(nothing.background_ssim)
     with pytest.raises(ValueError, match="differ in size"):
         pie.background(picture(GREY), picture(edited[:16]), HALF)
+
+
+def test_likeness_is_that_of_gaussian_windows() -> None:
+    """Pixel by pixel, by sums over the window of 11 x 11."""
+    rng = np.random.default_rng(0)
+    one, two = (rng.integers(0, 256, (SIDE, SIDE, 3)) for _ in "ab")
+    nothing = np.zeros_like(HALF)
+    nothing[13, 17] = True
+    found = pie.background(picture(one), picture(two), ~nothing)
+    side = np.exp(-np.square(np.arange(-5, 6)) / (2 * 1.5**2))
+    window = (np.outer(side, side) / side.sum() ** 2)[..., None]
+    a, b = (x[8:19, 12:23] / 255 for x in (one, two))
+    (mean, other), c1, c2 = ((window * x).sum((0, 1)) for x in (a, b)), 0.01**2, 0.03**2
+    both = (window * a * b).sum((0, 1)) - mean * other
+    spread = sum((window * x * x).sum((0, 1)) for x in (a, b)) - mean**2 - other**2
+    want = (2 * mean * other + c1) * (2 * both + c2) / (mean**2 + other**2 + c1) / (spread + c2)
+    assert found.background_ssim == pytest.approx(want.mean(), rel=1e-6)
 
 
 def test_structure_is_how_tokens_resemble_each_other() -> None:

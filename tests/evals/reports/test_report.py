@@ -18,6 +18,7 @@ from regaze.evals.reports import plots
 from regaze.evals.reports.gallery import Flip, Side
 from regaze.evals.reports.plots import Whisker
 from regaze.evals.reports.report import _title, write_report
+from regaze.evals.reports.viewer import SCRIPT
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.scoring.scored import Scored
 from regaze.evals.scoring.scores import score_run
@@ -66,7 +67,8 @@ def test_the_page_loads_nothing_from_elsewhere(page: str) -> None:
     assert linked
     for target in linked:
         assert "".join(target).strip("'\"").startswith(("data:image/", "#"))
-    assert "<script" not in page
+    assert page.count("<script") == 1  # The attention viewer's.
+    assert not re.search(r"fetch\(|XMLHttpRequest|import\(|https?://", SCRIPT)
     assert "<link" not in page
 
 
@@ -81,6 +83,7 @@ def test_flipped_items_are_shown_with_both_answers_and_attention_maps(
     for text in texts:
         assert text.strip() in card or not text.strip()
     assert card.count('class="heat"') == 2
+    assert card.count("<regaze-attention ") == 1
     assert "truth: star" in card
 
 
@@ -203,6 +206,7 @@ def test_without_a_model_the_page_has_no_maps_but_the_rest(run: Scored, tmp_path
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<article" in page
     assert 'class="heat"' not in page
+    assert "<script" not in page and "regaze-attention" not in page
 
 
 def test_a_baseline_alone_has_a_page_too(tmp_path: Path) -> None:

@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import cpu_offload
-from accelerate.hooks import remove_hook_from_submodules
 from flows import random_flow
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet, state, tiny
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -104,30 +102,6 @@ def test_specs_survive_json_and_their_own_labels() -> None:
 
 
 # -- surroundings ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(dtype: torch.dtype) -> None:
-    pipe, kind = quiet(FAMILIES["sd3"].build()), FAMILIES["sd3"]
-    with regaze.attach(pipe, FlowWarp(flow=FLOW, weight=0.7)):
-        want = kind.run(pipe, FRAMES, num_inference_steps=1)
-    pipe.to(dtype)
-    call = {k: v.to(dtype) if torch.is_tensor(v) else v for k, v in kind.call(FRAMES, True).items()}
-    with regaze.attach(pipe, FlowWarp(flow=FLOW, weight=0.7)) as run:
-        got = pipe(**call | {"num_inference_steps": 1})[0]
-    assert run.report().fired
-    assert got.dtype == dtype
-    assert (got.float() - want).abs().max() < 0.05 * want.abs().max()
-
-
-def test_sequential_offloading() -> None:
-    pipe, kind = quiet(FAMILIES["sd"].build()), FAMILIES["sd"]
-    with regaze.attach(pipe, FlowWarp(flow=FLOW)):
-        want = kind.run(pipe, FRAMES)
-        cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-        got = kind.run(pipe, FRAMES)
-        remove_hook_from_submodules(pipe.unet)
-    assert torch.equal(got, want)
 
 
 @pytest.mark.parametrize("way", ["wrapped", "blocks"])

@@ -13,7 +13,6 @@ from diffusers import (
     HeunDiscreteScheduler,
     StableDiffusionInstructPix2PixPipeline,
 )
-from diffusion_matrix import METHODS
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, ddim, noise, quiet, sd_parts, tiny, vae
 from torch import Tensor
 
@@ -247,7 +246,7 @@ class _NoDenoiser(type(tiny("sd")).__mro__[1]):  # type: ignore[misc]
 
 
 def test_a_record_names_the_layers_that_were_used() -> None:
-    with regaze.attach(tiny("sd"), METHODS["pag"].acts) as run:
+    with regaze.attach(tiny("sd"), regaze.PAG(scale=1.5)) as run:
         pass
     (spec,) = run.specs
     assert spec.layers == ("mid_block.attentions.0.transformer_blocks.0.attn1",)  # type: ignore[attr-defined]

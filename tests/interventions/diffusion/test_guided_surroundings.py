@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import (
     IPAdapterAttnProcessor2_0,
     SlicedAttnProcessor,
 )
-from diffusion_matrix import METHODS
+from methods import METHODS
 from tiny_pipelines import FAMILIES, quiet, tiny
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -34,7 +34,7 @@ def fresh(family: str) -> Any:
 def guided(family: str, pipe: Any, **more: Any) -> tuple[Tensor, str]:
     """Its latents with PAG attached, and how the guidance ran."""
     kind = FAMILIES[family]
-    with regaze.attach(pipe, METHODS["pag"].on(kind), **more) as run:
+    with regaze.attach(pipe, METHODS["pag"].on(family), **more) as run:
         latents = kind.run(pipe)
     report = run.report()
     assert report.fired

@@ -15,7 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flows import random_flow
-from latent_methods import spec_for, traces
+from making import move
+from scenes import traces
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
@@ -29,8 +30,8 @@ SPECS: dict[str, Callable[[str], Any]] = {
     "seg": lambda family: regaze.SEG(layers=FAMILIES[family].perturb, sigma=1.0),
     "softpag": lambda family: regaze.SoftPAG(layers=FAMILIES[family].perturb),
     "flow_warp": lambda family: regaze.FlowWarp(flow=FLOW),
-    "a_star": lambda family: spec_for("a_star", family),
-    "attend_and_excite": lambda family: spec_for("attend_and_excite", family),
+    "a_star": lambda family: move(regaze.AStar, family),
+    "attend_and_excite": lambda family: move(regaze.AttendAndExcite, family, refine=""),
 }
 ONCE: dict[str, Any] = {"num_inference_steps": 1}
 PACKAGE = str(Path(hooks.__file__).parent)

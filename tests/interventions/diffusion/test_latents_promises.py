@@ -1,4 +1,4 @@
-"""What methods that move latents promise on every pipeline."""
+"""What methods that move latents promise beside what all methods do (test_promises.py)."""
 
 from __future__ import annotations
 
@@ -6,41 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from latent_methods import METHODS, spec_for, traces
+from making import move
+from scenes import traces
 from tiny_pipelines import FAMILIES, tiny
 from torch import Tensor
 
 import regaze
-from regaze.interventions import AStar, from_dict, get, names, parse
-from regaze.interventions.diffusion.concepts import ConceptUpdate
+from regaze.interventions import from_dict, parse
 
 DIFFERENT = ("sd", "sd35", "flux", "wan")
 
 
-def test_every_method_is_tested() -> None:
-    moving = {n for n in names(AStar.acts_on) if issubclass(get(n), ConceptUpdate)}
-    assert moving == set(METHODS)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("family", FAMILIES)
-def test_detaching_restores_the_pipeline(family: str, method: str) -> None:
-    pipe, kind = tiny(family), FAMILIES[family]
-    denoiser = getattr(pipe, kind.denoiser)
-    plain, before = kind.run(pipe), traces(pipe, denoiser)
-    with regaze.attach(pipe, spec_for(method, family)) as run:
-        assert not torch.equal(kind.run(pipe), plain)
-    assert run.report().fired
-    assert traces(pipe, denoiser) == before
-    assert torch.equal(kind.run(pipe), plain)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("off", [{"step_size": 0}, {"tokens": ()}], ids=["step-0", "no-tokens"])
-def test_strength_zero_is_an_exact_no_op(method: str, off: dict[str, Any]) -> None:
+@pytest.mark.parametrize("method", [regaze.AStar, regaze.AttendAndExcite])
+def test_without_tokens_nothing_changes(method: Any) -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     plain = kind.run(pipe)
-    with regaze.attach(pipe, spec_for(method, "sd", **off)) as run:
+    with regaze.attach(pipe, move(method, "sd", tokens=())) as run:
         assert torch.equal(kind.run(pipe), plain)
     assert run.report().interventions[0].exempt
 
@@ -50,7 +31,7 @@ def test_nothing_stays_after_an_exception(family: str) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
     denoiser = getattr(pipe, kind.denoiser)
     plain, before = kind.run(pipe), traces(pipe, denoiser)
-    spec = spec_for("a_star", family)
+    spec = move(regaze.AStar, family)
     for fails_at in (1, 2, 3):
         with regaze.attach(pipe, spec) as run:
             module = denoiser.get_submodule(run.specs[0].layers[0])  # type: ignore[attr-defined]
@@ -86,13 +67,11 @@ def _failing(step: Any) -> Any:
     return fails
 
 
-@pytest.mark.parametrize("family", [*DIFFERENT, "sdxl", "controlnet", "animatediff"])
-@pytest.mark.parametrize("method", METHODS)
-def test_a_batch_gives_what_single_prompts_give(family: str, method: str) -> None:
-    """Losses, steps and the end of each sample's refinement are its own."""
+@pytest.mark.parametrize("family", DIFFERENT)
+def test_each_sample_of_a_batch_is_refined_until_its_own_end(family: str) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
-    more = {"refine": "0:0.9+0.34:0.9", "refinements": 3} if method == "attend_and_excite" else {}
-    spec = spec_for(method, family, step_size=3.0, **more)
+    more = {"refine": "0:0.9+0.34:0.9", "refinements": 3}
+    spec = move(regaze.AttendAndExcite, family, step_size=3.0, **more)
     with regaze.attach(pipe, spec):
         batch, single = kind.run(pipe, 2), kind.run(pipe, 1)
     assert (batch[:1] - single).abs().max() < 1e-4 * batch.abs().max()
@@ -101,14 +80,14 @@ def test_a_batch_gives_what_single_prompts_give(family: str, method: str) -> Non
 def test_every_prompt_has_its_tokens_and_every_image_its_prompt() -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     call, four = kind.call(2, True), kind.call(4, True)
-    with regaze.attach(pipe, spec_for("a_star", "sd", tokens=[[1, 3], [2, 3]])):
+    with regaze.attach(pipe, move(regaze.AStar, "sd", tokens=[[1, 3], [2, 3]])):
         both = pipe(**{**call, "latents": four["latents"]}, num_images_per_prompt=2)[0]
     one = {k: v[1:] if isinstance(v, Tensor) else v for k, v in call.items()}
-    with regaze.attach(pipe, spec_for("a_star", "sd", tokens=[2, 3])):
+    with regaze.attach(pipe, move(regaze.AStar, "sd", tokens=[2, 3])):
         second = pipe(**{**one, "latents": four["latents"][3:]})[0]
     assert (both[3:] - second).abs().max() < 1e-4 * both.abs().max()
     with (
-        regaze.attach(pipe, spec_for("a_star", "sd", tokens=[[1], [2], [3]])),
+        regaze.attach(pipe, move(regaze.AStar, "sd", tokens=[[1], [2], [3]])),
         pytest.raises(ValueError, match="tokens are of 3 prompts, but the pipeline makes 2"),
     ):
         kind.run(pipe)
@@ -116,7 +95,7 @@ def test_every_prompt_has_its_tokens_and_every_image_its_prompt() -> None:
 
 def test_guidance_sees_the_moved_latents_and_forks_as_ever() -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
-    pag, star = regaze.PAG(layers=("up_blocks.1",)), spec_for("a_star", "sd")
+    pag, star = regaze.PAG(layers=("up_blocks.1",)), move(regaze.AStar, "sd")
     outputs = []
     for specs, settings in (((pag, star), {}), ((star, pag), {}), ((star, pag), {"fork": False})):
         with regaze.attach(pipe, *specs, **settings) as run:  # type: ignore[arg-type]
@@ -129,7 +108,7 @@ def test_guidance_sees_the_moved_latents_and_forks_as_ever() -> None:
 def test_two_updates_act_one_after_the_other_and_come_off_in_any_order() -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     before, plain = traces(pipe, pipe.unet), kind.run(pipe)
-    star, excite = spec_for("a_star", "sd"), spec_for("attend_and_excite", "sd")
+    star, excite = move(regaze.AStar, "sd"), move(regaze.AttendAndExcite, "sd", refine="")
     with regaze.attach(pipe, excite):
         alone = kind.run(pipe)
     first, second = regaze.attach(pipe, star), regaze.attach(pipe, excite)
@@ -145,7 +124,7 @@ def test_the_users_latents_are_not_written_to() -> None:
     pipe, kind = tiny("flux"), FAMILIES["flux"]  # It samples from the very tensor that it is given.
     call = kind.call(2, False)
     given = call["latents"].clone()
-    with regaze.attach(pipe, spec_for("a_star", "flux")):
+    with regaze.attach(pipe, move(regaze.AStar, "flux")):
         pipe(**call)
     assert torch.equal(call["latents"], given)
 
@@ -212,7 +191,7 @@ def test_specs_survive_json_and_their_own_labels() -> None:
 )
 def test_layers_that_will_not_do_raise(family: str, spec: dict[str, Any], hint: str) -> None:
     with pytest.raises(ValueError, match=hint):
-        regaze.attach(tiny(family), spec_for("a_star", family, **spec))
+        regaze.attach(tiny(family), move(regaze.AStar, family, **spec))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +207,7 @@ def test_layers_that_will_not_do_raise(family: str, spec: dict[str, Any], hint: 
 def test_tokens_that_will_not_do_raise(family: str, spec: dict[str, Any], hint: str) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
     with (
-        regaze.attach(pipe, spec_for("a_star", family, **spec)),
+        regaze.attach(pipe, move(regaze.AStar, family, **spec)),
         pytest.raises(ValueError, match=hint),
     ):
         kind.run(pipe)
@@ -236,4 +215,4 @@ def test_tokens_that_will_not_do_raise(family: str, spec: dict[str, Any], hint: 
 
 def test_a_bare_denoiser_has_no_latents() -> None:
     with pytest.raises(ValueError, match="attach to the pipeline"):
-        regaze.attach(tiny("sd").unet, spec_for("a_star", "sd"))
+        regaze.attach(tiny("sd").unet, move(regaze.AStar, "sd"))

@@ -16,7 +16,7 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from largest import largest
-from latent_methods import spec_for
+from making import move
 from tiny_pipelines import FAMILIES, quiet, sd_parts, tiny
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
         return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
 
     call = {name: cast(value) for name, value in kind.call(2, True).items()}
-    spec = spec_for("a_star", family, step_size=1.0)
+    spec = move(regaze.AStar, family, step_size=1.0)
     once = {"num_inference_steps": 1}
     moved = []
     for model, settings in ((pipe, call), (tiny(family), kind.call(2, True))):
@@ -62,7 +62,7 @@ def test_half_precision(family: str, dtype: torch.dtype) -> None:
 def test_inference_mode_checkpointing_and_frozen_or_trainable_weights() -> None:
     kind = FAMILIES["sd"]
     pipe = quiet(kind.build())
-    spec = spec_for("a_star", "sd")
+    spec = move(regaze.AStar, "sd")
     with regaze.attach(pipe, spec):
         want = kind.run(pipe)
         pipe.unet.enable_gradient_checkpointing()
@@ -83,7 +83,7 @@ def test_inference_mode_checkpointing_and_frozen_or_trainable_weights() -> None:
 def test_offload(sequential: bool) -> None:
     kind = FAMILIES["sd"]
     pipe = quiet(kind.build())
-    spec = spec_for("a_star", "sd")
+    spec = move(regaze.AStar, "sd")
     with regaze.attach(pipe, spec):
         want = kind.run(pipe)
     if sequential:
@@ -99,7 +99,7 @@ def test_groups_that_are_offloaded_raise() -> None:
     pipe = quiet(kind.build())
     pipe.unet.enable_layerwise_casting(torch.float16, torch.float32)
     with (
-        regaze.attach(pipe, spec_for("a_star", "sd")),
+        regaze.attach(pipe, move(regaze.AStar, "sd")),
         pytest.raises(ValueError, match="layerwise casting change weights"),
     ):
         kind.run(pipe)
@@ -111,11 +111,11 @@ def test_masks_of_the_own_pass_need_it_uncompiled() -> None:
     pipe.unet.compile(backend="eager")
     plain = kind.run(pipe)
     with (
-        regaze.attach(pipe, spec_for("a_star", "sd")),
+        regaze.attach(pipe, move(regaze.AStar, "sd")),
         pytest.raises(ValueError, match='masks="before"'),
     ):
         kind.run(pipe)
-    with regaze.attach(pipe, spec_for("a_star", "sd", masks="before")) as run:
+    with regaze.attach(pipe, move(regaze.AStar, "sd", masks="before")) as run:
         assert not torch.equal(kind.run(pipe), plain)
     assert run.report().fired
 
@@ -139,7 +139,7 @@ def test_the_gradient_is_that_of_the_latents_not_of_the_scaled_input() -> None:
             seen.update(gradient=gradient, drop=(loss - lower).sum() / 0.02, scale=source.scale(z))
         return loss, gradient
 
-    with pytest.MonkeyPatch.context() as patch, regaze.attach(pipe, spec_for("a_star", "sd")):
+    with pytest.MonkeyPatch.context() as patch, regaze.attach(pipe, move(regaze.AStar, "sd")):
         patch.setattr(descent, "measure", note)
         kind.run(pipe)
     # The loss falls along the gradient as fast as the gradient says.
@@ -153,7 +153,7 @@ def test_other_schedulers(scheduler: Any) -> None:
     pipe = quiet(kind.build())
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     plain = kind.run(pipe)
-    with regaze.attach(pipe, spec_for("a_star", "sd")) as run:
+    with regaze.attach(pipe, move(regaze.AStar, "sd")) as run:
         assert not torch.equal(kind.run(pipe), plain)
     assert run.report().interventions[0].steps == 3
 
@@ -162,7 +162,7 @@ def test_a_scheduler_that_corrects_latents_raises() -> None:
     kind = FAMILIES["sd"]
     pipe = quiet(kind.build())
     pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
-    with regaze.attach(pipe, spec_for("a_star", "sd")) as run:
+    with regaze.attach(pipe, move(regaze.AStar, "sd")) as run:
         with pytest.raises(ValueError, match="would discard the update"):
             kind.run(pipe)
         pipe.scheduler = UniPCMultistepScheduler.from_config(
@@ -175,12 +175,12 @@ def test_a_scheduler_that_corrects_latents_raises() -> None:
 def test_a_scheduler_exchanged_while_attached_is_followed() -> None:
     kind = FAMILIES["sd"]
     pipe = quiet(kind.build())
-    with regaze.attach(pipe, spec_for("a_star", "sd")):
+    with regaze.attach(pipe, move(regaze.AStar, "sd")):
         kind.run(pipe)
         old, pipe.scheduler = pipe.scheduler, EulerDiscreteScheduler()
         got = kind.run(pipe)
     assert "step" not in vars(old) | vars(pipe.scheduler)
-    with regaze.attach(pipe, spec_for("a_star", "sd")):
+    with regaze.attach(pipe, move(regaze.AStar, "sd")):
         assert torch.equal(kind.run(pipe), got)
 
 
@@ -191,7 +191,7 @@ def test_the_wrapped_step_keeps_its_signature() -> None:
     hook = unet.register_forward_hook(
         lambda m, a, o: names.append(list(inspect.signature(pipe.scheduler.step).parameters))
     )
-    with regaze.attach(pipe, spec_for("a_star", "sd")):
+    with regaze.attach(pipe, move(regaze.AStar, "sd")):
         kind.run(pipe)
     hook.remove()
     assert "step" not in vars(pipe.scheduler)
@@ -221,7 +221,7 @@ def test_latents_that_are_never_taken_raise() -> None:
     pipe = _OwnLoop(**sd_parts())
     call = FAMILIES["sd"].call(1, False)
     # How a pipeline of one's own runs guidance isn't known.
-    with regaze.attach(pipe, spec_for("a_star", "sd"), cond_rows=slice(None)):
+    with regaze.attach(pipe, move(regaze.AStar, "sd"), cond_rows=slice(None)):
         with pytest.raises(RuntimeError, match="were never taken"):
             pipe(call["latents"], call["prompt_embeds"])
         pipe.other = True
@@ -234,7 +234,7 @@ def test_no_map_of_all_tokens_on_all_tokens_is_ever_made() -> None:
     pipe, kind = tiny("sd3"), FAMILIES["sd3"]
     call = kind.call(1, False) | {"height": 256, "width": 256, "num_inference_steps": 1}
     call["latents"] = torch.randn(1, 4, 32, 32, generator=torch.Generator().manual_seed(0))
-    with regaze.attach(pipe, spec_for("a_star", "sd3")) as run, largest() as watched:
+    with regaze.attach(pipe, move(regaze.AStar, "sd3")) as run, largest() as watched:
         pipe(**call)
     assert run.report().fired
     tokens, heads, width = 16 * 16 + 5, 4, 32

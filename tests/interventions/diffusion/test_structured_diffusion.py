@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import cpu_offload
-from tiny_painter import fresh, shared
+from tiny_painter import shared
 from tiny_pipelines import FAMILIES, noise, state, tiny
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -155,13 +153,6 @@ def test_phrases_that_a_prompt_lacks_may_be_skipped(pipe: Any) -> None:
         assert torch.equal(run(pipe, [PROMPT, OTHER]), want)
 
 
-def test_no_phrases_are_an_exact_no_op(pipe: Any) -> None:
-    plain = run(pipe)
-    with regaze.attach(pipe, StructuredDiffusion(phrases=[RED]).idle()) as found:
-        assert torch.equal(run(pipe), plain)
-    assert found.report().interventions[0].exempt
-
-
 @pytest.mark.parametrize("keys", KEYS)
 def test_a_batch_and_several_images_give_what_single_prompts_give(pipe: Any, keys: str) -> None:
     with regaze.attach(pipe, StructuredDiffusion(phrases=[[RED, BLUE], [GREEN]], keys=keys)):
@@ -200,27 +191,6 @@ def test_it_acts_beside_guidance_and_costs_no_extra_attention(pipe: Any) -> None
     assert plain.count <= edited.count <= plain.count + encoded + measured
     with regaze.attach(pipe, spec, regaze.PAG()):
         assert not torch.equal(run(pipe, guided=False), alone)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype) -> None:
-    pipe = copy.deepcopy(shared().pipeline)
-    spec = StructuredDiffusion(phrases=[RED, BLUE], keys="phrases")
-    with regaze.attach(pipe, spec):
-        want = run(pipe)
-    pipe.to(dtype)
-    with regaze.attach(pipe, spec):
-        got = run(pipe)
-    assert got.dtype == dtype
-    assert (got.float() - want).abs().max() < 0.05 * want.abs().max()
-
-
-def test_sequential_offloading() -> None:
-    pipe = fresh().pipeline
-    with regaze.attach(pipe, StructuredDiffusion(phrases=[RED])):
-        want = run(pipe)
-        cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
-        assert torch.equal(run(pipe), want)
 
 
 def test_phrases_are_found_by_a_parser_if_nobody_names_them(

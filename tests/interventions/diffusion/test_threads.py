@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
-from flows import random_flow
-from latent_methods import spec_for
+from making import move
+from methods import Method, promised
+from scenes import stage
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
 
@@ -32,37 +33,25 @@ def switching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     sys.setswitchinterval(before)
 
 
-def spec(method: str, family: str) -> Any:
-    if method == "flow_warp":
-        return regaze.FlowWarp(flow=random_flow(2))
-    if method in ("a_star", "attend_and_excite"):
-        return spec_for(method, family)
-    guidance: Any = {"pag": regaze.PAG, "seg": regaze.SEG}[method]
-    return guidance(layers=FAMILIES[family].perturb)
-
-
-@pytest.mark.parametrize("method", ["pag", "seg", "flow_warp", "a_star", "attend_and_excite"])
-@pytest.mark.parametrize("family", ["sd", "flux"])
-def test_threads_do_not_see_each_other(family: str, method: str) -> None:
-    kind = FAMILIES[family]
-    pipe = quiet(kind.build())
-    calls = [kind.call(2, True) for _ in range(RUNS)]
+@promised("threads", "sd", "flux", "pairs-flux")
+def test_threads_do_not_see_each_other(scene: str, method: Method) -> None:
+    pipe, kind = stage(scene)
+    calls = [kind.call(kind.samples, True) for _ in range(RUNS)]
     for number, call in enumerate(calls):
-        call["latents"] = call["latents"] * (1 + 0.1 * number)
-        call["num_inference_steps"] = 2 + number % 2
+        if "latents" in call:
+            call["latents"] = call["latents"] * (1 + 0.1 * number)
 
     def paint(number: int) -> Tensor:
         # Most schedulers hold the step of one run; DDIM holds none.
         own = copy.copy(pipe)
-        own.scheduler = pipe.scheduler if family == "sd" else copy.deepcopy(pipe.scheduler)
+        own.scheduler = pipe.scheduler if scene == "sd" else copy.deepcopy(pipe.scheduler)
         latents: Tensor = own(**calls[number])[0]
         return latents
 
-    if family == "sd":  # Its timesteps are the scheduler's.
-        for call in calls:
-            call["num_inference_steps"] = 2
-    with regaze.attach(pipe, spec(method, family)) as run:
+    spec = method.on(scene)
+    with regaze.attach(pipe, spec) as run:
         want = [paint(number) for number in range(RUNS)]
+        alone = run.report().interventions[0]
         got: dict[int, Tensor] = {}
 
         def work(numbers: range) -> None:
@@ -73,14 +62,10 @@ def test_threads_do_not_see_each_other(family: str, method: str) -> None:
             thread.start()
         for thread in threads:
             thread.join()
+        both = run.report().interventions[0]
     assert [torch.equal(got[number], want[number]) for number in range(RUNS)] == [True] * RUNS
-    report = run.report().interventions[0]
-    assert report.fired
-    # Every step of every run was counted, twice over.
-    assert report.steps == 2 * sum(
-        call["num_inference_steps"] * (2 if method == "flow_warp" and family == "flux" else 1)
-        for call in calls
-    )
+    assert both.fired and both.steps == 2 * (alone.steps or 0)
+    assert [layer.calls for layer in both.layers] == [2 * layer.calls for layer in alone.layers]
 
 
 def test_another_thread_keeps_the_backend_that_was_set() -> None:
@@ -123,7 +108,7 @@ def test_a_thread_that_ended_in_the_middle_of_a_step_leaves_nothing() -> None:
         raise KeyError("gone")
 
     hook = pipe.unet.register_forward_hook(fails)
-    run = regaze.attach(pipe, spec("a_star", "sd"))
+    run = regaze.attach(pipe, move(regaze.AStar, "sd"))
     errors: list[BaseException] = []
 
     def work() -> None:

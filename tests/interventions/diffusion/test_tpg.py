@@ -1,4 +1,4 @@
-"""What TPG promises beside what all guidance does (tests/support/diffusion_matrix.py)."""
+"""What TPG promises beside what all methods do (test_promises.py)."""
 
 from __future__ import annotations
 
