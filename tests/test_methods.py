@@ -72,7 +72,8 @@ def rows_of(test: str) -> set[str]:
     found: set[str] = set()
     for mark in getattr(module(path), name).pytestmark:
         for case in mark.args[1] if mark.name == "parametrize" else ():
-            for value in getattr(case, "values", (case,)):
+            inside = getattr(case, "values", None)  # A `pytest.param`, or a dict's method.
+            for value in inside if isinstance(inside, (tuple, list)) else (case,):
                 if isinstance(value, Method):
                     found.add(value.id)
                 elif isinstance(value, str) and value in METHODS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
@@ -130,9 +131,18 @@ def test_autocast_stays_close_to_full_precision(name: str) -> None:
 def test_threads_do_not_see_each_other(name: str) -> None:
     model = tiny("llava", fresh=True)
     asked = [ask(model, row) for row in ROWS]
-    with attach(model.model, CONTRASTS[name].acts, processor=model.processor), torch.no_grad():
-        jobs = [lambda one=one: model.model(**one).logits for one in asked]
-        want = [job() for job in jobs]
+
+    def job(inputs: dict[str, Any]) -> Callable[[], Tensor]:
+        def say() -> Tensor:
+            with torch.no_grad():  # It is each thread's own.
+                out: Tensor = model.model(**inputs).logits
+            return out
+
+        return say
+
+    with attach(model.model, CONTRASTS[name].acts, processor=model.processor):
+        jobs = [job(one) for one in asked]
+        want = [say() for say in jobs]
         for _ in range(3):
             got = together(*jobs)
             assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
