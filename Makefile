@@ -24,11 +24,12 @@ BIN  := $(VENV)/bin
 RUN  := $(VENV)/.installed
 DEV  := $(VENV)/.installed-dev
 DOCS := $(VENV)/.installed-docs
+REL  := $(VENV)/.installed-release
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help demo results picture-results smol test test-oldest smoke-oldest check typecheck bench docs cards \
-    format clean
+    cut wheel release format clean
 
 help:  ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -110,6 +111,18 @@ cards: $(RUN)  ## Make the cards of the methods, docs/methods, anew from the cod
 	@echo "==> Writing a card for each method"
 	@PYTHONPATH=docs $(BIN)/python -m builder.cards
 
+cut:  ## Date the changelog and set the version: make cut VERSION=0.2.0 [DATE=2026-11-28].
+	@$(PYTHON) tools/release.py cut $(VERSION) $(DATE)
+
+wheel: $(REL)  ## Build wheel and sdist of what is committed into dist/; try each in an empty environment.
+	@echo "==> Building wheel and source distribution"
+	@$(BIN)/python tools/release.py wheel --pip="$(PIP_ARGS)"
+
+release: wheel  ## Likewise for a version that was cut; print its notes and how to tag it.
+	@$(BIN)/python tools/release.py notes >build/release/notes.md
+	@cat build/release/notes.md
+	@echo "==> If all is well: git tag -a v$$($(BIN)/python -c 'import regaze; print(regaze.__version__)') -F build/release/notes.md --cleanup=verbatim"
+
 format: $(DEV)  ## Sort imports, apply safe lint fixes and format.
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
@@ -126,6 +139,11 @@ $(RUN): pyproject.toml constraints.txt | $(VENV)
 $(DEV): pyproject.toml constraints.txt | $(VENV)
 	@echo "==> Installing regaze with its development tools, all pinned, into $(VENV)"
 	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[dev]'
+	@touch $(RUN) $@
+
+$(REL): pyproject.toml constraints.txt | $(VENV)
+	@echo "==> Installing what builds a release into $(VENV)"
+	@$(BIN)/python -m pip install -q $(PIP_ARGS) -c constraints.txt -e '.[release]'
 	@touch $(RUN) $@
 
 $(DOCS): pyproject.toml constraints.txt | $(VENV)

@@ -1,5 +1,6 @@
 """Re-aim attention in pretrained vision-language and diffusion models, without training."""
 
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 from regaze.hooks.lazy import lazy
@@ -15,6 +16,6 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)
 
-__version__ = "0.1.0"
+__version__ = _version("regaze")
 
 check()

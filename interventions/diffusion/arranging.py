@@ -160,10 +160,8 @@ def _mask_of(method: str, thing: Image.Image, mask: Any) -> np.ndarray[Any, np.d
 def _resized(
     mask: np.ndarray[Any, np.dtype[np.bool_]], size: tuple[int, ...]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    image = Image.fromarray((255 * mask).astype(np.uint8)).resize(
-        (size[0], size[1]), Image.Resampling.BOX
-    )
-    return np.asarray(image) >= 128
+    image = Image.fromarray((255 * mask).astype(np.uint8))
+    return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BOX)) >= 128
 
 
 def _bounds(mask: Tensor) -> Tensor:

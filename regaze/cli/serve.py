@@ -12,6 +12,7 @@ import typer
 
 from regaze.cli.options import Model, spread
 from regaze.cli.terminal import note, say
+from regaze.hooks.checks import shown
 
 if TYPE_CHECKING:
     from regaze.serving.settings import Limits
@@ -31,11 +32,11 @@ class Bounds:
         int, typer.Option(min=1, help="Most tokens of an answer, and the default.")
     ] = 512
     max_request_mb: Annotated[
-        float, typer.Option(min=0.001, help="Size of a request, in millions of bytes.")
-    ] = 20.0
+        int, typer.Option(min=1, max=10_000, help="Size of a request, in millions of bytes.")
+    ] = 20
     max_megapixels: Annotated[
-        float, typer.Option(min=0.001, help="Size of a picture, in millions of pixels.")
-    ] = 20.0
+        int, typer.Option(min=1, max=10_000, help="Size of a picture, in millions of pixels.")
+    ] = 20
     max_images: Annotated[int, typer.Option(min=0, help="Pictures of a request.")] = 8
     allow_urls: Annotated[
         bool,
@@ -54,8 +55,8 @@ class Bounds:
             batch=self.max_batch,
             waiting=self.max_waiting,
             new_tokens=self.max_tokens,
-            body_bytes=round(self.max_request_mb * 1e6),
-            pixels=round(self.max_megapixels * 1e6),
+            body_bytes=self.max_request_mb * 1_000_000,
+            pixels=self.max_megapixels * 1_000_000,
             pictures=self.max_images,
             urls=self.allow_urls,
         )
@@ -152,5 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family)
-    except OSError as error:
-        raise ValueError(f"can't listen on {host}:{port} ({error}): give another --port") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"can't listen on {shown(host)}, port {port} ({error}): give another --port or --host"
+        ) from error

@@ -155,12 +155,8 @@ class Server:
 
     async def _job(self, chat: asked.Chat) -> Job:
         limits = self._engine.limits
-        condition, report = self._default, False
-        if isinstance(chat.regaze, asked.Regaze):
-            report = chat.regaze.report
-        text = chat.regaze.with_ if isinstance(chat.regaze, asked.Regaze) else chat.regaze
-        if text is not None:
-            condition = conditions.read(text)
+        wanted = chat.regaze or asked.Regaze()
+        condition = self._default if wanted.with_ is None else conditions.read(wanted.with_)
         decoding, seed = asked.decoding(chat)
         places = [
             part.image_url.url
@@ -179,7 +175,7 @@ class Server:
             asked.new_tokens(chat, limits.new_tokens),
             asked.stops(chat),
             bool(chat.stream),
-            report,
+            wanted.report,
         )
 
     async def _json(self, request: Request) -> Any:

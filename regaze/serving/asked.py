@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from regaze.evals.asking.decoding import Decoding
 from regaze.hooks.checks import shown, unknown
@@ -59,18 +59,15 @@ class ImagePart(_Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+def _as_parts(content: object) -> object:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 class Message(_Strict):
     """A turn of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part]
-
-    @property
-    def parts(self) -> list[TextPart | ImagePart]:
-        """Its text and pictures, in order."""
-        if isinstance(self.content, str):
-            return [TextPart(type="text", text=self.content)]
-        return list(self.content)
+    parts: Annotated[list[Part], BeforeValidator(_as_parts)] = Field(alias="content")
 
 
 class StreamOptions(_Strict):
@@ -87,6 +84,10 @@ class Regaze(_Strict):
     report: bool = False
 
 
+def _as_regaze(given: object) -> object:
+    return {"with": given} if isinstance(given, str) else given
+
+
 class Chat(_Strict):
     """A request for an answer."""
 
@@ -100,7 +101,7 @@ class Chat(_Strict):
     stop: str | list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    regaze: str | Regaze | None = None
+    regaze: Annotated[Regaze, BeforeValidator(_as_regaze)] | None = None
 
 
 def read(body: object) -> Chat:

@@ -210,3 +210,20 @@ def test_a_model_is_at_home_in_the_world_it_was_trained_in() -> None:
     assert world_of("clutter") is SHAPES
     with pytest.raises(ValueError, match="smol-test"):
         world_of("smol-tests")
+
+
+def test_commands_ask_a_model_in_its_own_world(tmp_path: Path) -> None:
+    from regaze.cli.analyse import Asked
+    from regaze.cli.eval import Questions
+
+    def splits(model: str, **given: str) -> list[str]:
+        places = Questions(["pope"], **given).places(model, tmp_path)  # type: ignore[arg-type]
+        return [source.split for source, _ in places]
+
+    assert splits("smol") == ["smol-test", "smol-test-prior"]
+    assert splits("sandbox") == ["test", "test-prior"]
+    assert splits("someone/llava", split="smol-test") == ["smol-test"]
+    with pytest.raises(ValueError, match="--data is missing"):
+        splits("someone/llava")
+    assert Asked("pope").source("smol-twin").split == "smol-validation"
+    assert Asked("pope").source("sandbox").split == "validation"

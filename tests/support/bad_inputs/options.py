@@ -115,6 +115,14 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--tau": (*_FLOATS, "-1", "1e9", "2"), "--model": ("", "painter", "nope"),
         "--dtype": ("int8",), "--device": ("gpu",),
     },
+    ("serve", "--model", "toy"): {
+        "--with": ("vrh", "", "pag", "vicrop", "none@blank", "vhr:layers=[99]", "ad-hh:heads=@x"),
+        "--host": ("203.0.113.1", "no such host", "a\0b", "x" * 5000),
+        "--port": ("-1", "65536", "abc", "", "nan"), "--max-batch": _INTS, "--max-waiting": _INTS,
+        "--max-tokens": _INTS, "--max-request-mb": _INTS, "--max-megapixels": _INTS,
+        "--max-images": ("-1", "abc", ""), "--api-key": ("",),
+        "--model": ("", "sandbx", "nobody/nothing", "/no/such"),
+    },
     ("verify", "--model", "toy"): {
         "--with": ("", "nope", "vhr:alpha=-1", "pag"), "--out": ("/proc/x.json", "folder.png"),
         "--model": ("nope", "painter-unett"), "--dtype": ("int8",), "--device": ("gpu",),
