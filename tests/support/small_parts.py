@@ -125,7 +125,8 @@ def delta(seed: int = 0, rank: int = 2) -> Delta:
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        made: Tensor = torch.randn(*shape, generator=generator) / shape[-1] ** 0.5
+        return made
 
     tensors = {
         "projector.linear_1.weight": random(HIDDEN, 1280),

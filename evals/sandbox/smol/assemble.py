@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from safetensors.torch import load_file
 from transformers import (
@@ -61,7 +63,7 @@ def assemble(
     unsaid = tokenizer.convert_tokens_to_ids(_UNSAID)
     language.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     with torch.no_grad():
-        rows = language.get_input_embeddings().weight
+        rows: Any = language.get_input_embeddings().weight
         rows[image] = rows[unsaid]
     vision = tower(load_file(parts.vision), image_size)
     text = language.config.to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,15 +39,16 @@ def config(image_size: int) -> EfficientNetConfig:
     Lite0 is B0 with ReLU6 and without squeeze-and-excitation, which transformers' class always has:
     it is made as small as can be, and `tower` holds its gates open.
     """
-    return EfficientNetConfig(
-        image_size=image_size,
-        width_coefficient=1.0,
-        depth_coefficient=1.0,
-        squeeze_expansion_ratio=1e-3,
-        hidden_act="relu6",
-        hidden_dim=WIDTH,
-        hidden_size=WIDTH,
-    )
+    settings: dict[str, Any] = {
+        "image_size": image_size,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+        "squeeze_expansion_ratio": 1e-3,
+        "hidden_act": "relu6",
+        "hidden_dim": WIDTH,
+        "hidden_size": WIDTH,  # what FastVLM's projector reads
+    }
+    return EfficientNetConfig(**settings)
 
 
 def tower_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,7 +90,8 @@ def tower(weights: Mapping[str, Tensor], image_size: int) -> EfficientNetModel:
             opened = key.endswith("expand.bias")
             named[key] = torch.full_like(value, _OPEN if opened else 0.0)
     made.load_state_dict(named, strict=True)
-    return made.eval()
+    made.eval()
+    return made
 
 
 def imagenet_head(weights: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

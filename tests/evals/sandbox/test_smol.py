@@ -6,7 +6,7 @@ All of it needs `smol`, which `regaze sandbox fetch smol` assembles; none depend
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -66,7 +66,7 @@ class Asked(Language):
         ]
 
 
-def apart(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     """Largest difference of two outputs in standard deviations; what is cut must be cut in both."""
     found = 0.0
     for part, want in other.items():

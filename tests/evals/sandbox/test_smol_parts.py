@@ -26,8 +26,8 @@ def lite0(w: dict[str, Tensor], x: Tensor) -> Tensor:
             x = F.pad(x, [(side - 2) // 2, (side - 1) // 2] * 2)
         padding = 0 if stride == 2 else side // 2
         x = F.conv2d(x, kernel, stride=stride, padding=padding, groups=groups)
-        keys = ("running_mean", "running_var", "weight", "bias")
-        return F.batch_norm(x, *(w[f"{norm}.{key}"] for key in keys), eps=1e-3)
+        mean, var = w[f"{norm}.running_mean"], w[f"{norm}.running_var"]
+        return F.batch_norm(x, mean, var, w[f"{norm}.weight"], w[f"{norm}.bias"], eps=1e-3)
 
     x = F.relu6(step(x, "_conv_stem", "_bn0", 2))
     block = 0
