@@ -32,7 +32,7 @@ from regaze.interventions import (
 )
 
 N_QUESTION = 50
-TARGETS = {"prefill": 1.05, "decode": 1.10, "memory": 1.05}
+TARGETS = {"prefill": 1.05, "decode": 1.08, "memory": 1.05}
 
 
 @dataclass(frozen=True)

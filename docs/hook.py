@@ -32,13 +32,27 @@ def on_config(config: Any) -> Any:
     groups: dict[str, list[str]] = {"vision-language models": [], "diffusers pipelines": []}
     for name in methods():
         groups[get(name).acts_on].append(f"methods/{name}.md")
+    cards = [place for place in links.moved().values() if place.startswith("models/")]
+    more: dict[str, list[Any]] = {
+        "Start here": _unlisted(config.nav),
+        "Methods": [
+            {"Language models": groups["vision-language models"]},
+            {"Diffusion models": groups["diffusers pipelines"]},
+        ],
+        "Models": sorted(cards, key=lambda place: place != "models/index.md"),
+    }
     for entry in config.nav:
-        if isinstance(entry, dict) and "Methods" in entry:
-            entry["Methods"] += [
-                {"Language models": groups["vision-language models"]},
-                {"Diffusion models": groups["diffusers pipelines"]},
-            ]
+        for title, pages in entry.items():
+            if title in more:
+                pages += more[title]
     return config
+
+
+def _unlisted(nav: Any) -> list[str]:
+    """Pages of docs/ that the navigation doesn't name."""
+    named = str(nav)
+    pages = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    return [page for page in pages if f"'{page}'" not in named]
 
 
 _PARTS = ("hooks", "interventions", "evals")

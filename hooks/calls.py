@@ -180,6 +180,8 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
         "__call__": call, "__reduce_ex__": reduce, "__module__": base.__module__,
         "__qualname__": base.__qualname__, "__doc__": base.__doc__, _BASE: base,
     }  # fmt: skip
+    if hasattr(base, "enable_cache"):
+        names["enable_cache"] = _no_caching
     if inner:
 
         @functools.wraps(base.forward)
@@ -192,6 +194,19 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
         names["forward"] = forward
     made: Any = type(base)(base.__name__, (base,), names)
     return made
+
+
+def _no_caching(self: Any, config: Any) -> None:
+    """Refuse step caching of diffusers, which goes by the classes of blocks.
+
+    Raises:
+        ValueError: Always.
+    """
+    raise ValueError(
+        f"{type(config).__name__} can't be switched on while interventions are attached to this "
+        f"{type(self).__name__}: step caching would skip edited layers and mix the branches up; "
+        "detach first"
+    )
 
 
 def _run(thing: Any, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:

@@ -291,12 +291,10 @@ class Running:
 
     def show(self, layer: int, hidden: Tensor) -> None:
         """Show a layer's input "B Q E" to the edits that want to see it."""
-        with torch.no_grad():
-            for entry in self.by_layer.get(layer, ()):
-                edit = self.works[entry]
-                if self.pass_.decodes and not edit.sees_decoding:
-                    continue
-                if overrides(edit, "see_hidden"):
+        for entry in self.by_layer.get(layer, ()):
+            edit = self.works[entry]
+            if overrides(edit, "see_hidden") and (edit.sees_decoding or not self.pass_.decodes):
+                with torch.no_grad():
                     edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
 
     def finish(self, n_layers: int) -> None:

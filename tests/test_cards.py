@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 from builder import cards, drawings, pages, specs
-from matrix import ALL
 
 from regaze.interventions import PAG, SPIN, VAF, AttendAndExcite, Devils, get
 from regaze.interventions.shipped import outlines
@@ -92,9 +91,3 @@ def test_links_of_another_folder_are_written_anew() -> None:
     moved = cards.moved("[a](engine.md#x) [b](https://b.c) [d](#e) `[f](g)`", "docs")
     assert moved == "[a](../engine.md#x) [b](https://b.c) [d](#e) `[f](../g)`"
     assert Path(cards.FOLDER / "../engine.md").exists()
-
-
-def test_methods_of_the_matrix_have_cards() -> None:
-    assert {method.name for method in ALL.values()} <= {
-        path.stem for path in cards.FOLDER.iterdir()
-    }

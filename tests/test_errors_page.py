@@ -20,13 +20,14 @@ def texts() -> Iterator[str]:
         for path in (ROOT / part).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.JoinedStr):
-                    yield "".join(
-                        piece.value if isinstance(piece, ast.Constant) else "\0"
-                        for piece in node.values
-                        if isinstance(getattr(piece, "value", ""), (str, ast.AST))
-                    )
+                    yield "".join(_piece(piece) for piece in node.values)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield node.value
+
+
+def _piece(piece: ast.expr) -> str:
+    known = isinstance(piece, ast.Constant) and isinstance(piece.value, str)
+    return str(ast.literal_eval(piece)) if known else "\0"
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ _CODE = re.compile(r"(^ *```.*?^ *```|`[^`\n]*`)", re.MULTILINE | re.DOTALL)
 @cache
 def moved() -> dict[str, str]:
     """Pages outside of docs/, and what they are called on the site."""
-    cards = ROOT.glob("evals/sandbox/models/*/README.md")
+    cards = [*ROOT.glob("evals/sandbox/models/*/README.md"), *ROOT.glob("evals/sandbox/smol/*.md")]
     models = {
         card.relative_to(ROOT).as_posix(): f"models/{card.parent.name}.md" for card in sorted(cards)
     }

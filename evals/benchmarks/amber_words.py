@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 
-from regaze.evals.benchmarks.nltk_light import import_nltk
 from regaze.evals.benchmarks.data import read_json, read_text
+from regaze.evals.benchmarks.nltk_light import import_nltk
 
 VECTORS = "en_core_web_lg"
 SIMILAR = 0.8

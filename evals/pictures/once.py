@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -73,10 +73,10 @@ def paint(
 
 
 @contextmanager
-def _pulsing(pipeline: Any, pulse: Callable[[], None]) -> Any:
+def _pulsing(pipeline: Any, pulse: Callable[[], None]) -> Iterator[None]:
     hooks = [
         denoiser.register_forward_pre_hook(lambda module, args: pulse())
-        for denoiser in find_denoisers(pipeline).values()
+        for denoiser in (find_denoisers(pipeline) or {}).values()
     ]
     try:
         yield

@@ -130,7 +130,7 @@ def _sketched(item: Object) -> Image.Image:
     scale = 2
     whole = np.asarray(shape_mask(item, scale)) > 0
     inner = ndimage.binary_erosion(whole, np.ones((3, 3)), iterations=_STROKE * scale // 2)
-    line = Image.fromarray(np.uint8(255 * (whole & ~inner)))
+    line = Image.fromarray((255 * (whole & ~inner)).astype(np.uint8))
     image = paint([]).resize(line.size)
     image.paste(_PENCIL, mask=line)
     return image.resize((SIZE, SIZE), Image.Resampling.BOX)

@@ -69,7 +69,7 @@ def _part(control: Control, value: Any, key: str) -> Any:
         offered = [(one or _UNSAID, one) for one in control.choices]
         return gr.Dropdown(offered, value=value, **shared)
     if control.kind == "slider":
-        return gr.Slider(control.low, control.high, value, step=control.step, **shared)
+        return gr.Slider(control.low or 0, control.high or 0, value, step=control.step, **shared)
     if control.kind == "number":
         whole = {"precision": 0} if control.whole else {"step": 0.1}
         # No limits here: what is out of its domain is said by the method, in its own words.

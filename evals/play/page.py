@@ -97,9 +97,10 @@ class Page:
 
     def draw(self) -> gr.Blocks:
         """The page, to be served."""
-        with gr.Blocks(
+        page: gr.Blocks = gr.Blocks(
             title="regaze play", analytics_enabled=False, delete_cache=(600, 3600)
-        ) as page:
+        )
+        with page:
             gr.Markdown("# regaze play\nA model as it is, and with its attention re-aimed.")
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=300):
@@ -200,7 +201,6 @@ class Page:
         return _Shown(status, answers, viewer, report, elsewhere, script, command, picture)
 
     def _fields(self, asked: _Asked, shown: _Shown, go: Any) -> None:
-        @gr.render(inputs=[asked.first, asked.second], show_progress="hidden")
         def fields(first: str, second: str) -> None:
             kinds, parts = [], []
             for slot, choice in enumerate((first, second)):
@@ -212,6 +212,8 @@ class Page:
                 yield from self._run(shown, str(request.session_hash), kinds, given)
 
             go.click(begin, [*asked.fixed, *parts], shown.all, concurrency_limit=None, **_PRIVATE)
+
+        gr.render(inputs=[asked.first, asked.second], show_progress="hidden")(fields)
 
     def _run(
         self,

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import regaze
+from regaze import interventions
 from regaze.evals.play.controls import written
 from regaze.evals.play.running import Request
 from regaze.evals.runs.conditions import Condition
@@ -97,7 +97,7 @@ def _call(spec: Intervention) -> str:
     """A method as Python writes it: its class, where `regaze` exports it, else by its name."""
     given = ", ".join(f"{name}={value!r}" for name, value in _changed(spec).items())
     kind = type(spec)
-    if getattr(regaze, kind.__name__, None) is kind:
+    if getattr(interventions, kind.__name__, None) is kind:
         return f"regaze.{kind.__name__}({given})"
     return f'regaze.get("{spec.name}")({given})'
 

@@ -74,7 +74,7 @@ def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) 
     # A name that a foreign page had resolve to this machine isn't one of these.
     names = ["localhost", "127.0.0.1", "[::1]", host] if is_loopback(host) else ["*"]
     layers = [Middleware(OnlyHere), Middleware(TrustedHostMiddleware, allowed_hosts=names)]
-    return gr.mount_gradio_app(
+    app: FastAPI = gr.mount_gradio_app(
         FastAPI(middleware=layers, openapi_url=None),
         Page(shelf, model, load).draw().queue(),
         path="",
@@ -87,6 +87,7 @@ def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) 
         css=CSS,
         head=HEAD,
     )
+    return app
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
 
 from torch import nn
 
 from regaze.hooks.attachment import Attachment
+from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion.checking import propose
 from regaze.hooks.diffusion.conventions import defining
 from regaze.hooks.diffusion.entries import Entry, refuse_clashes
 from regaze.hooks.diffusion.families import CHECKED, FAMILIES
 from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.host import host_of, inner
+from regaze.hooks.diffusion.host import host_of, inner, is_pipeline, refuse_caches
 from regaze.hooks.diffusion.seat import Seat, known_seat, seat_of
 from regaze.hooks.diffusion.works import Guidance
 from regaze.hooks.report import Report
@@ -24,13 +26,37 @@ class DenoiserAttachment(Attachment):
     """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
 
     def __init__(
-        self, specs: Sequence[Spec[Any, Any]], entries: Sequence[Entry], seats: Sequence[Seat]
+        self,
+        specs: Sequence[Spec[Any, Any]],
+        entries: Sequence[Entry],
+        seats: Sequence[Seat],
+        denoisers: Mapping[str, nn.Module],
     ) -> None:
         super().__init__(specs)
         self._entries, self._seats = tuple(entries), tuple(seats)
+        self._parts = {name: weakref.ref(inner(module)) for name, module in denoisers.items()}
+        self._calls = Calls()
+
+    def watch(self, pipeline: Any) -> None:
+        """Let a pipeline's calls show whether it still has the denoisers attached to."""
+        self._calls.around(pipeline, self._with_parts)
+
+    def _with_parts(
+        self, pipeline: Any, run: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        there = {id(inner(part)) for part in vars(pipeline).values()}
+        for name, part in self._parts.items():
+            if id(part()) not in there:
+                raise RuntimeError(
+                    f"this pipeline's {name} was replaced while "
+                    f"{', '.join(spec.label for spec in self.specs)} was attached to the one "
+                    "before, so nothing would act: detach, then attach to the pipeline as it is now"
+                )
+        return run(*args, **kwargs)
 
     def detach(self) -> None:
         """Take them off. Others stay; a second call finishes what the first one couldn't."""
+        self._calls.release()
         for seat in self._seats:
             for entry in reversed(self._entries):
                 seat.pop(entry)
@@ -88,11 +114,7 @@ def attach_denoisers(
                 f"{info.model} has no layers of self- or joint attention that are known here, so "
                 "there is nothing to perturb"
             )
-        if getattr(inner(module), "is_cache_enabled", False):
-            raise ValueError(
-                f"step caching is on in this {info.model}; it would skip edited layers and mix the "
-                "branches up; call disable_cache() first"
-            )
+        refuse_caches(inner(module))
     specs = [one.resolve(infos[0]) for one in interventions]
     entries = [Entry(spec.bind(infos[0])) for spec in specs]
     for spec, entry in zip(specs, entries, strict=True):
@@ -119,8 +141,10 @@ def attach_denoisers(
                 f"this {type(module).__name__} was compiled in place, which hides its layers from "
                 "edits; use torch.compile(model) instead, of which edited steps run uncompiled"
             )
-    attachment = DenoiserAttachment(specs, entries, seats)
+    attachment = DenoiserAttachment(specs, entries, seats, denoisers)
     try:
+        if is_pipeline(pipeline):
+            attachment.watch(pipeline)
         for entry in entries:
             for seat in seats:
                 seat.push(entry, pipeline)

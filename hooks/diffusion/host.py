@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from regaze.hooks.diffusion.families import DENOISERS
-from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
+from regaze.hooks.diffusion.sites import Site, blocks, find_sites, native_grid
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,24 @@ def host_of(denoiser: Any) -> Host:
 def inner(module: Any) -> Any:
     """The module that ``torch.compile`` wrapped, or the module itself."""
     return getattr(module, "_orig_mod", module)
+
+
+def refuse_caches(denoiser: Any) -> None:
+    """Check that nothing skips layers in some steps, or gives them what they made in others.
+
+    Raises:
+        ValueError: Step caching of diffusers is on (FirstBlockCache, PAB, FasterCache, ...).
+    """
+    enabled = getattr(denoiser, "is_cache_enabled", False)
+    parts = [denoiser, *map(denoiser.get_submodule, blocks(denoiser))]
+    for registry in (getattr(part, "_diffusers_hook", None) for part in parts):
+        hooks = {} if registry is None else registry.hooks
+        enabled = enabled or any(hook._is_stateful for hook in hooks.values())
+    if enabled:
+        raise ValueError(
+            f"step caching is on in this {type(denoiser).__name__}; it would skip edited layers "
+            "and mix the branches up; call disable_cache() first"
+        )
 
 
 def is_pipeline(thing: Any) -> bool:

@@ -20,7 +20,7 @@ from regaze.hooks.diffusion.rows import copy_containers
 Answer = Callable[[str, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
 """Answers a kernel call: path of the module, query, key, value, settings."""
 Seen = dict[str, list[tuple[Tensor, Tensor]]]
-"""Of each module's kernel calls, in the order in which they ran, sketches of queries and keys."""
+"""By module, in the order of its kernel calls, sketches of queries and keys."""
 _SKETCH = 8
 
 

@@ -125,7 +125,7 @@ def arrange(
     top_, left_ = max(0, place[1]), max(0, place[0])
     part = whole[top_ : place[1] + cut.shape[0], left_ : place[0] + cut.shape[1]]
     part |= cut[top_ - place[1] :, left_ - place[0] :][: part.shape[0], : part.shape[1]]
-    stencil = Image.fromarray(np.uint8(255 * whole))
+    stencil = Image.fromarray((255 * whole).astype(np.uint8))
     on_its_own = Image.new("RGB", size)
     on_its_own.paste(shown_, place)
     mean = tuple(int(n) for n in np.asarray(ground, np.float64).mean((0, 1)).round())
@@ -160,8 +160,8 @@ def _mask_of(method: str, thing: Image.Image, mask: Any) -> np.ndarray[Any, np.d
 def _resized(
     mask: np.ndarray[Any, np.dtype[np.bool_]], size: tuple[int, ...]
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    image = Image.fromarray(np.uint8(255 * mask)).resize((size[0], size[1]), Image.Resampling.BOX)
-    return np.asarray(image) >= 128
+    image = Image.fromarray((255 * mask).astype(np.uint8))
+    return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BOX)) >= 128
 
 
 def _bounds(mask: Tensor) -> Tensor:

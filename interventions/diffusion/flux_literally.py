@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from regaze.interventions.diffusion.texts_literally import attention
@@ -49,12 +48,12 @@ class Place(NamedTuple):
 
     Attributes:
         single: Whether it is a single block.
-        index: Its number among its kind.
+        number: Which one it is among its kind.
         grid: Rows and columns.
     """
 
     single: bool
-    index: int
+    number: int
     grid: tuple[int, int]
 
 
@@ -118,9 +117,16 @@ def _heads(attn: Any, x: Tensor, prefix: str) -> Triple:
     return getattr(attn, f"norm_{prefix}q")(query), getattr(attn, f"norm_{prefix}k")(key), value
 
 
-def _turned(one: Triple, turn: Any) -> Triple:
-    query, key = (apply_rotary_emb(x, turn, sequence_dim=2) for x in one[:2])
-    return query, key, one[2]
+def _turned(one: Triple, turn: tuple[Tensor, Tensor]) -> Triple:
+    """Queries and keys rotated, neighbouring channels as a pair, by cosines and sines "N D"."""
+    cosine, sine = turn
+
+    def rotated(x: Tensor) -> Tensor:
+        real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        across = torch.stack([-imaginary, real], -1).flatten(-2)
+        return (x.float() * cosine + across * sine).to(x.dtype)
+
+    return rotated(one[0]), rotated(one[1]), one[2]
 
 
 def _joint(sequence: Triple, length: int) -> Heads:
@@ -152,7 +158,7 @@ def _double(
         joined = tuple(torch.cat([a, b], 2) for a, b in zip(own, image, strict=True))
         sequences.append(_turned((joined[0], joined[1], joined[2]), turn))
         found.append(_joint(sequences[-1], words.shape[1]))
-    outs = mix(*found, _cut(sequences[1], texts[1].shape[1]), place)
+    outs = mix(found[0], found[1], _cut(sequences[1], texts[1].shape[1]), place)
     picture = _after(
         picture, attn.to_out[0](_merged(outs[0].picture)), gates, block.norm2, block.ff
     )
@@ -183,7 +189,7 @@ def _single(
         for (normed, _), turn in zip(modulated, turns, strict=True)
     ]
     found = [_joint(one, length) for one, length in zip(sequences, lengths, strict=True)]
-    outs = mix(*found, _cut(sequences[1], lengths[1]), place)
+    outs = mix(found[0], found[1], _cut(sequences[1], lengths[1]), place)
     after = []
     for x, (normed, gate), out in zip(streams, modulated, outs, strict=True):
         heads = _merged(torch.cat([out.text, out.picture], 2))

@@ -121,7 +121,7 @@ def _flux(spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts) -
         both: tuple[flux_literally.Triple, flux_literally.Triple],
         place: flux_literally.Place,
     ) -> tuple[flux_literally.Heads, flux_literally.Heads]:
-        if place.index % spec.every[place.single] == 0:
+        if place.number % spec.every[place.single] == 0:
             words, picture = both
             query, key, value = (torch.cat([words[i], picture[i]], 2) for i in (0, 1, 2))
             seen = _seen(spec, place.grid, length).to(query.device)

@@ -46,7 +46,14 @@ def test_a_port_that_is_taken_is_said() -> None:
 
 def test_it_says_where_it_listens_and_stops_when_told_to() -> None:
     command = [sys.executable, "-m", "regaze", "serve", "--port", "0", "--with", "vhr"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=dict(os.environ))
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        # A background job of a shell script inherits that SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert server.stdout is not None
     line = server.stdout.readline()
     assert line.startswith("Serving sandbox with vhr: http://127.0.0.1:")

@@ -84,7 +84,7 @@
       this.node = make("figure", {}, make("figcaption", { textContent: this.title }), this.seen,
         ...(this.looks.length > 1 ? [looks] : []), this.heads,
         make("div", { className: "axis" }, make("span", { textContent: "head 0 →" }),
-          make("span", { textContent: `${view.layers.length} layers, top: ${view.layers[0]}` })));
+          make("span", { textContent: `${view.layers.length} layers ↓` })));
     }
 
     at(event) {

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusion_matrix import MASK, composed
 from flows import random_flow
-from latent_methods import spec_for
+from making import MASK, compose, move
 from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, TEXT, WIDTH, noise, quiet
 from torch import Tensor, nn
 
@@ -52,8 +51,10 @@ GEOMETRIC: dict[str, Any] = {
     "seg": lambda: regaze.SEG(scale=1.5, sigma=1.0, layers=("up_blocks.1",)),
     "flow_warp": lambda: regaze.FlowWarp(flow=random_flow(2), layers=("up_blocks.1",)),
     "regions": two_places,
-    "primecomposer": composed,
-    "attend_and_excite": lambda: spec_for("attend_and_excite", "sd", layers=("up_blocks.1",)),
+    "primecomposer": compose,
+    "attend_and_excite": lambda: move(
+        regaze.AttendAndExcite, "sd", layers=("up_blocks.1",), refine=""
+    ),
 }
 WRONG = rf"{LAYER}.attn\d attends with 12 image tokens, and the picture has 8 x 6 there.*merging"
 

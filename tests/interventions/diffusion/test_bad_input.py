@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from regaze.interventions.base import get, names
 from regaze.interventions.diffusion.consistent import Consistent
 
 METHODS = [get(name) for name in names("diffusers pipelines")]
-STRANGE = (
+STRANGE: tuple[Any, ...] = (
     math.nan, math.inf, -1, 1e300, True, 3.5, 1j, "", "x", b"x", [], {}, [[]], [math.nan], [True],
     [-1], [None], ["", ""], object(),
 )  # fmt: skip
@@ -110,7 +111,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "regions: overlap": (lambda: paint(regaze.Regions(SQUARE * 2)), "overlap; say"),
     # A word that isn't in the prompt.
     **{
-        f"{spec.name}: word": ((lambda spec=spec: paint(spec)), "'star' isn't in the prompt")
+        f"{spec.name}: word": (partial(paint, spec), "'star' isn't in the prompt")
         for spec in (
             regaze.AStar(("circle", "star")),
             regaze.AttendAndExcite(("circle", "star")),
@@ -127,7 +128,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "consistedit: more": (lambda: edit("a cat", "a red cat"), "only adds words"),
     # A model without frames.
     **{
-        f"{spec.name}: frames": ((lambda spec=spec, family=family: run(family, spec)), message)
+        f"{spec.name}: frames": (partial(run, family, spec), message)
         for spec, family, message in (
             (regaze.ByTheWay(), "sd", "has no temporal attention"),
             (regaze.EnhanceAVideo(), "sd3", "no weight was published"),
@@ -143,7 +144,7 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     # A text whose words lie in columns that aren't known.
     **{
         f"{spec.name}: columns": (
-            (lambda spec=spec, family=family: run(family, spec)), "given embeddings"
+            partial(run, family, spec), "given embeddings"
         )
         for spec, family in (
             (regaze.AStar(("circle",)), "sd"),

@@ -105,7 +105,8 @@ def test_half_precision(scene: str, method: Method, dtype: torch.dtype) -> None:
         got = half(**call)[0]
     assert run.report().fired
     assert got.dtype == dtype
-    assert differ(got.float(), want) < 0.1
+    # Latents move by where a map is largest, which in bfloat16 may be another token.
+    assert differ(got.float(), want) < (0.1 if dtype == torch.float16 else 0.15)
 
 
 @promised("undo", "sd", "pairs-flux", "clip-wan", "frames-sd")
