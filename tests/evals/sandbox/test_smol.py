@@ -1,4 +1,4 @@
-"""Proof at real sizes: methods at 30 layers, with nine heads for three keys and values.
+"""Proof at real sizes: methods at 30 layers, with nine heads for three keys and values; long prompts, batches.
 
 It needs `smol`, which `regaze sandbox fetch smol` assembles, and doesn't depend on what it learnt.
 """
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from regaze.evals.asking.models import Loaded, load
+from regaze.evals.asking.prompts import Prompter
+from regaze.evals.sandbox.scenes import scene
 from regaze.evals.verify.language import Language
 from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VCD, VHR, DoLa, Intervention
 
@@ -34,6 +36,32 @@ def smol() -> Loaded:
         return load("smol")
     except ValueError as error:
         pytest.skip(str(error))
+
+
+class Asked(Language):
+    """The model under prompts of the test's own.
+
+    Args:
+        model: The model.
+        processor: Its processor.
+        questions: A text each, with its number of pictures.
+    """
+
+    def __init__(self, model: Any, processor: Any, questions: Sequence[tuple[str, int]]) -> None:
+        self.questions = questions
+        super().__init__(model, processor)
+
+    def _asked(self) -> list[dict[str, Any]]:
+        prompter = Prompter(self.processor)
+        pictures = [scene("test", number).image for number in range(4)]
+        texts = [prompter.text(text, images=count) for text, count in self.questions]
+        shown = [pictures[:count] for _, count in self.questions]
+        rows = [[0], [len(texts) - 1], [*range(len(texts))]]
+        made = [prompter.inputs([texts[i] for i in r], [shown[i] for i in r]) for r in rows]
+        dtype = next(self.model.parameters()).dtype
+        return [
+            {k: x.to(dtype) if x.is_floating_point() else x for k, x in one.items()} for one in made
+        ]
 
 
 def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -70,3 +98,20 @@ def _forms(spec: Any) -> Sequence[Any]:
 @pytest.mark.parametrize("name", STACKS)
 def test_a_method_is_its_literal_form_at_thirty_layers(smol: Loaded, name: str) -> None:
     check(Language(smol.model, smol.processor), STACKS[name])
+
+
+def test_four_pictures_and_a_long_question(smol: Loaded) -> None:
+    text = "One of these shapes is larger than it looks. " * 40 + "Which one?"
+    subject = Asked(smol.model, smol.processor, [(text, 4)])
+    assert subject.run(0)[0]["prefill"].shape[0] > 600
+    check(subject, (PAI(), VHR()))
+
+
+def test_rows_of_a_left_padded_batch_of_sixteen_are_what_they_are_alone(smol: Loaded) -> None:
+    asked = [("Is there a circle" + " or a square" * number + "?", 1) for number in range(16)]
+    subject = Asked(smol.model, smol.processor, asked)
+    with subject.attach((PAI(), VHR())):
+        batch = subject.run("both")
+        first, last = subject.run(0)[0], subject.run(1)[0]
+    assert apart(batch[0], first) <= subject.tolerance
+    assert apart(batch[15], last) <= subject.tolerance
