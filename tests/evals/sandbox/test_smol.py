@@ -1,4 +1,4 @@
-"""Proof at real sizes: methods at 30 layers, with nine heads for three keys and values; long prompts, batches.
+"""Proof at real sizes: 30 layers, nine heads for three keys and values, long prompts, batches.
 
 It needs `smol`, which `regaze sandbox fetch smol` assembles, and doesn't depend on what it learnt.
 """
