@@ -14,6 +14,7 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from regaze.hooks.checks import Domain, noting
@@ -106,6 +107,7 @@ class Control:
         return int(value) if self.whole and value.is_integer() else value
 
 
+@cache
 def controls(cls: type[Intervention]) -> tuple[Control, ...]:
     """One control for each field of a method, in the order of its fields."""
     domains, said, kinds = _domains(cls), docs(cls), get_type_hints(cls)
