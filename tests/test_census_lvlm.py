@@ -35,9 +35,10 @@ RUN = [*(m for m in EDITS.values() if not m.like), CONTRASTS["m3id"], CONTRASTS[
 
 def spec_for(host: Host, method: Method) -> Intervention:
     """The method on all layers that attend."""
-    layers = tuple(site.layer for site in host.sites)
+    layers, acts = tuple(site.layer for site in host.sites), method.acts
+    assert isinstance(acts, Intervention)
     if method.name == "m3id":
-        return method.acts
+        return acts
     changes: dict[str, Any] = {"layers": layers}
     if method.name == "dola":
         changes = {"candidates": layers}
@@ -45,11 +46,11 @@ def spec_for(host: Host, method: Method) -> Intervention:
         changes |= {"saliency": layers[:1], "layers": layers[1:]}
     if method.name == "var":
         changes["sink_dims"] = tuple(range(6))
-    if isinstance(getattr(method.acts, "heads", None), tuple):
+    if isinstance(getattr(acts, "heads", None), tuple):
         changes["heads"] = tuple(
             (layer, head) for layer in layers for head in (0, host.n_heads - 1)
         )
-    return dataclasses.replace(method.acts, **changes)
+    return dataclasses.replace(acts, **changes)
 
 
 @torch.no_grad()
