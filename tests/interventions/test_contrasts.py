@@ -123,8 +123,10 @@ def test_autocast_stays_close_to_full_precision(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         cast = logits(model, inputs, spec)[:, -1].float()
     kept = full.isfinite() & cast.isfinite()
-    assert kept.float().mean() > 0.5
-    assert (cast - full)[kept].abs().mean() < 0.1 * full[kept].std()
+    # Tokens at the threshold of likelihood may fall on the other side of it.
+    assert (full.isfinite() == cast.isfinite()).float().mean() > 0.95
+    assert kept.any(-1).all()
+    assert (cast - full)[kept].abs().mean() < 0.1 * logits(model, inputs)[:, -1].std()
 
 
 @ONCE
