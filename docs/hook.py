@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ _ORIGIN: dict[str, str] = {}
 """Pages of the site, and the file of the repository that each is written in."""
 
 
-def on_config(config: Any) -> Any:
-    """Lay out the packages for the reference, and put every method into the navigation."""
+def on_startup(**_: Any) -> None:
+    """Lay out the packages for the reference, before mkdocstrings looks for its paths."""
     layout = ROOT / "build" / "docs" / "regaze"
     layout.mkdir(parents=True, exist_ok=True)
     for path in [*(ROOT / "regaze").iterdir(), *(ROOT / part for part in _PARTS)]:
-        link = layout / path.name
-        if not link.exists():
-            link.symlink_to(path)
+        with suppress(FileExistsError):
+            (layout / path.name).symlink_to(path)
+
+
+def on_config(config: Any) -> Any:
+    """Put every method into the navigation."""
     groups: dict[str, list[str]] = {"vision-language models": [], "diffusers pipelines": []}
     for name in methods():
         groups[get(name).acts_on].append(f"methods/{name}.md")
