@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from regaze.evals.hosts import is_loopback
 from regaze.evals.play.models import Shelf
 from regaze.evals.play.page import CSS, HEAD, Page, theme
 
@@ -47,16 +47,6 @@ class OnlyHere:
             await send(message)
 
         await self._app(scope, receive, answer)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches a server at a host."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) -> FastAPI:

@@ -44,8 +44,9 @@ def play(
         raise ImportError("regaze play needs gradio: pip install 'regaze[play]'")
     # Read when gradio is imported.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from regaze.evals.hosts import is_loopback
     from regaze.evals.play.models import BUILT_IN, Shelf
-    from regaze.evals.play.serving import address, application, is_loopback, listen, server
+    from regaze.evals.play.serving import address, application, listen, server
 
     hush("transformers")
     hush("diffusers")

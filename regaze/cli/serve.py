@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 
 from regaze.cli.options import Model, spread
 from regaze.cli.terminal import note, say
+from regaze.evals.hosts import is_loopback
 from regaze.hooks.checks import shown
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def serve(
         raise ValueError(error.message) from error
     if api_key == "":
         raise ValueError("the API key is empty: unset REGAZE_API_KEY, or give one")
-    local = _is_loopback(host)
+    local = is_loopback(host)
     listening = _listen(host, port)
     engine = Engine(model.load(), bounds.limits)
     engine.resolve(default)
@@ -133,15 +133,6 @@ def serve(
         timeout_graceful_shutdown=_WAIT_FOR_ANSWERS,
     )
     uvicorn.Server(config).run(sockets=[listening])
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -9,6 +9,8 @@ import sys
 import pytest
 from command_line import call, one_line
 
+from regaze.evals.hosts import is_loopback
+
 
 def test_help_loads_neither_torch_nor_gradio() -> None:
     code = (
@@ -43,7 +45,4 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
 )
 def test_which_hosts_only_this_machine_reaches(host: str, inside: bool) -> None:
-    pytest.importorskip("gradio", reason="gradio isn't installed: pip install regaze[play]")
-    from regaze.evals.play.serving import is_loopback
-
     assert is_loopback(host) is inside
