@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -114,6 +114,18 @@ def call_of(module: nn.Module) -> FrameType | None:
         if frame.f_code is _CALL and frame.f_locals.get("self") is module:
             return frame
     return None
+
+
+def count_calls(modules: Collection[nn.Module]) -> int:
+    """How many calls of some modules run now, in all threads."""
+    count = 0
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code is _CALL and frame.f_locals.get("self") in modules:
+                count += 1
+            frame = frame.f_back
+    return count
 
 
 def runs(frame: FrameType | None) -> bool:
