@@ -10,7 +10,7 @@ import pytest
 import stub_works
 from stored import answers_on_disk
 
-from regaze.evals.pictures.runner import FLAGGED
+from regaze.evals.pictures.work import FLAGGED
 from regaze.evals.runs import store
 from regaze.evals.runs.distributed import World
 
