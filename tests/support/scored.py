@@ -15,7 +15,8 @@ from regaze.evals.runs.controls import roles
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import Answers, RunResult
-from regaze.evals.scoring.scores import TaskScores, score_run
+from regaze.evals.scoring.score_run import score_run
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Task
 
 
