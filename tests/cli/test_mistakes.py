@@ -1,4 +1,4 @@
-"""What users get wrong: one clear line each, exit code 2."""
+"""Mistakes of users: one clear line each, exit code 2."""
 
 from __future__ import annotations
 

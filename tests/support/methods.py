@@ -140,7 +140,7 @@ class Method:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Where it acts in a language model."""
+        """The place in a language model where it acts."""
         found: tuple[int, ...] = getattr(self.acts, "layers", None) or LAYERS
         return found
 
@@ -152,7 +152,7 @@ class Method:
 
     @property
     def kind(self) -> Literal["edit", "scores", "question", "pipeline"]:
-        """What it acts on: attention, next-token scores, the question, or a pipeline."""
+        """The thing it acts on: attention, next-token scores, the question, or a pipeline."""
         if self.scenes:
             return "pipeline"
         if self.acts.stage == "question":

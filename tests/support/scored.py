@@ -21,7 +21,7 @@ from regaze.evals.task import Task
 
 
 def fired(label: str, acted: bool = True) -> dict[str, Any]:
-    """What a session notes of an intervention in two layers."""
+    """A session's notes on an intervention in two layers."""
     layers = [{"layer": n, "calls": 3, "heads": 1.0, "effect": 0.25 * n * acted} for n in (0, 1)]
     one = {"label": label, "prompts": 18, "layers": layers, "exempt": False}
     return {"fired": acted, "interventions": [{**one, "fired": acted, "effect": 0.125 * acted}]}

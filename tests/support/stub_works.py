@@ -118,7 +118,7 @@ def run_stub(out: Path, *labels: str, work: StubWork | None = None, **options: A
 
 
 class _Attached:
-    """What stands for interventions that act."""
+    """Stand-ins for interventions that act."""
 
     current: str = ""
 
@@ -172,7 +172,7 @@ def held_back(prompt: str) -> Iterator[None]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a picture is there and can be read to its end."""
+    """True if a picture is there and can be read to its end."""
     with Image.open(path) as image:
         image.load()
     return True

@@ -57,7 +57,7 @@ def run(
 
 
 def contents(out: Path) -> dict[str, list[Any]]:
-    """What a run's conditions hold: answers without their times, and pixels."""
+    """The contents of a run's conditions: answers without their times, and pixels."""
     found: dict[str, list[Any]] = {}
     for path in sorted(out.glob(f"*/{records.PREDICTIONS}")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]

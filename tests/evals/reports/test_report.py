@@ -121,7 +121,7 @@ def yes_no_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def part(page: str, heading: str) -> str:
-    """What stands under a heading."""
+    """The text under a heading."""
     return page[page.index(f"<h3>{heading}") :].partition("<h3>")[2].partition("<h3>")[0]
 
 

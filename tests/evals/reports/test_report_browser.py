@@ -76,7 +76,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def browse(page: Path, width: int, *flags: str) -> dict[str, Any]:
-    """What a browser makes of the page, and what it complains about."""
+    """The page as a browser shows it, and the browser's complaints."""
     harness = page.with_name(f"harness-{width}.html")
     harness.write_text(
         HARNESS.format(width=width, page=html.escape(page.read_text(encoding="utf-8"))),

@@ -1,4 +1,4 @@
-"""What pictures, clips and searches promise beyond the protocol, with models that are stubs."""
+"""Promises of pictures, clips and searches beyond the protocol, with stub models."""
 
 from __future__ import annotations
 
