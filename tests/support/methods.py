@@ -335,12 +335,14 @@ METHODS = {
             AnchorAttention(theta=0.1, block=2, step=2, init=2),
             AnchorAttention(theta=1e30, block=2, step=2, init=2),
             like="pai",
+            drafts=False,
         ),
         Method(
             "tidal",
             TidalDecode(budget=5, select=(1,)),
             TidalDecode(budget=2**31 - 1, select=(1,)),
             like="pai",
+            drafts=False,
         ),
         Method(
             "vaf",
