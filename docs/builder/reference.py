@@ -70,8 +70,14 @@ def examples() -> str:
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first, _, rest = about.partition("\n\n")
         lines += [f"## {path.name}", "", first, ""]
-        if rest:
-            lines += [rest, ""]
+        told, _, run = rest.partition("Run:  ")
+        if told.strip():
+            lines += [told.strip(), ""]
+        command, _, more = run.partition("\n\n")
+        if command:
+            lines += ["```", command.strip().replace("\n          ", " \\\n    "), "```", ""]
+        if more:
+            lines += [more, ""]
         lines += [f"[Read it](code/examples/{path.name}.md)", ""]
     return "\n".join(lines)
 
