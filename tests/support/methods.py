@@ -481,6 +481,10 @@ METHODS = {
             scenes=("clip-wan", "clip-cogvideox", "clip-hunyuan"),
         ),
         Method(
+            "enhance_a_video-temporal", of(EnhanceAVideo, weight=4.0), scenes=("clip-motion",),
+            like="enhance_a_video",
+        ),
+        Method(
             "radial", of(RadialAttention, decay=0.5, block=4, start=0.0, dense_layers=0),
             scenes=CLIPS,
         ),
