@@ -203,7 +203,10 @@ def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any
     """What a module returns with its picture's rows multiplied."""
     streams = output if isinstance(output, tuple) else (output,)
     first = streams[0]
-    if site.kind not in ("self", "joint") or first.shape[:2] != (entered.batch, entered.tokens):
+    if site.kind not in ("self", "joint", "temporal") or first.shape[:2] != (
+        entered.batch,
+        entered.tokens,
+    ):
         raise RuntimeError(
             f"{site.name} returns {tuple(first.shape)} for {entered}, so which rows are the "
             "picture's isn't known, which this edit needs; choose other layers"

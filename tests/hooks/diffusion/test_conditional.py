@@ -1,4 +1,4 @@
-"""Which rows are conditional, and of which pipeline: evidence or an error."""
+"""Conditional rows, and whose they are: evidence or an error."""
 
 from __future__ import annotations
 
