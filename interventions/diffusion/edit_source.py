@@ -38,11 +38,14 @@ class Source:
             first.
         timesteps: "T", as the scheduler counts them.
         shares: "S N": what the picture's tokens give to the words, if that was read.
+        grid: (rows, columns), or (frames, rows, columns), of these tokens; empty if that isn't
+            known.
     """
 
     latents: Tensor
     timesteps: Tensor
     shares: Tensor | None = None
+    grid: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, path: str) -> Source:
@@ -65,13 +68,16 @@ class Source:
                 f"{path} isn't the source of an edit, which holds latents and timesteps "
                 f"of T steps: it holds {shapes}"
             )
-        return cls(latents, timesteps, found.get("shares"))
+        grid = tuple(found["grid"].tolist()) if "grid" in found else ()
+        return cls(latents, timesteps, found.get("shares"), grid)
 
     def keep(self) -> Path:
         """Where it lies in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
         from safetensors.torch import save
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}
+        if self.grid:
+            parts["grid"] = torch.tensor(self.grid)
         data = save({n: x.detach().cpu().contiguous() for n, x in parts.items() if x is not None})
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = f"{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
@@ -121,10 +127,11 @@ class Recording:
         self.latents: list[Tensor] = []
         self.times: list[float] = []
         self.seen = Running()
+        self.grid: tuple[int, ...] = ()
 
     def clear(self) -> None:
         """Forget an earlier run."""
-        self.latents, self.times, self.seen = [], [], Running()
+        self.latents, self.times, self.seen, self.grid = [], [], Running(), ()
 
     @property
     def source(self) -> Source:
@@ -138,7 +145,8 @@ class Recording:
                 "nothing was recorded: run the pipeline inside of `with recorded(...)`"
             )
         mean = self.seen.mean().cpu() if self.seen.calls else None
-        return Source(torch.stack(self.latents), torch.tensor(self.times), mean)
+        times = torch.tensor(self.times)
+        return Source(torch.stack(self.latents), times, mean, self.grid if self.seen.calls else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +210,8 @@ class Recorder(Work):
         rows = slice(cond.start * each, cond.stop * each)
         which = torch.arange(rows.start, rows.stop, device=call.query.device)
         found = Attended.of(call, call.query[rows], call.key[rows], call.value[rows])
+        image = call.image()
+        self.into.grid = call.layout.grid(call.site, image.stop - image.start) or ()
         self.into.seen.add(shares(call, found, which, members, self.over))
         return call.output
 

@@ -83,7 +83,7 @@ def invert(
 def _source(scheduler: Any, run: Recording) -> Source:
     states = torch.stack([state.cpu() for state in scheduler.states[::-1]])
     times = scheduler.levels.flip(0).float().cpu()
-    return Source(states, times, run.source.shares)
+    return Source(states, times, run.source.shares, run.source.grid)
 
 
 def encoded(pipeline: Any, image: Any) -> Tensor:
