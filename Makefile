@@ -104,7 +104,7 @@ bench: $(RUN)  ## Measure speed and memory beside the unmodified model.
 	    $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" || exit; done
 
 docs: $(DOCS) cards  ## Build the documentation site into build/site (Python 3.11 or newer).
-	@echo "==> Building the site: open build/site/index.html"
+	@echo "==> Building the site: build/site/index.html; to search it, too: $(BIN)/python -m http.server -d build/site"
 	@# Without --quiet, which hides warnings from --strict, too.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -26,6 +26,16 @@ def status(says: str, share: float | None = None, failed: bool = False) -> str:
     return f'<div class="rg-status {kind}" role="{role}"><span>{escape(says)}</span>{bar}</div>'
 
 
+def drawn(first: str, second: str) -> str:
+    """A mark, not to be seen, of the methods whose fields are drawn.
+
+    Args:
+        first: The choice, as its list shows it.
+        second: Likewise.
+    """
+    return f'<i data-first="{escape(first)}" data-second="{escape(second)}"></i>'
+
+
 def answers(given: Sequence[Answer]) -> str:
     """The answers side by side."""
     return f'<div class="rg-answers">{"".join(map(_answer, given))}</div>' if given else ""

@@ -16,7 +16,7 @@ import gradio as gr
 from PIL import Image
 
 from regaze.evals.play import cards, controls, recipes
-from regaze.evals.play.fields import NOTHING, choices, draw, named
+from regaze.evals.play.fields import NOTHING, choices, draw, named, shown_as
 from regaze.evals.play.following import Ended, Job, follow, one_line
 from regaze.evals.play.models import Shelf
 from regaze.evals.play.running import PLAIN, Request, Result, run
@@ -24,8 +24,9 @@ from regaze.evals.play.samples import sample
 from regaze.evals.reports.viewer import SCRIPT
 from regaze.interventions.base import Intervention
 
-HEAD = f"<script>{SCRIPT}</script>"
-CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+HEAD = f"<script>{SCRIPT}\n{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>"
+CSS = (_HERE / "page.css").read_text(encoding="utf-8")
 _PRIVATE: Any = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -212,6 +213,8 @@ class Page:
                 yield from self._run(shown, str(request.session_hash), kinds, given)
 
             go.click(begin, [*asked.fixed, *parts], shown.all, concurrency_limit=None, **_PRIVATE)
+            # page.js compares it with what is chosen: a run that begins before would use old fields.
+            gr.HTML(cards.drawn(shown_as(first), shown_as(second)), elem_id="drawn", padding=False)
 
         gr.render(inputs=[asked.first, asked.second], show_progress="hidden")(fields)
 
