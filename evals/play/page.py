@@ -213,7 +213,7 @@ class Page:
                 yield from self._run(shown, str(request.session_hash), kinds, given)
 
             go.click(begin, [*asked.fixed, *parts], shown.all, concurrency_limit=None, **_PRIVATE)
-            # page.js compares it with what is chosen: a run that begins before would use old fields.
+            # For page.js: a run that began before they are drawn would use old fields.
             gr.HTML(cards.drawn(shown_as(first), shown_as(second)), elem_id="drawn", padding=False)
 
         gr.render(inputs=[asked.first, asked.second], show_progress="hidden")(fields)
