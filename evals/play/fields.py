@@ -18,7 +18,7 @@ def choices(paints: bool) -> list[tuple[str, str]]:
     """The methods for a kind of model and their published settings: what is shown, and the value.
 
     Args:
-        paints: Whether the model is a pipeline.
+        paints: True for pipelines, False for vision-language models.
     """
     found = [NOTHING]
     for name in methods(paints):

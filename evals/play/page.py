@@ -41,7 +41,7 @@ def theme() -> Any:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The parts of the page that say what is asked."""
+    """The parts of the page that make a request."""
 
     model: Any
     picture: Any
@@ -65,7 +65,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The parts of the page that show what came of it."""
+    """The parts of the page that show a result."""
 
     status: Any
     answers: Any
@@ -87,7 +87,7 @@ class Page:
 
     Args:
         shelf: Its models.
-        model: Which one is chosen first.
+        model: The one chosen first.
         load: Python files that registered methods, for scripts and commands.
     """
 
@@ -225,7 +225,7 @@ class Page:
         kinds: Sequence[type[Intervention] | None],
         given: Sequence[Any],
     ) -> Iterator[dict[Any, Any]]:
-        """What the page shows while a run goes on, and what came of it."""
+        """Changes of the page during a run, and at its end."""
         empty = {shown.answers: "", shown.viewer: "", shown.report: ""}
         yield {
             **empty,
@@ -278,7 +278,7 @@ class Page:
         }
 
     def _request(self, kinds: Sequence[type[Intervention] | None], given: Sequence[Any]) -> Request:
-        """What the page's parts ask for.
+        """The request in the page's parts.
 
         Raises:
             ValueError: A field is out of its domain, or a number is missing.
@@ -324,7 +324,7 @@ class Page:
         return found.picture, found.prompt, number + 1, gr.skip()
 
     def _chosen(self, model: str, picture: Any, prompt: str) -> tuple[Any, ...]:
-        """What fits a model that was just chosen."""
+        """Choices and an example that fit a model just chosen."""
         try:
             paints = self._shelf.paints(model)
         except (OSError, ValueError) as error:
@@ -343,7 +343,7 @@ class Page:
         )
 
     def _stop(self, request: gr.Request) -> None:
-        """Stop what the visitor's page has under way."""
+        """Stop the run of the visitor's page."""
         if job := self._jobs.get(str(request.session_hash)):
             job.stop()
 
