@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from asyncio import CancelledError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,6 +108,17 @@ def address(at: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+class _Leaving(logging.Filter):
+    """Drops complaints about pages that are still open when the server ends."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep a record, unless it is about an answer cut off by the end."""
+        cut = record.exc_info and isinstance(record.exc_info[1], CancelledError)
+        return not cut and "timeout graceful shutdown" not in record.getMessage()
+
+
 def server(app: FastAPI) -> uvicorn.Server:
     """A server for an application: ``run(sockets=[...])`` does so until ``should_exit`` is set."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
+    logging.getLogger("uvicorn.error").addFilter(_Leaving())
+    return uvicorn.Server(config)
