@@ -23,7 +23,7 @@ from regaze.evals.analysis.search import Found, by_attribution
 from regaze.evals.asking.every import Every, every_method
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import SMOL
 from regaze.evals.columns_why import moves, visual_mass
 from regaze.evals.reports.columns_page import page

@@ -30,8 +30,8 @@ from regaze.interventions.diffusion.composing import (
     on_latents,
 )
 from regaze.interventions.diffusion.places import read_mask, sized
-from regaze.interventions.diffusion.reweight import columns_of
 from regaze.interventions.diffusion.second_text import conditional
+from regaze.interventions.diffusion.word_columns import columns_of
 
 NAME = "primecomposer"
 
