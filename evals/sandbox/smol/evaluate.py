@@ -23,9 +23,9 @@ from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.smol import tasks
 from regaze.evals.sandbox.smol.drawing import SIZE
 from regaze.evals.sandbox.smol.features import encode
+from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.photographs import read_photographs
 from regaze.evals.sandbox.smol.scenes import ALIKE, NAMES, PARTNER, Scene
-from regaze.evals.sandbox.smol.train import Learner
 from regaze.evals.sandbox.smol.turns import Writer
 from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, question
 
