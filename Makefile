@@ -105,7 +105,8 @@ bench: $(RUN)  ## Measure speed and memory beside the unmodified model.
 
 docs: $(DOCS) cards  ## Build the documentation site into build/site (Python 3.11 or newer).
 	@echo "==> Building the site: open build/site/index.html"
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@# Without --quiet, which hides warnings from --strict, too.
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 cards: $(RUN)  ## Make the cards of the methods, docs/methods, anew from the code and the stored results.
 	@echo "==> Writing a card for each method"

@@ -17,7 +17,7 @@ import torch
 
 from regaze.evals.asking.every import every_method
 from regaze.evals.asking.models import Loaded, load
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import SMOL
 from regaze.evals.reports.columns_page import page
 from regaze.evals.results import table_of

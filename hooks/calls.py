@@ -192,8 +192,24 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
             return _nested(self, _arounds(self, True), stock)(*args, **kwargs)
 
         names["forward"] = forward
-    made: Any = type(base)(base.__name__, (base,), names)
+    made: Any = _equal_to_base(type(base))(base.__name__, (base,), names)
     return made
+
+
+@functools.cache
+def _equal_to_base(meta: Any) -> Any:
+    """The metaclass of subclasses that count as their base in tables of classes.
+
+    diffusers finds blocks, processors and the parts that pipelines share by the class itself.
+    """
+
+    def same(cls: Any, other: Any) -> bool:
+        return _own_class(cls) is (_own_class(other) if isinstance(other, type) else other)
+
+    def hashed(cls: Any) -> int:
+        return hash(_own_class(cls)) if _BASE in vars(cls) else meta.__hash__(cls)  # type: ignore[no-any-return]
+
+    return type(meta)(meta.__name__, (meta,), {"__eq__": same, "__hash__": hashed})
 
 
 def _no_caching(self: Any, config: Any) -> None:

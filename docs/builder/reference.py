@@ -17,10 +17,12 @@ _MODULES: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "regaze.evals.task",
             "regaze.evals.study",
             "regaze.evals.benchmarks.registry",
+            "regaze.evals.benchmarks.source",
             "regaze.evals.asking.models",
             "regaze.evals.scoring.compare",
             "regaze.evals.scoring.statistics",
             "regaze.evals.tuning.tune",
+            "regaze.evals.tuning.tuned",
             "regaze.evals.reports.report",
         ),
     ),
@@ -68,8 +70,14 @@ def examples() -> str:
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first, _, rest = about.partition("\n\n")
         lines += [f"## {path.name}", "", first, ""]
-        if rest:
-            lines += [rest, ""]
+        told, _, run = rest.partition("Run:  ")
+        if told.strip():
+            lines += [told.strip(), ""]
+        command, _, more = run.partition("\n\n")
+        if command:
+            lines += ["```", command.strip().replace("\n          ", " \\\n    "), "```", ""]
+        if more:
+            lines += [more, ""]
         lines += [f"[Read it](code/examples/{path.name}.md)", ""]
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from regaze.evals.clips.task import Clips, ClipSource, strip
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.work import refuse_images
 from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.runs import driver, files
 from regaze.evals.runs.conditions import Condition

@@ -17,7 +17,7 @@ from PIL import Image
 from regaze.evals.edits.task import Edits, EditSource, strip
 from regaze.evals.edits.world import Change, free
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.work import refuse_images
 from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.runs import driver
 from regaze.evals.runs.conditions import Condition

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.entries import Entry
-from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
+from regaze.hooks.diffusion.host import host_of, inner
 from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.seat import known_seat, seat_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Part
+from regaze.hooks.diffusion.watching import watchable, watched
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
 
@@ -221,23 +219,14 @@ def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
         TypeError: It is no pipeline with a known denoiser.
         ValueError: It has no joint attention, or the denoiser is compiled.
     """
-    denoisers = find_denoisers(pipeline)
-    if not denoisers or pipeline in denoisers.values():
-        raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
-    denoiser: Any = next(iter(denoisers.values()))
-    if is_compiled(denoiser):
-        raise ValueError("a compiled denoiser doesn't show its maps; record before compiling it")
+    denoiser = watchable(pipeline, "record")
     host = host_of(inner(denoiser))
     sites = joint_sites(host)
     words = (words,) if isinstance(words, (str, int)) else tuple(words)
     into = Recording()
-    entry = Entry(Recorder(tuple(sites), words=words, into=into, over=over_of(host.model)))
-    seat = known_seat(denoiser) or seat_of(denoiser, None, fork=True)
-    try:
-        seat.push(entry, pipeline)
+    recorder = Recorder(tuple(sites), words=words, into=into, over=over_of(host.model))
+    with watched(pipeline, denoiser, recorder):
         yield into
-    finally:
-        seat.pop(entry)
 
 
 def joint_sites(host: Any) -> list[Site]:

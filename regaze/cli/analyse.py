@@ -17,7 +17,7 @@ from regaze.cli.terminal import note, out, resumable, say
 if TYPE_CHECKING:
     from regaze.evals.analysis.analyse import Analysis
     from regaze.evals.analysis.maps import Pairs
-    from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.source import Source
 
 
 _SHOWN = ("ablation", "ablation_error", "direct", "mass", "divergence", "distance_share")
@@ -57,7 +57,8 @@ class Asked:
         Raises:
             ValueError: An unknown benchmark, or no data for a model that isn't the sandbox's.
         """
-        from regaze.evals.benchmarks.registry import Source, find
+        from regaze.evals.benchmarks.registry import find
+        from regaze.evals.benchmarks.source import Source
         from regaze.evals.benchmarks.worlds import SHAPES, home
 
         find(self.benchmark)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regaze.cli.options import Json, Model, spread
+from regaze.cli.options import Json, Model, check_text, spread
 from regaze.cli.pictures import read_picture
 from regaze.cli.terminal import fail, say
 
@@ -30,6 +30,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask one question about a picture, without methods and with each condition given."""
+    check_text("--prompt", prompt)
     from regaze.evals.asking.once import ask as answer
     from regaze.evals.runs.conditions import Condition, baseline_first
 

@@ -92,7 +92,7 @@ def heads(
     given = call.arguments
     numbers = read_seeds(seeds)
     from regaze.evals.outputs import check_place
-    from regaze.evals.pictures import head_hunter, scorers
+    from regaze.evals.pictures import head_hunter, head_tests, scorers
     from regaze.evals.pictures.heat import save_heat
     from regaze.evals.pictures.render import Shot
     from regaze.evals.runs.distributed import join
@@ -130,7 +130,7 @@ def heads(
     save_heat(folder / HEAT, found, scorer.name)
     if as_json:
         named = [
-            {**asdict(one), "scores": {head_hunter.name_of(h): v for h, v in one.scores.items()}}
+            {**asdict(one), "scores": {head_tests.name_of(h): v for h, v in one.scores.items()}}
             for one in found.rounds
         ]
         typer.echo(
@@ -144,11 +144,11 @@ def heads(
 
 
 def _rounds_table(found: Found) -> Table:
-    from regaze.evals.pictures import head_hunter
+    from regaze.evals.pictures import head_tests
 
     table = Table("round", "before", "chosen, with scores", box=box.SIMPLE_HEAD)
     for number, one in enumerate(found.rounds, 1):
-        chosen = (f"{head_hunter.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)
+        chosen = (f"{head_tests.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)
         table.add_row(str(number), f"{one.before:.4g}", ", ".join(chosen))
     table.add_row("all", f"{found.score:.4g}", "on the pictures they were chosen for")
     return table

@@ -23,7 +23,7 @@ from regaze.cli.terminal import note, say
 
 if TYPE_CHECKING:
     from regaze.evals.asking.decoding import Decoding
-    from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.source import Source
 
 _SEEDS = 3
 
@@ -79,7 +79,8 @@ class Questions:
             ValueError: An unknown benchmark, files for several at once, or no data for a model
                 that isn't the sandbox's.
         """
-        from regaze.evals.benchmarks.registry import Source, find
+        from regaze.evals.benchmarks.registry import find
+        from regaze.evals.benchmarks.source import Source
         from regaze.evals.benchmarks.worlds import SHAPES, home
 
         names = self.benchmarks

@@ -27,7 +27,7 @@ def video(
         list[str] | None,
         typer.Option("--prompts", help="empty or full. Repeatable; default: both."),
     ] = None,
-    frames: Annotated[int, typer.Option(min=2, help="Frames of a clip.")] = 8,
+    frames: Annotated[int, typer.Option(min=2, max=1000, help="Frames of a clip.")] = 8,
     grain: Annotated[
         float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
     ] = 1.0,

@@ -49,10 +49,11 @@ def heads_lvlm(
     as_json: Json = False,
 ) -> None:
     """Find the heads that a method should act on, by PASTA's profiling or AD-HH's attribution."""
-    source = asked.source(model.model)
-    ranked_by = by or ("attribution" if source.benchmark == "chair" else "margin")
     from regaze.hooks.checks import check_choice
+    from regaze.interventions.base import parse
 
+    spec = parse(method)
+    ranked_by = by or ("attribution" if asked.benchmark == "chair" else "margin")
     check_choice("heads-lvlm", "--by", ranked_by, ("margin", "attribution"))
     if ranked_by == "attribution" and layer:
         raise ValueError("attribution tries all heads: --layer goes with --by margin")
@@ -62,9 +63,8 @@ def heads_lvlm(
     from regaze.evals.outputs import check_place
     from regaze.evals.runs import files
     from regaze.evals.runs.progress import bars
-    from regaze.interventions.base import parse
 
-    spec = parse(method)
+    source = asked.source(model.model)
     folder = folder or Path("runs") / f"heads-{spec.name}-{Path(model.model).name}"
     check_place(folder / RESULT, folder / PICTURE)
     task = source.tasks()[0]

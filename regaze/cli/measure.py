@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from regaze.cli.options import Json, Model, spread
+from regaze.cli.options import Json, Model, check_text, spread
 from regaze.cli.terminal import out, say
 
 
@@ -35,6 +35,8 @@ def vas(
     as_json: Json = False,
 ) -> None:
     """Measure VAS, the ratio of attention to the image and to the system prompt."""
+    for text in prompt or ():
+        check_text("--prompt", text)
     from regaze.evals.runs.conditions import Condition
 
     condition = Condition() if with_ is None else Condition.parse(with_)

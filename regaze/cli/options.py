@@ -233,6 +233,16 @@ def batch_size(text: str) -> int | Literal["auto"]:
     return int(text)
 
 
+def check_text(option: str, text: str | None) -> None:
+    """Check that a text was given, where one was.
+
+    Raises:
+        ValueError: It is empty, or nothing but white space.
+    """
+    if text is not None and not text.strip():
+        raise ValueError(f"{option} is empty: give a text, or leave the option out")
+
+
 def absolute(path: str) -> str:
     """A path as it is found from elsewhere too, if it exists; Hub ids stay."""
     return str(Path(path).resolve()) if Path(path).exists() else path

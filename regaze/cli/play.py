@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from regaze.cli.noise import hush
-from regaze.cli.options import Device, on_one_thread
+from regaze.cli.options import Device, check_text, on_one_thread
 from regaze.cli.terminal import note, say
 from regaze.evals import sandbox
 from regaze.evals.sandbox.painting import PAINTERS
@@ -40,6 +40,7 @@ def play(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
 ) -> None:
     """Try methods out in a browser: answers and paintings side by side, attention head by head."""
+    check_text("--host", host)  # Sockets take an empty one for all addresses.
     if find_spec("gradio") is None:
         raise ImportError("regaze play needs gradio: pip install 'regaze[play]'")
     # Read when gradio is imported.
@@ -59,6 +60,8 @@ def play(
     loaded = (ctx.find_root().params or {}).get("load") or ()
     app = application(shelf, offered[0], host, loaded)
     with listen(host, port) as at:
+        if named:
+            shelf.open(named[0])
         say(f"Playground: {address(at)}", "Ctrl-C ends it.")
         if not alone:
             note(f"everybody who reaches {host} may use it; there is no password")

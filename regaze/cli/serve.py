@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regaze.cli.options import Model, spread
+from regaze.cli.options import Model, check_text, spread
 from regaze.cli.terminal import note, say
 from regaze.evals.hosts import is_loopback
 from regaze.hooks.checks import shown
@@ -88,6 +88,8 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model to OpenAI's clients; each request names its interventions."""
+    check_text("--host", host)  # Sockets take an empty one for all addresses.
+    check_text("--name", name)
     try:
         import uvicorn
 

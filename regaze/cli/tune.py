@@ -15,7 +15,7 @@ from regaze.cli.options import Json, Model, absolute, spread
 from regaze.cli.terminal import out, resumable, say
 
 if TYPE_CHECKING:
-    from regaze.evals.tuning.tune import Trial, Tuned
+    from regaze.evals.tuning.tuned import Trial, Tuned
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Search:
 @spread
 def tune(search: Search, model: Model, as_json: Json = False) -> None:
     """Choose a method's settings on validation scenes, which no test asks."""
-    from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.source import Source
     from regaze.evals.benchmarks.worlds import SHAPES, home
 
     source = Source(
@@ -67,8 +67,8 @@ def tune(search: Search, model: Model, as_json: Json = False) -> None:
     source.check()
     from regaze.evals.runs.progress import bars
     from regaze.evals.tuning.spaces import space_of
-    from regaze.evals.tuning.tune import TUNED
     from regaze.evals.tuning.tune import tune as run
+    from regaze.evals.tuning.tuned import TUNED
     from regaze.interventions import parse
 
     spec = parse(search.method)

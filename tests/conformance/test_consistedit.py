@@ -67,7 +67,7 @@ def flux(inputs: Tensors) -> Any:
 
 def edited(attn: nn.Module, work: Any, case: dict[str, Any], model: str, site: Site,
            rows: Rows, n_text: int, **call: Any) -> Any:  # fmt: skip
-    """What a module gives with a work on its kernel, in the case's step."""
+    """A module's output with a work on its kernel, in the case's step."""
     denoiser = _Denoiser(attn)
     layout = Layout(GRID, n_text, False, n_image=20, branches=rows.branches)
     running = Pipe(None, {"i": case.get("step", 0), "timesteps": range(STEPS)}, 0)

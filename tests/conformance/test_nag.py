@@ -67,7 +67,7 @@ def guided(
     attn: nn.Module, spec: regaze.NAG, model: str, site: Site, sizes: tuple[int, int], rows: Rows,
     **call: Any,
 ) -> Any:  # fmt: skip
-    """What a module gives with NAG on its kernel; sizes are of the texts, prompt's and negative."""
+    """A module's output with NAG on its kernel; sizes are those of the prompt and the negative."""
     denoiser, own = _Denoiser(attn), sizes[0]
     negative = Encoded(torch.zeros(1, sizes[1], 1))
     work = _Negative((site,), spec=spec, model=model, encoded=negative)

@@ -146,7 +146,7 @@ def load(module: Any, prefix: str) -> Any:
 
 
 def skipped(block: nn.Module, model: str, call: dict[str, Any]) -> Any:
-    """What a block that is left out returns."""
+    """The output of a block that is left out."""
 
     class Denoiser(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from toy import TOY_IDENTITY, toy_model
 from regaze.evals import columns, results
 from regaze.evals.asking.every import Every
 from regaze.evals.asking.models import Loaded
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.reports.columns_page import page
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition

@@ -140,7 +140,7 @@ class Method:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Where it acts in a language model."""
+        """The place in a language model where it acts."""
         found: tuple[int, ...] = getattr(self.acts, "layers", None) or LAYERS
         return found
 
@@ -152,7 +152,7 @@ class Method:
 
     @property
     def kind(self) -> Literal["edit", "scores", "question", "pipeline"]:
-        """What it acts on: attention, next-token scores, the question, or a pipeline."""
+        """The thing it acts on: attention, next-token scores, the question, or a pipeline."""
         if self.scenes:
             return "pipeline"
         if self.acts.stage == "question":
@@ -335,12 +335,14 @@ METHODS = {
             AnchorAttention(theta=0.1, block=2, step=2, init=2),
             AnchorAttention(theta=1e30, block=2, step=2, init=2),
             like="pai",
+            drafts=False,
         ),
         Method(
             "tidal",
             TidalDecode(budget=5, select=(1,)),
             TidalDecode(budget=2**31 - 1, select=(1,)),
             like="pai",
+            drafts=False,
         ),
         Method(
             "vaf",

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from regaze.evals.sandbox import drawing
+from regaze.evals.sandbox.known import nearest
 
 COLOURS = {name: drawing.COLOURS[name] for name in ("red", "green", "blue", "yellow", "white")}
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -98,7 +98,7 @@ def parse(prompt: str) -> Wanted:
     said = prompt.lower().replace(WITHOUT, " ", 1)
     unknown = [word for word in re.findall(r"\w+", said) if word not in WORDS]
     if unknown:
-        near = get_close_matches(unknown[0], WORDS, n=1, cutoff=0.0)[0]
+        near = nearest(unknown[0], WORDS)
         raise ValueError(
             f"prompt {prompt!r} has the unknown word {unknown[0]!r}: the painters know "
             f"{', '.join(WORDS)}; nearest is {near!r}"

@@ -8,10 +8,11 @@ from toy import TOY_IDENTITY, toy_model
 
 from regaze.evals.asking import runner
 from regaze.evals.asking.models import Loaded
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.sandbox import scenes
 from regaze.evals.tuning import tune as tuning
-from regaze.evals.tuning.tune import Tuned, read_tuned, tune
+from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tuned import Tuned, read_tuned
 from regaze.interventions import parse
 
 pytest.importorskip("optuna", reason="tuning needs the extra tune")

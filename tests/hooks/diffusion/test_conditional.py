@@ -1,4 +1,4 @@
-"""Which rows are conditional, and of which pipeline: evidence or an error."""
+"""Conditional rows, and whose they are: evidence or an error."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_bare_denoiser_with_two_halves_raises() -> None:
     unet = tiny("sd").unet
     with (
         regaze.attach(unet, PAG),
-        pytest.raises(ValueError, match=r"two equal halves of latents.*cond_rows=slice\(None\)"),
+        pytest.raises(ValueError, match=r"equal latents in rows with.*cond_rows=slice\(None\)"),
     ):
         loop(unet)
     assert not torch.equal(guided(unet, lambda: loop(unet), cond_rows=slice(None)), loop(unet))

@@ -1,4 +1,4 @@
-"""What is ConsistEdit's own: words, sources, rounds, clips, and what it refuses."""
+"""ConsistEdit's own: words, sources, rounds, clips, refusals."""
 
 from __future__ import annotations
 
