@@ -1,4 +1,4 @@
-"""What PrimeComposer composes, as latents of every step."""
+"""Background and object of PrimeComposer, as latents of every step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAMES = ("background", "object", "pasted")
 
 @dataclass(frozen=True)
 class Inverted:
-    """What is composed, as latents.
+    """The pictures of a composition, as latents.
 
     Attributes:
         background: "T+1 C H W", the noisiest first.
@@ -41,7 +41,7 @@ class Inverted:
         return torch.where(outside, latents, self.background[step])
 
     def beside(self, latents: Tensor, step: int, around: str) -> Tensor:
-        """What a step's prior is read at: composites and references, "2B C H W"."""
+        """The latents at which a step's prior is read: composites and references, "2B C H W"."""
         ground, thing = self.background[step], self.reference[step]
         composite = torch.where(self.mask, thing, ground).expand_as(latents)
         rest = thing if around == "reference" else ground

@@ -1,4 +1,4 @@
-"""What PrimeComposer does while a pipeline runs: latents moved, a prior read, attention edited."""
+"""PrimeComposer while a pipeline runs: latents moved, a prior read, attention edited."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from regaze.interventions.diffusion.word_columns import columns_of
 
 @dataclass(eq=False)
 class _Memory:
-    """What one run remembers."""
+    """The memory of one run."""
 
     inverted: Inverted | None = None
     priors: dict[str, Prior] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Composing(LatentEdit):
     # -- the runs beside -----------------------------------------------------------------------
 
     def _run(self, pass_: Pass, call: dict[str, Any], editors: Mapping[Site, Any]) -> Tensor:
-        """What the denoiser predicts of other rows, unedited by this method."""
+        """The denoiser's prediction for other rows, unedited by this method."""
         self.memory.beside = True
         try:
             output = pass_.forward(call, editors)

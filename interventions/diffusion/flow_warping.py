@@ -49,7 +49,7 @@ class Warped:
         return edited
 
     def _fetched(self, own: Tensor, runs: Runs, way: Way) -> Tensor:
-        """What the rows of all frames but the first become under the warped map before them."""
+        """Rows of all frames but the first under the warped map before them."""
         maps, value = slice(-1), runs.value[:, 1:]
         if self.spec.axis == "query":
             return carry(warp, runs(maps, value), way)

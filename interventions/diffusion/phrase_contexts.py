@@ -35,7 +35,7 @@ class Aligned:
 
 
 def contexts(base: Tensor, samples: Sequence[Sequence[Aligned]], keys: str) -> Made:
-    """What prompts read, attention call by attention call.
+    """The contexts that prompts read, attention call by attention call.
 
     Args:
         base: Their embeddings "S L C".

@@ -96,7 +96,7 @@ class StructuredDiffusion(Intervention):
 
     @property
     def _each(self) -> bool:
-        """Whether each prompt has phrases of its own."""
+        """True if each prompt has phrases of its own."""
         found = self.phrases
         return isinstance(found, tuple) and bool(found) and isinstance(found[0], tuple)
 
@@ -219,7 +219,7 @@ class _Structured(Work):
         return output
 
     def _contexts(self, pass_: Pass, rows: slice) -> Made:
-        """What the conditional rows of a pass read."""
+        """The contexts that the conditional rows of a pass read."""
         text = pass_.call[pass_.family.text]
         if self.kept and self.kept[0] is text:
             found: Made = self.kept[1]

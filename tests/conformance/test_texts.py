@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def weighed(maps: Tensor, work: Weighted, heads: int, step: int) -> Tensor:
     return work.attend(call).flatten(0, 1)
 
 
-def _offered(case: dict[str, Any]) -> bool:
+def _offered(case: Mapping[str, Any]) -> bool:
     """Neither refined nor replaced words, nor copied maps of self-attention."""
     return "num_steps" in case and case["previous"] is None
 
