@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, clocks, taking turns, ratios, peak memory, tables."""
+"""Shared by the benchmarks: options, clocks, taking turns, ratios, peak memory, tables."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def peak_memory(work: Callable[[], object], device: str) -> int | None:
 def in_fresh_process(
     threads: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
-    """What a function returns that runs in a process of its own, with this many torch threads."""
+    """The result of a function run in a process of its own, with this many torch threads."""
     # Freed tensors go back to the system at once, so that the peak is that of live ones.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     context = multiprocessing.get_context("forkserver")

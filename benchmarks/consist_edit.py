@@ -1,4 +1,4 @@
-"""What ConsistEdit costs in a sampling step of source and edit, beside the same batch without it.
+"""The cost of ConsistEdit in a sampling step of source and edit, beside the same batch without it.
 
 Ratios of rounds in which all take turns, with classifier-free guidance: four rows. It is to cost no
 more than 1.05 times the plain batch. The report's effect is measured in the calls 1, 2, 4, 8, 16 of

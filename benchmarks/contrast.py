@@ -1,4 +1,4 @@
-"""What contrasts of next-token scores, and GIFT, cost: a whole answer beside the plain model's.
+"""The cost of contrasted next-token scores and of GIFT: a whole answer beside the plain model's.
 
 A LLaVA-shaped model with random weights reads one prompt (system text, 576 image columns, 50
 question tokens) and answers in 32 tokens. Conditions share the weights and take turns, answer by
@@ -55,7 +55,7 @@ class Tokenizer:
 
 
 def conditions(layers: int) -> dict[str, Intervention | None]:
-    """What is measured; the cut would leave scores of a random model one token to choose."""
+    """The specs measured, without the cut, which would leave a random model one token to choose."""
     return {
         "plain": None,
         "VCD": VCD(),

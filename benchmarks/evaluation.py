@@ -1,4 +1,4 @@
-"""What asking questions about one image together saves, in one run, with the same answers.
+"""The time saved by asking questions about one image together, with the same answers.
 
 A LLaVA-shaped model with random weights is asked 18 short questions about an image of 576 columns,
 as POPE asks them (6 objects in each of 3 files), in three ways: one question at a time, all of them
@@ -45,7 +45,7 @@ TARGETS = {"one at a time": 6.0, "plain batch": 5.0}
 
 @dataclass
 class Result:
-    """What one way took under one condition.
+    """Times of one way of asking under one condition.
 
     Attributes:
         seconds: Of each image.

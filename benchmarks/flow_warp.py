@@ -1,4 +1,4 @@
-"""What flow-warped attention costs a sampling step with a ControlNet, beside the plain one.
+"""The cost of flow-warped attention in a sampling step with a ControlNet, beside the plain one.
 
 A U-Net and a ControlNet of Stable Diffusion's shape at half its width (heads of the same size, half
 as many), random weights, 512 x 512 pixels: 4096 tokens in the finest layers. A clip's frames are
@@ -100,7 +100,7 @@ def step(
     pipe: Any, name: str, flow: Path, measured: Callable[[Callable[[], object]], Any],
     options: argparse.Namespace,
 ) -> Any:  # fmt: skip
-    """What ``measured`` says of one step under a condition, attaching not included."""
+    """``measured`` applied to one step under a condition, attaching not included."""
     fields = CONDITIONS[name]
     with ExitStack() as stack:
         run: Any = None

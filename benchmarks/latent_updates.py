@@ -1,4 +1,4 @@
-"""What moving latents costs a sampling step, beside the plain pipeline and diffusers' own one.
+"""The cost of latent updates in a sampling step, beside the plain pipeline and diffusers' own.
 
 A U-Net of Stable Diffusion's shape, narrower, at 64 x 64 latents (4096 tokens) with random weights
 and classifier-free guidance. All conditions share the weights and take turns, one step at a time,

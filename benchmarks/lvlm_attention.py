@@ -1,4 +1,4 @@
-"""What attached interventions cost, beside the unmodified model and eager attention, in one run.
+"""The cost of attached interventions, beside the unmodified model and eager attention.
 
 A LLaVA-shaped model with random weights reads one prompt: system text, 576 image columns, 50
 question tokens. All conditions share the weights and take turns, one prefill or one decode step at
@@ -56,7 +56,7 @@ Tick = Callable[[], None]
 
 @dataclass
 class Result:
-    """What one condition took at one prompt length.
+    """Times of one condition at one prompt length.
 
     Attributes:
         prefill: Seconds of each round.

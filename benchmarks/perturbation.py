@@ -1,4 +1,4 @@
-"""What guidance by perturbation costs a sampling step, beside the plain pipeline, in one run.
+"""The cost of perturbation guidance in a sampling step, beside the plain pipeline.
 
 A U-Net of Stable Diffusion's shape, narrower, at 64 x 64 latents, and an MM-DiT of SD3's shape at
 1024 image tokens, both with random weights and classifier-free guidance. All conditions share the

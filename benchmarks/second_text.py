@@ -1,4 +1,4 @@
-"""What a second text costs in a sampling step without guidance: NAG and Regions beside guidance.
+"""The cost of a second text in a sampling step without guidance: NAG and Regions beside guidance.
 
 Ratios to a plain step without classifier-free guidance, of rounds in which all take turns. NAG is
 to cost no more than guidance would, and no more than with attention of all on all made twice, once
@@ -39,7 +39,7 @@ HALVES = [((0.0, 0.0, 0.5, 1.0), ""), ((0.5, 0.0, 1.0, 1.0), "")]
 
 
 def methods(pooled: bool) -> dict[str, Any]:
-    """What is measured beside guidance, by name."""
+    """The specs measured beside guidance, by name."""
     text: dict[str, Tensor] = {"text": torch.randn(1, TEXT, 256)}
     both = {"text": torch.randn(2, TEXT, 256)}
     if pooled:

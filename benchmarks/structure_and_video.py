@@ -1,4 +1,4 @@
-"""What Structured Diffusion, skip-layer guidance, ByTheWay and Enhance-A-Video cost.
+"""The cost of Structured Diffusion, skip-layer guidance, ByTheWay and Enhance-A-Video.
 
 Each on a model of its kind with random weights, whole runs of some steps, so that what happens once
 (phrases are encoded) and what happens in some steps alone (ByTheWay, the first fifth) counts as it
@@ -117,7 +117,7 @@ def wan() -> Any:
 
 
 def cases() -> dict[str, Case]:
-    """What is measured, by the model's name."""
+    """The specs measured, by the model's name."""
     text = torch.randn(1, TEXT, WIDTH)
     embeds = {"prompt_embeds": text, "negative_prompt_embeds": torch.randn(1, TEXT, WIDTH)}
     phrases = ["a red circle", "a blue square"]

@@ -1,4 +1,4 @@
-"""What two threads that share one attached model take, beside two that share the plain one.
+"""The time of two threads that share one attached model, beside two that share the plain one.
 
 A small server runs `generate` in as many threads as it has requests. Kernels of two threads run
 side by side, Python doesn't, so whatever runs in Python weighs more than in one thread. A

@@ -1,4 +1,4 @@
-"""What reading the vision tower costs: the tower with PAINT, which ranks patches by its rows.
+"""The cost of reading the vision tower: the tower with PAINT, which ranks patches by its rows.
 
 A CLIP-shaped tower with random weights encodes pictures of 576 patches; PAINT reads the class
 token's row, or with ``scores="received"`` whole maps of one layer, in pieces. Conditions share the

@@ -13,8 +13,9 @@ from typing import Any
 
 from regaze.evals.reopening import open_run, run_files
 from regaze.evals.runs import records, store
+from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Opened
-from regaze.evals.scoring.scores import TaskScores, score_run
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import QuestionTask
 
 _EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "noise", "noise_seeds", "plan")

@@ -9,8 +9,8 @@ from regaze.evals.benchmarks import mmhal
 from regaze.evals.benchmarks.mmhal import MmHal, Verdict, read_verdicts
 from regaze.evals.reopening import open_run, run_files
 from regaze.evals.runs.store import folder_name
+from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Opened, Scored
-from regaze.evals.scoring.scores import score_run
 
 VERDICTS = ".verdicts.json"
 """What the name of a file of verdicts ends with, in the place of the answers' ``.json``."""

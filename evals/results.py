@@ -21,11 +21,11 @@ import torch
 
 from regaze.evals.analysis.asked import Subject, pick
 from regaze.evals.analysis.search import By, Found, by_attribution, by_margin
-from regaze.evals.asking.asker import Asking
 from regaze.evals.asking.every import Every, every_method
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.asking.work import Asking
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import SHAPES, World, home
 from regaze.evals.reports.results_page import page
 from regaze.evals.runs import files
@@ -39,7 +39,8 @@ from regaze.evals.scoring.statistics import Change
 from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
-from regaze.evals.tuning.tune import Tuned, tune
+from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tuned import Tuned
 from regaze.interventions.base import get
 
 KEPT: Mapping[str, Sequence[str]] = {

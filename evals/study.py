@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress
 from regaze.evals.runs.results import take
+from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Scored, write_scores
-from regaze.evals.scoring.scores import score_run
 from regaze.evals.task import QuestionTask
 
 if TYPE_CHECKING:

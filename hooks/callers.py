@@ -144,8 +144,8 @@ def frames() -> Iterator[FrameType]:
 def _begins_anew(loop: str, local: Mapping[str, Any]) -> bool:
     """Whether a loop over steps reads the whole prompt, and the answer so far, in each of them."""
     told = local.get("model_kwargs")
-    steps = loop in ("_sample", "_beam_search") and isinstance(told, Mapping)
-    return steps and told.get("use_cache") is False
+    steps = loop in ("_sample", "_beam_search")
+    return steps and isinstance(told, Mapping) and told.get("use_cache") is False
 
 
 def _read(loop: str, local: Mapping[str, Any]) -> Generating:

@@ -211,7 +211,8 @@ def _refuse_tracing() -> None:
     Raises:
         NotImplementedError: It is.
     """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting():
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
         raise NotImplementedError(
             "torch.jit.trace and torch.export record one prompt's pass, whose columns and rows "
             "would be edited in every other prompt: detach first (torch.compile works)"

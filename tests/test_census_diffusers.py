@@ -57,7 +57,7 @@ def with_other(name: str, argument: str, batch: int = 2) -> tuple[dict[str, Any]
 
 @functools.cache
 def picture_rows(name: str) -> dict[str, list[Tensor]]:
-    """Of each module, which rows of its calls change with the picture."""
+    """Rows of each module's calls that change with the picture."""
     tiny, net = TINY[name], built(name)
     sample = FAMILIES[tiny.of or name].sample
     call, other = with_other(name, sample)

@@ -31,7 +31,7 @@ UNREADABLE = {
     "MochiTransformer3DModel": "which these are isn't known",
     "Mochi, padded": "which these are isn't known",
 }
-"""Where samples come one by one, and what is said."""
+"""Classes whose samples come one by one, and the error they give."""
 
 
 @pytest.mark.parametrize("name", READING)
@@ -72,7 +72,7 @@ def test_text_maps_are_the_text_columns_of_explicit_maps(name: str) -> None:
 
 
 def one_picture(name: str) -> bool:
-    """Whether a layer's tokens are those of one picture, of the usual size."""
+    """True if a layer's tokens are those of one picture, of the usual size."""
     rows = picture_rows(name)[perturbed_sites(name)[-1].name]
     frames, *grid = cells(max(int(one.sum()) for one in rows))
     return frames == 1 and grid[0] != grid[1] and len({len(one) for one in rows}) == len(rows)

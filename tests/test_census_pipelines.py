@@ -249,7 +249,7 @@ def test_every_convention_is_of_a_class_of_diffusers() -> None:
 
 
 def test_steps_that_lumina_2_runs_without_guidance_count_as_unguided() -> None:
-    """Of a guidance that weighs otherwise where there is one branch, the weight of one branch."""
+    """The weight of one branch, in a guidance that weighs a single branch differently."""
     pipe, kind = PIPES["Lumina2Pipeline"].build("Lumina2Pipeline"), PIPES["Lumina2Pipeline"]
     arguments = kind.arguments(True) | {"num_inference_steps": 4, "cfg_trunc_ratio": 0.5}
     net, stock = copy.deepcopy(pipe.transformer), pipe.transformer.forward

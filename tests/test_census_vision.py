@@ -24,7 +24,7 @@ GRIDS = [[1, 4, 6], [1, 4, 4], [1, 4, 4]]
 
 
 def pictures(eye: Eye) -> tuple[dict[str, Any], list[int]]:
-    """What the tower is given, and the lengths of pictures in a packed sequence."""
+    """The tower's input, and the lengths of pictures in a packed sequence."""
     config: Any = eye.tower.config
     generator = torch.Generator().manual_seed(0)
     if eye.vision.layout in ("grids", "windows"):

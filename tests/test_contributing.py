@@ -93,7 +93,7 @@ modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["made_up"] = "MadeUpMod
 configuration_auto.CONFIG_MAPPING.register("made_up", MadeUpConfig)
 modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.register(MadeUpConfig, MadeUpModel)
 """
-"""What a newer transformers would bring: here it is added when the tests of the copy begin."""
+"""A family as a newer transformers would bring it, added when the tests of the copy begin."""
 
 PROMISES = {
     "sharpen": (
@@ -121,7 +121,7 @@ PROMISES = {
         "tests/test_methods.py::test_every_row_is_held_to_every_promise_or_says_why_not[batch]",
     ),
 }
-"""What is added: tests of the promises, as pytest names them."""
+"""The tests of the promises that are added, as pytest names them."""
 
 
 def after(path: Path, line: str, added: str) -> None:
@@ -176,7 +176,7 @@ def add_a_benchmark(root: Path) -> None:
     registry = root / "evals/benchmarks/registry.py"
     after(
         registry,
-        "from regaze.evals.benchmarks.chair_synonyms",
+        "from regaze.evals.benchmarks.aokvqa",
         "from regaze.evals.benchmarks.counting import Counting\n",
     )
     after(

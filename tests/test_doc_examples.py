@@ -36,7 +36,7 @@ CANNOT: dict[str, str] = {
     "ConsistEdit(": "is for pictures of 1024 pixels",
     "SoftPAG.from_file": "reads what a search of heads wrote",
 }
-"""What an example holds that can't run here, and why."""
+"""Contents of examples that can't run here, and why."""
 
 
 def examples() -> Iterator[Any]:
@@ -62,7 +62,7 @@ def pipe() -> Any:
 
 @pytest.fixture
 def names(loaded: Loaded, pipe: Any, quick: None) -> dict[str, Any]:
-    """What examples take for granted: a model with its processor and inputs, and a pipeline."""
+    """Names that examples take for granted: a model, its processor and inputs, a pipeline."""
     inputs = loaded.processor(
         images=scene("test", 0).image,
         text="USER: <image>\nDescribe the image. ASSISTANT:",

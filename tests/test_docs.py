@@ -1,4 +1,4 @@
-"""What the documentation points at exists: files, headings, commands, options, imports."""
+"""Files, headings, commands, options and imports that the documentation points at exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part may import which, and that no module is ever loaded twice."""
+"""Import rules between the parts, and no module loaded twice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the README and the tables of models show is what the tests know."""
+"""The README and the tables of models agree with the tests."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ def test_a_prompt_may_have_no_image(family: str) -> None:
 
 @torch.no_grad()
 def image_embeddings(model: Tiny, picture: Image.Image) -> Tensor:
-    """What the text tower reads at the image columns, (columns, hidden)."""
+    """The text tower's input at the image columns, (columns, hidden)."""
     batch = model.inputs([SHORT], [[picture]])
     read: list[Tensor] = []
     hook = model.model.get_decoder().register_forward_pre_hook(

@@ -1,4 +1,4 @@
-"""What a release takes: its heading and date, the files people install, proof that they work.
+"""Steps of a release: its heading and date, the files people install, proof that they work.
 
 python tools/release.py cut 0.2.0 2026-11-28   # dates the changelog, sets the version
 python tools/release.py wheel                  # builds, and tries both files in empty environments
@@ -43,7 +43,7 @@ TRIALS = (
         "1",
     ],
 )
-"""What a new user may do first: what is missing from the files shows here."""
+"""First steps of a new user: a file missing from the wheel shows here."""
 
 
 def cut(text: str, version: str, date: str) -> str:

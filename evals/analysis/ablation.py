@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -26,9 +26,10 @@ from torch import Tensor
 from typing_extensions import TypedDict
 
 from regaze.evals.analysis.asked import Subject
+from regaze.evals.analysis.beginning import Beginning
 from regaze.evals.analysis.direct import right_signs
+from regaze.evals.analysis.head_per_row import HeadPerRow, To
 from regaze.evals.analysis.maps import HeadMap, Pairs
-from regaze.evals.asking import sharing
 from regaze.evals.asking.prompts import Question, margin
 from regaze.evals.asking.settings import settings
 from regaze.evals.runs import files, lines, meeting, store
@@ -37,15 +38,11 @@ from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.records import reason
 from regaze.evals.task import Item
 from regaze.hooks.attach import Attachment, attach
-from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.passes import Columns
-from regaze.interventions.base import Intervention
 from regaze.interventions.lvlm.common import require_patches
 from regaze.interventions.lvlm.heads import choose_heads
 
 MARGINS = "margins.jsonl"
-To = Literal["zero", "uniform"]
 
 
 class Margins(TypedDict):
@@ -233,8 +230,8 @@ def check(subject: Subject) -> None:
 @contextmanager
 def _attached(
     subject: Subject, layers: Sequence[int], to: To
-) -> Iterator[tuple[Attachment, _EachRow]]:
-    told = _EachRow(layers, to)
+) -> Iterator[tuple[Attachment, HeadPerRow]]:
+    told = HeadPerRow(layers, to)
     with attach(subject.model, told, processor=subject.answerer.processor) as attached:
         yield attached, told
 
@@ -254,7 +251,7 @@ def _margins(
     item: Item,
     pairs: Pairs,
     attached: Attachment,
-    told: _EachRow,
+    told: HeadPerRow,
     rows: int,
     share: bool,
 ) -> tuple[list[float], int]:
@@ -281,102 +278,6 @@ def _margins(
         made = subject.model.generate(**given, generation_config=config)
         odds += margin(made.logits[0], *(answerer.yes_no or ([], [])))
     return odds, columns
-
-
-@dataclass(frozen=True)
-class Beginning:
-    """A prompt read up to the end of its image.
-
-    Attributes:
-        cache: Keys and values.
-        ids: "1 T" the whole prompt.
-        prefix: The inputs that were read.
-        length: Columns that were read.
-        lag: See `regaze.evals.asking.sharing.deltas`.
-    """
-
-    cache: Any
-    ids: Tensor
-    prefix: dict[str, Any]
-    length: int
-    lag: Tensor | None
-
-    @classmethod
-    def read(cls, subject: Subject, attached: Attachment, inputs: dict[str, Any]) -> Beginning:
-        """Read it, of the inputs of one unpadded prompt."""
-        ids = inputs["input_ids"]
-        image = torch.isin(ids[0].cpu(), torch.tensor(sorted(subject.host.image_ids)))
-        length = int(image.nonzero().max()) + 1
-        prefix = {
-            name: value[:, :length] if value.shape[:2] == ids.shape else value
-            for name, value in inputs.items()
-        }
-        with attached.partial_prompt():
-            cache = sharing.read(subject.model, prefix)
-        return cls(cache, ids, prefix, length, sharing.deltas(subject.model))
-
-    def continued(self, model: Any, count: int) -> dict[str, Any]:
-        """What ``generate`` is given to read the rest in so many rows."""
-        ids = self.ids.repeat(count, 1)
-        shared = sharing.Shared(self.prefix, ids, torch.ones_like(ids), count)
-        return sharing.proceed(model, copy.deepcopy(self.cache), shared, 1, self.lag)
-
-
-class _EachRow:
-    """Ablates one head in each batch row, as told; what `attach` takes as a method.
-
-    Attributes:
-        heads: The head of each row; None: none there.
-    """
-
-    label, acts_on = "head ablation", Intervention.acts_on
-
-    def __init__(self, layers: Sequence[int], to: To) -> None:
-        self.heads: Sequence[tuple[int, int] | None] = ()
-        self._layers, self._to = layers, to
-
-    def resolve(self, host: Host) -> _EachRow:
-        return self
-
-    def bind(self, host: Host) -> Edit:
-        return (_Zero if self._to == "zero" else _Uniform)(self, self._layers)
-
-    def acts(self, layer: int) -> bool:
-        """Whether any row's head is in a layer."""
-        return any(head is not None and head[0] == layer for head in self.heads)
-
-    def mask(self, layer: int, like: Tensor) -> Tensor:
-        """Which heads of which rows are out: bool "B H 1 1" for values "B H . ."."""
-        heads = [head[1] if head is not None and head[0] == layer else -1 for head in self.heads]
-        out = torch.tensor(heads, device=like.device)[:, None] == torch.arange(
-            like.shape[1], device=like.device
-        )
-        return out[:, :, None, None]
-
-
-class _Ablating(Edit):
-    rows = "text"
-
-    def __init__(self, told: _EachRow, layers: Sequence[int]) -> None:
-        super().__init__(layers)
-        self.given = told
-
-    def select(self, rows: Tensor) -> Edit:
-        return self
-
-    def active(self, layer: int, pass_: Any) -> bool:
-        return self.given.acts(layer)
-
-
-class _Zero(_Ablating):
-    def edit_outputs(self, layer: int, out: Tensor, columns: Columns) -> Tensor:
-        values = out.transpose(1, 2)
-        return values.masked_fill(self.given.mask(layer, values), 0.0).transpose(1, 2)
-
-
-class _Uniform(_Ablating):
-    def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        return logits.masked_fill(self.given.mask(layer, logits), 0.0)
 
 
 def _read(out: Path) -> list[Margins]:

@@ -13,6 +13,7 @@ from regaze.evals.analysis.asked import Batch, Subject
 from regaze.evals.analysis.direct import DirectEffect
 from regaze.evals.analysis.distance import TextDistance, VisionDistance
 from regaze.evals.analysis.divergence import Divergence
+from regaze.evals.analysis.head_per_row import To
 from regaze.evals.analysis.maps import HeadMap, Pairs
 from regaze.evals.analysis.mass import VisualMass
 from regaze.evals.runs import files
@@ -133,7 +134,7 @@ def analyse(
     measures: Sequence[str] | None = None,
     heads: Pairs | None = None,
     layers: Sequence[int] | None = None,
-    to: ablation.To = "zero",
+    to: To = "zero",
     rows: int = 64,
     progress: Progress = quiet,
     world: World = World(),  # noqa: B008 (frozen)

@@ -4,139 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from PIL import Image
 
-from regaze.evals.asking import batching
-from regaze.evals.asking.batching import AdaptiveBatches, BatchSize
+from regaze.evals.asking.batching import AdaptiveBatches
 from regaze.evals.asking.encoding import Refused
 from regaze.evals.asking.generation import Answerer, Generated
-from regaze.evals.asking.preparing import Prepared, Preparer, preparer, split
+from regaze.evals.asking.preparing import Prepared, Preparer
 from regaze.evals.asking.prompts import Question
-from regaze.evals.asking.settings import settings
-from regaze.evals.runs.conditions import Condition, blank, other_images
+from regaze.evals.runs.conditions import blank
 from regaze.evals.runs.cost import Cost, peak_gpu_bytes, peak_process_bytes
 from regaze.evals.runs.records import Key, Record
-from regaze.evals.runs.work import Do, Done, Plan
+from regaze.evals.runs.work import Done, Plan
 from regaze.evals.task import Item, QuestionTask
-from regaze.hooks.attach import Attachment, attach
-from regaze.hooks.host import find_host
+from regaze.hooks.attach import Attachment
 from regaze.hooks.report import Report
-from regaze.interventions.base import Intervention
-
-
-class Asking:
-    """Questions to a model, as work for `regaze.evals.runs.driver`.
-
-    Args:
-        task: What is asked.
-        items: Those of its items that are.
-        limit: What they were limited to.
-        answerer: The model.
-        batch_size: Items per batch, see `regaze.evals.asking.batching`.
-        identity: What tells the model from others.
-        apart: Why no questions share an image's prefix on this model; None if they can.
-    """
-
-    def __init__(
-        self,
-        task: QuestionTask,
-        items: Sequence[Item],
-        limit: int | None,
-        answerer: Answerer,
-        batch_size: BatchSize,
-        identity: Mapping[str, Any],
-        apart: str | None,
-    ) -> None:
-        self.task, self.items, self.limit = task, items, limit
-        self.answerer, self.identity, self.apart = answerer, identity, apart
-        self.seeds = answerer.decoding.seeds
-        self.name = str(identity.get("name", type(answerer.model).__name__))
-        self.device = str(answerer.model.device)
-        self._batch_size = batch_size
-        # What fits into memory under one condition is a good guess for the next.
-        self.sizes = AdaptiveBatches(batch_size)
-
-    def settings(self) -> Mapping[str, Any]:
-        """What the answers of all conditions depend on."""
-        return {
-            **settings(self.task, self.items, self.answerer, self.identity, self._batch_size),
-            "sharing": {"prefix": self.apart is None, "why": self.apart},
-        }
-
-    def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
-        """A condition's interventions with every field filled in, in their order."""
-        model, processor = self.answerer.model, self.answerer.processor
-        specs, asking = split(condition.specs)
-        with attach(model, *specs, processor=processor) as attached:
-            found = [cast(Intervention, spec) for spec in attached.specs]
-        if asking:
-            place = condition.specs.index(asking)
-            found.insert(place, asking.resolve(find_host(model, processor)))
-        self.shown(condition)
-        return tuple(found)
-
-    def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Which image is shown."""
-        return {"image": condition.image}
-
-    def shown(self, condition: Condition) -> Mapping[str, str]:
-        """For each image the one that is shown in its place."""
-        shown = {item.image: item.image for item in self.items if item.image is not None}
-        return other_images(shown) if condition.image == "wrong" else shown
-
-    def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Whose rules answers are read by, and whether an image is read once."""
-        apart = why_apart(plan.specs, self.apart)
-        shares = {"shares_prefix": apart is None, "apart": apart}
-        return {"profile": self.task.profile, **shares}
-
-    def batches(self) -> Sequence[Sequence[Item]]:
-        """Questions about one image stay together."""
-        return batching.plan(self.items, self._batch_size)
-
-    def stands(self, plan: Plan, record: Record) -> bool:
-        """An answer stands; an error gets another try."""
-        return record.ok
-
-    @contextmanager
-    def doing(self, plan: Plan) -> Iterator[Do]:
-        """Ask under a condition, inside."""
-        specs, asking = split(plan.specs)
-        share = why_read_apart(plan.specs, self.apart) is None
-        prepares = preparer(asking, self.answerer, share) if asking else None
-        model, processor = self.answerer.model, self.answerer.processor
-        with (
-            attach(model, *specs, processor=processor) as attached,
-            self.answerer.meter.running(),
-        ):
-            shown = self.shown(plan.condition)
-            yield Asker(self, plan, shown, share, attached, prepares)
-
-
-def why_read_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
-    """Why questions about one and the same image are asked apart.
-
-    Args:
-        specs: A condition's interventions.
-        why: Why they always are on this model, if so.
-    """
-    names = [spec.name for spec in split(specs)[0] if not spec.shares_prefix]
-    edits = f"{' and '.join(names)} treats an image's columns by what is asked"
-    return why or (edits if names else None)
-
-
-def why_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
-    """Why questions about one image are asked apart; None if they share its prefix."""
-    asking = split(specs)[1]
-    if asking is None or asking.shares_prefix:
-        return why_read_apart(specs, why)
-    return why_read_apart(specs, why) or f"{asking.name} shows each question an image of its own"
 
 
 @dataclass(frozen=True)
@@ -144,7 +30,9 @@ class Asker:
     """Asks batches under one condition.
 
     Attributes:
-        work: What is asked whom.
+        task: What is asked.
+        answerer: Whom.
+        sizes: How many questions go through the model together.
         plan: The condition.
         shown: For each image the one that is shown in its place.
         share: Whether questions about one image share its prefix.
@@ -152,7 +40,9 @@ class Asker:
         prepares: Changes questions first; None if the condition doesn't.
     """
 
-    work: Asking
+    task: QuestionTask
+    answerer: Answerer
+    sizes: AdaptiveBatches
     plan: Plan
     shown: Mapping[str, str]
     share: bool
@@ -163,13 +53,13 @@ class Asker:
         """Answer a whole batch; an item whose image can't be read gets an error for an answer."""
         found, cost = self._ask(seed, batch, wanted)
         firing = _report(self.attached, self.prepares) if self.plan.specs else None
-        return Done(found, cost, self.work.sizes.size, firing)
+        return Done(found, cost, self.sizes.size, firing)
 
     def _ask(
         self, seed: int, batch: Sequence[Item], wanted: Collection[Key]
     ) -> tuple[list[Record], Cost]:
         started = time.perf_counter()
-        prepares, meter = self.prepares, self.work.answerer.meter
+        prepares, meter = self.prepares, self.answerer.meter
         meter.start()
         if prepares:
             prepares.cost = Cost()
@@ -184,7 +74,7 @@ class Asker:
         if not any((item.id, seed) in wanted for item in asked):
             return failed, Cost()
         ask = partial(self._answers, images=images, seed=seed)
-        answers = self.work.sizes.ask(asked, ask, lambda item: Refused("out of memory"))
+        answers = self.sizes.ask(asked, ask, lambda item: Refused("out of memory"))
         share = 1 / len(asked)
         cost = Cost(
             items=len(asked),
@@ -220,7 +110,7 @@ class Asker:
             if item.image is None or item.image in images or item.image in unreadable:
                 continue
             try:
-                image = self.work.task.load_image(replace(item, image=self.shown[item.image]))
+                image = self.task.load_image(replace(item, image=self.shown[item.image]))
             except OSError as error:
                 unreadable[item.image] = str(error)
                 continue
@@ -236,7 +126,7 @@ class Asker:
         images: Mapping[str | None, _Shown],
         seed: int,
     ) -> dict[str, Generated | Refused]:
-        prepares, answerer = self.prepares, self.work.answerer
+        prepares, answerer = self.prepares, self.answerer
         # By its pixels, because all blank images of one size are one.
         shown = {i.id: images[i.image] if i.image else _Shown() for i in items}
         questions = {
@@ -289,9 +179,9 @@ class Asker:
         if isinstance(answer, Refused):
             why = f"{answer.reason}{f' (image {item.image})' if item.image else ''}"
             return Record(item.id, item.cluster, seed=seed, finish="error", error=why)
-        text = self.work.answerer.prompter.text(item.prompt, images=0 if shown is None else 1)
+        text = self.answerer.prompter.text(item.prompt, images=0 if shown is None else 1)
         fields = {**asdict(answer), **times}
-        if not self.work.task.yes_no:
+        if not self.task.yes_no:
             fields["margin"] = None
         elif answer.margin is not None:
             fields["margin"] = round(answer.margin, 6)

@@ -71,6 +71,11 @@ class Answerer:
         tower, self._image_ids = find_text(model)
         self.meter = Meter(model, tower)
         context = getattr(tower.config, "max_position_embeddings", None)
+        if context is not None and max_new_tokens > context:
+            raise ValueError(
+                f"answers of up to {max_new_tokens} tokens are longer than the {context} positions "
+                "of this model: ask for fewer (--max-new-tokens)"
+            )
         pad = cast(int | None, self.config.pad_token_id)
         self._encoder = Encoder(self.prompter, self._image_ids, context, pad or 0)
         ends = self.config.eos_token_id

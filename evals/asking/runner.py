@@ -9,13 +9,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from regaze.evals.asking import batching
-from regaze.evals.asking.asker import Asking
 from regaze.evals.asking.batching import BatchSize
 from regaze.evals.asking.decoding import Decoding
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import identify
 from regaze.evals.asking.preparing import split
 from regaze.evals.asking.prompts import Question
+from regaze.evals.asking.work import Asking
 from regaze.evals.runs import driver, store
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.distributed import World

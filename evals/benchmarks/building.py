@@ -17,7 +17,7 @@ from regaze.evals.task import QuestionTask
 
 
 class Source(Protocol):
-    """What builders read of `regaze.evals.benchmarks.registry.Source`."""
+    """What builders read of `regaze.evals.benchmarks.source.Source`."""
 
     @property
     def name(self) -> str: ...  # noqa: D102

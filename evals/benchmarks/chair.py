@@ -7,7 +7,6 @@ lower both, so recall and length stand beside them.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -19,27 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self
 
-from regaze.evals.benchmarks.chair_synonyms import SynonymFinder, load_synonyms
-from regaze.evals.benchmarks.chair_words import Caption, Mention, ObjectFinder, load_table
-from regaze.evals.benchmarks.coco import (
-    Annotations,
-    Id,
-    coco_id,
-    draw,
-    find_pictures,
-    pictures_in,
-    read_annotations,
-)
+from regaze.evals.benchmarks.chair_files import annotated_pictures, drawn, finder, label
+from regaze.evals.benchmarks.chair_synonyms import SynonymFinder
+from regaze.evals.benchmarks.chair_words import Caption, Mention, ObjectFinder
+from regaze.evals.benchmarks.coco import read_annotations
 from regaze.evals.benchmarks.data import Loader, images_in
 from regaze.evals.benchmarks.questions import Questions
 from regaze.evals.scoring.statistics import ratio
 from regaze.evals.task import Counts, Item, Sums
 
-_log = logging.getLogger(__name__)
-
 PROMPT = "Please describe this image in detail."
-COUNT = 500
-"""Images that published figures are over."""
 
 
 @dataclass
@@ -101,10 +89,10 @@ class Chair(Questions):
             OSError: A file is missing or can't be read, or the profile's NLTK data is missing.
         """
         folder, known = Path(images), read_annotations(annotations)
-        find = _finder(words, synonyms, profile, known)
-        shown = _shown(folder, known)
+        find = finder(words, synonyms, profile, known)
+        shown = annotated_pictures(folder, known)
         items = []
-        for name in _drawn(list(shown), count, seed, folder):
+        for name in drawn(list(shown), count, seed, folder):
             image = shown[name]
             objects = known.objects.get(image, ())
             if strange := [entry for entry in objects if entry not in find.classes]:
@@ -117,7 +105,7 @@ class Chair(Questions):
                 "captions": list(known.captions.get(image, ())),
             }
             items.append(Item(str(image), name, prompt, target=target))
-        return cls(items, images_in(folder), _label(find), max_new_tokens, find=find)
+        return cls(items, images_in(folder), label(find), max_new_tokens, find=find)
 
     @classmethod
     def from_truth(
@@ -166,7 +154,7 @@ class Chair(Questions):
         if not isinstance(self.find, ObjectFinder):
             raise ValueError(f"this CHAIR task has only the profile {self.profile!r}")
         find = replace(self.find, profile=profile)
-        return replace(self, find=find, profile=_label(find))
+        return replace(self, find=find, profile=label(find))
 
     @cached_property
     def truth(self) -> Mapping[str, frozenset[str]]:
@@ -248,70 +236,3 @@ def phrase_extractor(firsts: Iterable[str], seconds: Iterable[str]) -> Callable[
         return [f"{a} {b}" for a, b in pairwise(words) if a in first and b in second]
 
     return extract
-
-
-def _finder(
-    words: Path | str | Mapping[str, str] | None,
-    synonyms: Path | str | None,
-    profile: str | None,
-    known: Annotations,
-) -> ObjectFinder | SynonymFinder:
-    """What reads captions by the table that was given, if it fits the annotations."""
-    missing = [name for name in ("objects", "captions") if not getattr(known, name)]
-    kinds = {"objects": "instances", "captions": "captions"}
-    for name in missing:
-        if name == "objects" or synonyms is None:
-            raise ValueError(
-                f"the annotation files hold no {kinds[name]}: CHAIR needs {kinds[name]}_*.json too"
-            )
-    if synonyms is None:
-        table = words if isinstance(words, Mapping) else load_table(words)
-        unseen = sorted(set(table.values()) - set(known.classes))
-        if unseen:
-            _log.warning(
-                "nobody looked for %d of CHAIR's %d classes (%s, ...), so every mention of them "
-                "counts as hallucinated: the annotation files' categories lack them",
-                *(len(unseen), len(set(table.values())), unseen[0]),
-            )
-        return ObjectFinder(table, profile or "official")
-    if words is not None or profile not in (None, SynonymFinder.profile):
-        raise ValueError(
-            "a table of synonyms of your own stands in place of CHAIR's words and has one profile, "
-            f"{SynonymFinder.profile!r}"
-        )
-    if missing:
-        _log.warning(
-            "no reference captions, so only annotated objects are true; CHAIR's own truth also "
-            "holds what people mention"
-        )
-    return SynonymFinder(load_synonyms(Path(synonyms), known.classes))
-
-
-def _shown(folder: Path, known: Annotations) -> dict[str, Id]:
-    """The id of each image of a folder; all must be annotated."""
-    paths = pictures_in(folder)
-    shown = find_pictures(folder, known.images) if paths else {}
-    if strange := [path for path in paths if path not in shown]:
-        number = coco_id(strange[0])
-        told = (
-            f"image {strange[0]} (id {number}) is not in the annotation files"
-            if number is not None
-            else f"the name {strange[0]!r} doesn't end with a COCO image id, and no annotation "
-            "names it"
-        )
-        raise ValueError(
-            f"{told}: {len(strange)} of {len(paths)} images of {folder} can't be scored; give "
-            "their annotations too, or a folder without them"
-        )
-    return shown
-
-
-def _drawn(names: list[str], count: int | None, seed: int, folder: Path) -> list[str]:
-    if count is None and 0 < len(names) < COUNT:
-        _log.warning("%s holds %d images, fewer than %d: all are taken", folder, len(names), COUNT)
-        return names
-    return draw(names, COUNT if count is None else count, seed, folder)
-
-
-def _label(find: ObjectFinder | SynonymFinder) -> str:
-    return find.profile if find.sentences == "punkt" else f"{find.profile}/{find.sentences}"

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from regaze.evals.clips.task import Clips, ClipSource, strip
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.work import refuse_images
 from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.runs import driver, files
 from regaze.evals.runs.conditions import Condition
@@ -86,7 +86,7 @@ class ClipPainting(WorldWork[Clips]):
         self.flow = flow
 
     def settings(self) -> Mapping[str, Any]:
-        """What the clips of all conditions depend on."""
+        """Settings that the clips of all conditions depend on."""
         found = {**super().settings(), "flow": self.flow}
         del found["batch_size"]  # A clip is a batch by itself.
         return found

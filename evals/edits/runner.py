@@ -17,7 +17,7 @@ from PIL import Image
 from regaze.evals.edits.task import Edits, EditSource, strip
 from regaze.evals.edits.world import Change, free
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.runner import refuse_images
+from regaze.evals.pictures.work import refuse_images
 from regaze.evals.pictures.world_work import Made, WorldWork
 from regaze.evals.runs import driver
 from regaze.evals.runs.conditions import Condition
@@ -193,7 +193,7 @@ def _words(words: Any, asked: Change) -> tuple[str, ...]:
 
 
 def _free(picture: Image.Image, asked: Change) -> Any:
-    """What may change; everything where the picture lacks the object, which isn't judged."""
+    """Pixels that may change: all where the picture lacks the object, which isn't judged."""
     try:
         return free(picture, asked)
     except ValueError:

@@ -21,37 +21,31 @@ a thousand files in place of one.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import MinLen
-from PIL import Image
-from pydantic import TypeAdapter, ValidationError
-from typing_extensions import TypedDict
-
+from regaze.evals.pictures.head_tests import (
+    CHOSEN,
+    SCORES,
+    Head,
+    Objective,
+    Tester,
+    as_field,
+    name_of,
+    run_tests,
+)
 from regaze.evals.pictures.pipelines import LoadedPipeline
-from regaze.evals.pictures.render import NOISE, Painter, Picture, Shot
+from regaze.evals.pictures.render import NOISE, Painter, Shot
 from regaze.evals.runs import files, lines, meeting, store
 from regaze.evals.runs.distributed import World
 from regaze.evals.runs.progress import Progress, quiet
-from regaze.evals.runs.records import reason
-from regaze.hooks.attach import attach
 from regaze.hooks.diffusion import sites
 from regaze.interventions.diffusion.soft_pag import SoftPAG
 
-Objective = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
-"""From pictures and their prompts: a score of each picture, higher is better."""
-Head = tuple[int, int]
-"""Layer and head, as in L18H11."""
-
 SPEC = "softpag.json"
-_SCORES = "scores.jsonl"
-_CHOSEN = "chosen"
 
 
 @dataclass(frozen=True)
@@ -101,7 +95,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The findings of a search.
 
     Attributes:
         spec: The guidance with all chosen heads.
@@ -175,12 +169,12 @@ def hunt(
         "picks": search.picks,
         "regaze": version("regaze"),
     }
-    tester = _Tester(painter, shots, objective, search.spec, batch_size)
+    tester = Tester(painter, shots, objective, search.spec, batch_size)
 
     def prepare() -> None:
         if not (out / store.MANIFEST).exists():
             files.write_json(out / store.MANIFEST, {"config": config})
-        for path in lines.every(out / _SCORES):
+        for path in lines.every(out / SCORES):
             lines.repair(path)
 
     with meeting.alone(out, {out: config}, prepare, world):
@@ -188,12 +182,12 @@ def hunt(
         chosen: tuple[Head, ...] = ()
         for number in range(search.rounds):
             pool_left = [head for head in pool if head not in chosen]
-            found = _test_all(out, world, number, pool_left, chosen, tester, progress)
+            found = run_tests(out, world, number, pool_left, chosen, tester, progress)
             scores = {head: found[name_of(head)] for head in pool_left}
             best = sorted(pool_left, key=lambda head: -scores[head])[: search.picks]
-            rounds.append(Round(scores, tuple(best), found[_CHOSEN]))
+            rounds.append(Round(scores, tuple(best), found[CHOSEN]))
             chosen += tuple(best)
-        score = _test_all(out, world, search.rounds, [], chosen, tester, progress)[_CHOSEN]
+        score = run_tests(out, world, search.rounds, [], chosen, tester, progress)[CHOSEN]
         spec = replace(search.spec, heads=as_field(chosen))
         fields = {**spec.to_dict(), "heads": as_field(chosen)}
         given = {key: value for key, value in fields.items() if value is not None}
@@ -215,109 +209,3 @@ def heads_of(loaded: LoadedPipeline, layers: Sequence[int] | None = None) -> lis
             )
     chosen = counts if layers is None else sorted(set(layers))
     return [(layer, head) for layer in chosen for head in range(counts[layer])]
-
-
-def name_of(head: Head) -> str:
-    """A head in the paper's notation, e.g. ``L18H11``."""
-    return f"L{head[0]}H{head[1]}"
-
-
-def as_field(heads: Sequence[Head]) -> dict[str, list[int]]:
-    """Heads as `SoftPAG` takes them, e.g. ``{"L18": [11], "L0": [17]}``."""
-    found: dict[str, list[int]] = {}
-    for layer, head in heads:
-        found.setdefault(f"L{layer}", []).append(head)
-    return found
-
-
-@dataclass(frozen=True)
-class _Tester:
-    """Paints and scores the shots with given heads."""
-
-    painter: Painter
-    shots: Sequence[Shot]
-    objective: Objective
-    spec: SoftPAG
-    batch_size: int
-
-    def __call__(self, heads: Sequence[Head]) -> list[float]:
-        specs = [replace(self.spec, heads=as_field(heads))] if heads else []
-        pictures: list[Picture] = []
-        with attach(self.painter.pipeline, *specs) as attached:
-            for start in range(0, len(self.shots), self.batch_size):
-                pictures += self.painter.paint(self.shots[start : start + self.batch_size])
-        names = "+".join(map(name_of, heads))
-        if specs and not attached.report().fired:
-            raise ValueError(f"perturbing {names} never acted: check scale, start and stop")
-        if any(picture.flagged for picture in pictures):
-            raise ValueError(
-                f"the pipeline's safety checker held a picture back ({names or 'unguided'}), which "
-                "can't be scored: change that prompt or seed"
-            )
-        prompts = [shot.prompt for shot in self.shots]
-        scores = [float(score) for score in self.objective([p.image for p in pictures], prompts)]
-        if len(scores) != len(pictures) or not all(map(math.isfinite, scores)):
-            raise ValueError(
-                f"the objective gave {scores[:4]} for {len(pictures)} pictures "
-                f"({names or 'unguided'}): it must give one finite number for each"
-            )
-        return scores
-
-
-def _test_all(
-    out: Path,
-    world: World,
-    number: int,
-    pool: Sequence[Head],
-    chosen: Sequence[Head],
-    tester: _Tester,
-    progress: Progress,
-) -> dict[str, float]:
-    """Test this process's part of a round; mean scores of the whole round, by what was tested."""
-    tests = {_CHOSEN: list(chosen), **{name_of(head): [*chosen, head] for head in pool}}
-    before = meeting.read_together(world, partial(_read, out))
-    known = {row["test"] for row in before if row["round"] == number}
-    left = {name: 1 for name in tests if name not in known}
-    label = f"round {number + 1}" if pool else "chosen heads"
-    mine, finished = meeting.share_out(label, left, len(known), world, progress)
-    for name in mine:
-        row = {"round": number, "test": name, "scores": tester(tests[name])}
-        lines.append(lines.own(out / _SCORES, world.rank), [row])
-        finished(name)
-    rows = meeting.read_together(world, partial(_read, out))
-    order = {name: place for place, name in enumerate(tests)}
-    rows.sort(key=lambda r: (r["round"], order.get(r["test"], 0) * (r["round"] == number)))
-    meeting.by_first(world, lambda: lines.settle(out / _SCORES, [dict(row) for row in rows]))
-    return {
-        row["test"]: math.fsum(row["scores"]) / len(row["scores"])
-        for row in rows
-        if row["round"] == number
-    }
-
-
-class _Row(TypedDict):
-    """What the pictures of one test scored, one number a shot."""
-
-    round: int
-    test: str
-    scores: Annotated[list[float], MinLen(1)]
-
-
-_ROW: TypeAdapter[_Row] = TypeAdapter(_Row)
-
-
-def _read(out: Path) -> list[_Row]:
-    """All that was tested, each test once, even if a killed run left it in two files."""
-    rows = {
-        (row["round"], row["test"]): row
-        for path in lines.every(out / _SCORES)
-        for row in lines.read(path, _row, "a score of heads")
-    }
-    return list(rows.values())
-
-
-def _row(line: bytes) -> _Row:
-    try:
-        return _ROW.validate_json(line)
-    except ValidationError as error:
-        raise ValueError(reason(error)) from error

@@ -10,12 +10,12 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 
 from PIL import Image
 
 from regaze.evals.sandbox.drawing import COLOURS, SIZE, Box, Object, draw
+from regaze.evals.sandbox.known import check_scene
 
 SPLITS = ("train", "validation", "test", "test-prior", "clutter-validation", "clutter")
 """``train`` and ``test-prior`` follow the co-occurrence prior, the others are free of it; in the
@@ -81,13 +81,7 @@ def scene(split: str, index: int) -> Scene:
     Raises:
         ValueError: Unknown split or negative index.
     """
-    if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown split {split!r}: it must be one of {', '.join(SPLITS)}; nearest is {near!r}"
-        )
-    if index < 0:
-        raise ValueError(f"scene index {index} is negative: scenes are numbered from 0")
+    check_scene(split, index, SPLITS)
     key = f"{split}/{index:05d}"
     rng = random.Random(key)
     content = _letterbox(rng)

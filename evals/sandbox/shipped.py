@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from pathlib import Path
+
+from regaze.evals.sandbox.known import check_known
 
 
 def shipped(kind: str, name: str, names: Sequence[str]) -> Path:
@@ -18,9 +19,5 @@ def shipped(kind: str, name: str, names: Sequence[str]) -> Path:
     Raises:
         ValueError: None of them has that name; the message names the nearest.
     """
-    if name not in names:
-        near = get_close_matches(name, names, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown {kind} {name!r}: it must be one of {', '.join(names)}; nearest is {near!r}"
-        )
+    check_known(kind, name, names)
     return Path(__file__).parent / "models" / name

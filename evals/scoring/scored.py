@@ -10,7 +10,8 @@ from typing import Any
 from regaze.evals.runs import files
 from regaze.evals.runs.results import RunResult
 from regaze.evals.scoring.compare import to_json
-from regaze.evals.scoring.scores import TaskScores, score_run
+from regaze.evals.scoring.score_run import score_run
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Task
 
 SCORES = "scores.json"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,112 +18,27 @@ import numpy as np
 
 from regaze.evals.asking.models import Loaded
 from regaze.evals.asking.runner import run
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import world_of
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import Progress, quiet
 from regaze.evals.runs.results import Answers
-from regaze.evals.scoring.compare import to_json
-from regaze.evals.scoring.scores import system_of
+from regaze.evals.scoring.score_run import system_of
 from regaze.evals.scoring.tallies import Tallies
 from regaze.evals.scoring.thresholds import AUC, DIRECTIONS
 from regaze.evals.study import Job, prepare
 from regaze.evals.task import QuestionTask
 from regaze.evals.tuning.spaces import BANDS, Bands, Domain, OneOf, layers_in, space_of
+from regaze.evals.tuning.tuned import TUNED, Trial, Tuned, trial_of
 from regaze.hooks.attach import attach
 from regaze.hooks.checks import unknown
 from regaze.hooks.host import find_host
-from regaze.interventions.base import Intervention, from_dict
+from regaze.interventions.base import Intervention
 
-TUNED, ANSWERS, _TRIALS = "tuned.json", "answers", "trials.log"
+ANSWERS, _TRIALS = "answers", "trials.log"
 _RANDOM = 5
 """Trials at random before the estimators take over."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting and what it gave.
-
-    Attributes:
-        spec: The setting.
-        metrics: On the total over all groups; empty where nothing can be said.
-        why_not: Why nothing can be said: refused by the model, never fired, items unanswered.
-    """
-
-    spec: Intervention
-    metrics: Mapping[str, float]
-    why_not: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        numbers = to_json(self.metrics)
-        fields = {"spec": self.spec.to_dict(), "metrics": numbers, "why_not": self.why_not}
-        return {"with": self.spec.label, **fields}
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """A search.
-
-    Attributes:
-        objective: The metric that was searched by.
-        direction: 1: the higher the better; -1: the lower.
-        baseline: Metrics of the unedited model on the same items.
-        usual: The method as it was given, which is in the running too.
-        trials: All trials in order.
-        source: The questions' source, JSON-able.
-        model: The model's name.
-        items: How many items.
-    """
-
-    objective: str
-    direction: int
-    baseline: Mapping[str, float]
-    usual: Trial
-    trials: tuple[Trial, ...]
-    source: Mapping[str, Any]
-    model: str
-    items: int
-
-    @property
-    def best(self) -> Trial | None:
-        """The best setting, the given one if none is better; None if nothing can be said."""
-        found = [t for t in (self.usual, *self.trials) if self._worth(t) is not None]
-        return max(found, key=lambda t: self._worth(t) or 0.0, default=None)
-
-    def _worth(self, trial: Trial) -> float | None:
-        value = trial.metrics.get(self.objective, math.nan)
-        return None if math.isnan(value) else self.direction * value
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON-able values."""
-        best = self.best
-        return {
-            "objective": self.objective,
-            "direction": self.direction,
-            "model": self.model,
-            "source": dict(self.source),
-            "items": self.items,
-            "baseline": to_json(self.baseline),
-            "usual": self.usual.to_dict(),
-            "best": best and best.to_dict(),
-            "trials": [trial.to_dict() for trial in self.trials],
-        }
-
-
-def read_tuned(folder: Path) -> Tuned:
-    """Read a finished search.
-
-    Raises:
-        ValueError: It isn't JSON, or names a method that isn't known.
-        OSError: There is none.
-    """
-    found = files.read_json(folder / TUNED)
-    fields = {name: value for name, value in found.items() if name not in ("best", "trials")}
-    usual, baseline = _trial(fields.pop("usual")), _numbers(fields.pop("baseline"))
-    trials = tuple(map(_trial, found["trials"]))
-    return Tuned(baseline=baseline, usual=usual, trials=trials, **fields)
 
 
 def tune(
@@ -170,10 +85,14 @@ def tune(
     objective, direction = _objective(job.tasks[0], objective)
     n_layers = find_host(loaded.model, loaded.processor).n_layers
     with files.locked(out):
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(out / _TRIALS))
+        )
+        for other in optuna.get_all_study_names(storage):
+            if other != spec.name:
+                raise ValueError(f"{out} holds a search of {other}: give another --out")
         found = optuna.create_study(
-            storage=optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(str(out / _TRIALS))
-            ),
+            storage=storage,
             study_name=spec.name,
             direction="maximize" if direction > 0 else "minimize",
             load_if_exists=True,
@@ -182,7 +101,7 @@ def tune(
         asking = _Asking(job, loaded, batch_size)
         baseline = asking.baseline()
         usual = asking.trial(spec)
-        done = [_trial(t.user_attrs["trial"]) for t in found.trials if t.state.is_finished()]
+        done = [trial_of(t.user_attrs["trial"]) for t in found.trials if t.state.is_finished()]
         asking.know(done)
         progress(spec.label, len(done), trials)
         while len(done) < trials:
@@ -332,11 +251,3 @@ def _draw(trial: Any, field: str, domain: Domain) -> Any:
 def _fields(drawn: Mapping[str, Any], n_layers: int) -> dict[str, Any]:
     named = {"layers": layers_in(drawn["layers"], n_layers)} if "layers" in drawn else {}
     return {**drawn, **named}
-
-
-def _trial(stored: Mapping[str, Any]) -> Trial:
-    return Trial(from_dict(stored["spec"]), _numbers(stored["metrics"]), stored["why_not"])
-
-
-def _numbers(stored: Mapping[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else value for name, value in stored.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -10,64 +9,14 @@ from typing import Any
 import torch
 
 from regaze.evals.verify.certificate import Line, Verdict
-from regaze.evals.verify.subject import Outputs, Subject, Which
+from regaze.evals.verify.choices import HALVES, chooses, held_again
+from regaze.evals.verify.plain import Plain, at_once, first_line
+from regaze.evals.verify.subject import Outputs, Subject
 from regaze.hooks import Report
 from regaze.hooks.report import SCORES
 from regaze.interventions import Intervention
 
-_HALVES = (torch.float16, torch.bfloat16)
-_ROUNDS = 2
-"""How often each of two threads runs its input."""
-
 Progress = Callable[[str], None]
-
-
-class Plain:
-    """What the unedited model gives, and whether it gives it twice.
-
-    Args:
-        subject: The model, with nothing attached.
-    """
-
-    def __init__(self, subject: Subject) -> None:
-        self.outputs: dict[Which, list[Outputs]] = {w: subject.run(w) for w in (0, 1)}
-        self.spread = {
-            part: max(float(self.outputs[0][0][part].std()), 1e-12) for part in subject.parts
-        }
-        again = subject.run(0)[0]
-        self.repeats = all(torch.equal(again[k], v) for k, v in self.outputs[0][0].items())
-        self.batch = ""
-        if subject.one_batch:
-            self.batch = subject.one_batch
-        else:
-            both = subject.run("both")
-            apart = max(self.apart(both[i], self.outputs[i][0]) for i in (0, 1))
-            if not apart <= subject.tolerance:
-                self.batch = (
-                    "the plain model itself gives something else in a padded batch (by "
-                    f"{apart:.1e} of its outputs' spread)"
-                )
-        self.threads = ""
-        together = at_once(subject)
-        if isinstance(together, BaseException):
-            self.threads = f"the plain model itself can't serve two threads: {_first(together)}"
-        elif not all(
-            self.apart(one, self.outputs[i][0]) <= subject.tolerance
-            for i in (0, 1)
-            for one in together[i]
-        ):
-            self.threads = "the plain model itself mixes two threads up"
-
-    def apart(self, one: Outputs, other: Outputs, part: str | None = None) -> float:
-        """Largest difference of two outputs, as a share of their spread in the plain model."""
-        parts = [part] if part else list(self.spread)
-        found = []
-        for name in parts:
-            a, b = one[name].double(), other[name].double()
-            # Tokens that are ruled out in both are alike.
-            off = torch.where(a == b, 0.0, (a - b).abs())
-            found.append(float(off.max()) / self.spread[name])
-        return max(found) if all(x == x for x in found) else float("nan")
 
 
 def check_plain(subject: Subject, plain: Plain) -> Iterator[Line]:
@@ -78,7 +27,7 @@ def check_plain(subject: Subject, plain: Plain) -> Iterator[Line]:
         with subject.literally(()):
             want = subject.run(0)[0]
     except (NotImplementedError, RuntimeError) as error:
-        yield Line("", "maps", "skipped", f"no explicit maps: {_first(error)}")
+        yield Line("", "maps", "skipped", f"no explicit maps: {first_line(error)}")
         return
     yield _compared("", "maps", plain.apart(plain.outputs[0][0], want), subject)
 
@@ -103,7 +52,7 @@ def check_method(
     try:
         run = subject.attach(specs)
     except (ValueError, TypeError, NotImplementedError) as error:
-        yield Line(label, "fired", "skipped", f"refused on this model: {_first(error)}")
+        yield Line(label, "fired", "skipped", f"refused on this model: {first_line(error)}")
         return
     resolved: list[Any] = list(run.specs)
     try:
@@ -113,7 +62,7 @@ def check_method(
         run.detach()
         refuses = isinstance(error, (ValueError, NotImplementedError))
         verdict: Verdict = "skipped" if refuses else "failed"
-        yield Line(label, "fired", verdict, f"raises {type(error).__name__}: {_first(error)}")
+        yield Line(label, "fired", verdict, f"raises {type(error).__name__}: {first_line(error)}")
         return
     try:
         progress(f"{label}: cost")
@@ -125,8 +74,9 @@ def check_method(
     progress(f"{label}: detached")
     undo = _undo(subject, plain, label, before)
     progress(f"{label}: literal form")
-    yield from _against_literal(subject, plain, label, resolved, alone[0], report)
-    yield both
+    for line in _against_literal(subject, plain, label, resolved, alone[0], report):
+        yield held_again(subject, plain.apart, resolved, line)
+    yield held_again(subject, plain.apart, resolved, both)
     progress(f"{label}: strength zero")
     yield _idle(subject, plain, label, resolved)
     yield undo
@@ -154,7 +104,7 @@ def _against_literal(
             with subject.literally(forms):
                 want = subject.run(0)[0]
         except (NotImplementedError, RuntimeError) as error:
-            reason = _first(error)
+            reason = first_line(error)
     moved = plain.apart(got, plain.outputs[0][0])
     should = None if want is None else plain.apart(want, plain.outputs[0][0])
     yield _fired(subject, label, report, moved, should)
@@ -165,7 +115,7 @@ def _against_literal(
         line = _compared(label, part, plain.apart(got, want, part), subject)
         least = plain.apart(want, plain.outputs[0][0], part)
         if line.verdict == "passed" and 0 < least <= subject.tolerance:
-            more = "in float32" if subject.dtype in _HALVES else "it with a greater strength"
+            more = "in float32" if subject.dtype in HALVES else "it with a greater strength"
             detail = (
                 f"the method moves the {subject.what} by only {least:.1e}, which a tolerance of "
                 f"{subject.tolerance:.0e} can't tell from nothing; verify {more}"
@@ -173,9 +123,9 @@ def _against_literal(
             if not report.fired or all(one.exempt for one in report.interventions):
                 detail = "nothing to compare"
             line = Line(label, part, "skipped", detail, line.difference, line.tolerance)
-        if line.verdict == "failed" and subject.dtype in _HALVES:
-            # Methods choose: heads by their median, sinks by a threshold.
-            more = "; rounding may choose heads or sinks otherwise: verify in float32"
+        if line.verdict == "failed" and subject.dtype in HALVES and not chooses(specs):
+            # Methods choose: sinks by a threshold, columns by their rank.
+            more = "; rounding may choose sinks or columns otherwise: verify in float32"
             line = replace(line, detail=line.detail + more)
         yield line
 
@@ -215,7 +165,7 @@ def _batch(subject: Subject, plain: Plain, label: str, alone: Sequence[Outputs])
     try:
         both = subject.run("both")
     except Exception as error:
-        return Line(label, "batch", "failed", f"raises {type(error).__name__}: {_first(error)}")
+        return Line(label, "batch", "failed", f"raises {type(error).__name__}: {first_line(error)}")
     apart = max(plain.apart(both[i], alone[i]) for i in (0, 1))
     return _compared(label, "batch", apart, subject)
 
@@ -233,39 +183,12 @@ def _threads(
     with subject.attach(specs):
         found = at_once(subject)
     if isinstance(found, BaseException):
-        detail = f"raises {type(found).__name__}: {_first(found)}"
+        detail = f"raises {type(found).__name__}: {first_line(found)}"
         return Line(label, "threads", "failed", detail)
     if subject.state() != before:
         return Line(label, "threads", "failed", "something is left in the model afterwards")
     apart = max(plain.apart(one, alone[i]) for i in (0, 1) for one in found[i])
     return _compared(label, "threads", apart, subject)
-
-
-def at_once(subject: Subject) -> Sequence[Sequence[Outputs]] | BaseException:
-    """What two threads get, each with its own input, at once; or what one of them raised."""
-    found: list[list[Outputs]] = [[], []]
-    raised: list[BaseException] = []
-    start = threading.Barrier(2)
-    threads = torch.get_num_threads()
-
-    def work(number: Any) -> None:
-        try:
-            for _ in range(_ROUNDS):
-                start.wait(timeout=600)
-                found[number].append(subject.run(number)[0])
-        except BaseException as error:
-            raised.append(error)
-            start.abort()
-
-    workers = [threading.Thread(target=work, args=(number,), daemon=True) for number in (0, 1)]
-    with subject.shared():
-        for one in workers:
-            one.start()
-        for one in workers:
-            one.join()
-    torch.set_num_threads(threads)
-    causes = [error for error in raised if not isinstance(error, threading.BrokenBarrierError)]
-    return causes[0] if causes else found
 
 
 def _undo(subject: Subject, plain: Plain, label: str, before: dict[str, Any]) -> Line:
@@ -286,7 +209,7 @@ def _idle(subject: Subject, plain: Plain, label: str, specs: Sequence[Interventi
         with subject.attach([one for one in idle if one is not None]):
             found = subject.run(0)[0]
     except Exception as error:
-        return Line(label, "idle", "failed", f"raises {type(error).__name__}: {_first(error)}")
+        return Line(label, "idle", "failed", f"raises {type(error).__name__}: {first_line(error)}")
     return _same(subject, plain, label, "idle", found)
 
 
@@ -315,7 +238,3 @@ def _compared(label: str, promise: str, apart: float, subject: Subject) -> Line:
     verdict: Verdict = "passed" if apart <= tolerance else "failed"  # NaN fails.
     detail = f"differs by {apart:.1e} ({tolerance:.0e} allowed)" if apart else "no difference"
     return Line(label, promise, verdict, detail, apart, tolerance)
-
-
-def _first(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -6,14 +6,13 @@ import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from regaze.evals.verify.per_thread import copied
+from regaze.evals.verify.prepared import FRAMES, PROMPTS, SIDE, prepared
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
@@ -21,26 +20,15 @@ from regaze.hooks.diffusion.literal import Manner, WholeForm, by_name, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 from regaze.hooks.diffusion.sites import TEXT, read_layout
 from regaze.interventions import (
-    NAG,
     PARO,
     ConsistEdit,
     FlowWarp,
     Intervention,
     PrimeComposer,
-    Regions,
-    Reweight,
-    StructuredDiffusion,
 )
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.concepts import ConceptUpdate
 from regaze.interventions.diffusion.paro_plan import read
-
-_PROMPTS = ("a red circle and a blue square", "a square and a circle")
-_WORDS = ("circle", "square")
-_UNWANTED = "a white cross"
-_STRENGTHS = ((1, 2.0), (3, 0.5))
-_SIDE = 256
-_FRAMES = 2
 
 
 class Pipeline(Subject):
@@ -166,25 +154,7 @@ class Pipeline(Subject):
 
     def prepared(self, spec: Intervention) -> Intervention:
         """A spec with words or phrases of the prompt, or a flow, if it has none."""
-        if isinstance(spec, ConceptUpdate) and not spec.tokens and not self.one_batch:
-            return replace(spec, tokens=_WORDS)
-        if isinstance(spec, StructuredDiffusion) and spec.phrases == "auto":
-            return replace(spec, phrases=_WORDS)
-        if isinstance(spec, ConsistEdit) and spec.mask is None and spec.source is None:
-            # Half of the picture, which a literal form can know before it runs.
-            return replace(spec, mask=_half(self._call.get("height"), self._call.get("width")))
-        if isinstance(spec, NAG) and spec.negative is None and spec.embeddings is None:
-            return spec if self.one_batch else replace(spec, negative=_UNWANTED)
-        if isinstance(spec, Regions) and not spec.regions and not self.one_batch:
-            halves = ((0, 0, 0.5, 1), _WORDS[0]), ((0.5, 0.25, 1, 1), _WORDS[1])
-            return replace(spec, regions=halves)
-        if isinstance(spec, Reweight) and not spec.words:
-            return replace(spec, words=_STRENGTHS)
-        if isinstance(spec, PrimeComposer) and spec.latents is None and spec.background is None:
-            return replace(spec, **_to_compose(int(self._call["height"]), int(self._call["width"])))
-        if isinstance(spec, FlowWarp) and spec.flow is None:
-            return replace(spec, flow=_drawn(int(self._call["height"]), int(self._call["width"])))
-        return spec
+        return prepared(spec, self._call, alone=not self.one_batch)
 
     def state(self) -> dict[str, Any]:
         """What could be left in the denoiser, or on the scheduler."""
@@ -196,7 +166,7 @@ class Pipeline(Subject):
         call = dict(self._call)
         if "prompt_embeds" not in call:
             others = range(self.frames) if self.edited else [0] * self.frames
-            call["prompt"] = [_PROMPTS[(n + k) % 2] for n in numbers for k in others]
+            call["prompt"] = [PROMPTS[(n + k) % 2] for n in numbers for k in others]
         if "latents" not in call:
             seeds = [n for n in numbers for _ in range(self.frames)]
             call["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -216,10 +186,10 @@ class Pipeline(Subject):
     def _small(self, steps: int) -> dict[str, Any]:
         """Arguments of a small, short call: those that this pipeline's call has."""
         names = inspect.signature(type(self.pipeline).__call__).parameters
-        side = _SIDE
+        side = SIDE
         if self.host.size is not None:
             pixels = int(getattr(self.pipeline, "vae_scale_factor", 8))
-            side = min(_SIDE, self.host.size[0] * pixels)
+            side = min(SIDE, self.host.size[0] * pixels)
         wanted = {
             "num_inference_steps": steps, "height": side, "width": side, "num_frames": 5,
             "output_type": "latent",
@@ -275,29 +245,4 @@ class Pipeline(Subject):
 
 
 def _frames(spec: FlowWarp) -> int:
-    return flows.read(spec.flow).frames if spec.flow is not None else _FRAMES
-
-
-def _half(height: int | None, width: int | None) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """A mask of a picture's left half."""
-    mask = np.zeros((height or _SIDE, width or _SIDE), bool)
-    mask[:, : mask.shape[1] // 2] = True
-    return mask
-
-
-def _drawn(height: int, width: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The flow of a clip of two frames: the left half moves, by its own vector in each patch."""
-    flow = np.zeros((_FRAMES - 1, height, width, 2), np.float32)
-    cells = np.random.default_rng(0).uniform(-height / 4, height / 4, (8, 4, 2))
-    patches = cells.repeat(height // 8, 0).repeat(width // 8, 1)
-    flow[0, : patches.shape[0], : patches.shape[1]] = patches
-    return flow
-
-
-def _to_compose(height: int, width: int) -> dict[str, Any]:
-    """A background in two colours, and a square in a third to put into it."""
-    ground = np.full((height, width, 3), 40, np.uint8)
-    ground[:, : width // 2] = (60, 120, 200)
-    thing = np.full((height, width, 3), (200, 60, 60), np.uint8)
-    box = (0.25, 0.25, 0.75, 0.75)
-    return {"background": ground, "object": thing, "mask": box, "box": box, "subject": _WORDS[0]}
+    return flows.read(spec.flow).frames if spec.flow is not None else FRAMES

@@ -8,9 +8,10 @@ from importlib.metadata import version
 from typing import Any
 
 from regaze.evals.verify.certificate import Certificate, Line
-from regaze.evals.verify.checks import Plain, check_method, check_plain
+from regaze.evals.verify.checks import check_method, check_plain
 from regaze.evals.verify.language import Language
 from regaze.evals.verify.pipelines import Pipeline
+from regaze.evals.verify.plain import Plain
 from regaze.evals.verify.subject import Subject
 from regaze.hooks.diffusion.host import find_denoisers
 from regaze.interventions import Intervention

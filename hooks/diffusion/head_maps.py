@@ -15,14 +15,11 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.entries import Entry
-from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.host import find_denoisers
 from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.seat import known_seat, seat_of
 from regaze.hooks.diffusion.sites import TEXT, Site, find_sites
 from regaze.hooks.diffusion.text import Part
 from regaze.hooks.diffusion.text_maps import text_map
+from regaze.hooks.diffusion.watching import watchable, watched
 from regaze.hooks.diffusion.works import Run, Work
 
 
@@ -128,20 +125,10 @@ def head_maps(pipeline: Any, words: Sequence[str]) -> Iterator[HeadMaps]:
         TypeError: It is no pipeline with a known denoiser.
         ValueError: No layer sees the text, or the denoiser is compiled.
     """
-    denoisers = find_denoisers(pipeline)
-    if not denoisers or pipeline in denoisers.values():
-        raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
-    denoiser: Any = next(iter(denoisers.values()))
-    if is_compiled(denoiser):
-        raise ValueError("a compiled denoiser doesn't show its maps; look before compiling it")
+    denoiser = watchable(pipeline, "look")
     sites = tuple(site for site in find_sites(denoiser) if site.kind in TEXT)
     if not sites:
         raise ValueError(f"no layer of {type(denoiser).__name__} is known to see the text")
     seen = HeadMaps(sites)
-    entry = Entry(_Read(sites, seen=seen, wanted=tuple(words)))
-    seat = known_seat(denoiser) or seat_of(denoiser, None, fork=True)
-    try:
-        seat.push(entry, pipeline)
+    with watched(pipeline, denoiser, _Read(sites, seen=seen, wanted=tuple(words))):
         yield seen
-    finally:
-        seat.pop(entry)

@@ -17,13 +17,11 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.entries import Entry
-from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.host import find_denoisers, host_of, inner
+from regaze.hooks.diffusion.host import host_of, inner
 from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.seat import known_seat, seat_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Part
+from regaze.hooks.diffusion.watching import watchable, watched
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
 
@@ -40,11 +38,14 @@ class Source:
             first.
         timesteps: "T", as the scheduler counts them.
         shares: "S N": what the picture's tokens give to the words, if that was read.
+        grid: (rows, columns), or (frames, rows, columns), of these tokens; empty if that isn't
+            known.
     """
 
     latents: Tensor
     timesteps: Tensor
     shares: Tensor | None = None
+    grid: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, path: str) -> Source:
@@ -67,13 +68,16 @@ class Source:
                 f"{path} isn't the source of an edit, which holds latents and timesteps "
                 f"of T steps: it holds {shapes}"
             )
-        return cls(latents, timesteps, found.get("shares"))
+        grid = tuple(found["grid"].tolist()) if "grid" in found else ()
+        return cls(latents, timesteps, found.get("shares"), grid)
 
     def keep(self) -> Path:
-        """Where it lies in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
+        """Its path in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
         from safetensors.torch import save
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}
+        if self.grid:
+            parts["grid"] = torch.tensor(self.grid)
         data = save({n: x.detach().cpu().contiguous() for n, x in parts.items() if x is not None})
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = f"{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
@@ -86,7 +90,7 @@ class Source:
         return path
 
     def at(self, step: int, steps: int, timestep: float, like: Tensor) -> Tensor:
-        """What a step begins with, "S ...".
+        """The latents that a step begins with, "S ...".
 
         Raises:
             ValueError: The run has other steps than the source's, or latents of another size.
@@ -106,7 +110,7 @@ class Source:
         return self.latents[step].to(like)
 
     def edited(self, threshold: float = 0.1, frames: int = 1) -> Tensor:
-        """What may be edited, "S N" bool: tokens that belong to the words.
+        """Tokens that belong to the words and may be edited, "S N" bool.
 
         Raises:
             ValueError: Attention to words wasn't read.
@@ -117,16 +121,17 @@ class Source:
 
 
 class Recording:
-    """What a run gives, once it has ended."""
+    """The result of a run, once it has ended."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
         self.times: list[float] = []
         self.seen = Running()
+        self.grid: tuple[int, ...] = ()
 
     def clear(self) -> None:
         """Forget an earlier run."""
-        self.latents, self.times, self.seen = [], [], Running()
+        self.latents, self.times, self.seen, self.grid = [], [], Running(), ()
 
     @property
     def source(self) -> Source:
@@ -140,7 +145,8 @@ class Recording:
                 "nothing was recorded: run the pipeline inside of `with recorded(...)`"
             )
         mean = self.seen.mean().cpu() if self.seen.calls else None
-        return Source(torch.stack(self.latents), torch.tensor(self.times), mean)
+        times = torch.tensor(self.times)
+        return Source(torch.stack(self.latents), times, mean, self.grid if self.seen.calls else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +197,7 @@ class Recorder(Work):
         self.into.times.append(pass_.timestep)
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where attention to words is read."""
+        """Layers in which attention to words is read."""
         return () if self.members is None or pass_.rows.cond is None else self.sites
 
     def attend(self, call: Call) -> Tensor:
@@ -204,6 +210,8 @@ class Recorder(Work):
         rows = slice(cond.start * each, cond.stop * each)
         which = torch.arange(rows.start, rows.stop, device=call.query.device)
         found = Attended.of(call, call.query[rows], call.key[rows], call.value[rows])
+        image = call.image()
+        self.into.grid = call.layout.grid(call.site, image.stop - image.start) or ()
         self.into.seen.add(shares(call, found, which, members, self.over))
         return call.output
 
@@ -221,27 +229,18 @@ def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
         TypeError: It is no pipeline with a known denoiser.
         ValueError: It has no joint attention, or the denoiser is compiled.
     """
-    denoisers = find_denoisers(pipeline)
-    if not denoisers or pipeline in denoisers.values():
-        raise TypeError(f"{type(pipeline).__name__} is no diffusers pipeline")
-    denoiser: Any = next(iter(denoisers.values()))
-    if is_compiled(denoiser):
-        raise ValueError("a compiled denoiser doesn't show its maps; record before compiling it")
+    denoiser = watchable(pipeline, "record")
     host = host_of(inner(denoiser))
     sites = joint_sites(host)
     words = (words,) if isinstance(words, (str, int)) else tuple(words)
     into = Recording()
-    entry = Entry(Recorder(tuple(sites), words=words, into=into, over=over_of(host.model)))
-    seat = known_seat(denoiser) or seat_of(denoiser, None, fork=True)
-    try:
-        seat.push(entry, pipeline)
+    recorder = Recorder(tuple(sites), words=words, into=into, over=over_of(host.model))
+    with watched(pipeline, denoiser, recorder):
         yield into
-    finally:
-        seat.pop(entry)
 
 
 def joint_sites(host: Any) -> list[Site]:
-    """Where the method edits by default.
+    """Layers that the method edits by default.
 
     Raises:
         ValueError: The model has no joint attention.
@@ -259,7 +258,7 @@ def joint_sites(host: Any) -> list[Site]:
 
 
 def over_of(model: str) -> str:
-    """What attention to words is a share of in the code for a model."""
+    """The columns that attention to words is a share of in the code for a model."""
     return "text" if model in _TEXT_ALONE else "joint"
 
 

@@ -8,13 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
-from regaze.cli.options import Json, Model, spread
+from regaze.cli.options import Json, Model, check_text, spread
 from regaze.cli.pictures import read_picture
 from regaze.cli.terminal import fail, say
 
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", "-w", help="vhr, pai:alpha=0.5, or var+pai. Repeatable."),
+    typer.Option("--with", "-w", help="A condition: vhr, pai:alpha=0.5, or var+pai. Repeatable."),
 ]
 
 
@@ -30,6 +30,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask one question about a picture, without methods and with each condition given."""
+    check_text("--prompt", prompt)
     from regaze.evals.asking.once import ask as answer
     from regaze.evals.runs.conditions import Condition, baseline_first
 
@@ -55,4 +56,5 @@ def ask(
         typer.echo(json.dumps({"prompt": prompt, "answers": found}, ensure_ascii=False))
     silent = [one["condition"] for one in found if one["firing"] and not one["firing"]["fired"]]
     if silent:
-        fail(f"never fired, so these are the unedited model's: {', '.join(silent)}", 1)
+        why = " (no --image was given)" if image is None else ""
+        fail(f"never fired{why}, so these are the unedited model's: {', '.join(silent)}", 1)

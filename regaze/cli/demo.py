@@ -29,7 +29,7 @@ def demo(
     ),
 ) -> None:
     """Score the embedded model on POPE and CHAIR with four methods: a minute, no download."""
-    from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.source import Source
     from regaze.evals.outputs import check_place
     from regaze.evals.reports import tables
     from regaze.evals.reports.report import REPORT, write_report

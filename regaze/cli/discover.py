@@ -25,7 +25,7 @@ HEAT = "heads.png"
 def sinks(
     model: Model,
     tau: Annotated[
-        float | None, typer.Option(help="Threshold, a fraction of sqrt(hidden size).")
+        float | None, typer.Option(help="Threshold of a sink, as a fraction of sqrt(hidden size).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,11 +57,11 @@ class SearchPrompts(WorldPrompts):
     """What to paint; heads are chosen on validation prompts."""
 
     split: Annotated[
-        str, typer.Option(help="Of the painting world, where no prompts are given.")
+        str, typer.Option(help="Split of the painting world, where no prompts are given.")
     ] = "validation"
-    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (
-        20
-    )
+    n_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each subset of the painting world.")
+    ] = 20
 
 
 @spread
@@ -72,18 +72,26 @@ def heads(
     objective: Annotated[
         str, typer.Option(help="The score to maximise, e.g. pickscore or clip:model=DIR.")
     ] = "painting",
-    rounds: Annotated[int, typer.Option(min=1, help="How often heads are chosen.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; heads are chosen in each.")] = 1,
     picks: Annotated[int, typer.Option(min=1, help="Heads chosen in each round.")] = 3,
-    scale: Annotated[float, typer.Option(help="Scale of the guidance.")] = 3.0,
+    scale: Annotated[
+        float, typer.Option(help="Scale of the guidance away from the perturbed heads.")
+    ] = 3.0,
     u: Annotated[float, typer.Option(help="Strength of the perturbation, 0 to 1.")] = 1.0,
-    target: Annotated[str, typer.Option(help="What heads are perturbed towards.")] = "identity",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Map that heads are perturbed towards: identity, uniform, query_mean or "
+            "temperature."
+        ),
+    ] = "identity",
     layers: Annotated[
         list[int] | None, typer.Option("--layer", help="Try only this layer's heads. Repeatable.")
     ] = None,
     seeds: Seeds = "1",
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory. Default: runs/heads-MODEL."),
+        typer.Option("--out", help="Directory of the search. Default: runs/heads-MODEL."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -92,7 +100,7 @@ def heads(
     given = call.arguments
     numbers = read_seeds(seeds)
     from regaze.evals.outputs import check_place
-    from regaze.evals.pictures import head_hunter, scorers
+    from regaze.evals.pictures import head_hunter, head_tests, scorers
     from regaze.evals.pictures.heat import save_heat
     from regaze.evals.pictures.render import Shot
     from regaze.evals.runs.distributed import join
@@ -130,7 +138,7 @@ def heads(
     save_heat(folder / HEAT, found, scorer.name)
     if as_json:
         named = [
-            {**asdict(one), "scores": {head_hunter.name_of(h): v for h, v in one.scores.items()}}
+            {**asdict(one), "scores": {head_tests.name_of(h): v for h, v in one.scores.items()}}
             for one in found.rounds
         ]
         typer.echo(
@@ -144,11 +152,11 @@ def heads(
 
 
 def _rounds_table(found: Found) -> Table:
-    from regaze.evals.pictures import head_hunter
+    from regaze.evals.pictures import head_tests
 
     table = Table("round", "before", "chosen, with scores", box=box.SIMPLE_HEAD)
     for number, one in enumerate(found.rounds, 1):
-        chosen = (f"{head_hunter.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)
+        chosen = (f"{head_tests.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)
         table.add_row(str(number), f"{one.before:.4g}", ", ".join(chosen))
     table.add_row("all", f"{found.score:.4g}", "on the pictures they were chosen for")
     return table

@@ -25,7 +25,8 @@ def heads_lvlm(
     method: Annotated[
         str,
         typer.Argument(
-            help="Whose heads, e.g. adhh or pasta:spans=[<image>]; heads= and layers= are replaced."
+            help="The method, e.g. adhh or pasta:spans=[<image>]; its heads= and layers= are "
+            "replaced."
         ),
     ],
     asked: Asked,
@@ -33,26 +34,28 @@ def heads_lvlm(
     by: Annotated[
         str | None,
         typer.Option(
-            help="margin: what the method on one head does for the right answer of yes/no "
-            "questions. attribution: which heads speak for objects that aren't there, in captions "
-            "(chair). Default: what the benchmark allows."
+            help="What heads are ranked by. margin: what the method on one head does for the right "
+            "answer of yes/no questions; attribution: how much a head speaks for objects that "
+            "aren't there, in captions (chair). Default: what the benchmark allows."
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Heads to keep.")] = 5,
     layer: Annotated[
         list[int] | None, typer.Option(help="Try only this layer's heads. Repeatable.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are read at once.")] = 8,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Directory. Default: runs/heads-METHOD-MODEL.")
+        Path | None,
+        typer.Option("--out", help="Directory of the search. Default: runs/heads-METHOD-MODEL."),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Find the heads that a method should act on, by PASTA's profiling or AD-HH's attribution."""
-    source = asked.source(model.model)
-    ranked_by = by or ("attribution" if source.benchmark == "chair" else "margin")
     from regaze.hooks.checks import check_choice
+    from regaze.interventions.base import parse
 
+    spec = parse(method)
+    ranked_by = by or ("attribution" if asked.benchmark == "chair" else "margin")
     check_choice("heads-lvlm", "--by", ranked_by, ("margin", "attribution"))
     if ranked_by == "attribution" and layer:
         raise ValueError("attribution tries all heads: --layer goes with --by margin")
@@ -62,9 +65,8 @@ def heads_lvlm(
     from regaze.evals.outputs import check_place
     from regaze.evals.runs import files
     from regaze.evals.runs.progress import bars
-    from regaze.interventions.base import parse
 
-    spec = parse(method)
+    source = asked.source(model.model)
     folder = folder or Path("runs") / f"heads-{spec.name}-{Path(model.model).name}"
     check_place(folder / RESULT, folder / PICTURE)
     task = source.tasks()[0]

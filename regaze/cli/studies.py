@@ -11,7 +11,7 @@ from regaze.cli.terminal import resumable
 
 if TYPE_CHECKING:
     from regaze.evals.asking.models import Loaded
-    from regaze.evals.benchmarks.registry import Source
+    from regaze.evals.benchmarks.source import Source
     from regaze.evals.runs.conditions import Condition
     from regaze.evals.runs.distributed import World
     from regaze.evals.scoring.scored import Scored

@@ -46,6 +46,8 @@ def test_without_a_picture_a_method_for_pictures_is_silent_and_the_code_says_so(
         (("--image", "gone.png"), "--image gone.png can't be read"),
         (("--with", 'icd:prefix="a, b'), "a quotation mark isn't closed"),
         (("--with", "pia"), "did you mean pai"),
+        (("--prompt", " "), "--prompt is empty"),
+        (("--max-new-tokens", "999999999"), "ask for fewer (--max-new-tokens)"),
         (("--with", "carve"), "carve changes what is asked about a picture: give one"),
     ],
 )

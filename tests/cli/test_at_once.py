@@ -1,4 +1,4 @@
-"""What has nothing to compute answers at once: none of the heavy libraries is loaded."""
+"""Commands that compute nothing answer at once: none of the heavy libraries is loaded."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HEAVY = ("torch", "transformers", "diffusers", "matplotlib", "scipy", "accelerat
 
 
 def loaded(code: str, *args: str) -> set[str]:
-    """Which of the heavy libraries a fresh process has loaded after some code."""
+    """The heavy libraries that a fresh process has loaded after running some code."""
     end = "\nimport json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     command = [sys.executable, "-c", code + end, *args]
     run = subprocess.run(command, capture_output=True, text=True)
@@ -23,7 +23,7 @@ def loaded(code: str, *args: str) -> set[str]:
 
 
 def loaded_by(*args: str, code: int = 0) -> set[str]:
-    """Which of them a command loads that ends with some exit code."""
+    """The heavy libraries that a command loads; it must end with ``code``."""
     lines = (
         "from regaze.cli import main",
         "try: main()",

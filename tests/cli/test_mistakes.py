@@ -1,4 +1,4 @@
-"""What users get wrong: one clear line each, exit code 2."""
+"""Mistakes of users: one clear line each, exit code 2."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ from regaze.evals import sandbox
         (["eval", "pope", "--profile", "offical"], "did you mean official?"),
         (["eval", "chair", "--profile", "opera"], "only the profile 'exact'"),
         (["eval", "pope", "--limit", "1"], "a single image"),
+        (["discover", "heads-lvlm", "adh", "--model", "x/y"], "did you mean adhh"),
+        (["measure", "vas", "--prompt", ""], "--prompt is empty"),
         (["eval", "pope", "--batch-size", "many"], "a number of items or auto, got 'many'"),
         (["eval", "pope", "--seeds", "3"], "only differ if a temperature is given"),
         (["eval", "pope", "--num-beams", "2", "--temperature", "1"], "exclude each other"),

@@ -41,6 +41,20 @@ def test_a_port_that_is_taken_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("--host", ""), "--host is empty"),
+        (("--model", "sandbx"), "did you mean sandbox"),
+        (("--model", "sandbox", "--dtype", "int8"), "int8"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_served(args: tuple[str, ...], said: str) -> None:
+    pytest.importorskip("gradio", reason="gradio isn't installed: pip install regaze[play]")
+    told = call("play", "--port", "0", *args)
+    assert told.exit_code == 2 and said in one_line(told)
+
+
+@pytest.mark.parametrize(
     ("host", "inside"),
     [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("a.b", False)],
 )

@@ -1,4 +1,4 @@
-"""What reaches the terminal: names as they are, one line for an error, one true line for Ctrl-C."""
+"""Output in the terminal: names as they are, one line for an error, one true line for Ctrl-C."""
 
 from __future__ import annotations
 

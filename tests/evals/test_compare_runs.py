@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.compare_runs import compare_runs
 from regaze.evals.runs import files, records, store
 from regaze.evals.runs.records import Record

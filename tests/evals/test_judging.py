@@ -11,7 +11,7 @@ from mmhals import release, reply
 from typer.testing import CliRunner
 
 from regaze.cli.commands import judge as app
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.judging import export_answers, score_verdicts
 from regaze.evals.runs import files, records, store
 from regaze.evals.runs.records import Record

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from regaze.evals.compare_runs import compare_runs
-from regaze.evals.pictures import head_hunter
+from regaze.evals.pictures import head_tests
 from regaze.evals.reopening import reopen
 from regaze.evals.scoring.compare import to_json
 
@@ -69,6 +69,6 @@ def test_pictures_from_other_noise_or_clips_are_not_compared(
 
 
 def test_an_old_search_of_heads_is_read() -> None:
-    rows = {(row["round"], row["test"]) for row in head_hunter._read(DATA / "heads")}
+    rows = {(row["round"], row["test"]) for row in head_tests.read(DATA / "heads")}
     assert {test for number, test in rows if number == 1} == {"chosen"}
     assert {test for number, test in rows if number == 0} > {"chosen"}

@@ -1,4 +1,4 @@
-"""What a command writes at one go is whole or not there, and its place is tested first."""
+"""Files written in one go are whole or absent, and their place is tested first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model's folder may hold, and whether its weights are all there: models, parts, scorers."""
+"""Allowed contents of a model's folder, and missing weights: models, parts, scorers."""
 
 from __future__ import annotations
 

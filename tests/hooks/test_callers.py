@@ -1,4 +1,4 @@
-"""What a pass is, is read off whoever called the tower: parts of a prompt, drafts, ids, masks."""
+"""Passes as read off the tower's caller: parts of a prompt, drafts, ids, masks."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ TARGETS: dict[str, Callable[[Any], Any]] = {
 
 
 def refuses(method: Method, target: str) -> bool:
-    """Whether a method needs scores that a part of the model doesn't make; it then says so."""
+    """True if a method needs scores that a part of the model doesn't make; it then says so."""
     if method.decides == "prediction" and target == "the inner model":
         with pytest.raises(ValueError, match="no output layer"):
             attach(TARGETS[target](tiny("llava").model), method.acts)

@@ -1,4 +1,4 @@
-"""What an attachment reads of the prompt, or is told, and what it says when it can't see it."""
+"""The prompt as an attachment reads it, or is given it, and its errors when it can't see it."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ LAYER = 1
 
 
 class Read(Edit):
-    """What the class token of each picture looks at."""
+    """The attention of each picture's class token."""
 
     tower, rows, reads_only = "vision", "class", True
 

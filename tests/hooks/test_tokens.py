@@ -37,7 +37,7 @@ def kinds(tokens: TokenMap, row: int = 0) -> str:
 
 
 def number(tokens: TokenMap, row: int = 0) -> str:
-    """Which image each image column belongs to."""
+    """The image that each image column belongs to."""
     return "".join("." if i < 0 else str(i) for i in tokens.images[row].tolist())
 
 

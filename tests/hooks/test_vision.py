@@ -56,7 +56,7 @@ def explicitly(
 
 @torch.no_grad()
 def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """What the vision tower gives, "N E" of all pictures, and the model's logits."""
+    """The vision tower's output, "N E" of all pictures, and the model's logits."""
     found: list[Tensor] = []
 
     def keep(module: Any, args: Any, output: Any) -> None:

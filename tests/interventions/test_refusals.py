@@ -1,4 +1,4 @@
-"""What methods refuse, each in one clear line: settings, models, prompts that they can't act on."""
+"""Refusals of methods, each one clear line: settings, models, prompts they can't act on."""
 
 from __future__ import annotations
 

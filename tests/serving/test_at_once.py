@@ -175,7 +175,7 @@ def jobs_of(*texts: str, **fields: Any) -> list[Job]:
 
 
 def run(engine: Engine, *texts: str, **fields: Any) -> list[Event]:
-    """What jobs that wait together come to."""
+    """The results of jobs that wait together."""
 
     async def ask() -> list[Event]:
         jobs = jobs_of(*texts, **fields)

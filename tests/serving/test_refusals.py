@@ -1,4 +1,4 @@
-"""What a request can't have, and what nobody may send."""
+"""Requests that are refused."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def decode(tokens: Sequence[int]) -> str:
 
 
 def pieces(writer: Writer, *tokens: int) -> list[str]:
-    """What is sent for each token until the answer ends."""
+    """The chunks sent until the answer ends, one for each token."""
     sent = []
     for token in tokens:
         sent.append(writer.add(token))

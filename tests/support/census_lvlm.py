@@ -31,7 +31,7 @@ OTHERS = ("phi4_multimodal", "qwen2_5_omni", "qwen3_omni_moe")
 EVERY = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *OTHERS)
 """All families."""
 FEWER = tuple(map(int, hf.__version__.split(".")[:2])) < (5, 24)
-"""Whether transformers is older than the one whose families the table lists."""
+"""True if transformers is older than the one whose families the table lists."""
 BROKEN = {("5.24.0", "llama4")}
 """Models whose forward raises: Llama 4's looks for an output that its text model doesn't give."""
 
@@ -240,7 +240,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_vl": {"text_config": rope(4, 2, 2, mrope_interleaved=True)},
     "qwen3_vl_moe": {"text_config": rope(4, 2, 2, mrope_interleaved=True)},
 }
-"""What else has to be said of a family's config, part by part."""
+"""Further entries of a family's config, part by part."""
 
 
 def shrink(config: Any, role: str = "whole", changes: Mapping[str, Any] | None = None) -> Any:
@@ -283,7 +283,7 @@ def tiny_config(family: str, shrunk: bool = True) -> Any:
 
 @functools.cache
 def bare_host(family: str) -> Host:
-    """What is known of a family's tiny model, which has no weights."""
+    """Facts about a family's tiny model, which has no weights."""
     with torch.device("meta"):
         return find_host(_build(family))
 
@@ -363,7 +363,7 @@ def pictures(model: Tiny) -> Iterator[None]:
 
 
 def _deepstack(model: Tiny, image: Tensor, noise: Tensor) -> dict[str, Any]:
-    """What vision adds to image columns in later layers, where a family does that."""
+    """Vision features added to image columns in later layers, where a family does that."""
     again = noise[(image.cumsum(1) - 1).clamp(min=0)][image]
     taken = inspect.signature(type(model.tower).forward).parameters
     if "vision_mask" in taken:

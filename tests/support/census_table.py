@@ -46,7 +46,7 @@ MODELS = {
     "WanVACETransformer3DModel": "Wan VACE",
     "ZImageTransformer2DModel": "Z-Image",
 }
-"""What is made of a class, for readers."""
+"""The verdict on a class, for readers."""
 
 NOTES = {
     "frames": "Frames of a video attend to each other in one sequence: no picture has its own map.",
@@ -57,7 +57,7 @@ NOTES = {
 
 
 def one_picture(name: str) -> bool:
-    """Whether a layer's tokens are those of one picture."""
+    """True if a layer's tokens are those of one picture."""
     rows = picture_rows(name)[perturbed_sites(name)[-1].name]
     return cells(max(int(one.sum()) for one in rows))[0] == 1
 

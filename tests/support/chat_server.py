@@ -55,7 +55,7 @@ def expected(
     text: str = QUESTION,
     **options: Any,
 ) -> str:
-    """What `generate` answers, asked by itself."""
+    """The answer of `generate`, called by itself."""
     turns = Turns(loaded.processor)
     inputs = turns.model_inputs(loaded.model, text, [] if image is None else [image])
     found = () if specs == "none" else tuple(parse(one) for one in specs.split("+"))

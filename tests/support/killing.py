@@ -70,7 +70,7 @@ def heads(painter: LoadedPipeline) -> Kind:
 
 
 def kinds() -> dict[str, Kind]:
-    """What is run; models are loaded once."""
+    """The run to kill; models are loaded once."""
     model, processor = toy_model()
     painter, pipeline = tiny_painter.fresh(), load_pipeline()
     asked = with_controls([Condition.parse("vhr:alpha=4")])

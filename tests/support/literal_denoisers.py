@@ -143,7 +143,7 @@ def kernels(denoiser: nn.Module, kernel: Callable[..., Tensor]) -> Iterator[None
 def changed_rows(
     denoiser: nn.Module, call: Mapping[str, Any], other: Mapping[str, Any]
 ) -> dict[str, list[tuple[Tensor, Tensor]]]:
-    """Which queries and keys of each module's calls, "N" and "K", two calls' difference reaches.
+    """Queries and keys of each module's calls, "N" and "K", that two calls' difference reaches.
 
     Attention gives zeros meanwhile, so no token hears of another.
     """

@@ -140,7 +140,7 @@ class Method:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """Where it acts in a language model."""
+        """The place in a language model where it acts."""
         found: tuple[int, ...] = getattr(self.acts, "layers", None) or LAYERS
         return found
 
@@ -152,7 +152,7 @@ class Method:
 
     @property
     def kind(self) -> Literal["edit", "scores", "question", "pipeline"]:
-        """What it acts on: attention, next-token scores, the question, or a pipeline."""
+        """The thing it acts on: attention, next-token scores, the question, or a pipeline."""
         if self.scenes:
             return "pipeline"
         if self.acts.stage == "question":
@@ -479,6 +479,10 @@ METHODS = {
         Method(
             "enhance_a_video", of(EnhanceAVideo, layers=(1, 3)),
             scenes=("clip-wan", "clip-cogvideox", "clip-hunyuan"),
+        ),
+        Method(
+            "enhance_a_video-temporal", of(EnhanceAVideo, weight=4.0), scenes=("clip-motion",),
+            like="enhance_a_video",
         ),
         Method(
             "radial", of(RadialAttention, decay=0.5, block=4, start=0.0, dense_layers=0),

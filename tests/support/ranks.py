@@ -26,7 +26,7 @@ class Rank(World):
 
 
 def together(work: Callable[[World, M], T], models: Sequence[M]) -> list[T]:
-    """What each of several threads gives, in the order of their ranks.
+    """The results of several threads, in the order of their ranks.
 
     Each has a model of its own, loaded before: transformers doesn't load in several threads.
     """

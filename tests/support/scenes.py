@@ -1,4 +1,4 @@
-"""What methods for pipelines are tried on: tiny pipelines, each with a way to call it.
+"""Tiny pipelines, each with a way to call it, on which methods are tried.
 
 Beside one picture a prompt (`tiny_pipelines`) and clips (`tiny_videos`): pairs of a picture and its
 edit, frames of a clip that are painted side by side, and a pipeline that reads words.

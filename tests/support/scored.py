@@ -15,12 +15,13 @@ from regaze.evals.runs.controls import roles
 from regaze.evals.runs.cost import Cost
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import Answers, RunResult
-from regaze.evals.scoring.scores import TaskScores, score_run
+from regaze.evals.scoring.score_run import score_run
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.task import Task
 
 
 def fired(label: str, acted: bool = True) -> dict[str, Any]:
-    """What a session notes of an intervention in two layers."""
+    """A session's notes on an intervention in two layers."""
     layers = [{"layer": n, "calls": 3, "heads": 1.0, "effect": 0.25 * n * acted} for n in (0, 1)]
     one = {"label": label, "prompts": 18, "layers": layers, "exempt": False}
     return {"fired": acted, "interventions": [{**one, "fired": acted, "effect": 0.125 * acted}]}

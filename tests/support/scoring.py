@@ -1,4 +1,4 @@
-"""What a task makes of given answers, by its own methods alone."""
+"""Scores of given answers by a task's own methods alone."""
 
 from __future__ import annotations
 

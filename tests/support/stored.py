@@ -1,4 +1,4 @@
-"""What a run has left on the disk."""
+"""The files that a run has left on the disk."""
 
 from __future__ import annotations
 

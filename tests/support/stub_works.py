@@ -118,7 +118,7 @@ def run_stub(out: Path, *labels: str, work: StubWork | None = None, **options: A
 
 
 class _Attached:
-    """What stands for interventions that act."""
+    """Stand-ins for interventions that act."""
 
     current: str = ""
 
@@ -172,7 +172,7 @@ def held_back(prompt: str) -> Iterator[None]:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a picture is there and can be read to its end."""
+    """True if a picture is there and can be read to its end."""
     with Image.open(path) as image:
         image.load()
     return True
@@ -224,13 +224,13 @@ def clips(out: Path, world: World) -> object:
 
 def heads(out: Path, world: World) -> object:
     """A search of heads."""
-    from regaze.evals.pictures import head_hunter
+    from regaze.evals.pictures import head_hunter, head_tests
     from regaze.evals.pictures.render import Shot
     from regaze.interventions.diffusion.soft_pag import SoftPAG
 
     pool = [(layer, head) for layer in range(3) for head in range(2)]
     with ExitStack() as stack:
-        stack.enter_context(patch.object(head_hunter, "attach", _Attached))
+        stack.enter_context(patch.object(head_tests, "attach", _Attached))
         stack.enter_context(patch.object(head_hunter, "Painter", _Painter))
         stack.enter_context(patch.object(head_hunter, "heads_of", lambda *given: pool))
         return head_hunter.hunt(

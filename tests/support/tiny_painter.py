@@ -15,7 +15,7 @@ from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.sandbox.painting import build
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 2.0}
-"""What it takes for a picture in a blink."""
+"""Arguments for a picture in a blink."""
 
 
 def save(folder: Path) -> None:
@@ -42,7 +42,7 @@ def save(folder: Path) -> None:
 
 @functools.cache
 def folder() -> Path:
-    """Where it is stored, for this process."""
+    """The folder it is stored in, for this process."""
     holder = tempfile.TemporaryDirectory()
     _HOLDERS.append(holder)
     save(Path(holder.name))

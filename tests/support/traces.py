@@ -1,4 +1,4 @@
-"""What an attachment could leave behind on a model."""
+"""Traces that an attachment could leave behind on a model."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def vectors(method: str) -> tuple[Tensors, Tensors]:
 
 
 def meta(method: str) -> dict[str, Any]:
-    """What is said of a method's vectors."""
+    """The description of a method's vectors."""
     found: dict[str, Any] = json.loads((FOLDER / method / "meta.json").read_text(encoding="utf-8"))
     return found
 
@@ -44,7 +44,7 @@ def cases(
 
 
 def named(prefix: str) -> Callable[[Mapping[str, Any]], bool]:
-    """Whether a case's name begins so."""
+    """True if a case's name begins so."""
     return lambda case: str(case["name"]).startswith(prefix)
 
 
@@ -67,6 +67,6 @@ def causal_logits(query: Tensor, key: Tensor, edit: Any) -> Tensor:
 
 
 def span(length: int, start: int, end: int) -> Tensor:
-    """Which of so many columns are ``start ... end``."""
+    """A mask of so many columns, true at ``start ... end``."""
     columns = torch.arange(length)
     return (columns >= start) & (columns < end)

@@ -13,13 +13,13 @@ import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cache, cached_property
 
 from PIL import Image
 
 from regaze.evals.sandbox import drawing
 from regaze.evals.sandbox.drawing import Object, shape_mask
+from regaze.evals.sandbox.known import check_known, check_scene
 from regaze.evals.sandbox.painting.prompts import (
     COLOURS,
     RELATIONS,
@@ -94,9 +94,7 @@ def scene(split: str, index: int) -> Scene:
     Raises:
         ValueError: Unknown split or negative index.
     """
-    _check(split, SPLITS, "split")
-    if index < 0:
-        raise ValueError(f"scene index {index} is negative: scenes are numbered from 0")
+    check_scene(split, index, SPLITS)
     key = f"{split}/{index:05d}"
     rng = random.Random(f"painting/{key}")
     kinds = list(rng.choice(combinations(split, rng.choice(_COUNTS))))
@@ -129,8 +127,8 @@ def wanted(split: str, subset: str, count: int) -> list[Wanted]:
     Raises:
         ValueError: Unknown split or subset, or the training split, which has scenes instead.
     """
-    _check(split, SPLITS[1:], "split of prompts")
-    _check(subset, (*SUBSETS, NEGATION), "subset")
+    check_known("split of prompts", split, SPLITS[1:])
+    check_known("subset", subset, (*SUBSETS, NEGATION))
     return [_want(split, subset, index) for index in range(count)]
 
 
@@ -239,11 +237,3 @@ def _place(kinds: Sequence[Kind], rng: random.Random) -> tuple[Object, ...]:
         if len(placed) == len(kinds):
             return tuple(placed)
         largest = max(_SMALLEST, largest - 0.25)
-
-
-def _check(name: str, known: Sequence[str], what: str) -> None:
-    if name not in known:
-        near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown {what} {name!r}: it must be one of {', '.join(known)}; nearest is {near!r}"
-        )

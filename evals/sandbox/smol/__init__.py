@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
+from regaze.evals.sandbox.known import check_known
 from regaze.evals.sandbox.smol import packages
 
 __all__ = ["MODELS", "cache", "check_name", "delta_path", "is_smol", "model_path", "place"]
@@ -30,12 +30,7 @@ def check_name(name: str) -> None:
     Raises:
         ValueError: It isn't; the message names the nearest.
     """
-    if name not in MODELS:
-        near = get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown model {name!r} to fetch: it must be {' or '.join(MODELS)}; nearest is "
-            f"{near!r}"
-        )
+    check_known("model to fetch", name, MODELS)
 
 
 def cache() -> Path:

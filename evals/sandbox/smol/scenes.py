@@ -11,12 +11,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import cached_property
 
 import numpy as np
 from PIL import Image
 
+from regaze.evals.sandbox.known import check_scene
 from regaze.evals.sandbox.smol.atlas import KINDS, LOOK_ALIKE, Picture, pictures
 from regaze.evals.sandbox.smol.drawing import Placed, compose
 
@@ -101,13 +101,7 @@ def scene(split: str, index: int) -> Scene:
     Raises:
         ValueError: Unknown split or negative index.
     """
-    if split not in SPLITS:
-        near = get_close_matches(split, SPLITS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"unknown split {split!r}: it must be one of {', '.join(SPLITS)}; nearest is {near!r}"
-        )
-    if index < 0:
-        raise ValueError(f"scene index {index} is negative: scenes are numbered from 0")
+    check_scene(split, index, SPLITS)
     key = f"{split}/{index:05d}"
     rng = random.Random(key)
     with_prior = split in ("train", "test-prior")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from heads import YesNo, subject
 
-from regaze.evals.analysis.ablation import MARGINS, Ablation, To, ablate
+from regaze.evals.analysis.ablation import MARGINS, Ablation, ablate
 from regaze.evals.analysis.asked import Subject
+from regaze.evals.analysis.head_per_row import To
 from regaze.evals.asking.generation import Answerer, Generated
 from regaze.evals.asking.prompts import Question
 from regaze.hooks import attach

@@ -14,7 +14,7 @@ from scoring import sections
 
 from regaze.evals.benchmarks.chair import Chair
 from regaze.evals.benchmarks.chair_synonyms import SynonymFinder, load_synonyms
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.runs import store
 
 CLASSES = ["forklift", "traffic cone", "bus"]
@@ -162,3 +162,11 @@ def test_files_that_nothing_would_read_are_refused(
     result = call("eval", "chair", "--model", "sandbox", "--words", "y.txt")
     assert result.exit_code == 2
     assert "--words goes with --data" in one_line(result)
+
+
+def test_a_table_that_is_not_there_is_all_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(OSError, match=r"gone\.csv"):
+        Chair.from_coco(annotated(tmp_path), tmp_path / "pictures", synonyms=tmp_path / "gone.csv")
+    assert caplog.records == []

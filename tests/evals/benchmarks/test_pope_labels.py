@@ -13,7 +13,7 @@ from scoring import sections
 
 from regaze.evals.benchmarks.pope import Pope
 from regaze.evals.benchmarks.pope_labels import read_labels, relabelled
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 
 
 def rows(**labels: str) -> list[dict[str, Any]]:

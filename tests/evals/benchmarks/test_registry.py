@@ -13,7 +13,8 @@ from hubs import fake_hub
 from PIL import Image
 
 from regaze.evals.benchmarks.kinds import looks_like
-from regaze.evals.benchmarks.registry import BENCHMARKS, Source, find
+from regaze.evals.benchmarks.registry import BENCHMARKS, find
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.runs import store
 
 COCO = {"image": "1.jpg", "question_id": 1, "text": "Is there a dog?", "label": "yes"}

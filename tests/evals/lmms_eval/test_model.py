@@ -87,7 +87,7 @@ def loaded() -> Loaded:
 
 
 def evaluate(tasks: TaskManager, task: str, intervention: str, **options: Any) -> list[Any]:
-    """What lmms-eval stored as the model's answers, in the documents' order."""
+    """The model's answers as lmms-eval stored them, in the documents' order."""
     found = simple_evaluate(
         model="regaze_hf",
         model_args=f'pretrained=sandbox,intervention="{intervention}"',

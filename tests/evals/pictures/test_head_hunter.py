@@ -11,8 +11,9 @@ import tiny_painter
 from PIL import Image, ImageStat
 from ranks import together
 
-from regaze.evals.pictures import head_hunter
-from regaze.evals.pictures.head_hunter import Found, Head, Search
+from regaze.evals.pictures import head_hunter, head_tests
+from regaze.evals.pictures.head_hunter import Found, Search
+from regaze.evals.pictures.head_tests import Head
 from regaze.evals.pictures.heat import save_heat
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.render import Painter, Shot
@@ -93,7 +94,7 @@ def test_the_result_is_a_spec_that_softpag_reads(found: tuple[Found, Path]) -> N
     result, out = found
     assert SoftPAG.from_file(out / head_hunter.SPEC) == result.spec
     fields = json.loads((out / head_hunter.SPEC).read_text())
-    assert fields["heads"] == head_hunter.as_field(result.heads)
+    assert fields["heads"] == head_tests.as_field(result.heads)
     with attach(tiny_painter.shared().pipeline, SoftPAG.from_file(out / head_hunter.SPEC)):
         pass
 

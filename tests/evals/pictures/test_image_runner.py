@@ -12,7 +12,7 @@ import tiny_painter
 from PIL import Image
 from ranks import together
 
-from regaze.evals.pictures import grid, runner, study
+from regaze.evals.pictures import grid, runner, study, work
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.pictures.prompts import Prompt
 from regaze.evals.pictures.render import NOISE, Painter, Picture, Shot
@@ -57,7 +57,7 @@ def run(
 
 
 def contents(out: Path) -> dict[str, list[Any]]:
-    """What a run's conditions hold: answers without their times, and pixels."""
+    """The contents of a run's conditions: answers without their times, and pixels."""
     found: dict[str, list[Any]] = {}
     for path in sorted(out.glob(f"*/{records.PREDICTIONS}")):
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -235,7 +235,7 @@ def test_what_a_safety_checker_held_back_is_an_error_and_not_scored(
 
     monkeypatch.setattr(Painter, "paint", some)
     result = run(tmp_path, "none", plan=painting_only())
-    assert result.answers[0].records["a/1"].error == runner.FLAGGED
+    assert result.answers[0].records["a/1"].error == work.FLAGGED
     (scores,) = study.score(tmp_path).scores
     assert (scores.asked, scores.scored) == (6, 5)
 

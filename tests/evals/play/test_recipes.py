@@ -80,7 +80,7 @@ def test_a_painting(here: Path) -> None:
 
 
 def _holds(whole: np.ndarray, part: np.ndarray) -> bool:  # type: ignore[type-arg]
-    """Whether a picture stands in a larger one, maybe enlarged by a whole factor."""
+    """True if a picture stands in a larger one, maybe enlarged by a whole factor."""
     for factor in range(1, 17):
         large = part.repeat(factor, 0).repeat(factor, 1)
         height, width = large.shape[:2]

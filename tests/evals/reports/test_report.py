@@ -20,8 +20,8 @@ from regaze.evals.reports.plots import Whisker
 from regaze.evals.reports.report import _title, write_report
 from regaze.evals.reports.viewer import SCRIPT
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Scored
-from regaze.evals.scoring.scores import score_run
 from regaze.evals.task import Item
 
 MODEL, PROCESSOR = toy_model()
@@ -121,7 +121,7 @@ def yes_no_page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def part(page: str, heading: str) -> str:
-    """What stands under a heading."""
+    """The text under a heading."""
     return page[page.index(f"<h3>{heading}") :].partition("<h3>")[2].partition("<h3>")[0]
 
 

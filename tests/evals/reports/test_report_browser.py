@@ -15,11 +15,11 @@ from toy import toy_model
 
 from regaze.evals.asking import runner
 from regaze.evals.asking.models import Loaded
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.reports.report import write_report
 from regaze.evals.runs.conditions import Condition
+from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Scored
-from regaze.evals.scoring.scores import score_run
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
@@ -76,7 +76,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def browse(page: Path, width: int, *flags: str) -> dict[str, Any]:
-    """What a browser makes of the page, and what it complains about."""
+    """The page as a browser shows it, and the browser's complaints."""
     harness = page.with_name(f"harness-{width}.html")
     harness.write_text(
         HARNESS.format(width=width, page=html.escape(page.read_text(encoding="utf-8"))),

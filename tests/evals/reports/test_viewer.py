@@ -1,4 +1,4 @@
-"""What the attention viewer holds, and what a reader sees and reaches by keys in it."""
+"""The attention viewer: its data, what a reader sees, what the keys reach."""
 
 from __future__ import annotations
 

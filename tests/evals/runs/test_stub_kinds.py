@@ -1,4 +1,4 @@
-"""What pictures, clips and searches promise beyond the protocol, with models that are stubs."""
+"""Promises of pictures, clips and searches beyond the protocol, with stub models."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import stub_works
 from stored import answers_on_disk
 
-from regaze.evals.pictures.runner import FLAGGED
+from regaze.evals.pictures.work import FLAGGED
 from regaze.evals.runs import store
 from regaze.evals.runs.distributed import World
 

@@ -10,7 +10,8 @@ from toy import ToyTask
 
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.results import Answers
-from regaze.evals.scoring.scores import TaskScores, score_run
+from regaze.evals.scoring.score_run import score_run
+from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.scoring.statistics import holm
 from regaze.evals.scoring.thresholds import AUC
 from regaze.evals.task import POOLED

@@ -8,10 +8,11 @@ from toy import TOY_IDENTITY, toy_model
 
 from regaze.evals.asking import runner
 from regaze.evals.asking.models import Loaded
-from regaze.evals.benchmarks.registry import Source
+from regaze.evals.benchmarks.source import Source
 from regaze.evals.sandbox import scenes
 from regaze.evals.tuning import tune as tuning
-from regaze.evals.tuning.tune import Tuned, read_tuned, tune
+from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tuned import Tuned, read_tuned
 from regaze.interventions import parse
 
 pytest.importorskip("optuna", reason="tuning needs the extra tune")
@@ -83,6 +84,9 @@ def test_a_broken_off_search_ends_as_one_in_one_go_and_sees_no_test_scene(
     assert best.metrics["auc"] == max(t.metrics["auc"] for t in (whole.usual, *whole.trials))
     with pytest.raises(ValueError, match="holds another search .*'auc'.*'f1'"):
         tune(loaded, spec, VALIDATION, out=tmp_path / "whole", trials=6, objective="f1")
+    with pytest.raises(ValueError, match="whole holds a search of vhr: give another --out"):
+        tune(loaded, parse("pai"), VALIDATION, out=tmp_path / "whole", trials=1)
+    assert read_tuned(tmp_path / "whole") == whole
 
 
 @pytest.mark.parametrize("split", ["test", "test-prior", "clutter"])

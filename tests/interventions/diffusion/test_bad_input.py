@@ -1,4 +1,4 @@
-"""What every method for diffusion models says of bad input: one line, which begins with it."""
+"""Bad input of every method for diffusion models: one line, which begins with the method's name."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRANGE: tuple[Any, ...] = (
     math.nan, math.inf, -1, 1e300, True, 3.5, 1j, "", "x", b"x", [], {}, [[]], [math.nan], [True],
     [-1], [None], ["", ""], object(),
 )  # fmt: skip
-"""What no field or few fields are made for."""
+"""Values that no field or few fields are made for."""
 
 SQUARE = [((0, 0, 1, 1), "a red circle")]
 OTHER = np.ones((4, 6))

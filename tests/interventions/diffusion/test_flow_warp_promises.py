@@ -1,4 +1,4 @@
-"""What flow warping promises beside exactness: undo, no-ops, proof, surroundings, clear errors."""
+"""Promises of flow warping beside exactness: undo, no-ops, proof, surroundings, clear errors."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_diffusers_leaves_out_the_norms_of_queries_and_keys_in_sd35() -> None:
 
 
 def test_guidance_rescale_takes_its_deviation_from_the_guided_branch() -> None:
-    """Where we differ: a stock pipeline rescales by the std of what it was given as conditional."""
+    """Stock pipelines rescale by the std of the conditional input: ours differs on purpose."""
     _, got, want = both("sdxl", True, guidance_rescale=0.0)
     torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-5)
     _, got, want = both("sdxl", True, guidance_rescale=0.7)

@@ -1,4 +1,4 @@
-"""What guidance methods promise beside what all methods do (test_promises.py)."""
+"""Promises of guidance methods beside those of all methods (test_promises.py)."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def others_attention() -> Tensor:
-    """What a model that nothing is attached to computes."""
+    """The output of a model that nothing is attached to."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, 2, 6, 4, generator=generator) for _ in range(3))
     return F.scaled_dot_product_attention(query, key, value)

@@ -1,4 +1,4 @@
-"""What methods that move latents promise beside what all methods do (test_promises.py)."""
+"""Promises of methods that move latents beside those of all methods (test_promises.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every method for pipelines promises, in every scene that it acts in."""
+"""Promises of every method for pipelines, in every scene that it acts in."""
 
 from __future__ import annotations
 

@@ -210,7 +210,7 @@ class _Doc(list[Any]):
 
 
 def _parsed(text: str) -> Any:
-    """What a parser makes of the prompt: "circle" heads both phrases."""
+    """A parser's reading of the prompt: "circle" heads both phrases."""
     words = _Doc(SimpleNamespace(text=w, pos_="X", i=i) for i, w in enumerate(text.split()))
     for at, (left, right) in {2: (0, 6), 6: (4, 6)}.items():
         token = list(words)[at]

@@ -1,4 +1,4 @@
-"""What methods that edit what the picture reads of texts promise beside what all methods do."""
+"""Promises of methods that edit how the picture reads texts, beside those of all methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TPG promises beside what all methods do (test_promises.py)."""
+"""Promises of TPG beside those of all methods (test_promises.py)."""
 
 from __future__ import annotations
 

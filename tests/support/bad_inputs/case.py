@@ -53,7 +53,7 @@ def command(kind: str, *arguments: str, files: Callable[[], Any] | None = None) 
 
 
 def answered(*arguments: str) -> str:
-    """What is wrong with a command's answer; "" if it is one clear line."""
+    """The fault in a command's answer; "" if it is one clear line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = CliRunner().invoke(app, list(arguments))

@@ -25,7 +25,8 @@ _WHERE = ("/proc/x/y", "/dev/null/x", "file.txt/x", "a\0b", "x" * 5000)
 _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     _ASK: {
         "--n-images": _INTS, "--limit": _INTS, "--batch-size": (*_INTS, "AUTO", "8,8", "auto "),
-        "--max-new-tokens": _INTS, "--num-beams": _INTS, "--temperature": (*_FLOATS, "0", "-1"),
+        "--max-new-tokens": (*_INTS, "999999999"), "--num-beams": _INTS,
+        "--temperature": (*_FLOATS, "0", "-1"),
         "--top-p": (*_FLOATS, "0", "-0.1", "1.5"), "--top-k": (*_INTS, "-2"), "--seeds": _INTS,
         "--seed": ("-1", "1.5", "abc", ""), "--profile": ("none", "", "offical", "[/]"),
         "--split": ("tset", "", "train ", "[red]"), "--out": _WHERE,
@@ -95,7 +96,7 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--set": ("etta=1", "controlnet_conditioning_scale=NaN"), "--with": ("vhr", "pagg"),
     },
     _VIDEO: {
-        "--split": ("", "tset"), "--clips": _INTS[:5], "--frames": _INTS[:5],
+        "--split": ("", "tset"), "--clips": _INTS[:5], "--frames": (*_INTS[:5], "100000"),
         "--prompts": ("", "x"),
         "--grain": (*_FLOATS, "0", "-1"), "--flow": ("", "x"), "--guidance": _FLOATS,
         "--seed": ("-1", "abc"), "--controlnet": ("nowhere", "empty"), "--score": ("nope", "fid"),
@@ -111,13 +112,26 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
         "--object": ("", "none.png"), "--mask": ("none.png", "file.txt"),
         "--out": ("x.jpg", "/proc/x.png"), "--with": ("none@blank", "primecomposer:keep=2"),
     },
+    ("ask", "--model", "toy", "-p", "is it red?"): {
+        "--prompt": ("", " "), "--image": ("no.png", "file.txt", "empty", "", "a\0b"),
+        "--with": ("", "vrh", "vhr@blank", "all", "pag"), "--model": ("", "painter", "nope"),
+        "--max-new-tokens": (*_INTS, "999999999"), "--dtype": ("int8",), "--device": ("gpu",),
+    },
+    ("play", "--port", "0"): {
+        "--host": ("", "203.0.113.1"), "--model": ("", "nope", "file.txt"),
+        "--dtype": ("int8",), "--device": ("gpu",),
+    },
+    ("discover", "heads-lvlm", "adhh", "--model", "toy", "--split", "test", "--limit", "1"): {
+        "--by": ("", "atribution"), "--top": _INTS, "--layer": ("-1", "99", "abc", ""),
+        "--batch-size": _INTS, "--out": _WHERE, "--data": ("no.json", "file.txt", "empty"),
+    },
     ("discover", "sinks", "--model", "toy"): {
         "--tau": (*_FLOATS, "-1", "1e9", "2"), "--model": ("", "painter", "nope"),
         "--dtype": ("int8",), "--device": ("gpu",),
     },
     ("serve", "--model", "toy"): {
         "--with": ("vrh", "", "pag", "vicrop", "none@blank", "vhr:layers=[99]", "ad-hh:heads=@x"),
-        "--host": ("203.0.113.1", "no such host", "a\0b", "x" * 5000),
+        "--name": ("", " "), "--host": ("", "203.0.113.1", "no such host", "a\0b", "x" * 5000),
         "--port": ("-1", "65536", "abc", "", "nan"), "--max-batch": _INTS, "--max-waiting": _INTS,
         "--max-tokens": _INTS, "--max-request-mb": _INTS, "--max-megapixels": _INTS,
         "--max-images": ("-1", "abc", ""), "--api-key": ("",),
@@ -147,6 +161,7 @@ _OPTIONS: dict[tuple[str, ...], dict[str, tuple[str, ...]]] = {
     },
     ("measure", "vas", "--model", "toy", "--limit", "1"): {
         "--image": ("no.png", "file.txt", "empty", "/dev/null"), "--limit": _INTS,
+        "--prompt": ("", " "),
         "--with": ("", "nope", "vhr:alpha=-1", "pag", "none@blank", "avar@nope", "vicrop", "all"),
         "--model": ("", "painter", "nope"), "--dtype": ("int8",),
     },

@@ -46,7 +46,7 @@ def cases() -> Iterator[Case]:
 
 
 def _values(kind: str) -> tuple[str, tuple[str, ...]]:
-    """What a field of a type can't hold."""
+    """Values that a field of some type can't hold."""
     if "bool" in kind:
         return "flags", _FLAGS
     if "tuple" in kind or "Sequence" in kind or "Mapping" in kind or "list" in kind:
