@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
-from regaze.hooks.diffusion.conditional import Outside, find_rows
+from regaze.hooks.diffusion.conditional import find_rows
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
+from regaze.hooks.diffusion.outside import Outside
 from regaze.hooks.diffusion.passes import Editors, Pass, ended
 from regaze.hooks.diffusion.predictions import (
     each,

@@ -11,12 +11,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.conventions import Encoder, encoders_of
 from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.rows import call_of_rows
+from regaze.hooks.diffusion.rows import call_of_rows, same
 from regaze.hooks.diffusion.running import variables_of
 
 
@@ -50,10 +49,10 @@ class Words:
         if pass_.rows.cond is None:
             return
         if text is self.text:  # As it mostly is, so that nothing needs to be compared.
-            same = _version(text) == self.version
+            kept = _version(text) == self.version
         else:
-            same = self.cond is None or _same(self.cond, _cond(pass_))
-        if not same:
+            kept = self.cond is None or same(self.cond, _cond(pass_))
+        if not kept:
             raise ValueError(
                 "the prompt's embeddings were changed while the pipeline runs (by a callback?), so "
                 "which of them are which words isn't known any more; run the other prompt on its "
@@ -70,14 +69,6 @@ def _cond(pass_: Pass) -> Any:
 
 def _version(text: Any) -> int:
     return text._version if isinstance(text, Tensor) and not text.is_inference() else 0
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one is other
 
 
 @dataclass(frozen=True)
