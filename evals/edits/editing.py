@@ -31,7 +31,7 @@ _GUIDANCE = ("guidance_scale", "true_cfg_scale", "negative_prompt")
 
 @dataclass(frozen=True)
 class Asked:
-    """What an edit is of.
+    """The source of an edit.
 
     Attributes:
         prompt: What the picture shows.
@@ -73,7 +73,7 @@ class Edited:
 
     @property
     def silent(self) -> bool:
-        """Whether an intervention never acted."""
+        """True if an intervention never acted."""
         return self.firing is not None and not self.firing["fired"]
 
 
@@ -221,7 +221,7 @@ def _dtype(loaded: LoadedPipeline) -> torch.dtype:
 
 
 def _mask(spec: Intervention) -> torch.Tensor | None:
-    """What a spec lets an edit change, rows and columns of tokens or pixels.
+    """The part that a spec lets an edit change, rows and columns of tokens or pixels.
 
     Raises:
         ValueError: Its source doesn't say which place each token is.

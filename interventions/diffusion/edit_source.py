@@ -72,7 +72,7 @@ class Source:
         return cls(latents, timesteps, found.get("shares"), grid)
 
     def keep(self) -> Path:
-        """Where it lies in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
+        """Its path in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
         from safetensors.torch import save
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}
@@ -90,7 +90,7 @@ class Source:
         return path
 
     def at(self, step: int, steps: int, timestep: float, like: Tensor) -> Tensor:
-        """What a step begins with, "S ...".
+        """The latents that a step begins with, "S ...".
 
         Raises:
             ValueError: The run has other steps than the source's, or latents of another size.
@@ -110,7 +110,7 @@ class Source:
         return self.latents[step].to(like)
 
     def edited(self, threshold: float = 0.1, frames: int = 1) -> Tensor:
-        """What may be edited, "S N" bool: tokens that belong to the words.
+        """Tokens that belong to the words and may be edited, "S N" bool.
 
         Raises:
             ValueError: Attention to words wasn't read.
@@ -121,7 +121,7 @@ class Source:
 
 
 class Recording:
-    """What a run gives, once it has ended."""
+    """The result of a run, once it has ended."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
@@ -197,7 +197,7 @@ class Recorder(Work):
         self.into.times.append(pass_.timestep)
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where attention to words is read."""
+        """Layers in which attention to words is read."""
         return () if self.members is None or pass_.rows.cond is None else self.sites
 
     def attend(self, call: Call) -> Tensor:
@@ -240,7 +240,7 @@ def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
 
 
 def joint_sites(host: Any) -> list[Site]:
-    """Where the method edits by default.
+    """Layers that the method edits by default.
 
     Raises:
         ValueError: The model has no joint attention.
@@ -258,7 +258,7 @@ def joint_sites(host: Any) -> list[Site]:
 
 
 def over_of(model: str) -> str:
-    """What attention to words is a share of in the code for a model."""
+    """The columns that attention to words is a share of in the code for a model."""
     return "text" if model in _TEXT_ALONE else "joint"
 
 

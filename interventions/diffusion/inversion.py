@@ -87,7 +87,7 @@ def _source(scheduler: Any, run: Recording) -> Source:
 
 
 def encoded(pipeline: Any, image: Any) -> Tensor:
-    """What a pipeline would decode to pictures, in the form of its own ``latents``.
+    """Latents that a pipeline would decode to pictures, in the form of its own ``latents``.
 
     Args:
         pipeline: One of SD3, FLUX or Qwen-Image.
