@@ -193,8 +193,8 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
             return _nested(self, _arounds(self, True), stock)(*args, **kwargs)
 
         names["forward"] = forward
-    kind: Any = type(base)
-    made: Any = _equal_to_base(kind)(base.__name__, (base,), names)
+    meta: Any = type(base)
+    made: Any = _equal_to_base(meta)(base.__name__, (base,), names)
     return made
 
 

@@ -8,26 +8,16 @@ so does a user's word that the call contradicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.conventions import Convention, UntoldError, convention_of
 from regaze.hooks.diffusion.families import Family
-from regaze.hooks.diffusion.rows import Rows, call_of_rows
+from regaze.hooks.diffusion.outside import SAY, Outside, outside_rows
+from regaze.hooks.diffusion.rows import Rows, halves, is_halved, same, starts_of
 from regaze.hooks.diffusion.running import Running
-
-_SAY = "say which rows are: attach(..., cond_rows=slice(start, stop))"
-
-
-@dataclass
-class Outside:
-    """The call before, where no pipeline runs: another branch may follow in a call of its own."""
-
-    call: Mapping[str, Any] | None = None
 
 
 def find_rows(
@@ -55,7 +45,7 @@ def find_rows(
         return _as_told(given, family, call, running)
     if running is not None:
         return _of_pipeline(family, call, running)
-    return _outside(family, call, attached, outside)
+    return outside_rows(family, call, attached, outside)
 
 
 # -- of a pipeline that runs -------------------------------------------------------------------
@@ -83,13 +73,13 @@ def _of_pipeline(family: Family, call: Mapping[str, Any], running: Running) -> R
         return Rows(batch, every if cond else None, None if cond else every, split=True)
     latents = variables.get("latents")
     whole = not isinstance(latents, Tensor) or batch == 2 * len(latents)
-    if not whole or not _halved(_own_channels(call[family.sample], latents)):
+    if not whole or not is_halved(_own_channels(call[family.sample], latents)):
         raise UntoldError(
             f"can't tell which of {batch} rows are conditional: {type(pipeline).__name__} doesn't "
             "call its denoiser with both branches as halves of the same latents here; switch off "
-            f"what adds branches, or {_SAY}"
+            f"what adds branches, or {SAY}"
         )
-    return _half(batch, convention.cond)
+    return halves(batch, convention.cond)
 
 
 def _own_channels(sample: Any, latents: Any) -> Any:
@@ -118,7 +108,7 @@ def _is_cond(
     if which is None:
         raise UntoldError(
             f"can't tell whether this call of {name} is the conditional one: its text is neither "
-            f"{convention.texts[0]} nor {convention.texts[1]}, or both; {_SAY}"
+            f"{convention.texts[0]} nor {convention.texts[1]}, or both; {SAY}"
         )
     return which == 0
 
@@ -138,26 +128,11 @@ def _is_named(pipeline: Any, said: Any) -> bool:
     )
 
 
-def _half(batch: int, cond: str) -> Rows:
-    first, last = slice(0, batch // 2), slice(batch // 2, batch)
-    return Rows(batch, first, last) if cond == "first" else Rows(batch, last, first)
-
-
-def _halved(sample: Any) -> bool:
-    """Whether a batch is twice the same."""
-    half, rest = divmod(len(sample), 2)
-    if rest or not half:
-        return False
-    if isinstance(sample, Tensor):
-        return torch.equal(sample[:half], sample[half:])
-    return all(map(torch.equal, sample[:half], sample[half:]))
-
-
 def _which(text: Any, texts: Sequence[Any]) -> int | None:
     """Which of two texts a call was given; None if neither or either."""
     found = [n for n, one in enumerate(texts) if one is not None and one is text]
     if not found and isinstance(text, Tensor):
-        found = [n for n, one in enumerate(texts) if one is not None and _equal(text, one)]
+        found = [n for n, one in enumerate(texts) if one is not None and same(text, one)]
     return found[0] if len(found) == 1 else None
 
 
@@ -204,7 +179,7 @@ def _as_told(
                 )
             return known
     # Said for one prompt, and then called with two: a row of the other branch would count.
-    starts = _starts(sample) if told.branches > 2 else []
+    starts = starts_of(sample) if told.branches > 2 else []
     if starts != starts[: told.samples] * told.branches:
         raise ValueError(
             f"cond_rows={given} are {stop - start} of {batch} rows, so that the others would be "
@@ -221,100 +196,3 @@ def _named(rows: Rows) -> str:
         return f"all {rows.batch} rows of this call are conditional"
     kept = rows.cond or slice(0, 0)
     return f"of the {rows.batch} rows of this call {kept.start} to {kept.stop - 1} are conditional"
-
-
-# -- outside of a pipeline ---------------------------------------------------------------------
-
-
-def _outside(family: Family, call: Mapping[str, Any], attached: Any, outside: Outside) -> Rows:
-    """The rows of a call that no pipeline makes."""
-    batch = len(call[family.sample])
-    if attached is None:
-        if any(_guides(family, call, rows) for rows in _alike(call[family.sample])):
-            raise ValueError(
-                "this denoiser was called with equal latents in rows with different text, as for "
-                f"classifier-free guidance, and which are conditional isn't known; {_SAY}, or "
-                "cond_rows=slice(None) if all of them are"
-            )
-        before, outside.call = outside.call, _kept(family, call)
-        if before is not None and _follows(family, before, call):
-            outside.call = None
-            raise ValueError(
-                "this denoiser was called with the same latents at the same time and other text "
-                "than in the call before, as for classifier-free guidance in a call for each "
-                "branch, and which of them is conditional isn't known: run both in one batch and "
-                f"{_SAY}, or cond_rows=slice(None) if all rows of all calls are"
-            )
-        return Rows(batch, slice(0, batch), None)
-    if _halved(call[family.sample]) and _guides(family, call, (0, batch // 2), batch // 2):
-        convention = convention_of(attached)
-        if convention.branches == "batch":
-            told = f"{convention.cond} half conditional, as in {type(attached).__name__}"
-            return replace(_half(batch, convention.cond), told=told)
-    raise ValueError(
-        f"the denoiser of this {type(attached).__name__} was called by something else than a "
-        f"pipeline of its own, so which of {batch} rows are conditional isn't known; {_SAY}, with "
-        "slice(None) if all of them are"
-    )
-
-
-def _starts(sample: Any) -> list[float]:
-    """The first number of each row, of which a pipeline's own latents come first."""
-    found: list[float] = torch.stack([row.reshape(-1)[0] for row in sample]).tolist()
-    return found
-
-
-def _alike(sample: Any) -> Iterator[tuple[int, int]]:
-    """Rows that are equal: the first of its kind, and another."""
-    first: dict[float, list[int]] = {}
-    for row, start in enumerate(_starts(sample)):
-        same = first.setdefault(start, [])
-        found = [other for other in same if torch.equal(sample[other], sample[row])]
-        if found:
-            yield found[0], row
-        else:
-            same.append(row)
-
-
-def _guides(
-    family: Family, call: Mapping[str, Any], starts: tuple[int, int], count: int = 1
-) -> bool:
-    """Whether what a call is given beside the latents differs between some rows."""
-    batch = len(call[family.sample])
-    one, other = (
-        call_of_rows(call, slice(start, start + count), batch, family) for start in starts
-    )
-    return _differ(family, one, other, "timestep")
-
-
-def _kept(family: Family, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What branches of one step have in common, and what they differ in."""
-    names = (family.sample, "timestep", family.text, "class_labels")
-    return {name: call[name] for name in names if name in call}
-
-
-def _follows(family: Family, before: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
-    """Whether a call is the call before with another text."""
-    now = _kept(family, call)
-    if now.keys() != before.keys():
-        return False
-    same = (_equal(before[name], now[name]) for name in (family.sample, "timestep") if name in now)
-    return all(same) and _differ(family, before, now)
-
-
-def _differ(
-    family: Family, one: Mapping[str, Any], other: Mapping[str, Any], *besides: str
-) -> bool:
-    return any(
-        not _equal(one[name], other[name]) for name in one if name not in (family.sample, *besides)
-    )
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    return True  # No tensors: not cut by rows.

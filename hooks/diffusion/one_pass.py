@@ -28,13 +28,14 @@ from torch import Tensor, nn
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
-from regaze.hooks.diffusion.conditional import Outside, find_rows
+from regaze.hooks.diffusion.conditional import find_rows
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
+from regaze.hooks.diffusion.outside import Outside
 from regaze.hooks.diffusion.passes import Editors, Pass, ended
 from regaze.hooks.diffusion.predictions import (
     each,
@@ -47,7 +48,7 @@ from regaze.hooks.diffusion.predictions import (
 from regaze.hooks.diffusion.rows import Rows, call_by_name, call_of_rows, copy_containers
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
-from regaze.hooks.diffusion.text import read_text
+from regaze.hooks.diffusion.text import Words, read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
 
 _NOTHING: Mapping[str, Any] = {}
@@ -57,11 +58,28 @@ Live = Sequence[tuple[Entry, Work]]
 
 
 @dataclass
+class Begun:
+    """A work that has begun with a run of a pipeline.
+
+    Attributes:
+        run: The run's number.
+        step: The step that it was in last.
+        work: The work of this run.
+        words: What the prompt's embeddings were, if the work has looked at its words.
+    """
+
+    run: int
+    step: int
+    work: Work
+    words: Words | None = None
+
+
+@dataclass
 class PerThread:
     """What one thread keeps from pass to pass."""
 
     latents: Latents = field(default_factory=Latents)
-    begun: dict[int, tuple[int, int, Work]] = field(default_factory=dict)
+    begun: dict[int, Begun] = field(default_factory=dict)
     delta: tuple[Any, Any] | None = None
     outside: Outside = field(default_factory=Outside)
 
@@ -184,16 +202,19 @@ class OnePass:
             return entry.work
         begun, step = self._seat.thread().begun, -1 if found.step is None else found.step[0]
         if (known := begun.get(id(entry))) is not None:
-            run, last, work = known
-            again = pass_.rows.cond is not None and step == last and step >= 0
+            again = pass_.rows.cond is not None and step == known.step and step >= 0
             # Where a run ended early, the next one may have its number, and begins at its step.
-            if run == found.run and step >= last and not again:
-                begun[id(entry)] = (run, step, work)
-                return work
+            if known.run == found.run and step >= known.step and not again:
+                known.step = step
+                if known.words is not None:
+                    known.words.refuse_others(pass_)
+                return known.work
         samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
         read = read_text(found.pipeline, samples, pass_.layout.n_words)
-        work = entry.work.begin(Run(samples, steps, read, entry.tally, found.pipeline))
-        begun[id(entry)] = (found.run, step, work)
+        run = Run(samples, steps, read, entry.tally, found.pipeline)
+        work = entry.work.begin(run)
+        words = Words.of(pass_) if run.looked else None
+        begun[id(entry)] = Begun(found.run, step, work, words)
         return work
 
     def _layout(self, pass_: Pass, call: dict[str, Any], branches: int) -> Layout:

@@ -43,6 +43,39 @@ class Rows:
         return self.batch // self.branches
 
 
+def halves(batch: int, cond: str) -> Rows:
+    """The rows of a batch of two branches, of which the conditional one comes first or last."""
+    first, last = slice(0, batch // 2), slice(batch // 2, batch)
+    return Rows(batch, first, last) if cond == "first" else Rows(batch, last, first)
+
+
+def is_halved(sample: Any) -> bool:
+    """Whether a batch is twice the same."""
+    half, rest = divmod(len(sample), 2)
+    if rest or not half:
+        return False
+    if isinstance(sample, Tensor):
+        return torch.equal(sample[:half], sample[half:])
+    return all(map(torch.equal, sample[:half], sample[half:]))
+
+
+def starts_of(sample: Any) -> list[float]:
+    """The first number of each row, of which a pipeline's own latents come first."""
+    found: list[float] = torch.stack([row.reshape(-1)[0] for row in sample]).tolist()
+    return found
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two arguments hold the same tensors; what holds none isn't compared."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    return True
+
+
 def call_by_name(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A denoiser call's arguments by name."""
     bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)

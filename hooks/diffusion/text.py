@@ -11,8 +11,64 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from regaze.hooks.diffusion.conventions import Encoder, encoders_of
+from regaze.hooks.diffusion.passes import Pass
+from regaze.hooks.diffusion.rows import call_of_rows, same
 from regaze.hooks.diffusion.running import variables_of
+
+
+@dataclass(frozen=True)
+class Words:
+    """The embeddings of a run's prompts, as they were when a work looked at their words.
+
+    Attributes:
+        text: The call's text, of all its rows.
+        version: Number of writes to it until then.
+        cond: Its conditional rows; None if the call has none.
+    """
+
+    text: Any
+    version: int
+    cond: Any
+
+    @classmethod
+    def of(cls, pass_: Pass) -> Words:
+        """Keep those of a pass."""
+        text = pass_.call.get(pass_.family.text)
+        return cls(text, _version(text), _cond(pass_))
+
+    def refuse_others(self, pass_: Pass) -> None:
+        """Check that a later pass of the run has the same.
+
+        Raises:
+            ValueError: Its conditional rows were given others.
+        """
+        text = pass_.call.get(pass_.family.text)
+        if pass_.rows.cond is None:
+            return
+        if text is self.text:  # As it mostly is, so that nothing needs to be compared.
+            kept = _version(text) == self.version
+        else:
+            kept = self.cond is None or same(self.cond, _cond(pass_))
+        if not kept:
+            raise ValueError(
+                "the prompt's embeddings were changed while the pipeline runs (by a callback?), so "
+                "which of them are which words isn't known any more; run the other prompt on its "
+                "own, or let the intervention stop before that step"
+            )
+
+
+def _cond(pass_: Pass) -> Any:
+    call, rows = {"text": pass_.call.get(pass_.family.text)}, pass_.rows
+    if rows.cond is None:
+        return None
+    return call_of_rows(call, rows.cond, rows.batch, pass_.family)["text"]
+
+
+def _version(text: Any) -> int:
+    return text._version if isinstance(text, Tensor) and not text.is_inference() else 0
 
 
 @dataclass(frozen=True)

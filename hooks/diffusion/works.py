@@ -26,23 +26,41 @@ from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.text import Part
 
 
-@dataclass(frozen=True)
 class Run:
     """A run of a pipeline, as it begins.
 
-    Attributes:
+    Args:
         samples: How many it makes at once.
         steps: Number of sampling steps; 0 if the pipeline doesn't count them as others do.
-        text: The parts of the text stream, whose columns are those of text maps.
+        text: The parts of the text stream.
         tally: The work's counters.
         pipeline: The pipeline.
+
+    Attributes:
+        looked: Whether somebody looked at `text`.
     """
 
-    samples: int
-    steps: int
-    text: tuple[Part, ...]
-    tally: Tally = field(default_factory=Tally)
-    pipeline: Any = None
+    def __init__(
+        self,
+        samples: int,
+        steps: int,
+        text: tuple[Part, ...],
+        tally: Tally | None = None,
+        pipeline: Any = None,
+    ) -> None:
+        self.samples, self.steps, self.pipeline = samples, steps, pipeline
+        self.tally = Tally() if tally is None else tally
+        self._text, self.looked = text, False
+
+    @property
+    def text(self) -> tuple[Part, ...]:
+        """The parts of the text stream, whose columns are those of text maps.
+
+        A work that looks at them depends on the prompt, whose embeddings must then stay as they
+        are until the run ends.
+        """
+        self.looked = True
+        return self._text
 
 
 @dataclass(frozen=True)

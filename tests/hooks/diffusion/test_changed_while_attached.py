@@ -130,3 +130,38 @@ def test_what_runs_outside_of_the_denoisers_call_raises() -> None:
             edited = pipe.unet(*call)[0]
         assert run.report().fired and not torch.equal(edited, plain)
         assert torch.equal(pipe.unet.forward(*call)[0], plain)
+
+
+def halved(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
+    """Guidance ends after the first step."""
+    pipe._guidance_scale = 0.0
+    return {"prompt_embeds": tensors["prompt_embeds"][-2:]} if step == 0 else {}
+
+
+def another(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
+    return {"prompt_embeds": tensors["prompt_embeds"].flip(1)}
+
+
+def written_to(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
+    tensors["prompt_embeds"].mul_(1.1)
+    return {}
+
+
+@pytest.mark.parametrize("change", [another, written_to])
+def test_words_of_a_prompt_that_a_callback_changes_raise(change: Any) -> None:
+    pipe, kind = built("sd"), FAMILIES["sd"]
+    called: dict[str, Any] = {"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}
+    words, texts = regaze.Reweight({2: 1.5}), PAG
+    with regaze.attach(pipe, texts):
+        kind.run(pipe, callback_on_step_end=change, **called)
+    with (
+        regaze.attach(pipe, words),
+        pytest.raises(ValueError, match="embeddings were changed while the pipeline runs"),
+    ):
+        kind.run(pipe, callback_on_step_end=change, **called)
+    # What stays the prompt may come in another tensor, and the next run has a prompt of its own.
+    with regaze.attach(pipe, words) as run:
+        edited = kind.run(pipe, callback_on_step_end=halved, **called)
+        kind.run(pipe, prompt_embeds=noise(2, 5, 16, seed=7))
+    assert run.report().fired
+    assert not torch.equal(edited, kind.run(pipe, callback_on_step_end=halved, **called))
