@@ -99,7 +99,7 @@ def _attend(
     """Attention "B R H D" with a mask of numbers "B 1|H R K", and maps where the call has them."""
     softcap = call.kwargs.get("softcap")
     if softcap is None and not call.maps:
-        lowest = torch.finfo(query.dtype).min
+        lowest = max(torch.finfo(one.dtype).min for one in (query, added))
         mask = added.clamp(min=lowest).to(query.dtype).expand(-1, -1, query.shape[2], -1)
         out = scaled_dot_product_attention(query, key, value, mask, scale=call.scaling)
         return out.transpose(1, 2), None

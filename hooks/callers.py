@@ -26,7 +26,8 @@ class Generating:
 
     Attributes:
         partial: It reads a part of the prompt that isn't the last.
-        candidates: Proposed tokens at the end of the block, which assisted decoding checks.
+        candidates: Tokens at the end of the block that answer the prompt: proposed ones, which
+            assisted decoding checks, or, without a cache, all that were generated so far.
     """
 
     partial: bool = False
@@ -60,8 +61,28 @@ class Callers:
             if frame.f_code.co_name in _LOOPS:
                 local = frame.f_locals
                 if self.holds(local.get("self")):
+                    if _begins_anew(frame.f_code.co_name, local):
+                        return Generating(candidates=self._generated(local))
                     return _read(frame.f_code.co_name, local)
         return Generating()
+
+    def _generated(self, loop: Mapping[str, Any]) -> int:
+        """How many tokens stand behind the prompt in a loop that reads all of it at every step.
+
+        Raises:
+            RuntimeError: The prompt's length isn't where it is known to be.
+        """
+        now = loop.get("cur_len", len(loop["input_ids"][0]))
+        for frame in frames():
+            local = frame.f_locals
+            if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
+                prompt = local.get("input_ids_length")
+                if isinstance(prompt, int) and isinstance(now, int) and now >= prompt:
+                    return now - prompt
+        raise RuntimeError(
+            "generate(use_cache=False) reads prompt and answer at every step in a way that regaze "
+            "doesn't know in this version of transformers; leave use_cache=False out"
+        )
 
     def request(self) -> Mapping[str, Any] | None:
         """What a running ``generate`` was asked: inputs as they were given."""
@@ -106,6 +127,13 @@ def frames() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def _begins_anew(loop: str, local: Mapping[str, Any]) -> bool:
+    """Whether a loop over steps reads the whole prompt, and the answer so far, in each of them."""
+    told = local.get("model_kwargs")
+    steps = loop in ("_sample", "_beam_search") and isinstance(told, Mapping)
+    return steps and told.get("use_cache") is False
 
 
 def _read(loop: str, local: Mapping[str, Any]) -> Generating:

@@ -164,7 +164,17 @@ class Edit:
         return out
 
     def takes(self, pass_: Pass) -> bool:
-        """Whether `take_over` is asked in a pass: by default in decode steps."""
+        """Whether `take_over` is asked in a pass: by default in decode steps.
+
+        Raises:
+            NotImplementedError: The pass reads several generated tokens at once.
+        """
+        if pass_.n_last > 1:
+            raise NotImplementedError(
+                "an intervention that computes a decode step's attention itself (TidalDecode) "
+                "takes one new token at a time: leave the assistant, prompt_lookup_num_tokens and "
+                "use_cache=False out"
+            )
         return pass_.decodes
 
     def take_over(self, layer: int, call: Call, stock: Stock) -> Attention | None:

@@ -213,8 +213,17 @@ class Scores:
     def _look_back(
         self, scores: Tensor, given: Mapping[str, Any], running: Running, output: Any
     ) -> Tensor:
-        """The scores after the last rows were run again, where an edit wants that."""
+        """The scores after the last rows were run again, where an edit wants that.
+
+        Raises:
+            NotImplementedError: ``generate`` keeps no cache, so all steps would decide anew.
+        """
         pass_ = running.pass_
+        if running.cache is None and self._request() is not None:
+            raise NotImplementedError(
+                "this method decides once by what a prompt predicts, and keeps that with the "
+                "prompt's cache: leave out use_cache=False"
+            )
         scorer: Any = self._scorer()
         config = scorer.config.get_text_config(decoder=True)
         samples = torch.zeros(pass_.batch, dtype=torch.bool, device=scores.device)

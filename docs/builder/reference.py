@@ -64,14 +64,20 @@ def pages() -> dict[str, str]:
 
 
 def examples() -> str:
-    """All examples, with what each says of itself."""
+    """A page of all examples, each described by its own docstring."""
     lines = ["# Examples", "", "Each runs on the built-in models, without a download.", ""]
     for path in sorted((ROOT / "examples").glob("*.py")):
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         first, _, rest = about.partition("\n\n")
         lines += [f"## {path.name}", "", first, ""]
-        if rest:
-            lines += [rest, ""]
+        told, _, run = rest.partition("Run:  ")
+        if told.strip():
+            lines += [told.strip(), ""]
+        command, _, more = run.partition("\n\n")
+        if command:
+            lines += ["```", command.strip().replace("\n          ", " \\\n    "), "```", ""]
+        if more:
+            lines += [more, ""]
         lines += [f"[Read it](code/examples/{path.name}.md)", ""]
     return "\n".join(lines)
 
@@ -117,7 +123,7 @@ def _plain(text: str) -> str:
 
 
 def _exported(folder: str, title: str, left_out: set[str]) -> str:
-    """What a package exports, less what is in some modules."""
+    """A page of a package's exports, less those of some modules."""
     package = "regaze" if folder == "regaze" else "regaze." + folder.replace("/", ".")
     lines = [f"# {title}", "", f"What `{package}` offers.", ""]
     inside = set(exports(ROOT / "interventions" / "__init__.py")) if folder == "regaze" else set()

@@ -22,7 +22,8 @@ from regaze.evals.asking.models import check_name
 from regaze.evals.errors import first_line
 from regaze.evals.pictures import controlnets, parts
 from regaze.evals.sandbox import smol
-from regaze.evals.sandbox.painting import PAINTERS, painter_path
+from regaze.evals.sandbox.painting import painter_path
+from regaze.evals.sandbox.video import FRAMES, MOVING, PIPELINES, motion_path
 from regaze.hooks.diffusion.families import DENOISERS
 
 Offload = Literal["none", "model", "sequential"]
@@ -30,7 +31,11 @@ Offload = Literal["none", "model", "sequential"]
 _INDEX = "model_index.json"
 _PAINTER = {"num_inference_steps": 25, "guidance_scale": 3.0}
 # The MM-DiT's third text encoder says nothing; once is enough.
-_ARGUMENTS = {"painter-unet": _PAINTER, "painter-mmdit": {**_PAINTER, "max_sequence_length": 16}}
+_ARGUMENTS = {
+    "painter-unet": _PAINTER,
+    "painter-mmdit": {**_PAINTER, "max_sequence_length": 16},
+    "painter-motion": {**_PAINTER, "num_frames": FRAMES},
+}
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ def load(
     """Load a pipeline by name.
 
     Args:
-        name: One of the shipped painters, a folder, or a Hub id with an optional ``@revision``.
+        name: One of the shipped ones, a folder, or a Hub id with an optional ``@revision``.
         controlnet: A ControlNet to put on it: a shipped one, a folder, or a Hub id.
         dtype: A torch dtype's name. Default: float32 on the CPU, elsewhere the dtype in which
             the denoiser is stored.
@@ -94,7 +99,12 @@ def load(
     if offload != "none" and device == "cpu":
         raise ValueError("offloading moves parts of a pipeline to a GPU and back; there is no GPU")
     # Loading all of diffusers takes seconds, which other commands need not spend.
-    from diffusers import AutoPipelineForText2Image, DiffusionPipeline
+    from diffusers import (
+        AnimateDiffPipeline,
+        AutoPipelineForText2Image,
+        DiffusionPipeline,
+        MotionAdapter,
+    )
 
     folder = _folder(name, variant)
     index = _index(folder, name)
@@ -108,6 +118,12 @@ def load(
         chosen = torch.float32 if device == "cpu" else _stored(read)
     loader = DiffusionPipeline if controlnet is None else AutoPipelineForText2Image
     identity = _identity(name, folder, read)
+    if name in MOVING:
+        if controlnet is not None:
+            raise ValueError(f"{name} can't be steered by a ControlNet; painter-unet can")
+        loader, adapter = AnimateDiffPipeline, MotionAdapter.from_pretrained(motion_path(name))
+        identity["motion_sha256"] = controlnets.digest(adapter)
+        given["motion_adapter"] = adapter.to(chosen)
     if controlnet is not None:
         net = controlnets.load(controlnet, chosen, folder, index)
         identity["controlnet"] = {"name": controlnet, "weights_sha256": controlnets.digest(net)}
@@ -135,13 +151,13 @@ def load(
 
 
 def is_pipeline(model: str) -> bool:
-    """Whether a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
+    """True if a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
 
     Raises:
         ValueError: The Hub can't be asked.
     """
-    if model in PAINTERS or sandbox.is_sandbox(model) or smol.is_smol(model):
-        return model in PAINTERS
+    if model in PIPELINES or sandbox.is_sandbox(model) or smol.is_smol(model):
+        return model in PIPELINES
     if Path(model).is_dir():
         return (Path(model) / "model_index.json").exists()
     from huggingface_hub import file_exists
@@ -157,7 +173,7 @@ def is_pipeline(model: str) -> bool:
 
 
 def _in_cache(repository: str, revision: str) -> bool:
-    """Whether a pipeline of that name is in the local cache."""
+    """True if a pipeline of that name is in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, "model_index.json", revision=revision or None)
@@ -165,14 +181,14 @@ def _in_cache(repository: str, revision: str) -> bool:
 
 
 def _folder(name: str, variant: str | None) -> Path:
-    if name in PAINTERS:
-        return painter_path(name)
+    if name in PIPELINES:
+        return painter_path("painter-unet" if name in MOVING else name)
     if Path(name).is_dir():
         return Path(name)
     from diffusers import DiffusionPipeline
 
     repository, _, revision = name.partition("@")
-    near = get_close_matches(name, PAINTERS, n=1)
+    near = get_close_matches(name, PIPELINES, n=1)
     hint = (f"did you mean {near[0]}? There is " if near else "") + f"no folder {name!r} here, and"
     options = {"revision": revision or None, "variant": variant, "use_safetensors": True}
     try:
@@ -180,7 +196,7 @@ def _folder(name: str, variant: str | None) -> Path:
     except HFValidationError as error:
         raise ValueError(
             f"{hint} it can't be a Hub id either (those look like owner/name); the pipelines that "
-            f"ship with regaze are {' and '.join(PAINTERS)}"
+            f"ship with regaze are {', '.join(PIPELINES)}"
         ) from error
     except RepositoryNotFoundError as error:
         raise ValueError(f"{hint} the Hub knows no such public model either") from error
@@ -192,7 +208,7 @@ def _folder(name: str, variant: str | None) -> Path:
 
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
-    """What the pipeline is made of."""
+    """The parts that the pipeline is made of."""
     if not (folder / _INDEX).exists():
         kind = ": that is a model for regaze eval" if (folder / "config.json").exists() else ""
         raise ValueError(f"{name} is not a pipeline's folder: it has no {_INDEX}{kind}")
@@ -236,7 +252,7 @@ def _identity(name: str, folder: Path, files: list[Path]) -> dict[str, Any]:
     # The settings count too: another scheduler makes other pictures.
     settings = sorted(folder.glob("*/*.json"))
     revision = folder.name if folder.parent.name == "snapshots" else None
-    local = name not in PAINTERS and revision is None
+    local = name not in PIPELINES and revision is None
     return {
         "name": str(Path(name).resolve()) if local else name.partition("@")[0],
         "revision": revision,

@@ -11,6 +11,7 @@ from torch import nn
 from regaze.hooks.attachment import Attachment
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion.checking import propose
+from regaze.hooks.diffusion.conditional import refuse_steps
 from regaze.hooks.diffusion.conventions import defining
 from regaze.hooks.diffusion.entries import Entry, refuse_clashes
 from regaze.hooks.diffusion.families import CHECKED, FAMILIES
@@ -44,9 +45,9 @@ class DenoiserAttachment(Attachment):
     def _with_parts(
         self, pipeline: Any, run: Callable[..., Any], /, *args: Any, **kwargs: Any
     ) -> Any:
-        there = {id(inner(part)) for part in vars(pipeline).values()}
+        there = [inner(part) for part in vars(pipeline).values() if part is not None]
         for name, part in self._parts.items():
-            if id(part()) not in there:
+            if not any(part() is one for one in there):
                 raise RuntimeError(
                     f"this pipeline's {name} was replaced while "
                     f"{', '.join(spec.label for spec in self.specs)} was attached to the one "
@@ -98,6 +99,7 @@ def attach_denoisers(
     Raises:
         ValueError: An intervention can't act on this model.
     """
+    refuse_steps(cond_rows)
     modules = list(denoisers.values())
     for name, module in denoisers.items():
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):

@@ -7,12 +7,19 @@ diffusers 0.42. A class that has no entry is refused, for a wrong half is never 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from regaze.hooks.calls import own_class
+
 Says = Callable[[Any, Mapping[str, Any]], Any]
 """Reads off a running pipeline and the variables of its ``__call__`` whether it guides."""
+
+
+class UntoldError(ValueError):
+    """It can't be told which rows are conditional; the user may say it."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Convention:
             variables: Of its ``__call__``.
 
         Raises:
-            ValueError: It doesn't say.
+            UntoldError: It doesn't say.
         """
         if self.branches == "none":
             return False
@@ -58,7 +65,7 @@ class Convention:
             return bool(self.guided(pipeline, variables))
         word = variables.get(self.guided, getattr(pipeline, self.guided, None))
         if word is None:
-            raise ValueError(
+            raise UntoldError(
                 f"{type(pipeline).__name__} has no {self.guided} that says whether guidance is on; "
                 "pass cond_rows"
             )
@@ -318,16 +325,16 @@ def convention_of(pipeline: Any) -> Convention:
     """How a pipeline's class runs guidance.
 
     Raises:
-        ValueError: Nothing is known of it, or that its branches can't be told apart.
+        UntoldError: Nothing is known of it, or that its branches can't be told apart.
     """
     convention = CONVENTIONS.get(name := defining(pipeline, "__call__"))
     if convention is None:
-        raise ValueError(
+        raise UntoldError(
             f"how {type(pipeline).__name__} runs guidance isn't known here; say which rows of its "
             "denoiser's batch are conditional: attach(..., cond_rows=slice(start, stop))"
         )
     if convention.refuse:
-        raise ValueError(
+        raise UntoldError(
             f"which rows of {name} are conditional can't be told: {convention.refuse}; say it: "
             "attach(..., cond_rows=slice(start, stop))"
         )
@@ -349,9 +356,18 @@ def defining(thing: Any, method: str) -> str:
     """Name of the class that says what an object's method does.
 
     diffusers' own class, or a class from elsewhere that has a method of its own: another one's
-    subclass that leaves the method as it was is what its parent is.
+    subclass that leaves the method as it was is what its parent is. A name of diffusers means its
+    own class alone: a copy that was changed, or a method that was put in another's place, has the
+    name of its module before it.
     """
-    for one in type(thing).__mro__:
-        if method in vars(one) or one.__module__.startswith("diffusers."):
-            return one.__name__
+    for one in own_class(type(thing)).__mro__:
+        if one.__module__.startswith("diffusers."):
+            code = getattr(one, method, None)
+            whose = getattr(code, "__module__", None) or one.__module__
+            if whose.startswith("diffusers."):
+                return one.__name__
+            return f"{whose}.{getattr(code, '__qualname__', one.__name__)}"
+        if method in vars(one):
+            theirs = getattr(sys.modules.get("diffusers"), one.__name__, one)
+            return one.__name__ if theirs == one else f"{one.__module__}.{one.__qualname__}"
     return type(thing).__name__

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from regaze.hooks.diffusion.families import DENOISERS
-from regaze.hooks.diffusion.sites import Site, blocks, find_sites, native_grid
+from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
 
 
 @dataclass(frozen=True)
@@ -92,17 +92,16 @@ def refuse_caches(denoiser: Any) -> None:
     """Check that nothing skips layers in some steps, or gives them what they made in others.
 
     Raises:
-        ValueError: Step caching of diffusers is on (FirstBlockCache, PAB, FasterCache, ...).
+        ValueError: Step caching of diffusers is on (FirstBlockCache, PAB, FasterCache, ...), by
+            `enable_cache` or by hand, on any part of the denoiser.
     """
-    enabled = getattr(denoiser, "is_cache_enabled", False)
-    parts = [denoiser, *map(denoiser.get_submodule, blocks(denoiser))]
-    for registry in (getattr(part, "_diffusers_hook", None) for part in parts):
-        hooks = {} if registry is None else registry.hooks
-        enabled = enabled or any(hook._is_stateful for hook in hooks.values())
-    if enabled:
+    registries = (vars(part).get("_diffusers_hook") for part in denoiser.modules())
+    hooks = [hook for one in registries if one is not None for hook in one.hooks.values()]
+    if getattr(denoiser, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
         raise ValueError(
             f"step caching is on in this {type(denoiser).__name__}; it would skip edited layers "
-            "and mix the branches up; call disable_cache() first"
+            "and mix the branches up; call disable_cache() first, or remove the hooks that were "
+            "put on by hand"
         )
 
 

@@ -33,6 +33,7 @@ class _Here(threading.local):
 
     edits: Edits | None = None
     module: Any = None
+    passes: int = 0
 
 
 _HERE = _Here()
@@ -128,19 +129,21 @@ def watch(calls: Calls, module: Any) -> None:
 
 @contextmanager
 def cleared() -> Iterator[None]:
-    """Let nothing that was entered inside outlive it, whatever ends it, and at whatever line."""
-    before, module, depth = _HERE.edits, _HERE.module, torch._C._len_torch_function_stack()
+    """Run a denoiser's pass, and let nothing outlive it, whatever ends it and at whatever line."""
+    before, depth = dict(vars(_HERE)), torch._C._len_torch_function_stack()
     try:
         try:
+            _HERE.passes += 1
             yield
         finally:
-            _restore(before, module, depth)
+            _restore(before, depth)
     finally:  # Again, should an interrupt have come in the first one's way.
-        _restore(before, module, depth)
+        _restore(before, depth)
 
 
-def _restore(edits: Edits | None, module: Any, depth: int) -> None:
-    _HERE.edits, _HERE.module = edits, module
+def _restore(before: Mapping[str, Any], depth: int) -> None:
+    _HERE.edits, _HERE.module = before.get("edits"), before.get("module")
+    _HERE.passes = before.get("passes", 0)
     while torch._C._len_torch_function_stack() > depth:
         last = torch._C._len_torch_function_stack() - 1
         if not isinstance(torch._C._get_function_stack_at(last), _Kernel):
@@ -156,12 +159,8 @@ def _attend(module: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs
     edits = _HERE.edits
     found = None if edits is None else edits.of(module)
     if edits is None or found is None:
-        if edits is None and torch._C._current_graph_task_id() != -1:
-            raise RuntimeError(
-                "a layer with an intervention runs anew in the backward pass, where its edit isn't "
-                "known any more, so the gradient would be wrong; switch gradient checkpointing off "
-                "(disable_gradient_checkpointing()), or detach before training"
-            )
+        if edits is None:
+            _refuse_outside()
         return call(*args, **kwargs)
     site, chain = found
     watch(edits.calls, module)  # Another processor may have been set meanwhile.
@@ -180,11 +179,34 @@ def _attend(module: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs
     return output
 
 
+def _refuse_outside() -> None:
+    """Refuse to run a layer of an attachment where its edit isn't known.
+
+    Raises:
+        RuntimeError: It runs in a backward pass, or the denoiser isn't running.
+    """
+    if torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            "a layer with an intervention runs anew in the backward pass, where its edit isn't "
+            "known any more, so the gradient would be wrong; switch gradient checkpointing off "
+            "(disable_gradient_checkpointing()), or detach before training"
+        )
+    if not _HERE.passes:
+        raise RuntimeError(
+            "a layer with an intervention runs outside of a call of its denoiser (its forward or "
+            "its blocks were called by hand), where nothing would act: call the denoiser itself, "
+            "denoiser(...), or detach first"
+        )
+
+
 def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any:
     """What a module returns with its picture's rows multiplied."""
     streams = output if isinstance(output, tuple) else (output,)
     first = streams[0]
-    if site.kind not in ("self", "joint") or first.shape[:2] != (entered.batch, entered.tokens):
+    if site.kind not in ("self", "joint", "temporal") or first.shape[:2] != (
+        entered.batch,
+        entered.tokens,
+    ):
         raise RuntimeError(
             f"{site.name} returns {tuple(first.shape)} for {entered}, so which rows are the "
             "picture's isn't known, which this edit needs; choose other layers"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
+from regaze.hooks.diffusion.conditional import Outside, find_rows
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
@@ -43,13 +44,7 @@ from regaze.hooks.diffusion.predictions import (
     with_prediction,
     with_sample,
 )
-from regaze.hooks.diffusion.rows import (
-    Rows,
-    call_by_name,
-    call_of_rows,
-    copy_containers,
-    find_rows,
-)
+from regaze.hooks.diffusion.rows import Rows, call_by_name, call_of_rows, copy_containers
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.text import read_text
@@ -68,6 +63,7 @@ class PerThread:
     latents: Latents = field(default_factory=Latents)
     begun: dict[int, tuple[int, int, Work]] = field(default_factory=dict)
     delta: tuple[Any, Any] | None = None
+    outside: Outside = field(default_factory=Outside)
 
 
 class Surroundings(Protocol):
@@ -171,7 +167,8 @@ class OnePass:
             return pass_
         _refuse_checkpoints(self._denoiser)
         pass_.compiled = any(is_compiled(part) for part in self._module.modules())
-        pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows)
+        outside = seat.thread().outside
+        pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows, outside)
         pass_.layout = self._layout(pass_, call, pass_.rows.branches)
         if any(entry.work.needs_latents for entry in live):
             pass_.latents = seat.thread().latents.begin(pass_)
@@ -182,6 +179,8 @@ class OnePass:
         """The work of this run of the pipeline; a new one if another run has begun."""
         found = pass_.running
         if found is None or type(entry.work).begin is Work.begin:
+            return entry.work
+        if found.guider is not None:  # Nothing is known of what else a modular pipeline holds.
             return entry.work
         begun, step = self._seat.thread().begun, -1 if found.step is None else found.step[0]
         if (known := begun.get(id(entry))) is not None:
@@ -277,7 +276,8 @@ class OnePass:
         wanted = []
         for entry, branch in branches:
             own = "its inputs are its own" if branch.inputs is not None else reason
-            entry.tally.note = f"whole extra passes: {own}" if own else "forks at its first block"
+            note = f"whole extra passes: {own}" if own else "forks at its first block"
+            entry.tally.note = "; ".join(filter(None, (note, pass_.rows.told)))
             if own is None:
                 wanted.append(_fork_of(branch, pass_))
         if not wanted:

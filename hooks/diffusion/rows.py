@@ -1,9 +1,4 @@
-"""Which rows of a denoiser's batch are conditional, and how to cut rows out of what it is given.
-
-A pipeline runs classifier-free guidance as two halves of one batch, or as a call per branch; which
-of both, its class says (`regaze.hooks.diffusion.families`), and whether guidance is on, it says
-itself while it runs. What is read is checked against what the call holds; anything else raises.
-"""
+"""The rows of a denoiser's call: what they are, and how to cut some out of what it is given."""
 
 from __future__ import annotations
 
@@ -15,11 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.hooks.diffusion.conventions import Convention, convention_of
 from regaze.hooks.diffusion.families import Family
-from regaze.hooks.diffusion.running import Running
-
-_SAY = "say which rows are: attach(..., cond_rows=slice(start, stop))"
 
 
 @dataclass(frozen=True)
@@ -31,12 +22,14 @@ class Rows:
         cond: The conditional ones, or None if the call has none.
         uncond: The unconditional ones, or None if the call has none.
         split: Whether the other branch comes in a call of its own.
+        told: What reports say of how they are known; empty if the running pipeline says it.
     """
 
     batch: int
     cond: slice | None
     uncond: slice | None
     split: bool = False
+    told: str = ""
 
     @property
     def branches(self) -> int:
@@ -50,176 +43,12 @@ class Rows:
         return self.batch // self.branches
 
 
-def find_rows(
-    family: Family,
-    call: Mapping[str, Any],
-    running: Running | None,
-    attached: Any,
-    given: slice | None,
-) -> Rows:
-    """What the rows of a call are.
-
-    Args:
-        family: The denoiser's.
-        call: The call's arguments by name.
-        running: The pipeline that calls, or None.
-        attached: The pipeline that interventions were attached to; None for a bare denoiser.
-        given: The user's word on which rows are conditional.
-
-    Raises:
-        ValueError: It can't be told.
-    """
-    batch = len(call[family.sample])
-    if given is not None:
-        return _as_told(given, batch)
-    if running is None:
-        return _outside(family, call, attached, batch)
-    pipeline, variables = running.pipeline, running.variables
-    convention = convention_of(pipeline)
-    every = slice(0, batch)
-    aside = [name for name in convention.aside if call.get(name)]
-    if aside:
-        raise ValueError(
-            f"{type(pipeline).__name__} calls its denoiser with {', '.join(aside)} for guidance of "
-            "another kind, whose call is neither branch; switch that off"
-        )
-    if not convention.is_guided(pipeline, variables):
-        return Rows(batch, every, None)
-    if convention.branches == "calls":
-        cond = _is_cond(convention, family, call, running)
-        return Rows(batch, every if cond else None, None if cond else every, split=True)
-    latents = variables.get("latents")
-    whole = not isinstance(latents, Tensor) or batch == 2 * len(latents)
-    if not whole or not _halved(_own_channels(call[family.sample], latents)):
-        raise ValueError(
-            f"can't tell which of {batch} rows are conditional: {type(pipeline).__name__} doesn't "
-            "call its denoiser with both branches as halves of the same latents here; switch off "
-            f"what adds branches, or {_SAY}"
-        )
-    return _half(batch, convention.cond)
-
-
-def _own_channels(sample: Any, latents: Any) -> Any:
-    """A sample without the channels that others have beside the latents (a given frame's)."""
-    if not isinstance(sample, Tensor) or not isinstance(latents, Tensor):
-        return sample
-    if sample.ndim != latents.ndim:
-        return sample
-    wider = [d for d in range(1, sample.ndim) if sample.shape[d] > latents.shape[d]]
-    return sample.narrow(wider[0], 0, latents.shape[wider[0]]) if len(wider) == 1 else sample
-
-
-def _is_cond(
-    convention: Convention, family: Family, call: Mapping[str, Any], running: Running
-) -> bool:
-    """Whether a call that holds one branch is the conditional one.
-
-    Raises:
-        ValueError: It can't be told.
-    """
-    name, variables = type(running.pipeline).__name__, running.variables
-    if convention.named:
-        said = variables.get(convention.named)
-        if said in ("pred_cond", "pred_uncond"):
-            return bool(said == "pred_cond")
-        raise ValueError(f"{name} calls its denoiser for {said}, which is neither branch; {_SAY}")
-    texts = [variables.get(one) for one in convention.texts]
-    which = _which(call.get(family.text), texts)
-    if which is None:
-        raise ValueError(
-            f"can't tell whether this call of {name} is the conditional one: its text is neither "
-            f"{convention.texts[0]} nor {convention.texts[1]}, or both; {_SAY}"
-        )
-    return which == 0
-
-
-def _as_told(given: slice, batch: int) -> Rows:
-    start, stop, _ = given.indices(batch)
-    if start >= stop or batch % (stop - start):
-        raise ValueError(
-            f"cond_rows={given} are {max(0, stop - start)} of {batch} rows; the conditional "
-            "rows must be an equal share of the batch"
-        )
-    rest = slice(0, start) if start else slice(stop, batch)
-    halves = 2 * (stop - start) == batch and start in (0, batch // 2)
-    return Rows(batch, slice(start, stop), rest if halves else None)
-
-
-def _outside(family: Family, call: Mapping[str, Any], attached: Any, batch: int) -> Rows:
-    """The rows of a call that no pipeline makes."""
-    branches = _halved(call[family.sample]) and _differs(family, call, batch)
-    if attached is None:
-        if not branches:
-            return Rows(batch, slice(0, batch), None)
-        raise ValueError(
-            "this denoiser was called with two equal halves of latents and different text, as for "
-            f"classifier-free guidance, and which half is conditional isn't known; {_SAY}, or "
-            "cond_rows=slice(None) if all of them are"
-        )
-    if branches:
-        convention = convention_of(attached)
-        if convention.branches == "batch":
-            return _half(batch, convention.cond)
-    raise ValueError(
-        f"the denoiser of this {type(attached).__name__} was called by something else than a "
-        f"pipeline of its own, so which of {batch} rows are conditional isn't known; {_SAY}, with "
-        "slice(None) if all of them are"
-    )
-
-
-def _half(batch: int, cond: str) -> Rows:
-    first, last = slice(0, batch // 2), slice(batch // 2, batch)
-    return Rows(batch, first, last) if cond == "first" else Rows(batch, last, first)
-
-
-def _halved(sample: Any) -> bool:
-    """Whether a batch is twice the same."""
-    half, rest = divmod(len(sample), 2)
-    if rest or not half:
-        return False
-    return all(map(torch.equal, sample[:half], sample[half:]))
-
-
-def _differs(family: Family, call: Mapping[str, Any], batch: int) -> bool:
-    """Whether what a call is given beside the latents differs between both halves."""
-    half = batch // 2
-    one, other = (
-        call_of_rows(call, rows, batch, family) for rows in (slice(0, half), slice(half, batch))
-    )
-    return any(
-        not _equal(one[name], other[name])
-        for name in call
-        if name not in (family.sample, "timestep")
-    )
-
-
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[k], other[k]) for k in one)
-    return True  # No tensors: not cut by rows.
-
-
-def _which(text: Any, texts: Sequence[Any]) -> int | None:
-    """Which of two texts a call was given; None if neither or either."""
-    found = [n for n, one in enumerate(texts) if one is not None and one is text]
-    if not found and isinstance(text, Tensor):
-        found = [n for n, one in enumerate(texts) if one is not None and _equal(text, one)]
-    return found[0] if len(found) == 1 else None
-
-
 def call_by_name(denoiser: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """A denoiser call's arguments by name."""
     bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)
     bound.arguments.pop("self")
     rest = bound.arguments.pop("kwargs", {})
     return {**bound.arguments, **rest}
-
-
-# -- cutting rows out --------------------------------------------------------------------------
 
 
 def take_rows(

@@ -21,11 +21,14 @@ class Running:
         pipeline: It.
         variables: Of its ``__call__``, as they are now.
         run: What tells this run from others.
+        guider: Which branch the guider of a modular pipeline says that this call is, and how many
+            there are in this step; None in other pipelines.
     """
 
     pipeline: Any
     variables: Mapping[str, Any]
     run: int
+    guider: tuple[str, int] | None = None
 
     @property
     def step(self) -> tuple[int, int] | None:
@@ -50,13 +53,37 @@ def running(denoiser: Any) -> Running | None:
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             pipeline = frame.f_locals.get("self")
-            if is_pipeline(pipeline) and any(
-                part is denoiser or inner(part) is inner(denoiser)
-                for part in vars(pipeline).values()
-            ):
+            if is_pipeline(pipeline) and _has(pipeline, denoiser):
                 return Running(pipeline, frame.f_locals, id(frame))
+            if (found := _modular(frame, denoiser)) is not None:
+                return found
         frame = frame.f_back
     return None
+
+
+def _modular(frame: FrameType, denoiser: Any) -> Running | None:
+    """The modular pipeline whose block runs in a frame, if its guider runs the denoiser there."""
+    here = frame.f_locals
+    pipeline, batch, batches = (
+        here.get(n) for n in ("components", "guider_state_batch", "guider_state")
+    )
+    if batch is None or not isinstance(batches, list) or not _has(pipeline, denoiser):
+        return None
+    said = str(getattr(batch, "__guidance_identifier__", None))
+    run, outer = frame, frame.f_back
+    while outer is not None:  # Its blocks are called anew in each step.
+        if outer.f_locals.get("self") is pipeline or outer.f_locals.get("components") is pipeline:
+            run = outer
+        outer = outer.f_back
+    steps = getattr(here.get("block_state"), "timesteps", None)
+    return Running(pipeline, {"timesteps": steps, **here}, id(run), (said, len(batches)))
+
+
+def _has(pipeline: Any, denoiser: Any) -> bool:
+    return any(
+        part is denoiser or inner(part) is inner(denoiser)
+        for part in getattr(pipeline, "__dict__", {}).values()
+    )
 
 
 def variables_of(pipeline: Any) -> Mapping[str, Any]:

@@ -34,13 +34,13 @@ from torch import Tensor
 from regaze.hooks.checks import check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
-from regaze.hooks.diffusion.layouts import Layout
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.sites import TEMPORAL, Site
 from regaze.hooks.diffusion.works import Attend
 from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion.temporal import places
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _FIRST = "up_blocks.1"
@@ -142,7 +142,7 @@ class ByTheWay(Intervention):
                 "bytheway: energies are those of conditional rows, and this pass has none"
             )
         frames, rows = call.query.shape[2], pass_.rows.batch
-        grid = _places(call.site, len(call.query), rows, frames, layout)
+        grid = places(self.name, call.site, len(call.query), rows, frames, layout)
         query, key = call.query.float(), as_query_heads(call.key, call.query.shape[1]).float()
         own = (query @ key.transpose(-1, -2) * call.scale).softmax(-1)
         first = own
@@ -163,17 +163,17 @@ class ByTheWay(Intervention):
         noted = None if pass_ is None else pass_.notes.get((self.name, name))
         if noted is None and pass_ is not None and pass_.main is not None:
             # A branch that begins behind up_blocks.1 has the main pass's map of its rows.
-            whole, places = pass_.main.notes[self.name, name]
+            whole, its = pass_.main.notes[self.name, name]
             each, cond = len(whole) // pass_.main.rows.batch, pass_.main.rows.cond
             cond = cond or slice(0, pass_.main.rows.batch)
-            noted = whole[cond.start * each : cond.stop * each], places
+            noted = whole[cond.start * each : cond.stop * each], its
         if noted is None:
             raise RuntimeError(
                 f"bytheway: {name} didn't run before {call.site.name} in this pass, so there is "
                 "no map to lead by"
             )
-        maps, places = noted
-        return resized(maps, places, grid)
+        maps, its = noted
+        return resized(maps, its, grid)
 
     def edited(self, own: Tensor, first: Tensor, branches: int, cond: int, rows: int) -> Tensor:
         """Maps "B H F F" as the method changes them.
@@ -222,7 +222,7 @@ class ByTheWay(Intervention):
     def _literal(self, m: Map, seen: dict[str, tuple[Tensor, tuple[int, int]]]) -> Tensor:
         branches, cond = m.branches
         rows, (count, heads, frames, _) = m.split[0], m.weights.shape
-        grid = _places(m.site, count, rows, frames, m.layout)
+        grid = places(self.name, m.site, count, rows, frames, m.layout)
         first = m.weights
         if _level(m.site.name) == 1:
             seen[m.site.name] = m.weights, grid
@@ -285,19 +285,3 @@ def resized(maps: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Ten
     whole = F.interpolate(whole, wanted, mode="bilinear", align_corners=False)
     flat: Tensor = whole.permute(0, 2, 3, 1).flatten(0, 2).unflatten(1, maps.shape[1:])
     return flat
-
-
-def _places(site: Site, count: int, rows: int, frames: int, layout: Layout) -> tuple[int, int]:
-    """The grid of places that a call's batch holds, of each row.
-
-    Raises:
-        RuntimeError: It holds other things than every place of every row, with all frames.
-    """
-    grid = layout.grid(site, count // rows) if count % rows == 0 else None
-    if grid is None or (layout.frames and frames != layout.frames):
-        raise RuntimeError(
-            f"bytheway: {site.name} attends over {frames} frames of {count} places, and the clip "
-            f"has {layout.frames} frames in {rows} rows: windows or chunks aren't known here; "
-            "switch them off"
-        )
-    return grid[-2], grid[-1]

@@ -20,7 +20,7 @@ from regaze.hooks.diffusion.text import read_text
 from regaze.interventions.diffusion import unet_inversion
 from regaze.interventions.diffusion.arranging import arrange, opened
 from regaze.interventions.diffusion.places import read_mask, sized
-from regaze.interventions.diffusion.reweight import columns_of
+from regaze.interventions.diffusion.word_columns import columns_of
 
 _TEXT = "encoder_hidden_states"
 

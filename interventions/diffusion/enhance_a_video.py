@@ -9,6 +9,7 @@ is multiplied by
 
 Luo et al., arXiv 2502.07508; code NUS-HPC-AI-Lab/Enhance-A-Video@16a7899. Rows of A sum to 1, so
 CFI = (T - trace A) / (T (T - 1)): only the diagonal is needed, exp(l_tt - logsumexp_j l_tj).
+Where a model has temporal attention (a factorised one: AnimateDiff), the map of its calls is A.
 
 The factor comes after the output projection, its bias included, as in the code. Paper and code
 write the temperature differently (tau, T + weight); the code's weight is the field here. The code
@@ -32,9 +33,10 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads
-from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.sites import PERTURBED, TEMPORAL, Site
 from regaze.hooks.diffusion.works import Attend
 from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.diffusion.temporal import places
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _CODE = "arXiv 2502.07508, code NUS-HPC-AI-Lab/Enhance-A-Video@16a7899"
@@ -58,7 +60,8 @@ class EnhanceAVideo(Intervention):
             CogVideoX and HunyuanVideo; other models must be given one. Short clips need less.
         per: What shares a factor: each sample has its own ("item"), or one for the whole call
             ("call"), as in the code.
-        layers: Where, as in `Guided.layers`; by default all layers of self- and joint attention.
+        layers: Where, as in `Guided.layers`; by default all temporal attention of a model that has
+            some, else all layers of self- and joint attention.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends; all steps by default, as in the code.
     """
@@ -120,18 +123,20 @@ class EnhanceAVideo(Intervention):
         return Attend(tuple(self._sites(host)), self.start, self.stop, self._attend)
 
     def _sites(self, host: Host) -> list[Site]:
-        every = [site.name for site in host.layers]
-        found = chosen(self.name, host, every if self.layers is None else self.layers)
-        for site in found:
-            if site.kind == "temporal" or "unet" in host.model.lower():
-                raise ValueError(
-                    f"enhance_a_video: {site.name} of {host.model} doesn't see all frames of a "
-                    "clip in one sequence; it acts on video transformers (Wan, CogVideoX, "
-                    "HunyuanVideo)"
-                )
-        return found
+        temporal = [site.name for site in host.sites if site.kind == "temporal"]
+        every = temporal or [site.name for site in host.layers]
+        if not temporal and "unet" in host.model.lower():
+            raise ValueError(
+                f"enhance_a_video: no attention of {host.model} sees several frames of a clip; it "
+                "acts on video transformers (Wan, CogVideoX, HunyuanVideo) and on models with "
+                "temporal attention (AnimateDiff)"
+            )
+        kinds = TEMPORAL if temporal else PERTURBED
+        return chosen(self.name, host, every if self.layers is None else self.layers, kinds)
 
     def _attend(self, call: Call) -> Tensor:
+        if call.site.kind == "temporal":
+            return self._attend_over_frames(call)
         video = call.image()
         grid = _clip(call.site, call.layout.grid(call.site, video.stop - video.start))
         first = video.start + call.first
@@ -141,13 +146,32 @@ class EnhanceAVideo(Intervention):
         call.amplify(self.factor(cfi, grid[0]))
         return call.output
 
+    def _attend_over_frames(self, call: Call) -> Tensor:
+        if call.pass_ is None:
+            raise NotImplementedError("enhance_a_video: which places are whose isn't known here")
+        frames, rows, count = call.query.shape[2], call.pass_.rows.batch, len(call.query)
+        _clip(call.site, (frames, *places(self.name, call.site, count, rows, frames, call.layout)))
+        key = as_query_heads(call.key, call.query.shape[1])
+        each = intensity(call.query, key, frames, call.scale)
+        factor = self.factor(each.unflatten(0, (rows, -1)).mean(1), frames)
+        call.amplify(factor.repeat_interleave(count // rows))
+        return call.output
+
     def factor(self, cfi: Tensor, frames: int) -> Tensor:
-        """What the output is multiplied by, "B"."""
+        """The factor of the output, "B"."""
         if self.per == "call":
             cfi = cfi.mean().expand_as(cfi)
         return ((frames + (self.weight or 0.0)) * cfi).clamp(min=1)
 
     def _factor(self, m: Map) -> Tensor:
+        if m.site.kind == "temporal":
+            frames, rows = m.weights.shape[-1], m.split[0]
+            others = ~torch.eye(frames, dtype=torch.bool, device=m.weights.device)
+            cfi = m.weights[..., others].unflatten(0, (rows, -1)).flatten(1).mean(1)
+            cfi = cfi.mean().expand_as(cfi) if self.per == "call" else cfi
+            each = (cfi * (frames + (self.weight or 0.0))).clamp(min=1)
+            spread: Tensor = each.repeat_interleave(len(m.weights) // rows)
+            return spread
         frames, rows, columns = _clip(m.site, m.grid)
         query, key = (
             x[:, :, m.image].unflatten(2, (frames, rows * columns)).transpose(2, 3)

@@ -11,16 +11,16 @@ attention only the picture's rows are, text keeps reading text as it did; there 
 default, because a row's columns are the picture's, too, and a share of its sum is no longer known.
 
 There the edited prompt gets the *first* prompt's map; here a prompt its own, which is the same for
-one prompt, and ``maps="first"`` is the paper's form. Its window ends at step ``int(stop (N + 1))``
-there and at ``stop N`` here. Copying maps of self-attention, replacement and refinement of words,
-and windows of single words aren't offered.
+one prompt, and ``maps="first"`` is the paper's form, for prompts that are the same or differ in
+words of as many tokens. A window ends at step ``int(stop (N + 1))`` there and at ``stop N`` here.
+Copying maps of self-attention, replacement and refinement of words, which edit pictures, aren't
+offered.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -28,41 +28,15 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import check_choice, check_number, shown
-from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
-from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.perturb import mask_as_numbers
 from regaze.hooks.diffusion.sites import TEXT, Site
-from regaze.hooks.diffusion.text import Part
-from regaze.hooks.diffusion.works import Run, Work
+from regaze.hooks.diffusion.works import Work
 from regaze.interventions.base import Intervention, register
+from regaze.interventions.diffusion.reweighting import Weighted
 from regaze.interventions.diffusion.where import check_where, chosen
-
-_WEIGHTED = re.compile(r"\(([^():]+):\s*([-+0-9.eE]+)\s*\)")
-
-
-def read_weights(text: str) -> tuple[str, dict[str, float]]:
-    """A prompt and its words' strengths from ``(a red:1.4) cat``.
-
-    Args:
-        text: It; a weighted phrase stands in parentheses, with a colon and a number.
-
-    Returns:
-        The prompt as it goes to the pipeline, and the strengths.
-
-    Raises:
-        ValueError: Parentheses without a number, or within others.
-    """
-    words = {phrase.strip(): float(weight) for phrase, weight in _WEIGHTED.findall(text)}
-    plain = _WEIGHTED.sub(lambda found: found[1].strip(), text)
-    if re.search(r"[()]", plain):
-        raise ValueError(
-            f"reweight: {text!r}: write a strength as (a red:1.4), with a number, and no "
-            "parentheses within others"
-        )
-    return plain, words
+from regaze.interventions.diffusion.word_columns import read_weights
 
 
 @register
@@ -79,6 +53,9 @@ class Reweight(Intervention):
             those with joint attention.
         absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
         maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
+        windows: Shares of the sampling steps from and to which single words are scaled, within
+            ``start`` and ``stop``: ``{"red": [0.2, 0.5]}``; before and after, a word is as it
+            would be, with ``maps="first"`` in its prompt's own map.
         layers: Where: parts of module paths or numbers of joint attention; all by default.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
@@ -93,6 +70,7 @@ class Reweight(Intervention):
     how: str | None = None
     absent: str = "raise"
     maps: str = "own"
+    windows: Any = ()
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
     stop: float = 1.0
@@ -109,6 +87,10 @@ class Reweight(Intervention):
                 )
         if isinstance(words, Mapping):
             object.__setattr__(self, "words", tuple(words.items()))
+        if isinstance(self.windows, Mapping):
+            pairs = self.windows.items()
+            given = ((word, tuple(w) if isinstance(w, list) else w) for word, w in pairs)
+            object.__setattr__(self, "windows", tuple(given))
         if isinstance(self.layers, (str, int)):
             object.__setattr__(self, "layers", (self.layers,))
         super().__post_init__()
@@ -123,8 +105,7 @@ class Reweight(Intervention):
                     f"{shown(self.words)}"
                 )
             word, strength = pair
-            column = isinstance(word, int) and not isinstance(word, bool) and word >= 0
-            if not column and not (isinstance(word, str) and word.strip()):
+            if not _is_word(word):
                 raise ValueError(f"reweight: words holds {word!r}, no word or column number")
             check_number("reweight", f"words[{word!r}]", strength)
             if self.how == "logits" and strength < 0:
@@ -136,6 +117,31 @@ class Reweight(Intervention):
         check_choice("reweight", "maps", self.maps, ("own", "first"))
         check_choice("reweight", "absent", self.absent, ("raise", "skip"))
         check_where("reweight", self.layers, self.start, self.stop)
+        self._check_windows()
+
+    def _check_windows(self) -> None:
+        if self.windows and self.maps == "first" and self.how == "logits":
+            raise ValueError(
+                'reweight: windows with maps="first" mix columns of two maps, which how="values" '
+                "alone can"
+            )
+        for pair in self.windows if isinstance(self.windows, tuple) else (None,):
+            fits = isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[1], tuple)
+            if not (fits and len(pair[1]) == 2 and _is_word(pair[0])):  # type: ignore[index]
+                raise ValueError(
+                    'reweight: windows must be {"red": [0.2, 0.5]}, shares of the steps, got '
+                    f"{shown(self.windows)}"
+                )
+            word, (start, stop) = pair  # type: ignore[misc]
+            if word not in dict(self.words):
+                raise ValueError(f"reweight: windows names {word!r}, which words gives no strength")
+            for end in (start, stop):
+                check_number("reweight", f"windows[{word!r}]", end)
+            if not self.start <= start < stop <= self.stop:
+                raise ValueError(
+                    f"reweight: windows[{word!r}] is {start} to {stop}, which must lie within "
+                    f"start={self.start} and stop={self.stop}"
+                )
 
     def idle(self) -> Reweight:
         """All words as strong as they are."""
@@ -150,8 +156,9 @@ class Reweight(Intervention):
         return {"inverse": replace(self, words=tuple((w, 1 / s) for w, s in self.words))}
 
     def literal(self) -> AttendForm | None:
-        """Maps with scaled columns; None if it is words, whose columns only a run knows."""
-        if self.maps == "first" or any(isinstance(word, str) for word, _ in self.words):
+        """Maps with scaled columns; None of words, whose columns a run alone knows, or windows."""
+        words = any(isinstance(word, str) for word, _ in self.words)
+        if self.maps == "first" or self.windows or words:
             return None
         return AttendForm(
             self.layers or (), self._literal_map, self.start, self.stop, cond_only=True
@@ -193,133 +200,12 @@ class Reweight(Intervention):
         """Make the work."""
         changed = any(strength != 1 for _, strength in self.words) or self.maps == "first"
         sites = tuple(self.sites(host)) if changed else ()
-        return _Weighted(sites, self.start, self.stop, self)
+        return Weighted(
+            sites, self.start, self.stop,
+            self.words, self.windows, self.how, self.absent, self.maps,
+        )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class _Weighted(Work):
-    """Scales what words give."""
-
-    spec: Reweight = Reweight()
-    factors: Tensor | None = None
-
-    def begin(self, run: Run) -> Work:
-        """Find the words in the run's prompts."""
-        length = max(part.columns.stop for part in run.text)
-        factors = torch.ones(run.samples, length)
-        for sample in range(run.samples):
-            for word, strength in self.spec.words:
-                if self.spec.absent == "skip" and not _holds(run.text, sample, word):
-                    continue
-                factors[sample, columns_of("reweight", word, run.text, sample, length)] *= strength
-        return replace(self, factors=factors)
-
-    def attending(self, pass_: Pass) -> tuple[Site, ...]:
-        """All layers, in passes with conditional rows."""
-        return () if pass_.rows.cond is None else self.sites
-
-    def attend(self, call: Call) -> Tensor:
-        """Head outputs with words as strong as was asked."""
-        factors = self._of_rows(call)
-        query, key = call.query, call.key
-        if self.spec.maps == "first":
-            query, key = (_first(call, x) for x in (query, key))
-        if call.site.kind == "cross":
-            return self._weighted(call, query, key, slice(None), factors)
-        image, text, rows = call.image(), call.text(), query.shape[2]
-        if image.start >= image.stop:
-            return call.output
-        columns = factors.new_ones(len(factors), key.shape[2])
-        columns[:, text] = factors[:, : text.stop - text.start]
-        out = []
-        for part in (slice(0, image.start), image, slice(image.stop, rows)):
-            if part == image:
-                out.append(self._weighted(call, query, key, image, columns))
-            elif part.start < part.stop:
-                mask = _rows(call.mask, part)
-                named = {} if mask is None else {"attn_mask": mask}
-                out.append(call.kernel(call.query[:, :, part], call.key, call.value, **named))
-        return torch.cat(out, 2)
-
-    def _weighted(
-        self, call: Call, query: Tensor, key: Tensor, rows: slice, factors: Tensor
-    ) -> Tensor:
-        mask = _rows(call.mask, rows)
-        value, named = call.value, {} if mask is None else {"attn_mask": mask}
-        if self.spec.how == "values":
-            value = value * factors[:, None, :, None].to(value)
-        else:
-            bias = factors.log()[:, None, None]
-            bias = bias if mask is None else bias + mask_as_numbers(mask)
-            named["attn_mask"] = bias.to(query.dtype)
-        return call.kernel(query[:, :, rows], key, value, **named)
-
-    def _of_rows(self, call: Call) -> Tensor:
-        """Each row's factors, "B T": those of other branches are 1."""
-        pass_ = call.pass_
-        if pass_ is None:
-            raise RuntimeError("reweight edits passes of a denoiser")
-        found, cond = self.factors, pass_.rows.cond or slice(0, pass_.rows.batch)
-        length = call.layout.n_words
-        if found is None:  # A bare denoiser, which was given no prompt.
-            found = torch.ones(1, length)
-            for word, strength in self.spec.words:
-                part = (Part("text", slice(0, length), None),)
-                found[0, columns_of("reweight", word, part, 0, length)] *= strength
-        found = found.to(call.query.device)
-        rows = cond.stop - cond.start
-        factors = found.new_ones(pass_.rows.batch, length)
-        factors[cond, : found.shape[1]] = found.repeat_interleave(rows // len(found), 0)
-        return factors.repeat_interleave(call.samples().frames, 0)
-
-
-def _holds(text: Sequence[Part], sample: int, word: str | int) -> bool:
-    """Whether a prompt isn't known to lack a word."""
-    prompts = [part.prompts[sample] for part in text if part.prompts is not None]
-    return isinstance(word, int) or not prompts or any(one.find(word) for one in prompts)
-
-
-def columns_of(
-    method: str, word: str | int, text: Sequence[Part], sample: int, length: int
-) -> list[int]:
-    """The columns of a word in all parts of a text stream.
-
-    Raises:
-        ValueError: It isn't in the prompt, or columns aren't known by words.
-    """
-    if isinstance(word, int):
-        if word >= length:
-            raise ValueError(f"{method}: column {word} doesn't exist; the text has {length}")
-        return [word]
-    found, listed = [], []
-    for part in text:
-        if part.prompts is None:
-            raise ValueError(
-                f"{method}: which columns hold {word!r} isn't known, because the pipeline was "
-                "given embeddings (or how it reads prompts isn't known); give column numbers"
-            )
-        prompt = part.prompts[sample]
-        listed.append(prompt.listed())
-        found += [part.columns.start + i for tokens in prompt.find(word) for i in tokens]
-    if not found:
-        raise ValueError(
-            f"{method}: {word!r} isn't in the prompt; its tokens are {'; '.join(listed)}"
-        )
-    return sorted(set(found))
-
-
-def _first(call: Call, x: Tensor) -> Tensor:
-    """The conditional rows replaced by the first sample's."""
-    if call.pass_ is None or call.site.kind != "cross":
-        raise NotImplementedError('reweight: maps="first" is a form of cross-attention')
-    rows, frames = call.pass_.rows, call.samples().frames
-    cond = rows.cond or slice(0, rows.batch)
-    one = x[cond.start * frames : (cond.start + 1) * frames]
-    copies = one.repeat(cond.stop - cond.start, 1, 1, 1)
-    return torch.cat([x[: cond.start * frames], copies, x[cond.stop * frames :]])
-
-
-def _rows(mask: Tensor | None, rows: slice) -> Tensor | None:
-    """A kernel's mask for some of its rows."""
-    whole = mask is None or mask.shape[-2] == 1 or rows == slice(None)
-    return mask if whole or mask is None else mask[..., rows, :]
+def _is_word(word: Any) -> bool:
+    column = isinstance(word, int) and not isinstance(word, bool) and word >= 0
+    return column or (isinstance(word, str) and bool(word.strip()))

@@ -155,6 +155,11 @@ class _AnchorEdit(Edit):
                 "anchor: the prompt comes in parts, and which columns a row sees depends on where "
                 "it began: read prompts at once (no prefill_chunk_size, no cached beginning)"
             )
+        if pass_.n_last > 1:
+            raise NotImplementedError(
+                "anchor: generated tokens stand in one block with the prompt, and their rows see "
+                "all columns: leave the assistant, prompt_lookup_num_tokens and use_cache=False out"
+            )
         real = ~pass_.tokens.is_kind(Kind.PAD)[:, : pass_.length]
         self.real = tuple(map(_range, real))
 

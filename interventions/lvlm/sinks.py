@@ -90,7 +90,8 @@ def sink_values(hidden: Tensor, dims: Sequence[int]) -> Tensor:
         ValueError: Several residual streams run side by side.
     """
     hidden = _one_stream(hidden)
-    norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32)
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(hidden, dim=-1, dtype=exact).float()
     rms = (norm.square() / hidden.shape[-1] + 1e-6).sqrt()
     phi: Tensor = hidden[..., list(dims)].float().abs().amax(-1) / rms
     return phi

@@ -56,4 +56,5 @@ def ask(
         typer.echo(json.dumps({"prompt": prompt, "answers": found}, ensure_ascii=False))
     silent = [one["condition"] for one in found if one["firing"] and not one["firing"]["fired"]]
     if silent:
-        fail(f"never fired, so these are the unedited model's: {', '.join(silent)}", 1)
+        why = " (no --image was given)" if image is None else ""
+        fail(f"never fired{why}, so these are the unedited model's: {', '.join(silent)}", 1)

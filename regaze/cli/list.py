@@ -13,7 +13,7 @@ from regaze.cli.options import Json
 from regaze.cli.terminal import out, say
 from regaze.evals import sandbox
 from regaze.evals.sandbox import smol
-from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.sandbox.video import PIPELINES
 
 
 def list_(as_json: Json = False) -> None:
@@ -28,7 +28,7 @@ def list_(as_json: Json = False) -> None:
             for name in registry.names()
         }
         methods_said = {name: _method(name) for name in names()}
-        models = [*sandbox.MODELS, *PAINTERS, *smol.MODELS]
+        models = [*sandbox.MODELS, *PIPELINES, *smol.MODELS]
         found = {"methods": methods_said, "benchmarks": benchmarks_said, "models": models}
         typer.echo(json.dumps(found))
         return
@@ -49,7 +49,7 @@ def list_(as_json: Json = False) -> None:
     for name in registry.names():
         benchmarks.add_row(name, *_or_why_not(registry.describe, name))
     out.print(methods, benchmarks, sep="\n")
-    say(f"Embedded models: {', '.join((*sandbox.MODELS, *PAINTERS))}")
+    say(f"Embedded models: {', '.join((*sandbox.MODELS, *PIPELINES))}")
     say(f"After `regaze sandbox fetch`: {', '.join(smol.MODELS)}")
 
 

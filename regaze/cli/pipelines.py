@@ -12,8 +12,8 @@ import typer
 from regaze.cli.noise import hush
 from regaze.cli.options import Device, on_one_thread
 from regaze.cli.terminal import note
-from regaze.evals.sandbox.painting import PAINTERS
 from regaze.evals.sandbox.painting.scenes import NEGATION, SUBSETS
+from regaze.evals.sandbox.video import PIPELINES
 from regaze.hooks.checks import shown
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ class Source:
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help=f"The pipeline: {', '.join(PAINTERS)}, a folder or a Hub id."
+            "--model", "-m", help=f"The pipeline: {', '.join(PIPELINES)}, a folder or a Hub id."
         ),
-    ] = PAINTERS[0]
+    ] = PIPELINES[0]
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +73,7 @@ class Source:
 
         hush("transformers")
         hush("diffusers")
-        if self.model in PAINTERS:
+        if self.model in PIPELINES:
             on_one_thread()
         loaded = pipelines.load(
             self.model,
@@ -223,7 +223,7 @@ class WorldPrompts(Prompts):
 
         if self.texts or self.prompts:
             return self.read()
-        if model not in PAINTERS:
+        if model not in PIPELINES:
             raise ValueError("--prompts is missing: which prompts should be painted?")
         return prompts.painting_world(self.split, self.subsets or SUBSETS, self.n_prompts)
 

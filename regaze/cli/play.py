@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -68,4 +69,5 @@ def play(
         say(f"Playground: {address(at)}", "Ctrl-C ends it.")
         if not alone:
             note(f"everybody who reaches {host} may use it; there is no password")
-        server(app).run(sockets=[at])
+        with suppress(KeyboardInterrupt):  # The way to end it, no error.
+            server(app).run(sockets=[at])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -140,7 +141,8 @@ def serve(
         limit_concurrency=2 * (bounds.max_waiting + bounds.max_batch),
         timeout_graceful_shutdown=_WAIT_FOR_ANSWERS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # The way to end it, no error.
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -17,7 +17,7 @@ from regaze.cli.pipelines import Source
 from regaze.cli.terminal import err, fail, out
 from regaze.evals import sandbox
 from regaze.evals.outputs import check_place
-from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.sandbox.video import PIPELINES
 
 if TYPE_CHECKING:
     from regaze.evals.asking.models import Loaded
@@ -42,7 +42,7 @@ class Target(Model):
         typer.Option(
             "--model",
             "-m",
-            help=f"The model: sandbox, smol, {', '.join(PAINTERS)}, a folder or a Hub id.",
+            help=f"The model: sandbox, smol, {', '.join(PIPELINES)}, a folder or a Hub id.",
         ),
     ] = sandbox.MODELS[0]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -10,16 +10,19 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
-from vectors import cases, meta, named, vectors
+from vectors import Tensors, cases, meta, named, vectors
 
 import regaze
-from regaze.hooks.diffusion import Layout, Site
+from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion import Host, Layout, Site
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.families import FAMILIES
+from regaze.hooks.diffusion.kernel import Edits
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import Rows
+from regaze.hooks.diffusion.running import Running
 from regaze.interventions.diffusion import regional
-from regaze.interventions.diffusion.reweight import _Weighted
+from regaze.interventions.diffusion.reweighting import Weighted
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +50,17 @@ def test_which_tokens_see_each_other(case: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.cat([text, image], 2), whole, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("case", cases("regional_prompting", named("forward")))
-def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
-    inputs, expected = vectors("regional_prompting")
+def flux(inputs: Tensors) -> Any:
     denoiser: Any = FluxTransformer2DModel(**meta("regional_prompting")["transformer_config"])
     names = {k.removeprefix("transformer."): v for k, v in inputs.items() if "transformer." in k}
     denoiser.eval().load_state_dict(names)
+    return denoiser
+
+
+@pytest.mark.parametrize("case", cases("regional_prompting", named("forward")))
+def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("regional_prompting")
+    denoiser = flux(inputs)
     texts = torch.cat([inputs["context_region0"], inputs["context_region1"]])
     ratio = 1.0 if case["base_ratio"] is None else case["base_ratio"]
     every = (case["double_inject_blocks_interval"], case["single_inject_blocks_interval"])
@@ -70,57 +78,133 @@ def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
     torch.testing.assert_close(got, expected[case["name"]], atol=5e-5, rtol=0)
 
 
-def weighed(maps: Tensor, factors: Tensor, spec: regaze.Reweight, heads: int) -> Tensor:
+@pytest.mark.parametrize("case", cases("regional_prompting", named("attn")))
+def test_regions_in_single_calls_of_flux(case: dict[str, Any]) -> None:
+    (inputs, expected), name = vectors("regional_prompting"), case["name"]
+    single = name == "attn_single"
+    block = f"{'single_' if single else ''}transformer_blocks.0"
+    denoiser = flux(inputs)
+    attn, length = denoiser.get_submodule(f"{block}.attn"), inputs["context_base"].shape[1]
+    texts = torch.cat([inputs["context_region0"], inputs["context_region1"]])
+    whole = len(texts) * length
+    spec = regaze.Regions(
+        [(inputs["region0"], "one"), (inputs["region1"], "two")], case["base_ratio"],
+        {"text": texts}, stop=1.0, overlap="all",
+    )  # fmt: skip
+    site = Site(f"{block}.attn", "joint", block, 0, attn.heads, "text-image")
+    work: Any = spec.bind(Host("FluxTransformer2DModel", (site,)))
+    grid = tuple(side // 16 for side in inputs["region0"].shape)
+    inside = torch.stack([regional.on_grid(mask, grid) for mask in work.masks])
+    assert torch.equal(regional.may_see(inside, length), expected["attention_mask"].bool())
+    layout = Layout(grid, whole, False)
+    family = FAMILIES["FluxTransformer2DModel"]
+    text = {family.text: torch.zeros(1, length, 1)}
+    pass_ = Pass(denoiser, family, text, Rows(1, slice(0, 1), None), layout, None)
+
+    def longer(x: Tensor) -> Tensor:
+        """The base's text, as long as the regions', which lie in the same rows."""
+        return torch.cat([x, torch.zeros(1, whole - length, x.shape[2])], 1)
+
+    rotary = (inputs[f"{name}.rotary_cos"], inputs[f"{name}.rotary_sin"])
+    if single:
+        base = inputs[f"{name}.hidden_states_base"]
+        base = torch.cat([longer(base[:, :length]), base[:, length:]], 1)
+        call = {"hidden_states": torch.cat([inputs[f"{name}.hidden_states"], base])}
+    else:
+        hidden, own = inputs[f"{name}.hidden_states"], inputs[f"{name}.context_base"]
+        both = torch.cat([inputs[f"{name}.context_regional"], longer(own)])
+        call = {"hidden_states": hidden.repeat(2, 1, 1), "encoder_hidden_states": both}
+    calls = Calls()
+    try:
+        with (
+            Edits(denoiser, {site: [work.attend]}, layout, calls, pass_).applied(),
+            torch.no_grad(),
+        ):
+            got = attn(**call, image_rotary_emb=rotary)
+    finally:
+        calls.release()
+    pairs = {"image": got[0][:1], "text_regional": got[1][:1], "text_base": got[1][1:, :length]}
+    if single:
+        kept = torch.cat([got[1:, :length], got[1:, whole:]], 1)
+        pairs = {"regional": got[:1], "base": kept}
+    for part, value in pairs.items():
+        torch.testing.assert_close(value, expected[f"{name}.{part}"], atol=2e-5, rtol=0)
+
+
+STEPS = 10
+
+
+def passing(rows: Rows, columns: int, step: int) -> Pass:
+    """A pass of a step."""
+    running = Running(None, {"i": step, "timesteps": range(STEPS)}, 0)
+    layout = Layout(None, columns, False, branches=rows.branches)
+    return Pass(None, FAMILIES["UNet2DConditionModel"], {}, rows, layout, running)
+
+
+def work_of(case: dict[str, Any], factors: Tensor, schedule: Tensor) -> Weighted:
+    """A case's multipliers, and windows for the columns whose schedule isn't the others'."""
+    usual = case["cross_replace_steps"]
+    usual = usual["default_"] if isinstance(usual, dict) else usual
+    # The base prompt itself keeps its map.
+    factors = torch.cat([torch.ones(1, factors.shape[1]), factors])
+    spans = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(*factors.shape, 1)
+    default = schedule[:, 0, 0]
+    assert default.tolist() == [float(n < int(usual * (STEPS + 1))) for n in range(STEPS + 1)]
+    for edit in range(schedule.shape[1]):
+        for column in range(schedule.shape[2]):
+            own = schedule[:, edit, column].nonzero().flatten().tolist()
+            if own != default.nonzero().flatten().tolist():
+                window = [own[0] / STEPS, (own[-1] + 1) / STEPS]
+                spans[edit + 1, column] = torch.tensor(window, dtype=spans.dtype)
+    return Weighted(how="values", maps="first", factors=factors, spans=spans)
+
+
+def weighed(maps: Tensor, work: Weighted, heads: int, step: int) -> Tensor:
     """Maps "(2 prompts) heads, P, T" as the engine edits them: keys and values are the identity."""
     rows, columns = maps.shape[0] // heads, maps.shape[-1]
     query = maps.log().unflatten(0, (rows, heads))
     eye = torch.eye(columns).expand(rows, heads, -1, -1)
     half = rows // 2
-    layout = Layout(None, columns, False, branches=2)
-    running: Any = SimpleNamespace(step=(0, 1), pipeline=None, run=0)
-    about = Rows(rows, slice(half, rows), slice(0, half))
-    pass_ = Pass(None, FAMILIES["UNet2DConditionModel"], {}, about, layout, running)
+    pass_ = passing(Rows(rows, slice(half, rows), slice(0, half)), columns, step)
     site = Site("attn2", "cross", "mid_block", None, heads, "image")
 
     def kernel(query: Tensor, key: Tensor, value: Tensor, **named: Any) -> Tensor:
         return F.scaled_dot_product_attention(query, key, value, scale=1.0, **named)
 
-    call = Call(site, layout, query, eye, eye, None, 1.0, kernel, pass_=pass_)
-    found = _Weighted((site,), spec=spec, factors=factors).attend(call)
-    return found.flatten(0, 1)
+    call = Call(site, pass_.layout, query, eye, eye, None, 1.0, kernel, pass_=pass_)
+    return work.attend(call).flatten(0, 1)
 
 
-@pytest.mark.parametrize("name", ["reweight", "reweight_two"])
-def test_reweighting_equals_prompt_to_prompt(name: str) -> None:
-    inputs, expected = vectors("p2p_reweight")
-    (case,) = (c for c in meta("p2p_reweight")["cases"] if c["name"] == name)
-    maps, factors = inputs[f"{name}.maps"], inputs[f"{name}.equalizer"]
-    # The base prompt itself keeps its map.
-    factors = torch.cat([torch.ones(1, factors.shape[1]), factors])
-    spec = regaze.Reweight({"tree": 2.0}, how="values", maps="first")
-    edited = weighed(maps, factors, spec, case["heads"])
-    for step in (0, 3, 7, 9):
-        acts = bool(expected[f"{name}.cross_replace_alpha"][step].all())
-        assert acts == (step < int(case["cross_replace_steps"] * (case["num_steps"] + 1)))
-        want = expected[f"{name}.step{step}"]
-        torch.testing.assert_close(edited if acts else maps, want, atol=1e-6, rtol=0)
+def _offered(case: Mapping[str, Any]) -> bool:
+    """Neither refined nor replaced words, nor copied maps of self-attention."""
+    return "num_steps" in case and case["previous"] is None
+
+
+@pytest.mark.parametrize("case", cases("p2p_reweight", _offered))
+def test_reweighting_equals_prompt_to_prompt(case: dict[str, Any]) -> None:
+    (inputs, expected), name = vectors("p2p_reweight"), case["name"]
+    maps, schedule = inputs[f"{name}.maps"], expected[f"{name}.cross_replace_alpha"]
+    assert case["num_steps"] == STEPS
+    work = work_of(case, inputs[f"{name}.equalizer"], schedule)
+    for key in (key for key in expected if key.startswith(f"{name}.step")):
+        step = int(key.removeprefix(f"{name}.step"))
+        # After the default window a word's own is over, too.
+        edited = weighed(maps, work, case["heads"], step) if schedule[step].any() else maps
+        torch.testing.assert_close(edited, expected[key], atol=1e-6, rtol=0)
 
 
 def test_reweighting_needs_no_map() -> None:
-    """The stored operands, in a step in which every word reads the base prompt's map."""
     inputs, expected = vectors("p2p_reweight")
-    assert expected["reweight_schedule.cross_replace_alpha"][3].all()
+    about = {case["name"]: case for case in meta("p2p_reweight")["cases"]}
+    schedule = expected[about["fused"]["schedule"]]
+    work = work_of(about["reweight_schedule"], inputs[about["fused"]["equalizer"]], schedule)
     query, key, value = (inputs[f"fused.{n}"] for n in "qkv")
-    factors = torch.cat([torch.ones(1, 77), inputs["reweight.equalizer"]])
-    spec = regaze.Reweight({"tree": 2.0}, how="values", maps="first")
-    site = Site("attn2", "cross", "mid_block", None, 2, "image")
-    layout = Layout(None, 77, False)
-    about = Pass(
-        None, FAMILIES["UNet2DConditionModel"], {}, Rows(2, slice(0, 2), None), layout, None
-    )
-    scale = query.shape[-1] ** -0.5
-    call = Call(
-        site, layout, query, key, value, None, scale, F.scaled_dot_product_attention, pass_=about
-    )
-    got = _Weighted((site,), spec=spec, factors=factors).attend(call)
-    torch.testing.assert_close(got, expected["fused.step3"], atol=1e-6, rtol=0)
+    site = Site("attn2", "cross", "mid_block", None, query.shape[1], "image")
+    for step in about["fused"]["steps"]:
+        about_pass = passing(Rows(2, slice(0, 2), None), key.shape[2], step)
+        call = Call(
+            site, about_pass.layout, query, key, value, None, query.shape[-1] ** -0.5,
+            F.scaled_dot_product_attention, pass_=about_pass,
+        )  # fmt: skip
+        got = work.attend(call) if schedule[step].any() else call.output
+        torch.testing.assert_close(got, expected[f"fused.step{step}"], atol=1e-6, rtol=0)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, ask, literally, logits
+from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
 from matrix import EDITS, MAIN, pairs
 from methods import Method
 from tiny import Tiny, tiny
@@ -338,29 +338,53 @@ def test_prompts_decoded_in_turns_are_edited_right_or_refused(
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MAIN)
-def test_without_a_cache_every_forward_pass_is_a_prompt_of_its_own(name: str) -> None:
-    model = tiny("llava")
-    inputs, spec = ask(model, (SHORT, [0])), EDITS[name].acts
-    if name == "ilvad":
-        with pytest.raises(NotImplementedError, match="leave out use_cache=False"):
-            logits(model, inputs, spec, use_cache=False)
-        return
-    want = []
-    longer = copy.copy(inputs)
-    for _ in range(4):
-        token = logits(model, longer, spec, use_cache=False)[:, -1:].argmax(-1)
-        want.append(int(token))
-        longer["input_ids"] = torch.cat([longer["input_ids"], token], 1)
-        longer["attention_mask"] = torch.ones_like(longer["input_ids"])
-    assert answer(model, inputs, spec, tokens=4, use_cache=False) == [want]
+UNCACHED = {
+    "adaptvis": "leave out use_cache=False",
+    "anchor": "leave the assistant, prompt_lookup_num_tokens and use_cache=False out",
+    "gift-late": "leave out use_cache=False",
+    "ilvad": "leave out use_cache=False",
+    "tidal": "leave the assistant, prompt_lookup_num_tokens and use_cache=False out",
+}
+"""Edits that need a prompt's cache, and what they say without one."""
 
 
-@pairs("vaf", families=FEW)
-def test_edits_of_all_text_rows_need_no_cache(family: str, method: Method) -> None:
+@pairs(*[name for name in MAIN if name not in UNCACHED], families=FEW)
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
+def test_generating_without_a_cache_changes_no_answer(
+    family: str, method: Method, options: dict[str, Any]
+) -> None:
     model = tiny(family)
     inputs = ask(model, *ROWS)
-    assert answer(model, inputs, method.acts, use_cache=False) == answer(model, inputs, method.acts)
+    said = [
+        answer_and_report(model, inputs, method.acts, use_cache=use, **options)
+        for use in (True, False)
+    ]
+    assert said[0][0] == said[1][0]
+    assert said[1][1].fired
+
+
+@pytest.mark.parametrize("name", UNCACHED)
+def test_what_needs_a_cache_to_generate_says_so(name: str) -> None:
+    model = tiny("llava")
+    with pytest.raises(NotImplementedError, match=UNCACHED[name]):
+        answer(model, ask(model, *ROWS), EDITS[name].acts, use_cache=False)
+
+
+def test_an_answer_without_a_cache_in_an_unknown_loop_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny("llava", fresh=True)
+
+    def _sample(self: Any, input_ids: Any, model_kwargs: Any, **_: Any) -> Any:
+        model_kwargs = {**model_kwargs, "use_cache": False}
+        return self(input_ids=input_ids, **model_kwargs)
+
+    def generate(self: Any, input_ids: Any, **model_kwargs: Any) -> Any:
+        return _sample(self, input_ids, model_kwargs)
+
+    monkeypatch.setattr(type(model.model), "generate", generate)
+    with pytest.raises(RuntimeError, match="leave use_cache=False out"):
+        answer(model, ask(model, ROWS[0]), EDITS["pai"].acts)
 
 
 @pairs("vaf", "var", families=FEW)

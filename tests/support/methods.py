@@ -335,12 +335,14 @@ METHODS = {
             AnchorAttention(theta=0.1, block=2, step=2, init=2),
             AnchorAttention(theta=1e30, block=2, step=2, init=2),
             like="pai",
+            drafts=False,
         ),
         Method(
             "tidal",
             TidalDecode(budget=5, select=(1,)),
             TidalDecode(budget=2**31 - 1, select=(1,)),
             like="pai",
+            drafts=False,
         ),
         Method(
             "vaf",
@@ -477,6 +479,10 @@ METHODS = {
         Method(
             "enhance_a_video", of(EnhanceAVideo, layers=(1, 3)),
             scenes=("clip-wan", "clip-cogvideox", "clip-hunyuan"),
+        ),
+        Method(
+            "enhance_a_video-temporal", of(EnhanceAVideo, weight=4.0), scenes=("clip-motion",),
+            like="enhance_a_video",
         ),
         Method(
             "radial", of(RadialAttention, decay=0.5, block=4, start=0.0, dense_layers=0),

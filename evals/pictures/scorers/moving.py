@@ -25,23 +25,25 @@ _GROUND = 0.05
 @register
 @dataclass(frozen=True)
 class Moving(Scorer):
-    """What becomes of the prompted objects from frame to frame; no flow is known or needed.
+    """The prompted objects from frame to frame; no flow is known or needed.
 
     ``right`` is the share of clips that show every prompted object in every frame, ``kept`` the
     share of prompted objects that are there in every frame, and ``found`` that over single frames.
     ``motion`` is how far objects that are there in two neighbouring frames move, in pixels;
-    ``drift`` how much its blob's area changes then, as a share, and ``flicker`` the mean absolute
+    ``jerk`` how far from there one is in a third frame that goes straight on at that speed;
+    ``drift`` how much its blob's area changes, as a share, and ``flicker`` the mean absolute
     difference of neighbouring frames where both are ground, in grey levels of 255. In the world's
-    own clips ``motion`` is about 2, the others 1, 1, 1, next to 0 and 0.
+    own clips ``motion`` is about 2 and ``jerk`` 1, because things turn back at the edges and at
+    each other; the others are 1, 1, 1, next to 0 and 0.
     """
 
     name: ClassVar[str] = "moving"
     summary: ClassVar[str] = "objects kept, motion and flicker, for clips of the painting world"
     paper: ClassVar[str] = "none"
     directions: ClassVar = {
-        "right": 1, "kept": 1, "found": 1, "motion": 0, "drift": -1, "flicker": -1,
+        "right": 1, "kept": 1, "found": 1, "motion": 0, "jerk": -1, "drift": -1, "flicker": -1,
     }  # fmt: skip
-    absolute: ClassVar = ("motion", "flicker")
+    absolute: ClassVar = ("motion", "jerk", "flicker")
     strips: ClassVar = True
 
     def check(self, prompts: Sequence[str]) -> None:
@@ -60,12 +62,13 @@ class Moving(Scorer):
             "kept": ratio(sums["kept"], sums["wanted"]),
             "found": ratio(sums["found"], sums["asked"]),
             "motion": ratio(sums["moved"], sums["steps"]),
+            "jerk": ratio(sums["turned"], sums["turns"]),
             "drift": ratio(sums["drifted"], sums["steps"]),
             "flicker": ratio(sums["flicker"], sums["grounds"]),
         }
 
     def told(self, counts: Counts) -> str:
-        """What became of the prompted objects, in words."""
+        """The fates of the prompted objects, in words."""
         kept = f"{counts['kept']:.0f} of {counts['wanted']:.0f} kept"
         if not counts["steps"]:
             return kept
@@ -102,6 +105,12 @@ def _clip(frames: Sequence[Image.Image], prompt: str) -> Counts:
             moved += float(np.hypot(two.x - one.x, two.y - one.y))
             drifted += abs(two.area - one.area) / one.area
             steps += 1
+    turns = [
+        float(np.hypot(c.x - 2 * b.x + a.x, c.y - 2 * b.y + a.y))
+        for one, two, three in zip(seen, seen[1:], seen[2:], strict=False)
+        for kind in one.keys() & two.keys() & three.keys()
+        for a, b, c in [(one[kind], two[kind], three[kind])]
+    ]
     grounds = [segment(np.asarray(frame, np.float64))[0] <= _GROUND for frame in frames]
     flicker = _flicker(frames, grounds)
     kept = sum(all(kind in places for places in seen) for kind in wanted.kinds)
@@ -112,6 +121,8 @@ def _clip(frames: Sequence[Image.Image], prompt: str) -> Counts:
         "found": float(sum(len(places) for places in seen)),
         "asked": float(len(wanted.kinds) * len(frames)),
         "moved": moved,
+        "turned": sum(turns),
+        "turns": float(len(turns)),
         "drifted": drifted,
         "steps": float(steps),
         "flicker": float(np.mean(flicker)) if flicker else 0.0,

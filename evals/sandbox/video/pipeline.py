@@ -15,7 +15,7 @@ from diffusers import (
 )
 
 from regaze.evals.sandbox.painting import painter_path
-from regaze.evals.sandbox.video import controlnet_path
+from regaze.evals.sandbox.video import controlnet_path, motion_path
 
 
 def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPipeline:
@@ -37,17 +37,17 @@ def load_pipeline(controlnet: Path | None = None) -> StableDiffusionControlNetPi
     return pipeline
 
 
-def load_moving(adapter: Path) -> AnimateDiffPipeline:
+def load_moving(adapter: Path | None = None) -> AnimateDiffPipeline:
     """A pipeline in float32 that paints clips of what a prompt says.
 
     Args:
-        adapter: Folder of the motion modules; none are shipped.
+        adapter: Folder of the motion modules; default: the shipped ones.
 
     Raises:
         OSError: The folder holds no motion modules.
     """
     painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
-    motion = MotionAdapter.from_pretrained(adapter)
+    motion = MotionAdapter.from_pretrained(adapter or motion_path())
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
     parts: dict[str, Any] = {name: painter.components[name] for name in names}
     pipeline: AnimateDiffPipeline = AnimateDiffPipeline(**parts, motion_adapter=motion)
@@ -56,7 +56,7 @@ def load_moving(adapter: Path) -> AnimateDiffPipeline:
 
 
 def identity(controlnet: Path | None = None) -> dict[str, str]:
-    """What tells a pipeline with a ControlNet from any other: names, and a hash of all weights.
+    """The identity of a pipeline with a ControlNet: names, and a hash of all weights.
 
     Raises:
         OSError: The folder holds no ControlNet.

@@ -29,10 +29,15 @@ def metrics(strips: list[Image.Image], prompts: list[str]) -> dict[str, float]:
     }
 
 
-def speed(clip: Clip) -> float:
+def speed(clip: Clip, order: int = 1) -> float:
     """Mean way of an object from frame to frame, in pixels: two drawn units each."""
     places = np.array([[(o.cx, o.cy) for o in objects] for objects in clip.frames]) / 2
-    return float(np.linalg.norm(np.diff(places, axis=0), axis=-1).mean())
+    return float(np.linalg.norm(np.diff(places, order, axis=0), axis=-1).mean())
+
+
+def jerk(clip: Clip) -> float:
+    """Mean change of an object's speed."""
+    return speed(clip, order=2)
 
 
 def test_the_worlds_own_clips_are_right() -> None:
@@ -43,12 +48,17 @@ def test_the_worlds_own_clips_are_right() -> None:
     weights = [len(one.frames[0]) for one in shown]
     true = np.average([speed(one) for one in shown], weights=weights)
     assert found["motion"] == pytest.approx(true, abs=0.02)
+    turned = np.average([jerk(one) for one in shown], weights=weights)
+    assert found["jerk"] == pytest.approx(turned, abs=0.02)
 
 
 def test_what_vanishes_stands_still_grows_or_flickers_is_seen() -> None:
     clip = next(one for one in clips("test", 20) if len(one.frames[0]) == 2)
     still = [clip.images[0]] * 8
     assert metrics([strip(still)], [clip.prompt])["motion"] == 0
+    there_and_back = [clip.images[0], clip.images[1]] * 4
+    found = metrics([strip(there_and_back)], [clip.prompt])
+    assert found["jerk"] == pytest.approx(2 * found["motion"]) and found["jerk"] > 1
     lost = [*clip.images[:7], paint(clip.frames[7][:1])]
     found = metrics([strip(lost)], [clip.prompt])
     assert (found["right"], found["kept"], found["found"]) == (0, 0.5, 15 / 16)

@@ -44,6 +44,25 @@ def test_it_equals_whole_maps_and_leaves_nothing(family: str, per: str, guided: 
     assert torch.equal(kind.run(pipe, guided=guided), plain)
 
 
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
+@pytest.mark.parametrize("per", ["item", "call"])
+def test_temporal_attention_has_the_maps_of_its_own_calls(per: str, guided: bool) -> None:
+    pipe, kind = video("motion"), VIDEOS["motion"]
+    plain = kind.run(pipe, 2, guided=guided)
+    with regaze.attach(pipe, EnhanceAVideo(weight=4, per=per)) as run:
+        got = kind.run(pipe, 2, guided=guided)
+        single = kind.run(pipe, 1, guided=guided)
+    spec: Any = run.specs[0]
+    assert spec.layers and all("motion_modules" in name for name in spec.layers)
+    with literally(pipe, kind.running(guided, batch=2), [spec.literal()]):
+        want = kind.run(pipe, 2, guided=guided)
+    scale = plain.abs().max()
+    assert (got - want).abs().max() < 1e-5 * scale
+    assert (got - plain).abs().max() > 1e-3 * scale
+    assert ((got[:1] - single).abs().max() < 1e-5 * scale) == (per == "item")
+    assert torch.equal(kind.run(pipe, 2, guided=guided), plain)
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_a_batch_gives_what_single_prompts_give(family: str) -> None:
     pipe, kind = video(family), VIDEOS[family]
@@ -69,8 +88,10 @@ def test_it_acts_beside_guidance_and_in_its_steps_alone() -> None:
 def test_bad_inputs_raise() -> None:
     with pytest.raises(ValueError, match="no weight was published for SD3Transformer2DModel"):
         regaze.attach(tiny("sd3"), EnhanceAVideo())
-    with pytest.raises(ValueError, match="of UNetMotionModel doesn't see all frames"):
-        regaze.attach(tiny("animatediff"), EnhanceAVideo(weight=4))
+    with pytest.raises(ValueError, match="no attention of UNet2DConditionModel sees several fra"):
+        regaze.attach(tiny("sd"), EnhanceAVideo(weight=4))
+    with pytest.raises(ValueError, match="is self-attention, .*; choose temporal attention"):
+        regaze.attach(tiny("animatediff"), EnhanceAVideo(weight=4, layers=(1,)))
     with pytest.raises(ValueError, match="unknown per 'batch'"):
         EnhanceAVideo(per="batch")
     with pytest.raises(ValueError, match="layers holds 1.5"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny_pipelines import FAMILIES, WIDTH, noise, tiny
 from torch import Tensor
 
 import regaze
-from regaze.interventions.diffusion.reweight import read_weights
+from regaze.interventions.diffusion.word_columns import read_weights
 
 PROMPT = "a red circle and a blue square"
 
@@ -99,6 +100,16 @@ def test_words_are_columns() -> None:
         regaze.Reweight({"red": 2.5}, absent="drop")
 
 
+@pytest.mark.parametrize("maps", ["own", "first"])
+def test_a_word_has_a_window_of_its_own(maps: str) -> None:
+    spec = regaze.Reweight({"red": 2.5}, maps=maps)
+    late = paint(replace(spec, windows={"red": [0.5, 1.0]}))
+    # The steps before are plain: of a prompt's own map nothing is scaled then.
+    assert torch.allclose(late, paint(replace(spec, start=0.5)), atol=1e-5)
+    assert torch.equal(paint(replace(spec, windows={"red": [0.0, 1.0]})), paint(spec))
+    assert not torch.equal(late, paint(spec))
+
+
 def test_a_prompt_as_people_write_it() -> None:
     assert read_weights("(a red:1.4) cat, (blue:0.5) sky") == (
         "a red cat, blue sky", {"a red": 1.4, "blue": 0.5},
@@ -123,6 +134,14 @@ def test_a_prompt_as_people_write_it() -> None:
         (lambda: regaze.Reweight({"": 2.0}), "no word or column number"),
         (lambda: regaze.Reweight({"red": -1.0}, how="logits"), "needs 0 or more"),
         (lambda: regaze.Reweight(["red"]), "words must be"),
+        (lambda: regaze.Reweight({"red": 2.0}, windows={"cat": [0, 1]}), "gives no strength"),
+        (lambda: regaze.Reweight({"red": 2.0}, windows={"red": 0.5}), "windows must be"),
+        (lambda: regaze.Reweight({"red": 2.0}, windows=["red"]), "windows must be"),
+        (lambda: regaze.Reweight({"red": 2.0}, windows={"red": [0.5, 0.2]}), "must lie within"),
+        (
+            lambda: regaze.Reweight({"red": 2.0}, "logits", maps="first", windows={"red": [0, 1]}),
+            "mix columns of two maps",
+        ),
         (lambda: regaze.Regions([((0, 0, 2, 1), "x")]), "in shares of the picture"),
         (lambda: regaze.Regions([((0, 0, 1), "x")]), "is no place"),
         (lambda: regaze.Regions(["x"]), "no pair of a place and a prompt"),
