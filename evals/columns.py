@@ -34,7 +34,8 @@ from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.sandbox.smol.photographs import photograph_questions, read_photographs
 from regaze.evals.scoring.scored import Scored
 from regaze.evals.study import prepare, study
-from regaze.evals.tuning.tune import Tuned, tune
+from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tuned import Tuned
 from regaze.interventions.base import get
 
 TUNED = ("pai", "vaf", "vcd", "vhr")

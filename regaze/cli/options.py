@@ -41,7 +41,7 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of those of its parameters that are dataclasses.
 
     Typer reads options off a signature, and knows no groups of them. Help shows those of a
-    dataclass together, under its ``PANEL``.
+    dataclass together, under its ``PANEL`` if it has one.
     """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
@@ -56,7 +56,9 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
             default = parameter.empty if one.default is MISSING else one.default
             parameters.append(
                 parameter.replace(
-                    name=one.name, default=default, annotation=_in_panel(hints[one.name], kind)
+                    name=one.name,
+                    default=default,
+                    annotation=_in_panel(hints[one.name], getattr(kind, "PANEL", None)),
                 )
             )
 
@@ -73,11 +75,13 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _in_panel(hint: Any, kind: Any) -> Any:
-    """A field's annotation, with its option shown in the panel of its dataclass."""
-    about = copy.copy(hint.__metadata__[0])
-    if isinstance(about, OptionInfo):
-        about.rich_help_panel = kind.PANEL
+def _in_panel(hint: Any, panel: str | None) -> Any:
+    """A field's annotation, with its option shown in a panel of the help."""
+    about = getattr(hint, "__metadata__", (None,))[0]
+    if panel is None or not isinstance(about, OptionInfo):
+        return hint
+    about = copy.copy(about)  # Other commands' groups may share it.
+    about.rich_help_panel = panel
     return Annotated[hint.__origin__, about]
 
 
