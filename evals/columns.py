@@ -1,80 +1,187 @@
-"""Every method in three worlds: ``python -m regaze.evals.columns`` (or ``make results-smol``).
+"""Every method in several worlds: ``python -m regaze.evals.columns`` (or ``make results-smol``).
 
-Asks POPE of ``smol`` with every method as it comes, on scenes of its world and, where they are
-given, on photographs, and puts the changes beside those of the drawn scenes in ``results.json``.
-Stopped, it goes on where it was.
+Asks POPE of ``smol`` with every method as it comes, and with some that are tuned on validation
+scenes, about scenes of its world and, where they are given, about photographs; likewise its twin
+that was trained without the prior, with the cheaper methods; then has scenes described. The changes
+go beside those of the drawn scenes into ``results-smol.json``, with what stands behind them
+(`columns_why`). Stopped, it goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from regaze.evals.asking.every import every_method
+from regaze.evals.analysis.asked import Subject, pick
+from regaze.evals.analysis.search import Found, by_attribution
+from regaze.evals.asking.every import Every, every_method
+from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
 from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import SMOL
+from regaze.evals.columns_why import moves, visual_mass
 from regaze.evals.reports.columns_page import page
 from regaze.evals.results import table_of
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
-from regaze.evals.runs.progress import bars
+from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.sandbox.smol.photographs import photograph_questions, read_photographs
+from regaze.evals.scoring.scored import Scored
 from regaze.evals.study import prepare, study
+from regaze.evals.tuning.tune import Tuned, tune
+from regaze.interventions.base import get
 
-_BATCH = 24
+TUNED = ("pai", "vaf", "vcd", "vhr")
+"""Methods whose settings are searched: attention on the image scaled up twice over, in two ways; a
+contrast; heads chosen by how they react to the image."""
+CHEAP = (
+    *("adaptvis", "avar", "devils", "dola", "gift", "highlight"),
+    *("pai", "scalingvis", "spin", "vaf", "vcd", "vhr"),
+)
+"""Methods that the twin is asked with, and scenes are described with."""
+_TESTED, _HEADS, _SEARCHED, _LOOKED_AT, _BATCH = next(iter(SMOL.tests)), 4, 16, 48, 24
 
 
-def columns(
-    loaded: Loaded, out: Path, scenes: int, photographs: Path | None, limit: int
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Sizes:
+    """How much is asked.
+
+    Attributes:
+        scenes: Prior-free test scenes, six questions each.
+        limit: Questions about photographs, evenly of POPE's three kinds.
+        validation: Scenes that settings are chosen on, six questions each; 0: nothing is tuned.
+        trials: Settings tried of each of `TUNED`.
+        twin: Scenes that the twin is asked about; 0: it isn't asked.
+        captions: Scenes that are described; 0: none.
+    """
+
+    scenes: int = 64
+    limit: int = 192
+    validation: int = 16
+    trials: int = 6
+    twin: int = 64
+    captions: int = 32
+
+
+def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dict[str, Any]:
     """Run everything that isn't on the disk yet.
 
     Args:
-        loaded: The model.
+        name: The model; its twin is called ``NAME-twin``.
         out: Where runs lie.
-        scenes: Of its world's prior-free test split, six questions each.
+        sizes: How much is asked.
         photographs: COCO's folder, if there is one.
-        limit: Questions about photographs, evenly of POPE's three kinds.
 
     Returns:
         What the page is made of, JSON-able.
 
     Raises:
-        ValueError: The directory holds runs of other sizes, or of another model.
+        ValueError: The directory holds runs of other sizes, or of another model; a model can't be
+            loaded.
         OSError: It can't be written.
     """
-    methods = every_method(loaded)
-    conditions = [Condition((spec,)) for spec in methods.specs]
-    split = next(iter(SMOL.tests))
-    sources: dict[str, tuple[Source, int | None]] = {
-        "smol": (Source("pope", split=split, n_images=scenes), None)
-    }
-    if photographs is not None:
-        asked = out / "photographs.jsonl"
-        records = photograph_questions(read_photographs(photographs)[1])
-        files.write_text(asked, "".join(f"{json.dumps(record)}\n" for record in records))
-        source = Source("pope", data=(str(asked),), images=str(photographs))
-        sources["photographs"] = source, limit
-    tables = {}
+    loaded = load(name)
     with bars() as follow:
-        for name, (source, most) in sources.items():
-            job = prepare(source, out / name, most)
-            (found,) = study(
-                [job], loaded, conditions, progress=follow, batch_size=_BATCH, limit=most
-            )
-            tables[name] = table_of(found.scores[0])
+        methods = _with_heads(loaded, every_method(loaded), out / "heads.json", follow("heads"))
+        usual = [Condition((spec,)) for spec in methods.specs]
+        cheap = [one for one in usual if one.specs[0].name in CHEAP]
+        tuned = _tuned(loaded, methods, out / "tune", sizes, follow("tuning"))
+        best = [Condition((t.best.spec,)) for t in tuned.values() if t.best is not None]
+
+        def ask(
+            where: str, source: Source, of: Loaded, said: list[Condition], limit: int | None = None
+        ) -> Scored:
+            job = prepare(source, out / where, limit)
+            told = list(dict.fromkeys(said))
+            (run,) = study([job], of, told, progress=follow, batch_size=_BATCH, limit=limit)
+            return run
+
+        scenes = Source("pope", split=_TESTED, n_images=sizes.scenes)
+        runs = {"smol": ask("smol", scenes, loaded, [*usual, *best])}
+        seen = {"smol": visual_mass(loaded, scenes.tasks()[0], _LOOKED_AT)}
+        if photographs is not None:
+            shown = _photographs(photographs, out / "photographs.jsonl")
+            runs["photographs"] = ask("photographs", shown, loaded, [*usual, *best], sizes.limit)
+            seen["photographs"] = visual_mass(loaded, shown.tasks()[0], _LOOKED_AT)
+        if sizes.twin:
+            source = replace(scenes, n_images=sizes.twin)
+            runs["twin"] = ask("twin", source, load(f"{name}-twin"), [*cheap, *best])
+        if sizes.captions:
+            source = Source("chair", split=_TESTED, n_images=sizes.captions)
+            runs["captions"] = ask("captions", source, loaded, [*cheap, *best])
     return {
         "model": Path(str(loaded.identity["name"])).name,
+        "sizes": asdict(sizes),
         "left_out": dict(methods.left_out),
         "usual": {spec.name: spec.label for spec in methods.specs},
-        "tables": tables,
+        "tuned": {method: _chosen(search) for method, search in tuned.items()},
+        "tables": {where: table_of(run.scores[0]) for where, run in runs.items()},
+        "why": {where: moves(runs[where].result) for where in ("smol", "twin") if where in runs},
+        "visual_mass": seen,
     }
+
+
+def _with_heads(loaded: Loaded, methods: Every, path: Path, progress: Progress) -> Every:
+    """The methods, and AD-HH with the heads that validation captions show."""
+    if "adhh" not in methods.left_out:
+        return methods
+    if not path.exists():
+        source = Source("chair", split=SMOL.validation, n_images=_SEARCHED)
+        task = source.tasks()[0]
+        answerer = Answerer(loaded.model, loaded.processor, task.max_new_tokens)
+        subject = Subject(answerer, task, pick(task.items, _SEARCHED), _SEARCHED)
+        ranked = by_attribution(subject, progress=progress)
+        model, heads = str(loaded.identity["name"]), ranked.top(_HEADS)
+        found = Found("adhh", "attribution", model, source.title, _SEARCHED, heads, ranked)
+        files.write_json(path, found.to_dict())
+    spec = get("adhh")(heads=files.read_json(path)["heads"])
+    left = {name: why for name, why in methods.left_out.items() if name != "adhh"}
+    return Every(sorted([*methods.specs, spec], key=lambda one: one.name), left)
+
+
+def _tuned(
+    loaded: Loaded, methods: Every, out: Path, sizes: Sizes, progress: Progress
+) -> dict[str, Tuned]:
+    if not sizes.validation:
+        return {}
+    source = Source("pope", split=SMOL.validation, n_images=sizes.validation)
+    return {
+        spec.name: tune(
+            loaded,
+            spec,
+            source,
+            out=out / spec.name,
+            trials=sizes.trials,
+            batch_size=_BATCH,
+            progress=progress,
+        )
+        for spec in methods.specs
+        if spec.name in TUNED
+    }
+
+
+def _chosen(search: Tuned) -> Mapping[str, Any]:
+    best, name = search.best, search.objective
+    return {
+        "with": best and best.spec.label,
+        "objective": name,
+        "baseline": search.baseline[name],
+        "usual": search.usual.metrics.get(name),
+        "value": best and best.metrics[name],
+        "trials": len(search.trials),
+    }
+
+
+def _photographs(folder: Path, asked: Path) -> Source:
+    records = photograph_questions(read_photographs(folder)[1])
+    files.write_text(asked, "".join(f"{json.dumps(record)}\n" for record in records))
+    return Source("pope", data=(str(asked),), images=str(folder))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,19 +191,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--photographs", type=Path, metavar="DIR", help="COCO's folder")
     parser.add_argument("--out", type=Path, default=Path("runs/results-smol"), metavar="DIR")
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR")
-    parser.add_argument("--scenes", type=int, default=100, metavar="N")
-    parser.add_argument("--limit", type=int, default=522, metavar="N", help="on photographs")
+    for name, count in asdict(Sizes()).items():
+        parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args(arguments)
     stored = given.docs / "results-smol.json"
     if not given.page:
         torch.set_num_threads(1)
         found = columns(
-            load(given.model),
+            given.model,
             given.out.absolute(),
-            given.scenes,
+            Sizes(**{name: getattr(given, name) for name in asdict(Sizes())}),
             given.photographs and given.photographs.absolute(),
-            given.limit,
         )
         files.write_text(stored, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
     drawn = files.read_json(given.docs / "results.json")

@@ -1,15 +1,33 @@
-"""The page about all methods in three worlds, from stored numbers alone."""
+"""The page about all methods in several worlds, from stored numbers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from regaze.evals.reports.columns_reading import READ_OF, READINGS, UNFIT
 from regaze.evals.reports.results_page import changed, table_row
 from regaze.evals.scoring.thresholds import AUC
 
-_SHOWN: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
-_TITLES = {"sandbox": "drawn scenes, `sandbox`", "smol": "scenes, `smol`"}
+_POPE: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
+_CHAIR: Mapping[str, int] = {"chair_i": -1, "recall": 1}
+_NAMES = {
+    "accuracy": "Accuracy",
+    AUC: "AUC of the yes margin",
+    "yes_ratio": "Share of yes",
+    "chair_i": "Captions: CHAIR_i",
+    "recall": "Captions: recall",
+}
+_TITLES = {
+    "sandbox": "drawn scenes, `sandbox`",
+    "smol": "scenes, `smol`",
+    "twin": "scenes, its twin",
+    "photographs": "photographs, `smol`",
+    "captions": "scenes, `smol`",
+}
+_ASKED_ABOUT = ("seen", "unseen", "partner", "twin: partner", "other")
+
+Table = Mapping[str, Any]
 
 
 def page(stored: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
@@ -19,53 +37,66 @@ def page(stored: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
         stored: As `regaze.evals.columns.columns` makes it.
         drawn: As `regaze.evals.results.results` makes it, of the drawn scenes.
     """
-    tables = {"sandbox": _pope(drawn), **stored["tables"]}
-    methods = sorted({*drawn["usual"], *stored["usual"]})
-    usual = {name: (drawn if name == "sandbox" else stored)["usual"] for name in tables}
-    parts = [_head(tables)]
-    for metric, way in _SHOWN.items():
-        lines = [
-            f"## {_NAMES[metric]}",
-            "",
-            table_row("method", *(_title(name) for name in tables)),
-            table_row("---", *("---:" for _ in tables)),
-            table_row("none", *(_baseline(table, metric) for table in tables.values())),
-        ]
-        lines += [
-            table_row(
-                f"`{method}`",
-                *(
-                    _cell(table, usual[name].get(method), metric, way)
-                    for name, table in tables.items()
-                ),
-            )
-            for method in methods
-        ]
-        parts.append("\n".join(lines))
-    left = [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
-    parts.append("\n".join(["## Left out on `smol`", "", *(left or ["- nothing"])]))
+    asked = {where: t for where, t in stored["tables"].items() if where != "captions"}
+    worlds = {"sandbox": _first(drawn, "pope"), **asked}
+    parts = [_head(worlds), _readings(stored)]
+    parts += [_changes(worlds, stored, drawn, name, way) for name, way in _POPE.items()]
+    if "captions" in stored["tables"]:
+        told = {"sandbox": _first(drawn, "chair"), "captions": stored["tables"]["captions"]}
+        parts += [_changes(told, stored, drawn, name, way) for name, way in _CHAIR.items()]
+    parts += [_tuned(stored)] if stored["tuned"] else []
+    parts += [_moves(stored), _mass(stored), _left_out(stored)]
     return "\n\n".join(parts) + "\n"
 
 
-_NAMES = {"accuracy": "Accuracy", AUC: "AUC of the yes margin", "yes_ratio": "Share of yes"}
-
-
-def _title(name: str) -> str:
-    return _TITLES.get(name, "photographs, `smol`")
-
-
-def _pope(drawn: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The table of POPE on prior-free scenes, which is the first."""
-    found: Mapping[str, Any] = next(t for t in drawn["tables"] if t["task"] == "pope")
+def _first(drawn: Mapping[str, Any], task: str) -> Table:
+    """The table of a task on prior-free scenes, which is the first."""
+    found: Table = next(table for table in drawn["tables"] if table["task"] == task)
     return found
 
 
-def _baseline(table: Mapping[str, Any], metric: str) -> str:
+def _changes(
+    worlds: Mapping[str, Table],
+    stored: Mapping[str, Any],
+    drawn: Mapping[str, Any],
+    metric: str,
+    way: int,
+) -> str:
+    """One metric of every method in every world."""
+    methods = sorted({*drawn["usual"], *stored["usual"]})
+    usual = {where: (drawn if where == "sandbox" else stored)["usual"] for where in worlds}
+    lines = [
+        f"## {_NAMES[metric]}",
+        "",
+        table_row("method", *(_TITLES[where] for where in worlds)),
+        table_row("---", *("---:" for _ in worlds)),
+        table_row("none", *(_baseline(table, metric) for table in worlds.values())),
+    ]
+    for method in methods:
+        cells = (_cell(worlds[w], usual[w].get(method), metric, way) for w in worlds)
+        lines.append(table_row(f"`{method}`", *cells))
+    for method, label in _settings(stored).items():
+        own = {w: drawn["tuned"].get(method, {}).get("with") for w in worlds if w == "sandbox"}
+        cells = (_cell(worlds[w], own.get(w, label), metric, way) for w in worlds)
+        lines.append(table_row(f"`{method}`, tuned in each world", *cells))
+    return "\n".join(lines)
+
+
+def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Tuned settings that aren't the defaults, by method."""
+    return {
+        method: found["with"]
+        for method, found in stored["tuned"].items()
+        if found["with"] not in (None, stored["usual"][method])
+    }
+
+
+def _baseline(table: Table, metric: str) -> str:
     first = next(iter(table["rows"].values()))
     return f"{100 * first['metrics'][metric]:.1f}"
 
 
-def _cell(table: Mapping[str, Any], label: str | None, metric: str, way: int) -> str:
+def _cell(table: Table, label: str | None, metric: str, way: int) -> str:
     if label is None:
         return "can't act"
     if label in table["silent"]:
@@ -75,17 +106,19 @@ def _cell(table: Mapping[str, Any], label: str | None, metric: str, way: int) ->
     return changed(table["rows"][label], metric, way)
 
 
-def _head(tables: Mapping[str, Any]) -> str:
+def _head(worlds: Mapping[str, Table]) -> str:
     sizes = ", ".join(
-        f"{table['items']} questions about {table['scenes']} images ({_title(name)})"
-        for name, table in tables.items()
+        f"{table['items']} questions about {table['scenes']} images ({_TITLES[where]})"
+        for where, table in worlds.items()
     )
-    return f"""# Results in three worlds
+    return f"""# Results in several worlds
 
 Every method for vision-language models as it comes, asked POPE: on the drawn scenes of the built-in
 model `sandbox`, on prior-free scenes of [`smol`](../evals/sandbox/smol/README.md), whose language
-model is a real one, and of `smol` on COCO's photographs. `make results-smol` makes this page; its
-numbers are in [results-smol.json](results-smol.json) and [results.json](results.json).
+model is a real one, on the same scenes of its twin that was trained without the prior, and of
+`smol` on COCO's photographs. `make results-smol` makes this page; its numbers are in
+[results-smol.json](results-smol.json) and [results.json](results.json), the readings in
+`evals/reports/columns_reading.py`.
 
 - **Asked**: {sizes}; the mean of random, popular and adversarial questions. **So few questions
   decide little: the intervals are wide, and most include 0.**
@@ -93,3 +126,91 @@ numbers are in [results-smol.json](results-smol.json) and [results.json](results
   ▼ worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction.
 - On photographs `smol` answers what it never saw one of: it knows them from its vision tower's
   classifier alone. See its card before reading anything into that column."""
+
+
+def _readings(stored: Mapping[str, Any]) -> str:
+    lines = ["## What was learnt", ""]
+    if dict(READ_OF) != dict(stored["sizes"]):
+        lines += ["Written about a run of other sizes than the tables below.", ""]
+    known = [name for name in READINGS if name in stored["usual"]]
+    lines += [f"- **`{name}`** {READINGS[name]}" for name in known]
+    lines += ["", "No test bed:", ""]
+    lines += [f"- **`{name}`** {why}" for name, why in UNFIT.items()]
+    return "\n".join(lines)
+
+
+def _tuned(stored: Mapping[str, Any]) -> str:
+    lines = [
+        "## Tuned settings",
+        "",
+        f"AUC on {stored['sizes']['validation']} validation scenes, the best of so few trials.",
+        "",
+        table_row("method", "unedited", "as it comes", "tuned", "`--with`", "trials"),
+        table_row("---", "---:", "---:", "---:", "---", "---:"),
+    ]
+    for name, found in stored["tuned"].items():
+        numbers = [_percent(found[key]) for key in ("baseline", "usual", "value")]
+        same = found["with"] in (None, stored["usual"][name])
+        chosen = "as it comes" if same else f"`{found['with']}`"
+        lines.append(table_row(f"`{name}`", *numbers, chosen, str(found["trials"])))
+    return "\n".join(lines)
+
+
+def _moves(stored: Mapping[str, Any]) -> str:
+    """What stands behind the readings."""
+    why, twin = stored["why"]["smol"], stored["why"].get("twin", {})
+    asked = why["none"]["questions"]
+    lines = [
+        "## What moves",
+        "",
+        "Yes in percent, and in brackets the median change of the margin between yes and no, by "
+        "what is asked about: an object that is there, in a picture that training showed "
+        f"({asked['seen']} questions) or in an unseen one ({asked['unseen']}), the absent partner "
+        f"of one that is there ({asked['partner']}), any other absent kind ({asked['other']}). "
+        "Broken: answers that begin with neither word or run on past the length limit. Acts: "
+        "edited layers, and the largest effect as reports measure it.",
+        "",
+        table_row("method", *_ASKED_ABOUT, "broken", "acts"),
+        table_row("---", *["---:"] * 6, "---"),
+    ]
+    names = {label: f"`{method}`" for method, label in stored["usual"].items()}
+    names |= {label: f"`{m}`, tuned" for m, label in _settings(stored).items()}
+    for label, found in why.items():
+        cells = [_moved(found, group) for group in ("seen", "unseen", "partner")]
+        cells.append(_moved(twin[label], "partner") if label in twin else "not asked")
+        cells.append(_moved(found, "other"))
+        cells.append(f"{100 * max(found['neither'], found['cut']):.0f} %")
+        acts = found["acted"]
+        where = f"{acts['layers']} layers, {acts['effect']:.2f} in {acts['layer']}" if acts else "–"
+        lines.append(table_row(names.get(label, "none"), *cells, where))
+    return "\n".join(lines)
+
+
+def _moved(found: Mapping[str, Any], group: str) -> str:
+    shift = found["shift"][group]
+    moved = "cut" if shift is None else f"{shift:+.1f}".replace("-", "−")
+    return f"{100 * found['yes'][group]:.0f} ({moved})"
+
+
+def _mass(stored: Mapping[str, Any]) -> str:
+    lines = [
+        "## Attention on the image, by layer",
+        "",
+        "Share of the last prompt row's attention, mean over heads, in percent.",
+        "",
+    ]
+    lines += [f"- {_TITLES[w]}: {_row(found)}" for w, found in stored["visual_mass"].items()]
+    return "\n".join(lines)
+
+
+def _row(values: Sequence[float]) -> str:
+    return " ".join(f"{100 * value:.0f}" for value in values)
+
+
+def _left_out(stored: Mapping[str, Any]) -> str:
+    left = [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
+    return "\n".join(["## Left out on `smol`", "", *(left or ["- nothing"])])
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"

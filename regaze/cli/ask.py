@@ -14,7 +14,7 @@ from regaze.cli.terminal import fail, say
 
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", "-w", help="vhr, pai:alpha=0.5, or var+pai. Repeatable."),
+    typer.Option("--with", "-w", help="A condition: vhr, pai:alpha=0.5, or var+pai. Repeatable."),
 ]
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from toy import TOY_IDENTITY, toy_model
 
-from regaze.evals import columns, results
+from regaze.evals import columns, columns_why, results
 from regaze.evals.asking.every import Every
 from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.source import Source
@@ -16,8 +16,16 @@ from regaze.evals.reports.columns_page import page
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import quiet
+from regaze.evals.runs.records import Record
+from regaze.evals.runs.results import Answers, RunResult
+from regaze.evals.sandbox.smol.scenes import NAMES, PARTNER
+from regaze.evals.sandbox.smol.tasks import find_scene
+from regaze.evals.sandbox.smol.words import question
 from regaze.evals.study import prepare, study
+from regaze.evals.task import Item
 from regaze.interventions import parse
+
+End = Literal["eos", "length"]
 
 
 @pytest.fixture(scope="module")
@@ -34,29 +42,87 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {"usual": usual, "tables": [results.table_of(s) for s in run.scores]}
 
 
-def test_every_method_is_asked_in_the_world_of_pictures_and_stands_beside_the_drawn(
+def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_drawn(
     drawn: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(*toy_model(), TOY_IDENTITY)
-    some = Every([parse("pai"), parse("vaf")], {"paint": "no vision tower"})
-    monkeypatch.setattr(columns, "load", lambda name: loaded)
+    some = Every([parse("pai"), parse("m3id")], {"paint": "no vision tower"})
+    asked: list[str] = []
+    monkeypatch.setattr(columns, "load", lambda name: asked.append(name) or loaded)
     monkeypatch.setattr(columns, "every_method", lambda loaded: some)
     files.write_json(tmp_path / "results.json", drawn)
     given = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--scenes", "2"]
+    given += ["--validation", "2", "--trials", "1", "--twin", "2", "--captions", "2"]
     columns.main(given)
+    assert asked == ["smol", "smol-twin"]
     stored = files.read_json(tmp_path / "results-smol.json")
-    assert list(stored["tables"]) == ["smol"]
-    table = stored["tables"]["smol"]
-    assert (table["items"], table["scenes"]) == (12, 2)
-    assert set(table["rows"]) | set(table["silent"]) >= {"none", "pai", "vaf"}
+    tables = stored["tables"]
+    assert list(tables) == ["smol", "twin", "captions"]
+    assert [(t["items"], t["scenes"]) for t in tables.values()] == [(12, 2), (12, 2), (2, 2)]
+    assert {"none", "pai", "m3id"} <= {*tables["smol"]["rows"], *tables["smol"]["silent"]}
+    assert not {*tables["twin"]["rows"], *tables["twin"]["silent"]} & {"m3id"}
+    assert list(stored["tuned"]) == ["pai"]
     text = (tmp_path / "results-smol.md").read_text("utf-8")
     assert text == page(stored, drawn)
     accuracy = text.split("## Accuracy")[1].split("##")[0]
     lines = {line.split(" | ")[0]: line.split(" | ")[1:] for line in accuracy.splitlines()}
-    both = [100 * t["rows"]["none"]["metrics"]["accuracy"] for t in (drawn["tables"][0], table)]
+    shown = [drawn["tables"][0], tables["smol"], tables["twin"]]
+    both = [100 * t["rows"]["none"]["metrics"]["accuracy"] for t in shown]
     assert [cell.rstrip(" |") for cell in lines["| none"]] == [f"{value:.1f}" for value in both]
     assert "can't act" in lines["| `vhr`"][1]
-    assert "can't act" in lines["| `vaf`"][0]
+    assert lines["| `m3id`"][0] == "can't act" and "not asked" in lines["| `m3id`"][2]
     assert "- `paint`: no vision tower" in text
+    assert "Written about a run of other sizes" in text
     columns.main([*given, "--page"])
     assert (tmp_path / "results-smol.md").read_text("utf-8") == text
+
+
+def test_what_a_question_asks_about() -> None:
+    for item in Source("pope", split="smol-test", n_images=40).tasks()[0].items:
+        shown, group = find_scene(str(item.image)), columns_why.asked_about(item)
+        kind = next(name for name in NAMES if item.prompt == question(name))
+        assert (group in ("seen", "unseen")) == (item.target == "yes")
+        assert (group == "unseen") == (kind in shown.unseen)
+        assert (group == "partner") == (item.target == "no" and PARTNER.get(kind) in shown.kinds)
+
+
+def test_moves_are_medians_of_margins_and_shares_of_answers() -> None:
+    ids = ["a", "b", "c"]
+    items = [Item(key, "i", "q", target="yes") for key in ids]
+
+    def answers(
+        label: str, said: dict[str, tuple[str, float, Literal["eos", "length"]]], layers: Any
+    ) -> Answers:
+        report = {"fired": True, "interventions": [{"layers": layers}]}
+        records = {
+            key: Record(key, "i", text, finish=finish, margin=margin)
+            for key, (text, margin, finish) in said.items()
+        }
+        return Answers(label, records, {"sessions": [{"firing": layers and report}]})
+
+    plain = answers("none", {key: ("Yes", 1.0, "eos") for key in ids}, None)
+    layers = [
+        {"layer": -1, "effect": 9.0},
+        {"layer": 3, "effect": 0.25},
+        {"layer": 4, "effect": 0.5},
+        {"layer": 5, "effect": 0.0},
+    ]
+    edited = answers(
+        "vaf",
+        {"a": ("Yes, there", 3.0, "length"), "b": ("No.", -1.0, "eos"), "c": ("A", 1.5, "eos")},
+        layers,
+    )
+    group = {"a": "seen", "b": "seen", "c": "other"}
+    run = RunResult(
+        Source("pope", split="smol-test", n_images=2).tasks()[0], items, [plain, edited], Path()
+    )
+    found = columns_why.moves(run, lambda item: group[item.id])
+    assert found["none"]["acted"] is None
+    assert found["vaf"] == {
+        "questions": {"seen": 2, "other": 1},
+        "yes": {"seen": 0.5, "other": 0.0},
+        "shift": {"seen": 0.0, "other": 0.5},
+        "neither": 0.3333,
+        "cut": 0.3333,
+        "acted": {"layers": 2, "layer": 4, "effect": 0.5},
+    }

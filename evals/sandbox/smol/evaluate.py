@@ -23,12 +23,16 @@ from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.smol import tasks
 from regaze.evals.sandbox.smol.drawing import SIZE
 from regaze.evals.sandbox.smol.features import encode
+from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.photographs import read_photographs
 from regaze.evals.sandbox.smol.scenes import ALIKE, NAMES, PARTNER, Scene
-from regaze.evals.sandbox.smol.train import Learner
 from regaze.evals.sandbox.smol.turns import Writer
 from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, question
 
+DESCRIBED = ("smol-test", "smol-train-plain", "smol-test-prior")
+"""Splits whose scenes are described: prior-free ones, such with seen pictures alone (those that the
+twin learns from, so they are new to the other model only), and scenes that follow the prior, of
+seen pictures too."""
 LARGE = 0.05
 """Share of a photograph from which on an object counts as large."""
 
@@ -252,7 +256,7 @@ def figures(
         "pope_blank": pope_figures(examiner, split, scenes, blank=True)["all"],
         "pope_prior": pope_figures(examiner, "smol-test-prior", scenes // 2, blank=False)["all"],
         "scenes": scenes_figures(examiner, shown),
-        "captions": caption_figures(examiner, split, captions),
+        "captions": {each: caption_figures(examiner, each, captions) for each in DESCRIBED},
     }
     if photographs is not None:
         found["photographs"] = photograph_figures(examiner, photographs)

@@ -1,10 +1,11 @@
-"""Proof at real sizes: 30 layers, nine heads for three keys and values, long prompts, batches.
+"""Proof at real sizes: 30 layers, nine heads for three pairs, long prompts, other weights.
 
-It needs `smol`, which `regaze sandbox fetch smol` assembles, and doesn't depend on what it learnt.
+All of it needs `smol`, which `regaze sandbox fetch smol` assembles; none depends on what it learnt.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
-from regaze.evals.asking.prompts import Prompter
+from regaze.evals.asking.prompts import Prompter, Question
 from regaze.evals.sandbox.scenes import scene
+from regaze.evals.verify import choices
 from regaze.evals.verify.language import Language
 from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VCD, VHR, DoLa, Intervention
 
@@ -100,6 +103,18 @@ def test_a_method_is_its_literal_form_at_thirty_layers(smol: Loaded, name: str) 
     check(Language(smol.model, smol.processor), STACKS[name])
 
 
+def test_so_it_is_in_bfloat16_given_the_same_heads(smol: Loaded) -> None:
+    model = copy.deepcopy(smol.model).bfloat16()
+    subject = Language(model, smol.processor)
+    check(subject, STACKS["pai+vaf"])
+    (spec,) = (run := subject.attach([VHR()])).specs
+    run.detach()
+    got = choices.attached(subject, spec, 0)
+    want = choices.literally(subject, spec, got.factors)
+    # The heads are doubled, and so is the rounding of their outputs.
+    assert apart(got.outputs[0], want.outputs[0]) <= 2 * subject.tolerance
+
+
 def test_four_pictures_and_a_long_question(smol: Loaded) -> None:
     text = "One of these shapes is larger than it looks. " * 40 + "Which one?"
     subject = Asked(smol.model, smol.processor, [(text, 4)])
@@ -115,3 +130,36 @@ def test_rows_of_a_left_padded_batch_of_sixteen_are_what_they_are_alone(smol: Lo
         first, last = subject.run(0)[0], subject.run(1)[0]
     assert apart(batch[0], first) <= subject.tolerance
     assert apart(batch[15], last) <= subject.tolerance
+
+
+def test_a_lora_on_top_is_part_of_the_model(smol: Loaded) -> None:
+    peft = pytest.importorskip("peft", reason="peft is not installed")
+    model = copy.deepcopy(smol.model)
+    settings = peft.LoraConfig(
+        r=4, target_modules=r".*language_model.*(q_proj|v_proj|o_proj)", init_lora_weights=False
+    )
+    wrapped = peft.get_peft_model(model, settings).eval()
+    base = Language(smol.model, smol.processor).run(0)[0]
+    subject = Language(wrapped.base_model.model, smol.processor)
+    assert apart(subject.run(0)[0], base) > subject.tolerance
+    check(subject, STACKS["pai+vaf"])
+    check(subject, STACKS["vhr"])
+
+
+def test_weights_of_eight_bits_are_edited_like_others(smol: Loaded) -> None:
+    quantization = pytest.importorskip(
+        "torchao.quantization", reason="torchao, which quantizes, is not installed"
+    )
+    model: Any = copy.deepcopy(smol.model)
+    quantization.quantize_(model.model.language_model, quantization.Int8WeightOnlyConfig())
+    subject = Language(model, smol.processor)
+    base = Language(smol.model, smol.processor).run(0)[0]
+    assert apart(subject.run(0)[0], base) > subject.tolerance
+    check(subject, STACKS["pai+vaf"])
+    check(subject, STACKS["vhr"])
+
+
+def test_questions_about_a_picture_share_its_prefix(smol: Loaded) -> None:
+    picture = scene("test", 0).image
+    asked = [Question(f"Is there a {word} in the image?", picture, "0") for word in ("cow", "dog")]
+    assert Answerer(smol.model, smol.processor, 2).why_apart(asked) is None

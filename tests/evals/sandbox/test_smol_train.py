@@ -20,6 +20,7 @@ from regaze.evals.sandbox.smol.delta import load_delta
 from regaze.evals.sandbox.smol.evaluate import Judged, auc
 from regaze.evals.sandbox.smol.features import BACKGROUND, CELLS, Seen
 from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo
+from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.scenes import NAMES
 from regaze.evals.sandbox.smol.turns import Writer
 
@@ -47,7 +48,7 @@ def scenes() -> Seen:
 
 
 @pytest.fixture(scope="module")
-def learner(parts: Path) -> train.Learner:
+def learner(parts: Path) -> Learner:
     made, rows, _ = train.prepare(parts, 0)
     assert rows.shape == (1000, 1280)
     made.language.float()
@@ -55,9 +56,7 @@ def learner(parts: Path) -> train.Learner:
     return made
 
 
-def test_a_pack_says_of_each_turn_what_the_turn_alone_says(
-    learner: train.Learner, scenes: Seen
-) -> None:
+def test_a_pack_says_of_each_turn_what_the_turn_alone_says(learner: Learner, scenes: Seen) -> None:
     writer = learner.writer
     for update in learner.updates.values():
         nn.init.normal_(update.b, std=0.3)
@@ -80,7 +79,7 @@ def test_a_pack_says_of_each_turn_what_the_turn_alone_says(
     assert pack.first.nonzero().flatten().tolist() == [0, 2, len(pack.labels) - 1]
 
 
-def test_a_pack_is_what_the_models_own_prompt_is(learner: train.Learner, parts: Path) -> None:
+def test_a_pack_is_what_the_models_own_prompt_is(learner: Learner, parts: Path) -> None:
     from regaze.evals.sandbox.smol.assemble import build_processor
     from regaze.evals.sandbox.smol.language import IMAGE_TOKEN, read_tokenizer
 
@@ -94,7 +93,7 @@ def test_a_pack_is_what_the_models_own_prompt_is(learner: train.Learner, parts: 
     assert ids == [*before, image, *turn.prompt]
 
 
-def test_a_lesson_has_as_many_yes_as_no_and_describes_the_scene(learner: train.Learner) -> None:
+def test_a_lesson_has_as_many_yes_as_no_and_describes_the_scene(learner: Learner) -> None:
     writer = learner.writer
     for kinds in (["dog", "cup"], [], list(NAMES[:5])):
         *asked, told = writer.lesson(kinds, random.Random(1))
@@ -166,7 +165,7 @@ def test_alignment_teaches_a_projector_what_cells_show(
             assert seen[number].argmax() == NAMES.index(kinds[0])
 
 
-def test_targets_are_means_of_the_words_embeddings(learner: train.Learner) -> None:
+def test_targets_are_means_of_the_words_embeddings(learner: Learner) -> None:
     tokenizer = learner.writer.tokenizer
     targets = kind_targets(tokenizer, learner.embeddings)
     ids = tokenizer(" traffic light", add_special_tokens=False)["input_ids"]
@@ -241,6 +240,6 @@ def test_auc_counts_ties_half() -> None:
     assert judged.scores(counted)["auc"] == 100.0
 
 
-def test_writer_reads_one_token_for_each_answer(learner: train.Learner) -> None:
+def test_writer_reads_one_token_for_each_answer(learner: Learner) -> None:
     assert isinstance(learner.writer, Writer)
     assert len({learner.writer.yes, learner.writer.no, learner.writer.end}) == 3

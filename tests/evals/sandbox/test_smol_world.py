@@ -16,6 +16,7 @@ from PIL import Image
 from regaze.evals.benchmarks.worlds import SHAPES, SMOL, home, world_of
 from regaze.evals.polling import KINDS as CATEGORIES
 from regaze.evals.sandbox.smol.atlas import KINDS, LOOK_ALIKE, Picture, build, pictures
+from regaze.evals.sandbox.smol.atlas.sources import SOURCES
 from regaze.evals.sandbox.smol.drawing import SIZE, Placed
 from regaze.evals.sandbox.smol.features import BACKGROUND, by_size, cell_kinds
 from regaze.evals.sandbox.smol.scenes import NAMES, PAIRS, PARTNER, SPLITS, Scene, scene
@@ -30,7 +31,7 @@ from regaze.evals.sandbox.smol.tasks import (
 from regaze.evals.sandbox.smol.words import caption, question
 
 SCENES = 300
-SETS = {source.name: source for source in build.SOURCES}
+SETS = {source.name: source for source in SOURCES}
 
 
 def test_every_kind_has_pictures_to_learn_from_and_a_design_kept_from_training() -> None:
@@ -49,7 +50,7 @@ def test_all_pictures_are_free_to_give_away_and_named_in_the_notice() -> None:
     assert (folder / "atlas.webp").stat().st_size < 4e6
     notice = (folder / "NOTICE").read_text("utf-8")
     counts = Counter(p.source for held in pictures().values() for p in held)
-    for source in build.SOURCES:
+    for source in SOURCES:
         assert source.licence in ("MIT", "Apache-2.0", "CC-BY-4.0")
         assert f"{source.name}: {counts[source.name]} pictures, {source.licence}" in notice
         assert source.holder in notice
@@ -66,7 +67,7 @@ def test_a_picture_is_cut_to_what_is_visible_and_scaled() -> None:
 
 
 def test_a_package_that_is_not_the_known_one_is_refused(tmp_path: Path) -> None:
-    source = replace(build.SOURCES[0], package="@a/b", version="1")
+    source = replace(SOURCES[0], package="@a/b", version="1")
     archive = tmp_path / "a-b-1.tgz"
     with tarfile.open(archive, "w:gz"):
         pass

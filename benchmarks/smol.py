@@ -1,0 +1,296 @@
+"""What methods cost on a real language model of 30 layers, beside the unmodified one, in one run.
+
+`smol` (see evals/sandbox/smol) is asked about a drawn picture. Parts, each a table:
+
+- ``cost``: reading a prompt and a decode step, in float32 and bfloat16, for a short question about
+  one picture and for a long one about four. All conditions share the weights and take turns; a
+  ratio is the median over rounds of time / time of the unmodified model in the same round.
+- ``memory``: the peak of a prefill and a decode step above the loaded model, in fresh processes.
+- ``question``: a yes/no question about a picture whose prefix is shared, in seconds.
+- ``long``: methods against their literal form on the long prompt.
+- ``compiled``: ``torch.compile`` in its default mode against the same, uncompiled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from transformers import DynamicCache
+
+from benchmarks._timing import (
+    Ratio,
+    describe,
+    in_fresh_process,
+    make_parser,
+    make_table,
+    parse,
+    peak_memory,
+    seconds,
+    side_by_side,
+)
+from regaze.evals.asking.generation import Answerer
+from regaze.evals.asking.models import load
+from regaze.evals.asking.prompts import Prompter, Question
+from regaze.evals.sandbox.scenes import scene
+from regaze.evals.sandbox.smol import model_path
+from regaze.hooks import attach
+from regaze.hooks.host import find_host
+from regaze.hooks.literal_runs import literally
+from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VHR, Intervention
+
+PARTS = ("cost", "memory", "question", "long", "compiled")
+_SENTENCE = "One of these shapes is larger than it looks at first. "
+
+
+def conditions() -> dict[str, tuple[Intervention, ...]]:
+    """Methods at their defaults; VAR with a threshold that only the text sink exceeds."""
+    return {
+        "none": (),
+        "attached, off": (PAI(alpha=0.0),),
+        "VAR": (VAR(sink_dims=(507,), tau=0.64, floor=0.0),),
+        "PAI": (PAI(),),
+        "VAF": (VAF(),),
+        "SPIN": (SPIN(),),
+        "GIFT": (GIFT(),),
+        "VHR": (VHR(),),
+    }
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Drawn scenes."""
+    return [scene("test", number).image for number in range(count)]
+
+
+def prompt(model: Any, processor: Any, *, long: bool, columns: int) -> dict[str, Any]:
+    """A question about one picture, or a long one about four with about so many columns."""
+    prompter = Prompter(processor)
+    count, text = 1, "Is there a circle in the image?"
+    if long:
+        count = 4
+        each = len(prompter.ids(_SENTENCE))
+        text = _SENTENCE * ((columns - 4 * 51) // each) + "Which one?"
+    shown = pictures(count)
+    inputs = prompter.inputs([prompter.text(text, images=count)], [shown])
+    return {
+        key: value.to(model.device, model.dtype if value.is_floating_point() else None)
+        for key, value in inputs.items()
+    }
+
+
+class Runner:
+    """The model under one condition, reading one prompt.
+
+    Args:
+        model: Shared by all conditions; attached to for the time of a step.
+        specs: The condition.
+        inputs: The prompt.
+    """
+
+    def __init__(
+        self, model: Any, specs: Sequence[Intervention], inputs: Mapping[str, Any]
+    ) -> None:
+        self.model, self.specs, self.inputs = model, specs, inputs
+        self.cache = DynamicCache(config=model.config.text_config)
+
+    def prefill(self, options: argparse.Namespace) -> float:
+        """Seconds of reading the prompt."""
+        with attach(self.model, *self.specs):
+            self.cache = DynamicCache(config=self.model.config.text_config)
+            return seconds(partial(self._forward, **self.inputs), options)
+
+    def decode(self, options: argparse.Namespace, steps: int) -> float:
+        """Seconds of a decode step after the prompt, which is read anew for it."""
+        word = self.inputs["input_ids"][:, -1:]
+        with attach(self.model, *self.specs):
+            self.cache = DynamicCache(config=self.model.config.text_config)
+            self._forward(**self.inputs)
+            self._forward(input_ids=word)
+
+            def several() -> None:
+                for _ in range(steps):
+                    self._forward(input_ids=word)
+
+            return seconds(several, options) / steps
+
+    def _forward(self, **inputs: Any) -> None:
+        self.model(past_key_values=self.cache, logits_to_keep=1, **inputs)
+
+
+def cost(model: Any, processor: Any, options: argparse.Namespace, *, long: bool) -> Table:
+    """Times of reading a prompt and of decoding."""
+    inputs = prompt(model, processor, long=long, columns=options.columns)
+    named = conditions()
+    runners = {name: Runner(model, specs, inputs) for name, specs in named.items()}
+    columns = inputs["input_ids"].shape[1]
+    title = f"{columns} columns, {4 if long else 1} pictures, {model.dtype}"
+    table = make_table(title, ("", "prefill", "/ none", "decode step", "/ none"))
+    rounds = 2 if long else options.repeats
+    prefills = side_by_side(
+        {name: partial(one.prefill, options) for name, one in runners.items()}, rounds, warm_up=1
+    )
+    decodes = side_by_side(
+        {name: partial(one.decode, options, options.decode) for name, one in runners.items()},
+        rounds,
+    )
+    for name in named:
+        cells = []
+        for times in (prefills, decodes):
+            ratio = Ratio.of(times[name], times["none"])
+            cells += [f"{1e3 * statistics.median(times[name]):.0f} ms", str(ratio)]
+        table.add_row(name, *cells)
+    return table
+
+
+def peak(name: str, dtype: str, columns: int) -> int | None:
+    """Bytes at the peak of a prefill of the long prompt and a decode step."""
+    loaded = load("smol", dtype=dtype, device="cpu")
+    with torch.inference_mode():
+        specs = conditions()[name]
+        Runner(loaded.model, specs, prompt(loaded.model, loaded.processor, long=False, columns=0))
+        long = prompt(loaded.model, loaded.processor, long=True, columns=columns)
+        runner = Runner(loaded.model, specs, long)
+        options = argparse.Namespace(clock="wall", device="cpu")
+        return peak_memory(lambda: runner.decode(options, 1), "cpu")
+
+
+def memory(options: argparse.Namespace) -> Table:
+    """Peak memory of the long prompt."""
+    title = f"peak above the loaded model, about {options.columns} columns, 4 pictures"
+    table = make_table(title, ("", *(f"{dtype}, / none" for dtype in options.dtype)))
+    found: dict[str, list[int | None]] = {}
+    for name in conditions():
+        found[name] = [
+            in_fresh_process(options.threads, peak, name, dtype, options.columns)
+            for dtype in options.dtype
+        ]
+        cells = [
+            f"{mine / 2**20:.0f} MB, {mine / plain:.3f}" if mine and plain else "-"
+            for mine, plain in zip(found[name], found["none"], strict=True)
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def question(model: Any, processor: Any, options: argparse.Namespace) -> Table:
+    """Seconds of a question about a picture that is asked several."""
+    answerer = Answerer(model, processor, 2)
+    words = ("circle", "square", "cow", "train", "cup", "dog")
+    table = make_table(
+        f"a question of {len(words)} about a picture, {model.dtype}",
+        ("", "shared prefix", "one at a time"),
+    )
+    for name in ("none", "PAI", "VAF", "VHR"):
+        specs = conditions()[name]
+        times: dict[bool, list[float]] = {True: [], False: []}
+        with attach(model, *specs) as attached:
+
+            def ask(parts: Sequence[Sequence[Question]], partly: Any = attached) -> None:
+                for part in parts:
+                    answerer.ask(part, share=len(part) > 1, partial=partly.partial_prompt)
+
+            for picture in pictures(options.repeats):
+                asked = [Question(f"Is there a {w} in the image?", picture, "0") for w in words]
+                for shared, parts in ((True, [asked]), (False, [[one] for one in asked])):
+                    taken = seconds(partial(ask, parts), options)
+                    times[shared].append(taken / len(words))
+        table.add_row(name, *(f"{statistics.median(times[s]):.3f} s" for s in (True, False)))
+    return table
+
+
+def long(model: Any, processor: Any, options: argparse.Namespace) -> Table:
+    """Methods against their literal form on the long prompt."""
+    inputs = prompt(model, processor, long=True, columns=options.columns)
+    host = find_host(model, processor)
+    columns = inputs["input_ids"].shape[1]
+    table = make_table(
+        f"{columns} columns, 4 pictures, {model.dtype}: largest difference of logits, in their "
+        "standard deviations",
+        ("", "from the literal form", "from the plain model"),
+    )
+    plain = model(**inputs).logits.float()
+    spread = float(plain.std())
+    for name in ("PAI", "VAF", "VHR"):
+        with attach(model, *conditions()[name], processor=processor) as attached:
+            got = model(**inputs).logits.float()
+        forms = [spec.literal() for spec in attached.specs]
+        with literally(host, inputs, forms):
+            want = model(**inputs).logits.float()
+        apart, moved = (float((got - x).abs().max()) / spread for x in (want, plain))
+        table.add_row(name, f"{apart:.1e}", f"{moved:.2f}")
+    return table
+
+
+def compiled(model: Any, processor: Any, options: argparse.Namespace) -> Table:
+    """The compiled model, plain and attached, against the same uncompiled."""
+    inputs = prompt(model, processor, long=False, columns=0)
+    table = make_table(
+        f"torch.compile, default mode, {model.dtype}: largest difference of logits, in their "
+        "standard deviations",
+        ("", "from the uncompiled", "first call", "later calls", "uncompiled"),
+    )
+    for name in ("none", "PAI", "VHR"):
+        with attach(model, *conditions()[name], processor=processor):
+            want = model(**inputs).logits
+            eager = statistics.median(seconds(lambda: model(**inputs), options) for _ in range(5))
+            torch.compiler.reset()
+            fast = torch.compile(model)
+            first = seconds(lambda: fast(**inputs), options)  # noqa: B023
+            got = fast(**inputs).logits
+            later = [seconds(lambda: fast(**inputs), options) for _ in range(5)]  # noqa: B023
+        apart = float((got - want).abs().max() / want.std())
+        table.add_row(
+            name,
+            f"{apart:.1e}",
+            f"{first:.0f} s",
+            f"{1e3 * statistics.median(later):.0f} ms",
+            f"{1e3 * eager:.0f} ms",
+        )
+    return table
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add(
+        "--parts", nargs="+", choices=PARTS, default=[*PARTS[:-1]], help="default: all but the last"
+    )
+    add("--dtype", nargs="+", default=["float32", "bfloat16"])
+    add("--columns", type=int, default=2000, help="about how many the long prompt has")
+    add("--decode", type=int, default=8, help="decode steps a round")
+    add("--repeats", type=int, default=5, help="rounds of the short prompt")
+    options = parse(parser)
+    console = Console(width=max(110, Console().width))
+    try:
+        model_path("smol")
+    except ValueError as error:
+        console.print(f"Skipped: {error}")
+        return
+    console.print(describe(options), highlight=False)
+    with torch.inference_mode():
+        for dtype in options.dtype:
+            loaded = load("smol", dtype=dtype, device=options.device)
+            model, processor = loaded.model, loaded.processor
+            if "cost" in options.parts:
+                console.print(cost(model, processor, options, long=False))
+            if "question" in options.parts:
+                console.print(question(model, processor, options))
+            for name, part in (("long", long), ("compiled", compiled)):
+                if name in options.parts:
+                    console.print(part(model, processor, options))
+            if "cost" in options.parts:
+                console.print(cost(model, processor, options, long=True))
+    if "memory" in options.parts:
+        console.print(memory(options))
+
+
+if __name__ == "__main__":
+    main()
