@@ -123,7 +123,7 @@ wheel: $(REL)  ## Build wheel and sdist of what is committed into dist/; try eac
 release: wheel  ## Likewise for a version that was cut; print its notes and how to tag it.
 	@$(BIN)/python tools/release.py notes >build/release/notes.md
 	@cat build/release/notes.md
-	@echo "==> If all is well: git tag -a v$$($(BIN)/python -c 'import regaze; print(regaze.__version__)') -F build/release/notes.md --cleanup=verbatim"
+	@echo "==> If all is well: git tag -a v$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) -F build/release/notes.md --cleanup=verbatim"
 
 format: $(DEV)  ## Sort imports, apply safe lint fixes and format.
 	@$(BIN)/ruff check --fix

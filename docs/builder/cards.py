@@ -190,7 +190,10 @@ def _paper(cls: type[Intervention]) -> str:
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells) + " |"
+    plain = [re.sub(r"(?<!\\)\|", r"\\|", cell) for cell in cells]
+    # Outside of code, a name in angle brackets would be a tag.
+    shown = [re.sub(r"(`[^`]*`)|<(?=\w+>)", lambda m: m[1] or "&lt;", cell) for cell in plain]
+    return "| " + " | ".join(shown) + " |"
 
 
 def _domain(text: str) -> str:
