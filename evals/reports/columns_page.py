@@ -93,7 +93,7 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
 
 def _baseline(table: Table, metric: str) -> str:
     first = next(iter(table["rows"].values()))
-    return f"{100 * first['metrics'][metric]:.1f}"
+    return _percent(first["metrics"][metric])
 
 
 def _cell(table: Table, label: str | None, metric: str, way: int) -> str:

@@ -21,11 +21,13 @@ from regaze.evals.verify import choices
 from regaze.evals.verify.language import Language
 from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VCD, VHR, DoLa, Intervention
 
+# Its literal form runs the model twice a layer.
+SHORT = VHR(layers=(1, 17, 29))
 STACKS: dict[str, tuple[Intervention, ...]] = {
     "pai+vaf": (PAI(), VAF()),
     # Two of the text sink's dimensions, with a threshold that leaves other tokens alone.
     "var": (VAR(sink_dims=(507, 302), tau=0.64, floor=0.0),),
-    "vhr": (VHR(),),
+    "vhr": (SHORT,),
     "gift": (GIFT(),),
     "spin": (SPIN(),),
     "vcd": (VCD(),),
@@ -107,7 +109,7 @@ def test_so_it_is_in_bfloat16_given_the_same_heads(smol: Loaded) -> None:
     model = copy.deepcopy(smol.model).bfloat16()
     subject = Language(model, smol.processor)
     check(subject, STACKS["pai+vaf"])
-    (spec,) = (run := subject.attach([VHR()])).specs
+    (spec,) = (run := subject.attach([SHORT])).specs
     run.detach()
     got = choices.attached(subject, spec, 0)
     want = choices.literally(subject, spec, got.factors)
@@ -119,13 +121,13 @@ def test_four_pictures_and_a_long_question(smol: Loaded) -> None:
     text = "One of these shapes is larger than it looks. " * 40 + "Which one?"
     subject = Asked(smol.model, smol.processor, [(text, 4)])
     assert subject.run(0)[0]["prefill"].shape[0] > 600
-    check(subject, (PAI(), VHR()))
+    check(subject, (PAI(), SHORT))
 
 
 def test_rows_of_a_left_padded_batch_of_sixteen_are_what_they_are_alone(smol: Loaded) -> None:
     asked = [("Is there a circle" + " or a square" * number + "?", 1) for number in range(16)]
     subject = Asked(smol.model, smol.processor, asked)
-    with subject.attach((PAI(), VHR())):
+    with subject.attach((PAI(), SHORT)):
         batch = subject.run("both")
         first, last = subject.run(0)[0], subject.run(1)[0]
     assert apart(batch[0], first) <= subject.tolerance
