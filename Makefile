@@ -37,6 +37,7 @@ help:  ## List the targets.
 demo: $(RUN)  ## Score the built-in model on POPE and CHAIR with four methods; write an HTML report.
 	@echo "==> Running the demo: nothing is downloaded, it takes a few minutes on a laptop"
 	@$(BIN)/regaze demo
+	@echo "==> To go on: . $(BIN)/activate puts regaze on your path; docs/first-hour.md walks on from here"
 
 # Sizes by ARGS, e.g. ARGS="--pope 300 --trials 40 --out runs/large"; see --help.
 results: $(DEV)  ## Tune and score every method, write docs/results.md; about half an hour of one core, resumable.
@@ -104,7 +105,7 @@ bench: $(RUN)  ## Measure speed and memory beside the unmodified model.
 	    $(BIN)/python -m "benchmarks.$$(basename "$$file" .py)" || exit; done
 
 docs: $(DOCS) cards  ## Build the documentation site into build/site (Python 3.11 or newer).
-	@echo "==> Building the site: open build/site/index.html"
+	@echo "==> Building the site: build/site/index.html; to search it, too: $(BIN)/python -m http.server -d build/site"
 	@# Without --quiet, which hides warnings from --strict, too.
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -1,4 +1,4 @@
-"""What MkDocs runs: pages from outside of docs/, pages made of the code, links, drawings."""
+"""Hooks of MkDocs: pages from outside of docs/, pages made of the code, links, drawings."""
 
 from __future__ import annotations
 

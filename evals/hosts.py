@@ -6,7 +6,7 @@ import ipaddress
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a server at a host can be reached from this machine only."""
+    """Tell hosts that only this machine reaches from others."""
     if host == "localhost":
         return True
     try:

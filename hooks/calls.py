@@ -131,7 +131,7 @@ class _Compiled:
 
 def _dress(thing: Any, entry: _Entry | None) -> None:
     """Give an object the class that its entry asks for, or its own if it asks for none."""
-    base = _own_class(type(thing))
+    base = own_class(type(thing))
     compiled = getattr(thing, "__dict__", {}).get("_compiled_call_impl")
     if isinstance(compiled, _Compiled) or (compiled is not None and base is type(thing)):
         stock = compiled.stock if isinstance(compiled, _Compiled) else compiled
@@ -148,7 +148,8 @@ def _dress(thing: Any, entry: _Entry | None) -> None:
         object.__setattr__(thing, "__class__", wanted)
 
 
-def _own_class(cls: type) -> type:
+def own_class(cls: type) -> type:
+    """The class that objects of a class have while nothing runs around their calls."""
     found: type = vars(cls).get(_BASE, cls)
     return found
 
@@ -168,7 +169,7 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
         found = super(made, self).__reduce_ex__(protocol)
         if isinstance(found, str):
             return found
-        own = _own_class(type(self))
+        own = own_class(type(self))
         made_of, arguments, *rest = found
         if made_of is copyreg.__newobj__ and len(arguments) == 1:  # type: ignore[attr-defined]
             # That one pickles objects of their present class only.
@@ -204,10 +205,10 @@ def _equal_to_base(meta: Any) -> Any:
     """
 
     def same(cls: Any, other: Any) -> bool:
-        return _own_class(cls) is (_own_class(other) if isinstance(other, type) else other)
+        return own_class(cls) is (own_class(other) if isinstance(other, type) else other)
 
     def hashed(cls: Any) -> int:
-        return hash(_own_class(cls)) if _BASE in vars(cls) else meta.__hash__(cls)  # type: ignore[no-any-return]
+        return hash(own_class(cls)) if _BASE in vars(cls) else meta.__hash__(cls)  # type: ignore[no-any-return]
 
     return type(meta)(meta.__name__, (meta,), {"__eq__": same, "__hash__": hashed})
 

@@ -154,8 +154,7 @@ def refuse_wrapper(target: Any) -> None:
     if "ModularPipeline" in kinds:
         raise TypeError(
             f"{name} is a modular pipeline, whose blocks regaze can't follow: attach to a "
-            "DiffusionPipeline made of the same parts, or to its U-Net or transformer alone, with "
-            "cond_rows="
+            "DiffusionPipeline made of the same parts, or to its U-Net or transformer alone"
         )
     if kinds & {"ProcessorMixin", "PreTrainedTokenizerBase", "BaseImageProcessor"}:
         raise TypeError(

@@ -176,7 +176,7 @@ def add_a_benchmark(root: Path) -> None:
     registry = root / "evals/benchmarks/registry.py"
     after(
         registry,
-        "from regaze.evals.benchmarks.chair_synonyms",
+        "from regaze.evals.benchmarks.aokvqa",
         "from regaze.evals.benchmarks.counting import Counting\n",
     )
     after(

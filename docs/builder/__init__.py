@@ -1,1 +1,1 @@
-"""What the documentation is built with: cards of methods, drawings, links, reference pages."""
+"""Builder of the documentation: cards of methods, drawings, links, reference pages."""

@@ -26,7 +26,7 @@ def drawing(name: str, acts_on: str, title: str) -> str:
     Args:
         name: The method's name.
         acts_on: As in `Intervention.acts_on`.
-        title: What it says to readers that don't see it.
+        title: The text for readers that don't see it.
     """
     usual = guidance if "diffusers" in acts_on else token_map
     return DRAWN.get(name, usual)(title)
@@ -37,9 +37,9 @@ def token_map(title: str, rows: str = "text", columns: Columns | None = None) ->
 
     Args:
         title: The drawing's title.
-        rows: Which rows change: "text" behind the image, "last" (the prompt's last and each
+        rows: Rows that change: "text" behind the image, "last" (the prompt's last and each
             generated one), "prompt" (the prompt's last alone), "decode", or "all".
-        columns: What becomes of the columns in these rows; by default the image gains.
+        columns: The change of the columns in these rows; by default the image gains.
     """
     marked = {column: "more" for column in _IMAGE} if columns is None else columns
     changed: Mapping[str, range | tuple[int, ...]] = {

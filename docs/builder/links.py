@@ -1,4 +1,4 @@
-"""Where files of the repository are on the site, and links between them.
+"""Places of the repository's files on the site, and links between them.
 
 Pages are written so that they read well where the repository is hosted: their links are relative
 paths to files. On the site, pages outside of docs/ get a place, and source files a page that shows
@@ -37,7 +37,7 @@ def moved() -> dict[str, str]:
 
 
 def site_page(path: str) -> str | None:
-    """Where a file of the repository is on the site; None if it isn't a page or a picture there."""
+    """The place on the site of a file of the repository; None if it has none."""
     if path in moved():
         return moved()[path]
     return path.removeprefix("docs/") if path.startswith("docs/") else None

@@ -1,4 +1,4 @@
-"""What other pages say of a method: its row and notes in methods.md, costs, cards, models."""
+"""Facts about a method from other pages: its row and notes in methods.md, costs, cards, models."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cells(line: str) -> list[str]:
 
 
 def does(cls: type[Intervention]) -> tuple[str, str] | None:
-    """What methods.md says that it does: the head of that column, and the text."""
+    """A method's effect in the words of methods.md: the head of that column, and the text."""
     for table in tables("docs/methods.md"):
         for row in table.rows:
             if cls.name in re.findall(r"`(\w+)`", row[0]):
@@ -72,7 +72,7 @@ def notes(cls: type[Intervention]) -> str:
 
 
 def avoid(cls: type[Intervention]) -> str:
-    """When not to use it, as methods.md says."""
+    """The advice of methods.md against a method's use."""
     for table in tables("docs/methods.md"):
         if table.heading == "When not to use them":
             for row in table.rows:
@@ -82,7 +82,7 @@ def avoid(cls: type[Intervention]) -> str:
 
 
 def costs(cls: type[Intervention]) -> list[str]:
-    """What benchmarks/README.md measured of it, one line each."""
+    """Measurements of a method in benchmarks/README.md, one line each."""
     found = []
     for table in tables("benchmarks/README.md"):
         for row in table.rows:

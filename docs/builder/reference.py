@@ -64,7 +64,7 @@ def pages() -> dict[str, str]:
 
 
 def examples() -> str:
-    """All examples, with what each says of itself."""
+    """A page of all examples, each described by its own docstring."""
     lines = ["# Examples", "", "Each runs on the built-in models, without a download.", ""]
     for path in sorted((ROOT / "examples").glob("*.py")):
         about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -123,7 +123,7 @@ def _plain(text: str) -> str:
 
 
 def _exported(folder: str, title: str, left_out: set[str]) -> str:
-    """What a package exports, less what is in some modules."""
+    """A page of a package's exports, less those of some modules."""
     package = "regaze" if folder == "regaze" else "regaze." + folder.replace("/", ".")
     lines = [f"# {title}", "", f"What `{package}` offers.", ""]
     inside = set(exports(ROOT / "interventions" / "__init__.py")) if folder == "regaze" else set()

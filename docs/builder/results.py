@@ -1,4 +1,4 @@
-"""What a method did to the built-in models, from the stored numbers of the pages of results."""
+"""Effects of a method on the built-in models, from the stored numbers of the pages of results."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def diffusion(name: str) -> list[str]:
 
 
 def times(name: str) -> list[str]:
-    """What it costs on the built-in models, beside the unedited one, one line each."""
+    """A method's cost on the built-in models relative to the unedited one, one line each."""
     stored = _stored("results.json")
     label = stored["usual"].get(name)
     said = [

@@ -27,8 +27,8 @@ class Field:
     Attributes:
         name: Its name.
         default: Its default, as JSON; "required" if it has none.
-        domain: What it may be; empty where that depends on the model.
-        text: What it does.
+        domain: Values it may have; empty where that depends on the model.
+        text: Its meaning.
     """
 
     name: str
@@ -49,7 +49,7 @@ def source_of(cls: type[Intervention]) -> Path:
 
 
 def explained(cls: type[Intervention]) -> str:
-    """What the method's module says of it: formula, source, where paper and code differ.
+    """The docstring of a method's module: formula, source, where paper and code differ.
 
     Markdown as it stands. A module without more than a title leaves that to the class.
     """
@@ -107,7 +107,7 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _domain(cls: type[Intervention], field: dataclasses.Field[Any]) -> str:
-    """What the field's own check asks for, read off the message for a value that is none of it."""
+    """A field's domain, read off the message of its own check for a value outside."""
     kind = str(field.type)
     if kind == "bool":
         return "true or false"

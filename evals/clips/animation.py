@@ -57,7 +57,7 @@ def read_frames(folder: Path) -> list[Image.Image]:
 
 
 def wants_flow(conditions: Mapping[str, Condition]) -> bool:
-    """Whether a condition needs a flow that it hasn't been given."""
+    """True if a condition needs a flow that it hasn't been given."""
     return any(_lacks_flow(spec) for c in conditions.values() for spec in c.specs)
 
 

@@ -34,7 +34,7 @@ _PAINTED = {
     "prompt alone": (True, 0.0),
     "empty prompt alone": (False, 0.0),
 }
-"""What pictures are painted from: whether there is a prompt, and the ControlNet's scale."""
+"""Conditions of the table: whether there is a prompt, and the ControlNet's scale."""
 
 
 @torch.inference_mode()

@@ -86,7 +86,7 @@ class ClipPainting(WorldWork[Clips]):
         self.flow = flow
 
     def settings(self) -> Mapping[str, Any]:
-        """What the clips of all conditions depend on."""
+        """Settings that the clips of all conditions depend on."""
         found = {**super().settings(), "flow": self.flow}
         del found["batch_size"]  # A clip is a batch by itself.
         return found

@@ -26,7 +26,7 @@ from regaze.hooks.checks import check_choice
 
 NAME = "video"
 PROMPTS = ("empty", "full")
-"""What a clip is painted from beside its normal maps: nothing, or its prompt."""
+"""Prompts that a clip is painted from beside its normal maps: nothing, or its prompt."""
 
 _DIRECTIONS = {
     "warping_error": -1,
@@ -108,7 +108,7 @@ class Clips(Task):
         return self._clip(item.target)
 
     def prompt(self, item: Item) -> str:
-        """What an item is painted from."""
+        """The prompt that an item is painted from."""
         return self.clip(item).prompt if item.prompt == "full" else ""
 
     def files(self) -> Mapping[str, str]:
@@ -130,7 +130,7 @@ class Clips(Task):
         return files.digest([asdict(one) for one in found.values()])
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What the strip in a file holds, measured; ``correct`` is all objects in all frames.
+        """Measures of the strip in a file; ``correct`` is all objects in all frames.
 
         Raises:
             OSError: The strip is gone or damaged.

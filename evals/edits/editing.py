@@ -31,7 +31,7 @@ _GUIDANCE = ("guidance_scale", "true_cfg_scale", "negative_prompt")
 
 @dataclass(frozen=True)
 class Asked:
-    """What an edit is of.
+    """The source of an edit.
 
     Attributes:
         prompt: What the picture shows.
@@ -73,7 +73,7 @@ class Edited:
 
     @property
     def silent(self) -> bool:
-        """Whether an intervention never acted."""
+        """True if an intervention never acted."""
         return self.firing is not None and not self.firing["fired"]
 
 
@@ -170,7 +170,8 @@ def _source(
         given = fitted(pipeline, image)
         plain = {name: x for name, x in arguments.items() if name not in _GUIDANCE}
         back = invert(pipeline, asked.prompt, given, **plain)
-        shown = {one: replace(back, shares=run.source.shares) for one, run in runs.items()}
+        read = {one: run.source for one, run in runs.items()}
+        shown = {n: replace(back, shares=one.shares, grid=one.grid) for n, one in read.items()}
         return given, shown
 
 
@@ -188,7 +189,7 @@ def _edited(
         _, picture = _painted(loaded, prompts, arguments, latents=noise.repeat_interleave(2, 0))
         resolved = [cast(Intervention, spec).to_dict() for spec in attached.specs]
     firing = attached.report().to_dict() if specs else None
-    mask = next((m for spec in specs if (m := _mask(spec, picture)) is not None), None)
+    mask = next((m for spec in specs if (m := _mask(spec)) is not None), None)
     return Edited(title, resolved, picture, mask, firing)
 
 
@@ -219,16 +220,24 @@ def _dtype(loaded: LoadedPipeline) -> torch.dtype:
     return found
 
 
-def _mask(spec: Intervention, picture: Image.Image) -> torch.Tensor | None:
-    """What a spec lets an edit change, rows and columns of tokens or pixels."""
+def _mask(spec: Intervention) -> torch.Tensor | None:
+    """The part that a spec lets an edit change, rows and columns of tokens or pixels.
+
+    Raises:
+        ValueError: Its source doesn't say which place each token is.
+    """
     if not isinstance(spec, ConsistEdit) or spec.mask == "all":
         return None
     if spec.mask is not None:
         found = masks.read(str(spec.mask))
     else:
-        flat = Source.read(str(spec.source)).edited(spec.threshold)[0]
-        rows = round(math.sqrt(len(flat) * picture.height / picture.width))
-        found = flat.view(rows, -1)
+        source = Source.read(str(spec.source))
+        if not source.grid or math.prod(source.grid[:-2]) != 1:
+            raise ValueError(
+                f"consistedit: source {str(spec.source)!r} doesn't say how its tokens lie in the "
+                "picture, so what may change can't be shown: record it anew, or give a mask"
+            )
+        found = source.edited(spec.threshold)[0].view(source.grid[-2:])
     return found if spec.region == "inside" else ~found
 
 

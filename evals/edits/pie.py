@@ -29,7 +29,7 @@ from scipy import ndimage
 from torch import Tensor
 
 UNITS = {"structure": 1e3, "lpips": 1e3, "mse": 1e4, "background_mse": 1e4}
-"""What tables multiply by; SSIM by 100."""
+"""Factors of the tables; SSIM's is 100."""
 
 _SIDE, _LONGEST = 224, 480
 _SIGMA = 1.5
@@ -41,7 +41,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class PieScore:
-    """What is measured of an edit; NaN where the mask leaves nothing to measure.
+    """Measures of an edit; NaN where the mask leaves nothing to measure.
 
     Attributes:
         psnr: PSNR of the background, diluted, in dB; infinite for equal backgrounds.
@@ -61,7 +61,7 @@ class PieScore:
 
 
 def decode_mask(pairs: Sequence[int], side: int = 512) -> Mask:
-    """What an entry of ``mapping_file.json`` says is edited, "side side".
+    """The mask of an entry of ``mapping_file.json``, "side side".
 
     Args:
         pairs: Start and length of each run, one after the other, row by row.

@@ -35,7 +35,7 @@ KINDS = (
     "random", "object", "add", "delete", "content", "pose", "colour", "material", "background",
     "style",
 )  # fmt: skip
-"""What an edit is of, by its number in the file."""
+"""Kinds of edits, by their numbers in the file."""
 
 _MAPPING, _IMAGES, _SIDE = "mapping_file.json", "annotation_images", 512
 _FIELDS = {
@@ -68,7 +68,7 @@ class PieItem:
 
     @property
     def asked(self) -> Asked:
-        """What is edited: by the file's words, and without them anywhere."""
+        """The words that are edited: the file's, and without them anywhere."""
         return Asked(self.prompt, self.edit, self.words, None if self.words else "all")
 
 

@@ -193,7 +193,7 @@ def _words(words: Any, asked: Change) -> tuple[str, ...]:
 
 
 def _free(picture: Image.Image, asked: Change) -> Any:
-    """What may change; everything where the picture lacks the object, which isn't judged."""
+    """Pixels that may change: all where the picture lacks the object, which isn't judged."""
     try:
         return free(picture, asked)
     except ValueError:

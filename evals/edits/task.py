@@ -21,7 +21,7 @@ from regaze.hooks.checks import check_choice
 
 NAME = "edits"
 SOURCES = ("painted", "drawn")
-"""Where the pictures are from: the model's own, from noise; or the world's, inverted."""
+"""Origins of the pictures: the model's own, from noise; or the world's, inverted."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Edits(Task):
         return files.digest([(item.id, item.prompt) for item in self.items])
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What the strip in a file holds, judged; ``correct`` is an edit as it should be.
+        """Judgement of the strip in a file; ``correct`` is an edit as it should be.
 
         Raises:
             OSError: The strip is gone or damaged.

@@ -23,7 +23,7 @@ from regaze.evals.sandbox.painting.scenes import (
 from regaze.hooks.checks import check_choice
 
 KINDS = ("colour", "shape", "place")
-"""What of an object changes. A new place is said by the relation to the other object."""
+"""Properties of an object that change. A new place is said by the relation to the other object."""
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 NEAR = 3.0
@@ -53,7 +53,7 @@ class Change:
 
     @property
     def object(self) -> Kind:
-        """What is edited, as the source's prompt says it: always its first object."""
+        """The object that is edited, as the source's prompt says it: always its first object."""
         return self.source.kinds[0]
 
     @property
@@ -180,7 +180,7 @@ class Verdict(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether the edit is as it should be, whatever single pixels are."""
+        """True if the edit is as it should be, whatever single pixels are."""
         return self.edited and self.kept and self.clean
 
 
@@ -219,7 +219,7 @@ def judge(source: Image.Image, edited: Image.Image, asked: Change) -> Verdict:
 
 
 def usable(source: Image.Image, asked: Change) -> bool:
-    """Whether a picture shows what the source's prompt says, and nothing else."""
+    """True if a picture shows what the source's prompt says, and nothing else."""
     (verdict,) = check([source], [asked.source])
     return verdict.counts.clean and verdict.related is not False
 

@@ -41,7 +41,7 @@ class Column:
 
     @property
     def silent(self) -> bool:
-        """Whether an intervention never acted, so that these are the unedited pictures."""
+        """True if an intervention never acted, so that these are the unedited pictures."""
         return self.firing is not None and not self.firing["fired"]
 
 

@@ -95,7 +95,7 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The findings of a search.
 
     Attributes:
         spec: The guidance with all chosen heads.

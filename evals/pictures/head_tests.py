@@ -120,7 +120,7 @@ def run_tests(
 
 
 class _Row(TypedDict):
-    """What the pictures of one test scored, one number a shot."""
+    """Scores of the pictures of one test, one number a shot."""
 
     round: int
     test: str

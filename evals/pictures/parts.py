@@ -123,5 +123,5 @@ def _class(value: list[Any], where: str) -> type:
 
 
 def is_a(found: Any, kind: type) -> bool:
-    """Whether something is a class of a kind."""
+    """True of a class of a kind."""
     return isinstance(found, type) and issubclass(found, kind)

@@ -151,7 +151,7 @@ def load(
 
 
 def is_pipeline(model: str) -> bool:
-    """Whether a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
+    """True if a model is a diffusers pipeline: by name, by its folder, or by its files on the Hub.
 
     Raises:
         ValueError: The Hub can't be asked.
@@ -173,7 +173,7 @@ def is_pipeline(model: str) -> bool:
 
 
 def _in_cache(repository: str, revision: str) -> bool:
-    """Whether a pipeline of that name is in the local cache."""
+    """True if a pipeline of that name is in the local cache."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(repository, "model_index.json", revision=revision or None)
@@ -208,7 +208,7 @@ def _folder(name: str, variant: str | None) -> Path:
 
 
 def _index(folder: Path, name: str) -> dict[str, Any]:
-    """What the pipeline is made of."""
+    """The parts that the pipeline is made of."""
     if not (folder / _INDEX).exists():
         kind = ": that is a model for regaze eval" if (folder / "config.json").exists() else ""
         raise ValueError(f"{name} is not a pipeline's folder: it has no {_INDEX}{kind}")

@@ -35,7 +35,7 @@ _COUNTS = ("num_inference_steps", "height", "width", "num_frames")
 
 
 class Shot(NamedTuple):
-    """What to make: the prompt, and the number of the picture among those of that prompt.
+    """A picture to make: the prompt, and the number of the picture among those of that prompt.
 
     Attributes:
         negative: The negative prompt, where prompts have their own.
@@ -62,7 +62,7 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Picture:
-    """What came of a shot.
+    """The outcome of a shot.
 
     Attributes:
         frames: RGB; one, unless the pipeline makes videos.
@@ -121,7 +121,7 @@ class Painter:
 
     @property
     def _given(self) -> str:
-        """What was set, for messages."""
+        """The settings, for messages."""
         return ", ".join(f"{k}={v!r}" for k, v in self.arguments.items()) or "its own settings"
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run of pictures is of, and its stored scores, which are read without a scorer."""
+"""The source of a run of pictures, and its stored scores, which are read without a scorer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FOLDER = "scores"
 
 @dataclass(frozen=True)
 class PictureSource:
-    """What a run paints and how it is scored; kept in its directory.
+    """Prompts, seeds and scorers of a run; kept in its directory.
 
     Attributes:
         prompts: What to paint.
@@ -58,7 +58,7 @@ class PictureSource:
 
 
 def read_source(out: Path) -> PictureSource:
-    """What a run's directory says of what it paints and how it is scored.
+    """The source that a run's directory names: what it paints and how it is scored.
 
     Raises:
         ValueError: It isn't a run of pictures, or a file in it is damaged.
@@ -111,7 +111,7 @@ def _as_answers(source: PictureSource, answers: Answers) -> dict[str, records.Re
 
 
 def scores_file(answers: Answers, source: PictureSource, label: str) -> Path:
-    """Where a scorer's counts of a condition's pictures are stored."""
+    """The file of a scorer's counts of a condition's pictures."""
     return answers.folder / _FOLDER / f"{store.distinct_names(source.scorers)[label]}.jsonl"
 
 

@@ -61,7 +61,7 @@ class Pictures(Task):
         self.absolute = tuple(metric for scorer in scorers for metric in scorer.absolute)
 
     def shot(self, item: Item) -> Shot:
-        """What to paint for an item."""
+        """The picture to paint for an item."""
         prompt = self._prompt_of[item.id]
         seed = int(item.id.rpartition("/")[2])
         return Shot(prompt.asked or item.prompt, seed, prompt.negative)
@@ -86,7 +86,7 @@ class Pictures(Task):
         return open_picture(folder / self.file(item))
 
     def told(self, item: Item, text: str) -> str:
-        """What every scorer says of a picture, in words."""
+        """Every scorer's words about a picture."""
         counts = self.counts(item, text)
         return "; ".join(scorer.told(counts) for scorer in self.scorers)
 

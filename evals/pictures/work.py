@@ -1,4 +1,4 @@
-"""What all runs that keep pictures share, as work for `regaze.evals.runs.driver`."""
+"""The common part of all runs that keep pictures, as work for `regaze.evals.runs.driver`."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class PictureWork(ABC, Generic[AnyTask]):
 
     @abstractmethod
     def path(self, plan: Plan, name: str) -> Path:
-        """Where the picture lies that a record names."""
+        """The path of the picture that a record names."""
 
     @abstractmethod
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
@@ -68,7 +68,7 @@ class PictureWork(ABC, Generic[AnyTask]):
         """Makes a condition's pictures, inside."""
 
     def settings(self) -> Mapping[str, Any]:
-        """What the pictures of all conditions depend on."""
+        """Settings that the pictures of all conditions depend on."""
         return {
             "task": self.task.name,
             "data_sha256": self.task.data_hash,
@@ -100,7 +100,7 @@ class PictureWork(ABC, Generic[AnyTask]):
         return [self.items[i : i + size] for i in range(0, len(self.items), size)]
 
     def stands(self, plan: Plan, record: Record) -> bool:
-        """What a checker held back it would hold back again; a lost picture is made again."""
+        """False of a lost picture, which is made again; what a checker held back it would again."""
         return not record.ok or whole(self.path(plan, record.text))
 
     def kept(
@@ -136,7 +136,7 @@ def refuse_images(condition: Condition) -> None:
 def timed(
     new: Sequence[Record], size: int, seconds: float, firing: Mapping[str, Any] | None
 ) -> Done:
-    """What came of a batch that took so long."""
+    """The outcome of a batch that took so long."""
     each = round(seconds / size, 4)
     gpu, process = peak_gpu_bytes(), peak_process_bytes()
     cost = Cost(items=size, seconds=seconds, peak_bytes=gpu, rss_bytes=process)
@@ -144,7 +144,7 @@ def timed(
 
 
 def whole(path: Path) -> bool:
-    """Whether a PNG is there and nothing of it was cut off."""
+    """True if a PNG is there and nothing of it was cut off."""
     try:
         with path.open("rb") as file:
             file.seek(-len(_END), 2)

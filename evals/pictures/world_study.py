@@ -44,7 +44,7 @@ def judged(make: Callable[[World], object], task: Any, world: World | None) -> S
 
 
 def source_fields(folder: Path, name: str) -> Mapping[str, Any]:
-    """What a study's source was made with.
+    """The fields that a study's source was made with.
 
     Args:
         folder: The study's directory.
@@ -61,7 +61,7 @@ def source_fields(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def opened(task: Any) -> Opened:
-    """What is in a task's directory, to be scored or compared."""
+    """The content of a task's directory, to be scored or compared."""
     read = partial(_read, task)
     return Opened([task], [task.source.title], read(task.out), read)
 

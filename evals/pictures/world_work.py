@@ -23,7 +23,7 @@ from regaze.evals.task import Item
 
 
 class Made(NamedTuple):
-    """What came of an item.
+    """The outcome of an item.
 
     Attributes:
         item: The item.
@@ -47,7 +47,7 @@ class WorldWork(PictureWork[AnyTask]):
     """
 
     folder: ClassVar[str]
-    """Where the pictures lie in a condition's folder."""
+    """The pictures' folder in that of a condition."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class WorldWork(PictureWork[AnyTask]):
         """
 
     def own(self) -> Mapping[str, Any]:
-        """What is made, and how the pipeline is called."""
+        """The task, and the arguments of the pipeline's call."""
         return {"plan": self.task.source.to_dict(), "decoding": dict(self.arguments)}
 
     def path(self, plan: Plan, name: str) -> Path:

@@ -24,7 +24,7 @@ _MASK, _BOX = np.array([235, 60, 60], np.float64), np.array([240, 200, 60], np.f
 
 @dataclass(frozen=True)
 class Asked:
-    """What is composed.
+    """The parts of a composition.
 
     Attributes:
         prompt: What the whole picture shows.
@@ -61,7 +61,7 @@ class Composed:
 
     @property
     def silent(self) -> bool:
-        """Whether an intervention never acted."""
+        """True if an intervention never acted."""
         return self.firing is not None and not self.firing["fired"]
 
 
@@ -123,7 +123,7 @@ def _with(spec: Intervention, asked: Asked) -> Intervention:
 
 
 def _arranged(pipeline: Any, asked: Asked, arguments: Mapping[str, Any]) -> Arranged:
-    """What is composed, in pixels of the picture to make."""
+    """The parts of a composition, in pixels of the picture to make."""
     own = pipeline.unet.config.sample_size
     sides = own if isinstance(own, (list, tuple)) else (own, own)
     factor = int(pipeline.vae_scale_factor)

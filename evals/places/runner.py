@@ -30,7 +30,7 @@ from regaze.hooks.attach import attach
 from regaze.interventions import PrimeComposer, Regions
 from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.arranging import arrange
-from regaze.interventions.diffusion.composition import NAMES
+from regaze.interventions.diffusion.composed_latents import NAMES
 from regaze.interventions.diffusion.places import stored
 from regaze.interventions.diffusion.unet_inversion import inverted
 

@@ -98,7 +98,7 @@ class Places(Task):
         return files.digest([(item.id, item.prompt, self.asked(item).boxes) for item in self.items])
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What the picture in a file shows; ``correct`` is one that is as it should be.
+        """Judgement of the picture in a file; ``correct`` is one that is as it should be.
 
         Raises:
             OSError: The picture is gone or damaged.

@@ -41,7 +41,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Thing:
-    """What is put into a picture.
+    """An object that is put into a picture.
 
     Attributes:
         background: The picture.

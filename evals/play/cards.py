@@ -14,16 +14,26 @@ _TINY = 128
 
 
 def status(says: str, share: float | None = None, failed: bool = False) -> str:
-    """What is being done, over a bar; or what went wrong.
+    """A line about the work under way, over a bar; or about its failure.
 
     Args:
         says: In one line.
         share: Share of it that is done; None for no bar.
-        failed: Whether it is an error.
+        failed: Show it as an error.
     """
     bar = "" if share is None else f'<progress max="1" value="{share:.3f}"></progress>'
     kind, role = ("failed", "alert") if failed else ("", "status")
     return f'<div class="rg-status {kind}" role="{role}"><span>{escape(says)}</span>{bar}</div>'
+
+
+def drawn(first: str, second: str) -> str:
+    """A mark, not to be seen, of the methods whose fields are drawn.
+
+    Args:
+        first: The choice, as its list shows it.
+        second: The second choice, in the same form.
+    """
+    return f'<i data-first="{escape(first)}" data-second="{escape(second)}"></i>'
 
 
 def answers(given: Sequence[Answer]) -> str:
@@ -38,7 +48,7 @@ def under_way(titles: Sequence[str], texts: Sequence[str]) -> str:
 
 
 def below(result: Result) -> str:
-    """What fired, and why there is no attention to see where there is none."""
+    """The methods' firings, and the reason why there is no attention to see, if any."""
     why = f'<p class="rg-note">No attention maps: {escape(result.unseen)}</p>'
     return (why if result.unseen else "") + firing(result.report)
 
@@ -47,7 +57,7 @@ def firing(report: Report) -> str:
     """A line for each method, and a bar for each layer at which it was called.
 
     Args:
-        report: What the methods did.
+        report: The report of the methods.
     """
     return "".join(map(_method, report.interventions))
 

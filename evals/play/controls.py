@@ -22,7 +22,7 @@ from regaze.interventions.base import Intervention, from_dict, read_value
 
 Kind = Literal["flag", "choice", "number", "slider", "line", "text"]
 UNSET = ""
-"""What a choice or a text holds where the method is to choose."""
+"""Content of a choice or a text where the method is to choose."""
 
 _PROBES: tuple[Any, ...] = (0, "?", True, (), None)
 _WIDEST_SLIDER = 10
@@ -38,12 +38,12 @@ class Control:
         kind: A check box, a list to choose from, a number, a slider, a line of text taken as it
             is, or text that is read as on the command line: numbers, lists, words.
         default: The field's value where nothing is said.
-        info: What the method's documentation says of it.
+        info: Its description in the method's documentation.
         low: Smallest number; None where there is none.
         high: Largest number.
         step: Between a slider's numbers; None for any.
-        whole: Whether numbers are whole.
-        optional: Whether None is a value.
+        whole: Takes whole numbers only.
+        optional: Takes None, too.
         choices: To choose from, `UNSET` among them where that is one.
     """
 
@@ -59,7 +59,7 @@ class Control:
     choices: tuple[str, ...] = ()
 
     def shown(self, value: Any) -> Any:
-        """What the control holds for a field's value."""
+        """The control's content for a field's value."""
         if self.kind in ("flag", "number", "slider"):
             return value
         if value is None:
@@ -71,7 +71,7 @@ class Control:
         return written(value)
 
     def read(self, given: Any) -> Any:
-        """The field's value for what the control holds.
+        """The field's value for the control's content.
 
         Raises:
             ValueError: It is no number where one is needed.
@@ -118,12 +118,12 @@ def controls(cls: type[Intervention]) -> tuple[Control, ...]:
 
 
 def show(spec: Intervention) -> list[Any]:
-    """What a method's controls hold for a spec."""
+    """The content of a method's controls for a spec."""
     return [control.shown(getattr(spec, control.field)) for control in controls(type(spec))]
 
 
 def read(cls: type[Intervention], given: Sequence[Any]) -> Intervention:
-    """The spec for what a method's controls hold.
+    """The spec for the content of a method's controls.
 
     Raises:
         ValueError: A value is out of its domain; the message names field and domain.
@@ -140,7 +140,7 @@ def written(value: Any) -> str:
 
 
 def docs(cls: type[Intervention]) -> dict[str, str]:
-    """What the docstrings of a method and its bases say of its fields, by field."""
+    """Descriptions of a method's fields, from its docstring and those of its bases, by field."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if dataclasses.is_dataclass(base) and base.__doc__:

@@ -18,13 +18,18 @@ def choices(paints: bool) -> list[tuple[str, str]]:
     """The methods for a kind of model and their published settings: what is shown, and the value.
 
     Args:
-        paints: Whether the model is a pipeline.
+        paints: True for pipelines, False for vision-language models.
     """
-    found = [("none", NOTHING)]
+    found = [NOTHING]
     for name in methods(paints):
-        found.append((f"{name}: {describe(name)[0]}", name))
-        found += [(f"{name}@{preset}", f"{name}@{preset}") for preset in presets(name)]
-    return found
+        found += [name, *(f"{name}@{preset}" for preset in presets(name))]
+    return [(shown_as(choice), choice) for choice in found]
+
+
+def shown_as(choice: str) -> str:
+    """A choice as the list shows it."""
+    plain = choice == NOTHING or "@" in choice
+    return choice if plain else f"{choice}: {describe(choice)[0]}"
 
 
 def named(choice: str) -> Intervention | None:

@@ -21,9 +21,9 @@ class News:
     """How far work has come.
 
     Attributes:
-        says: What is being done.
+        says: The work under way, in words.
         share: Share of it that is done, 0 to 1.
-        answers: What there is of the answers so far, by condition.
+        answers: The answers so far, by condition.
     """
 
     says: str
@@ -91,7 +91,7 @@ def follow(work: Callable[[Job], _T], started: Callable[[Job], None]) -> Iterato
     News that nobody fetched before there was newer is left out. Who stops listening stops the work.
 
     Args:
-        work: What to do.
+        work: The work.
         started: Is given the job before it begins, by whoever wants to stop it.
     """
     said: queue.SimpleQueue[News | Ended[_T]] = queue.SimpleQueue()

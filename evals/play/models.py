@@ -24,7 +24,7 @@ class Opened:
     """A model that is ready.
 
     Attributes:
-        name: What it was asked for by.
+        name: The name in the request.
         loaded: It.
         lock: Held by the run that uses it: two that attach other methods would meet in it.
     """
@@ -35,7 +35,7 @@ class Opened:
 
     @property
     def paints(self) -> bool:
-        """Whether it is a pipeline."""
+        """True for a pipeline."""
         return isinstance(self.loaded, LoadedPipeline)
 
 
@@ -44,7 +44,7 @@ class Shelf:
 
     Args:
         offered: Names to choose from, first.
-        any_model: Whether other folders and Hub ids may be opened, too.
+        any_model: Allow other folders and Hub ids, too.
         keep: How many stay in memory.
         options: How to load one: ``dtype`` and ``device``.
     """
@@ -65,7 +65,7 @@ class Shelf:
         self._kinds: dict[str, bool] = {}
 
     def paints(self, name: str) -> bool:
-        """Whether a name is a pipeline's; nothing is loaded.
+        """Tell a pipeline's name from a language model's; nothing is loaded.
 
         Raises:
             ValueError: It may not be opened.
@@ -121,5 +121,5 @@ def methods(paints: bool) -> tuple[str, ...]:
 
 
 def local(name: str) -> bool:
-    """Whether a model is here: a built-in one or a folder."""
+    """True for models on this machine: built-in ones and folders."""
     return name in BUILT_IN or Path(name).is_dir()

@@ -16,7 +16,7 @@ import gradio as gr
 from PIL import Image
 
 from regaze.evals.play import cards, controls, recipes
-from regaze.evals.play.fields import NOTHING, choices, draw, named
+from regaze.evals.play.fields import NOTHING, choices, draw, named, shown_as
 from regaze.evals.play.following import Ended, Job, follow, one_line
 from regaze.evals.play.models import Shelf
 from regaze.evals.play.running import PLAIN, Request, Result, run
@@ -24,8 +24,9 @@ from regaze.evals.play.samples import sample
 from regaze.evals.reports.viewer import SCRIPT
 from regaze.interventions.base import Intervention
 
-HEAD = f"<script>{SCRIPT}</script>"
-CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+_HERE = Path(__file__).parent
+HEAD = f"<script>{SCRIPT}\n{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>"
+CSS = (_HERE / "page.css").read_text(encoding="utf-8")
 _PRIVATE: Any = {"api_visibility": "private", "show_progress": "hidden"}
 
 
@@ -40,7 +41,7 @@ def theme() -> Any:
 
 @dataclass(frozen=True)
 class _Asked:
-    """The parts of the page that say what is asked."""
+    """The parts of the page that make a request."""
 
     model: Any
     picture: Any
@@ -64,7 +65,7 @@ class _Asked:
 
 @dataclass(frozen=True)
 class _Shown:
-    """The parts of the page that show what came of it."""
+    """The parts of the page that show a result."""
 
     status: Any
     answers: Any
@@ -86,7 +87,7 @@ class Page:
 
     Args:
         shelf: Its models.
-        model: Which one is chosen first.
+        model: The one chosen first.
         load: Python files that registered methods, for scripts and commands.
     """
 
@@ -212,6 +213,8 @@ class Page:
                 yield from self._run(shown, str(request.session_hash), kinds, given)
 
             go.click(begin, [*asked.fixed, *parts], shown.all, concurrency_limit=None, **_PRIVATE)
+            # For page.js: a run that began before they are drawn would use old fields.
+            gr.HTML(cards.drawn(shown_as(first), shown_as(second)), elem_id="drawn", padding=False)
 
         gr.render(inputs=[asked.first, asked.second], show_progress="hidden")(fields)
 
@@ -222,7 +225,7 @@ class Page:
         kinds: Sequence[type[Intervention] | None],
         given: Sequence[Any],
     ) -> Iterator[dict[Any, Any]]:
-        """What the page shows while a run goes on, and what came of it."""
+        """Changes of the page during a run, and at its end."""
         empty = {shown.answers: "", shown.viewer: "", shown.report: ""}
         yield {
             **empty,
@@ -275,7 +278,7 @@ class Page:
         }
 
     def _request(self, kinds: Sequence[type[Intervention] | None], given: Sequence[Any]) -> Request:
-        """What the page's parts ask for.
+        """The request in the page's parts.
 
         Raises:
             ValueError: A field is out of its domain, or a number is missing.
@@ -321,7 +324,7 @@ class Page:
         return found.picture, found.prompt, number + 1, gr.skip()
 
     def _chosen(self, model: str, picture: Any, prompt: str) -> tuple[Any, ...]:
-        """What fits a model that was just chosen."""
+        """Choices and an example that fit a model just chosen."""
         try:
             paints = self._shelf.paints(model)
         except (OSError, ValueError) as error:
@@ -340,7 +343,7 @@ class Page:
         )
 
     def _stop(self, request: gr.Request) -> None:
-        """Stop what the visitor's page has under way."""
+        """Stop the run of the visitor's page."""
         if job := self._jobs.get(str(request.session_hash)):
             job.stop()
 

@@ -17,15 +17,15 @@ from regaze.evals.runs.conditions import Condition
 from regaze.interventions.base import Intervention
 
 PICTURE = "picture.png"
-"""What both call the picture that a question is about: it has to be saved under that name."""
+"""The name under which both read the picture of a question."""
 
 
 def python(request: Request, paints: bool, load: Sequence[Path] = ()) -> str:
     """A script that prints or saves the edited answer and what the methods did.
 
     Args:
-        request: What was asked for.
-        paints: Whether the model is a pipeline.
+        request: The request.
+        paints: True for pipelines, False for vision-language models.
         load: Python files that registered methods.
     """
     files = [str(path.resolve()) for path in load]

@@ -37,16 +37,16 @@ _MOST_WORDS = 12
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for.
+    """A user's request.
 
     Attributes:
         model: Its name.
         prompt: The question, or what to paint.
         specs: Methods, in the order in which they act; none: the model as it is.
-        picture: What a question is about.
+        picture: The picture that a question is about.
         max_new_tokens: Longest answer.
         seed: Number of the painting among those of its prompt.
-        arguments: Of the pipeline's call.
+        arguments: Arguments of the pipeline's call.
     """
 
     model: str
@@ -59,13 +59,13 @@ class Request:
 
     @property
     def edited(self) -> str:
-        """What the edited condition is called."""
+        """The name of the edited condition."""
         return "+".join(spec.name for spec in self.specs)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a condition gave.
+    """The answer of a condition.
 
     Attributes:
         title: The condition.
@@ -86,7 +86,7 @@ class Result:
 
     Attributes:
         answers: Plain and, where methods were asked for, edited.
-        report: What the methods did.
+        report: The report of the methods.
         viewer: The attention, as HTML; empty where there is none to see.
         unseen: Why there is none, or not of all.
     """

@@ -19,7 +19,7 @@ class Sample:
 
     Attributes:
         prompt: It.
-        picture: What is asked about; None for a prompt.
+        picture: The picture that is asked about; None for a prompt.
     """
 
     prompt: str
@@ -30,8 +30,8 @@ def sample(paints: bool, number: int) -> Sample:
     """The sample of that number, from 0; there is no last one.
 
     Args:
-        paints: Whether a prompt is needed.
-        number: Which; scenes and prompts are those of the test split.
+        paints: True for a prompt, False for a picture with a question.
+        number: Its number among the scenes or prompts of the test split.
     """
     if paints:
         return Sample(wanted(_SPLIT, _SUBSET, _COUNT)[number % _COUNT].prompt)

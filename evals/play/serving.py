@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from asyncio import CancelledError
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +30,7 @@ class OnlyHere:
     """Forbids a page to load anything from elsewhere, or to be shown inside another one.
 
     Args:
-        app: What answers.
+        app: The application behind it.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -54,8 +56,8 @@ def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) 
 
     Args:
         shelf: Its models.
-        model: Which one is chosen first.
-        host: Where it will be served.
+        model: The one chosen first.
+        host: The host that will serve it.
         load: Python files that registered methods.
 
     Raises:
@@ -84,7 +86,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket to serve at.
 
     Args:
-        host: Where it listens.
+        host: The host or address to listen on.
         port: 0 for any free one.
 
     Raises:
@@ -101,11 +103,22 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(at: socket.socket) -> str:
-    """What to open in a browser."""
+    """The address to open in a browser."""
     host, port = at.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 
+class _Leaving(logging.Filter):
+    """Drops complaints about pages that are still open when the server ends."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Keep a record, unless it is about an answer cut off by the end."""
+        cut = record.exc_info and isinstance(record.exc_info[1], CancelledError)
+        return not cut and "timeout graceful shutdown" not in record.getMessage()
+
+
 def server(app: FastAPI) -> uvicorn.Server:
-    """What serves an application: ``run(sockets=[...])`` does so until ``should_exit`` is set."""
-    return uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
+    """A server for an application: ``run(sockets=[...])`` does so until ``should_exit`` is set."""
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2)
+    logging.getLogger("uvicorn.error").addFilter(_Leaving())
+    return uvicorn.Server(config)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from regaze.evals.reports.results_reading import learnt, short
 from regaze.evals.reports.wording import metric_name
 from regaze.evals.scoring.statistics import Change
 from regaze.evals.scoring.thresholds import AUC, reading
@@ -28,6 +29,7 @@ def page(stored: Mapping[str, Any]) -> str:
     """
     parts = [
         _head(stored),
+        learnt(stored),
         _findings(stored),
         *(_task(stored, table) for table in stored["tables"]),
         _settings(stored),
@@ -41,9 +43,9 @@ def _head(stored: Mapping[str, Any]) -> str:
     return f"""# Results
 
 Every method for vision-language models on the built-in model `{stored["model"]}`, one baseline,
-paired by construction. `make results` makes this page (at its usual sizes in about half an hour of
-one core, as smaller runs suggest) and goes on where it was stopped. Its numbers are in
-[results.json](results.json), and what the methods are in [methods.md](methods.md).
+paired by construction. `make results` makes this page (at its usual sizes in 18 minutes of one
+core) and goes on where it was stopped. Its numbers are in [results.json](results.json), and what
+the methods are in [methods.md](methods.md).
 
 - **Asked**: POPE on {sizes["pope"]} scenes (random, popular and adversarial questions; their mean
   is shown) and CHAIR on {sizes["chair"]}, of each of the sandbox's test splits: scenes free of the
@@ -56,7 +58,7 @@ one core, as smaller runs suggest) and goes on where it was stopped. Its numbers
   attribution, in captions, PASTA's by the margin of POPE's answers (`regaze discover heads-lvlm`).
 - **Changes** are in points, with 95 % intervals from a paired bootstrap over scenes. ▲ better,
   ▼ worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
-  conditions of the table.
+  conditions of the table. Changes that round to 0.0 bear no mark.
 - **Only a moved threshold?** A method that says yes more often may gain accuracy without telling
   present from absent any better; AUC doesn't see that. Contrasts that rule implausible answers out
   (`beta`) make margins infinite, and ties count half in AUC.
@@ -92,10 +94,10 @@ def _findings(stored: Mapping[str, Any]) -> str:
                     found = better if change.delta * way > 0 else worse
                     said = f"{metric_name(metric)} {number}"
                     said = f"**{said}**" if _holds(change) else said
-                    found.setdefault(label, []).append(f"{said} ({_short(table)})")
+                    found.setdefault(label, []).append(f"{said} ({short(table)})")
     return "\n".join(
         [
-            "## In short",
+            "## By setting",
             "",
             f"Of {compared} comparisons those whose interval excludes 0, as about one in twenty "
             "does by chance; bold after Holm's correction. All others leave it open or come to "
@@ -119,10 +121,6 @@ def _list(found: Mapping[str, Sequence[str]]) -> list[str]:
 def _holds(change: Change) -> bool:
     """Whether a change is still one after Holm's correction."""
     return (change.p if change.p_holm is None else change.p_holm) < _ALPHA
-
-
-def _short(table: Mapping[str, Any]) -> str:
-    return "with the prior" if "follow" in table["title"] else "prior-free"
 
 
 def _task(stored: Mapping[str, Any], table: Mapping[str, Any]) -> str:
@@ -204,7 +202,7 @@ def _cell(metric: str, change: Change, way: int) -> str:
         return "–"
     low, high = _number(metric, change.low), _number(metric, change.high)
     said = f"{_number(metric, change.delta)} [{low}, {high}]"
-    if not change.excludes_zero:
+    if not change.excludes_zero or _number(metric, change.delta) == _NOTHING:
         return said
     mark = "●" if not way else "▲" if change.delta * way > 0 else "▼"
     return f"**{said}** {mark}" if _holds(change) else f"{said} {mark}"
@@ -246,13 +244,15 @@ def _share(value: float | None) -> str:
 
 def _left_out(stored: Mapping[str, Any]) -> str:
     lines = ["## Left out", ""]
-    lines += [f"- `{name}`: {why}" for name, why in stored["left_out"].items()] or ["- nothing"]
+    lines += [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
     methods = {*stored["usual"].values(), *(t["with"] for t in stored["tuned"].values())}
-    silent = methods & {label for table in stored["tables"] for label in table["silent"]}
-    lines += [
-        f"- `{label}` never acted on these prompts, so there is nothing to report of it"
-        for label in sorted(silent)
-    ]
+    tables = [(set(table["silent"]), table["title"]) for table in stored["tables"]]
+    for label in sorted(methods - {None}):
+        where = [title for silent, title in tables if label in silent]
+        if len(where) == len(tables):
+            lines.append(f"- `{label}` never acted on these prompts, so nothing is reported of it")
+        elif where:
+            lines.append(f"- `{label}` never acted in {' and '.join(where)}")
     lines.append("- tools (`headscale`, `logitbias`, ...), which do nothing by default")
     return "\n".join(lines)
 

@@ -13,7 +13,7 @@ MODELS = ("sandbox", "sandbox-plain")
 
 
 def is_sandbox(name: str) -> bool:
-    """Whether this is the name of a shipped model."""
+    """True if this is the name of a shipped model."""
     return name in MODELS
 
 

@@ -1,4 +1,4 @@
-"""What the sandbox models are trained for: patch labels, answers and, for one, attention sinks."""
+"""Losses of the sandbox models: patch labels, answers and, for one, attention sinks."""
 
 from __future__ import annotations
 

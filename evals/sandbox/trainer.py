@@ -148,7 +148,7 @@ class Trainer:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What the present stage trains."""
+        """The parameters that the present stage trains."""
         trained = self.model.model.vision_tower if self.stage == "vision" else self.model
         return [*trained.parameters(), *self.head.parameters()]
 

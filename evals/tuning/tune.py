@@ -85,10 +85,14 @@ def tune(
     objective, direction = _objective(job.tasks[0], objective)
     n_layers = find_host(loaded.model, loaded.processor).n_layers
     with files.locked(out):
+        storage = optuna.storages.JournalStorage(
+            optuna.storages.journal.JournalFileBackend(str(out / _TRIALS))
+        )
+        for other in optuna.get_all_study_names(storage):
+            if other != spec.name:
+                raise ValueError(f"{out} holds a search of {other}: give another --out")
         found = optuna.create_study(
-            storage=optuna.storages.JournalStorage(
-                optuna.storages.journal.JournalFileBackend(str(out / _TRIALS))
-            ),
+            storage=storage,
             study_name=spec.name,
             direction="maximize" if direction > 0 else "minimize",
             load_if_exists=True,

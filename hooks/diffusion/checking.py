@@ -148,7 +148,7 @@ class _Prover:
         key = tuple((n, tuple(v.shape[1:])) for n, v in call.items() if isinstance(v, Tensor))
         largest, layout = self._proven.get(key, (0, None))
         if layout is None or largest < batch:
-            with torch.no_grad():
+            with torch.no_grad(), kernel.cleared():
                 layout = _Proof(denoiser, family, call, batch).layout()
             self._proven[key] = batch, layout
         return layout

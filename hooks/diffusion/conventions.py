@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from regaze.hooks.calls import own_class
+
 Says = Callable[[Any, Mapping[str, Any]], Any]
 """Reads off a running pipeline and the variables of its ``__call__`` whether it guides."""
 
@@ -358,7 +360,7 @@ def defining(thing: Any, method: str) -> str:
     own class alone: a copy that was changed, or a method that was put in another's place, has the
     name of its module before it.
     """
-    for one in type(thing).__mro__:
+    for one in own_class(type(thing)).__mro__:
         if one.__module__.startswith("diffusers."):
             code = getattr(one, method, None)
             whose = getattr(code, "__module__", None) or one.__module__

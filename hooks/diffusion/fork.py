@@ -251,5 +251,5 @@ def _parts_of_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
 def is_compiled(module: nn.Module) -> bool:
     """Whether a module was given to ``torch.compile`` or compiled in place."""
     # Looked up as they are stored, because every part of a denoiser is asked in every pass.
-    compiled = vars(module).get("_compiled_call_impl") is not None
-    return compiled or "_orig_mod" in module._modules
+    held = vars(module)
+    return held.get("_compiled_call_impl") is not None or "_orig_mod" in held.get("_modules", ())

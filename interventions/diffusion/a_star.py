@@ -88,7 +88,7 @@ class AStar(ConceptUpdate):
                 )
 
     def objective(self, run: Run, columns: Sequence[Columns]) -> ConceptObjective:
-        """What a run minimises."""
+        """The objective that a run minimises."""
         for one in columns:
             if self.layout is not None and len(one.concepts) != len(self.layout):
                 raise ValueError(

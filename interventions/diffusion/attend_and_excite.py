@@ -82,7 +82,7 @@ class AttendAndExcite(ConceptUpdate):
             ) from None
 
     def objective(self, run: Run, columns: Sequence[Columns]) -> ConceptObjective:
-        """What a run minimises."""
+        """The objective that a run minimises."""
         return _Excite(self, run.steps, columns)
 
 

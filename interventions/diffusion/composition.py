@@ -1,4 +1,4 @@
-"""What PrimeComposer does while a pipeline runs: latents moved, a prior read, attention edited."""
+"""PrimeComposer while a pipeline runs: latents moved, a prior read, attention edited."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from regaze.hooks.diffusion.tally import Tally
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.diffusion import unet_inversion
 from regaze.interventions.diffusion.arranging import arrange
+from regaze.interventions.diffusion.composed_latents import NAME, NAMES, Inverted, given
 from regaze.interventions.diffusion.composing import (
     Prior,
     Subject,
@@ -33,49 +34,10 @@ from regaze.interventions.diffusion.places import read_mask, sized
 from regaze.interventions.diffusion.second_text import conditional
 from regaze.interventions.diffusion.word_columns import columns_of
 
-NAME = "primecomposer"
-
-
-@dataclass(frozen=True)
-class Inverted:
-    """What is composed, as latents.
-
-    Attributes:
-        background: "T+1 C H W", the noisiest first.
-        reference: The same, of the object at its place.
-        pasted: The same, of the object pasted into the background; None unless it is needed.
-        mask: Which latents are the object's, "H W" bool.
-        region: Which lie in the box, "H W" bool.
-    """
-
-    background: Tensor
-    reference: Tensor
-    pasted: Tensor | None
-    mask: Tensor
-    region: Tensor
-
-    def begun(self, noise: Tensor, same: bool) -> Tensor:
-        """The latents of the first step, of noise "B C H W"."""
-        if same and self.pasted is not None:
-            return torch.where(self.region & ~self.mask, noise, self.pasted[0])
-        around = torch.where(self.region, noise, self.background[0])
-        return torch.where(self.mask, self.reference[0], around)
-
-    def kept(self, latents: Tensor, step: int, outside: Tensor) -> Tensor:
-        """Latents of a step with the background's outside of a mask."""
-        return torch.where(outside, latents, self.background[step])
-
-    def beside(self, latents: Tensor, step: int, around: str) -> Tensor:
-        """What a step's prior is read at: composites and references, "2B C H W"."""
-        ground, thing = self.background[step], self.reference[step]
-        composite = torch.where(self.mask, thing, ground).expand_as(latents)
-        rest = thing if around == "reference" else ground
-        return torch.cat([composite, torch.where(self.mask, latents, rest)])
-
 
 @dataclass(eq=False)
 class _Memory:
-    """What one run remembers."""
+    """The memory of one run."""
 
     inverted: Inverted | None = None
     priors: dict[str, Prior] = field(default_factory=dict)
@@ -152,7 +114,7 @@ class Composing(LatentEdit):
     # -- the runs beside -----------------------------------------------------------------------
 
     def _run(self, pass_: Pass, call: dict[str, Any], editors: Mapping[Site, Any]) -> Tensor:
-        """What the denoiser predicts of other rows, unedited by this method."""
+        """The denoiser's prediction for other rows, unedited by this method."""
         self.memory.beside = True
         try:
             output = pass_.forward(call, editors)
@@ -198,7 +160,7 @@ class Composing(LatentEdit):
             )
         grid = shape[-2:]
         if self.pictures is None:
-            found = _given(spec.latents, spec.domain, (step.steps + 1, *shape))
+            found = given(spec.latents, spec.domain, (step.steps + 1, *shape))
             mask = read_mask(spec.mask)
             fine = tuple(mask.shape) if isinstance(mask, Tensor) else grid
             whole = sized(NAME, mask, grid, fine).reshape(fine)
@@ -309,25 +271,3 @@ class Composing(LatentEdit):
         if grid not in memory.subjects:
             memory.subjects[grid] = Subject.of(on_latents(memory.inverted.mask, grid))
         return memory.subjects[grid]
-
-
-NAMES = ("background", "object", "pasted")
-
-
-def _given(path: str, domain: str, shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Latents from a file.
-
-    Raises:
-        ValueError: Some are missing, or of another shape than the pipeline's in all its steps.
-    """
-    from safetensors.torch import load_file
-
-    found = load_file(path)
-    for name in NAMES if domain == "same" else NAMES[:2]:
-        if name not in found or tuple(found[name].shape) != shape:
-            got = tuple(found[name].shape) if name in found else "none"
-            raise ValueError(
-                f"{NAME}: latents must hold {name!r} of shape {shape}, a picture's in each step "
-                f"and at the end; they hold {got}"
-            )
-    return {name: x.float() for name, x in found.items()}

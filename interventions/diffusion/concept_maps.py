@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Columns:
-    """What one sample's text columns are.
+    """The meaning of one sample's text columns.
 
     Attributes:
         inner: Columns that compete for attention: the prompt's own.

@@ -24,11 +24,11 @@ class Concepts(Protocol):
 
     @property
     def per_prompt(self) -> bool:
-        """Whether there is a list for each prompt."""
+        """True if there is a list for each prompt."""
 
     @property
     def absent(self) -> str:
-        """What happens if a prompt lacks a word."""
+        """The rule for a word that a prompt lacks."""
 
     @property
     def encoder(self) -> str:
@@ -36,7 +36,7 @@ class Concepts(Protocol):
 
     @property
     def cut(self) -> str | None:
-        """Where the tokens end."""
+        """The column behind the last token."""
 
 
 def columns_of(spec: Concepts, run: Run) -> list[Columns]:

@@ -140,7 +140,7 @@ class ConsistEdit(Intervention):
 
     @property
     def per_edit(self) -> bool:
-        """Whether each edit has words of its own."""
+        """True if each edit has words of its own."""
         return isinstance(self.words, tuple) and any(isinstance(w, tuple) for w in self.words)
 
     def idle(self) -> ConsistEdit:

@@ -48,7 +48,7 @@ def _mixed(spec: ConsistEdit, mask: Tensor | None, m: Map, x: Tensor, structure:
 
 
 def _free(spec: ConsistEdit, mask: Tensor | None, m: Map, token: int) -> bool:
-    """Whether a token of the picture may be edited."""
+    """True for a token of the picture that may be edited."""
     if mask is None:
         return spec.region == "inside"
     _, rows, columns = m.grid

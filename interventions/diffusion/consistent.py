@@ -37,7 +37,7 @@ def fuse(source: Tensor, edit: Tensor, preserve: Tensor | None) -> Tensor:
 
 @dataclass
 class _State:
-    """What a run knows so far.
+    """The knowledge of a run so far.
 
     Attributes:
         seen: Attention to the words.
@@ -66,7 +66,7 @@ class Consistent(Work):
 
     @property
     def _reads(self) -> bool:
-        """Whether the mask is read while it runs."""
+        """True if the mask is read while it runs."""
         return not self.free and self.spec.mask is None
 
     def begin(self, run: Run) -> Work:
@@ -141,7 +141,7 @@ class Consistent(Work):
         return () if self.free and not self._whole(pass_) else self.sites
 
     def _whole(self, pass_: Pass) -> bool:
-        """Whether all queries and keys are the source's in this step."""
+        """True if all queries and keys are the source's in this step."""
         if self.spec.strength in (0, 1):
             return bool(self.spec.strength)
         step = None if pass_.running is None else pass_.running.step
@@ -222,7 +222,7 @@ class Consistent(Work):
         return out
 
     def _preserve(self, call: Call, split: tuple[int, int, int, int], number: int) -> Tensor:
-        """What an edit takes from its source, "1 G I 1 N 1"."""
+        """The share that an edit takes from its source, "1 G I 1 N 1"."""
         image = call.image()
         tokens = image.stop - image.start
         if tokens not in self.state.free:
@@ -244,7 +244,7 @@ class Consistent(Work):
         return ~each[None, :, :, None, :, None]
 
     def _found(self, call: Call, tokens: int) -> Tensor | None:
-        """What may be edited, "E N" or "1 N"; None as long as it isn't known."""
+        """Tokens that may be edited, "E N" or "1 N"; None as long as it isn't known."""
         layout = call.layout
         if self.spec.mask == "all":
             return torch.ones(1, tokens, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Where words of a prompt are in a picture, read in joint attention: masks of what may be edited.
+"""Masks of what may be edited, read in joint attention: the places of a prompt's words.
 
 With A the map of a layer's rows over all its columns, picture and text, a row of the picture gives
 the words ``s_i = sum over their columns j of A_ij``: mean over heads, layers and steps, from 0 to 1
@@ -48,7 +48,7 @@ class Attended:
 
 
 def shares(call: Call, rows: Attended, which: Tensor, members: Tensor, over: str) -> Tensor:
-    """What the picture's tokens give to words, mean over heads: "S N" float32.
+    """Shares that the picture's tokens give to words, mean over heads: "S N" float32.
 
     Args:
         call: A call of joint attention.

@@ -38,11 +38,14 @@ class Source:
             first.
         timesteps: "T", as the scheduler counts them.
         shares: "S N": what the picture's tokens give to the words, if that was read.
+        grid: (rows, columns), or (frames, rows, columns), of these tokens; empty if that isn't
+            known.
     """
 
     latents: Tensor
     timesteps: Tensor
     shares: Tensor | None = None
+    grid: tuple[int, ...] = ()
 
     @classmethod
     def read(cls, path: str) -> Source:
@@ -65,13 +68,16 @@ class Source:
                 f"{path} isn't the source of an edit, which holds latents and timesteps "
                 f"of T steps: it holds {shapes}"
             )
-        return cls(latents, timesteps, found.get("shares"))
+        grid = tuple(found["grid"].tolist()) if "grid" in found else ()
+        return cls(latents, timesteps, found.get("shares"), grid)
 
     def keep(self) -> Path:
-        """Where it lies in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
+        """Its path in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
         from safetensors.torch import save
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}
+        if self.grid:
+            parts["grid"] = torch.tensor(self.grid)
         data = save({n: x.detach().cpu().contiguous() for n, x in parts.items() if x is not None})
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = f"{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
@@ -84,7 +90,7 @@ class Source:
         return path
 
     def at(self, step: int, steps: int, timestep: float, like: Tensor) -> Tensor:
-        """What a step begins with, "S ...".
+        """The latents that a step begins with, "S ...".
 
         Raises:
             ValueError: The run has other steps than the source's, or latents of another size.
@@ -104,7 +110,7 @@ class Source:
         return self.latents[step].to(like)
 
     def edited(self, threshold: float = 0.1, frames: int = 1) -> Tensor:
-        """What may be edited, "S N" bool: tokens that belong to the words.
+        """Tokens that belong to the words and may be edited, "S N" bool.
 
         Raises:
             ValueError: Attention to words wasn't read.
@@ -115,16 +121,17 @@ class Source:
 
 
 class Recording:
-    """What a run gives, once it has ended."""
+    """The result of a run, once it has ended."""
 
     def __init__(self) -> None:
         self.latents: list[Tensor] = []
         self.times: list[float] = []
         self.seen = Running()
+        self.grid: tuple[int, ...] = ()
 
     def clear(self) -> None:
         """Forget an earlier run."""
-        self.latents, self.times, self.seen = [], [], Running()
+        self.latents, self.times, self.seen, self.grid = [], [], Running(), ()
 
     @property
     def source(self) -> Source:
@@ -138,7 +145,8 @@ class Recording:
                 "nothing was recorded: run the pipeline inside of `with recorded(...)`"
             )
         mean = self.seen.mean().cpu() if self.seen.calls else None
-        return Source(torch.stack(self.latents), torch.tensor(self.times), mean)
+        times = torch.tensor(self.times)
+        return Source(torch.stack(self.latents), times, mean, self.grid if self.seen.calls else ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,7 +197,7 @@ class Recorder(Work):
         self.into.times.append(pass_.timestep)
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where attention to words is read."""
+        """Layers in which attention to words is read."""
         return () if self.members is None or pass_.rows.cond is None else self.sites
 
     def attend(self, call: Call) -> Tensor:
@@ -202,6 +210,8 @@ class Recorder(Work):
         rows = slice(cond.start * each, cond.stop * each)
         which = torch.arange(rows.start, rows.stop, device=call.query.device)
         found = Attended.of(call, call.query[rows], call.key[rows], call.value[rows])
+        image = call.image()
+        self.into.grid = call.layout.grid(call.site, image.stop - image.start) or ()
         self.into.seen.add(shares(call, found, which, members, self.over))
         return call.output
 
@@ -230,7 +240,7 @@ def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
 
 
 def joint_sites(host: Any) -> list[Site]:
-    """Where the method edits by default.
+    """Layers that the method edits by default.
 
     Raises:
         ValueError: The model has no joint attention.
@@ -248,7 +258,7 @@ def joint_sites(host: Any) -> list[Site]:
 
 
 def over_of(model: str) -> str:
-    """What attention to words is a share of in the code for a model."""
+    """The columns that attention to words is a share of in the code for a model."""
     return "text" if model in _TEXT_ALONE else "joint"
 
 

@@ -1,4 +1,4 @@
-"""What the prompts of an edit say: which of them are pairs, and which words differ."""
+"""Prompts of an edit: which of them are pairs, and which words differ."""
 
 from __future__ import annotations
 

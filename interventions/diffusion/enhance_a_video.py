@@ -158,7 +158,7 @@ class EnhanceAVideo(Intervention):
         return call.output
 
     def factor(self, cfi: Tensor, frames: int) -> Tensor:
-        """What the output is multiplied by, "B"."""
+        """The factor of the output, "B"."""
         if self.per == "call":
             cfi = cfi.mean().expand_as(cfi)
         return ((frames + (self.weight or 0.0)) * cfi).clamp(min=1)
@@ -170,7 +170,8 @@ class EnhanceAVideo(Intervention):
             cfi = m.weights[..., others].unflatten(0, (rows, -1)).flatten(1).mean(1)
             cfi = cfi.mean().expand_as(cfi) if self.per == "call" else cfi
             each = (cfi * (frames + (self.weight or 0.0))).clamp(min=1)
-            return each.repeat_interleave(len(m.weights) // rows)
+            spread: Tensor = each.repeat_interleave(len(m.weights) // rows)
+            return spread
         frames, rows, columns = _clip(m.site, m.grid)
         query, key = (
             x[:, :, m.image].unflatten(2, (frames, rows * columns)).transpose(2, 3)

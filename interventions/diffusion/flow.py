@@ -177,7 +177,7 @@ def save(file: IO[bytes], flow: Flow) -> None:
 
 
 def keep(flow: Flow) -> Path:
-    """Where a flow lies in the cache, ``$XDG_CACHE_HOME/regaze/flow``; written if it is new.
+    """The path of a flow in the cache, ``$XDG_CACHE_HOME/regaze/flow``; written if it is new.
 
     The name is the hash of its contents, so that a path stands for one flow for good.
     """

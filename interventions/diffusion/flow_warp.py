@@ -32,22 +32,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regaze.hooks.checks import check_choice, check_number
-from regaze.hooks.diffusion.call import Call
-from regaze.hooks.diffusion.frames import Runs, Way, carry, mix, splat_columns
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.hooks.diffusion.warp import Corners, corners, pooled, to_tokens, warp
 from regaze.hooks.diffusion.works import Attend
 from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
 from regaze.interventions.diffusion.flow_maps import on_tokens, seen, warp_matrix
+from regaze.interventions.diffusion.flow_warping import EMPTY, Warped
 from regaze.interventions.diffusion.where import check_where, chosen
-
-_EMPTY = 1e-6
-"""A warped row of which less than this is left stays as it was."""
 
 
 @register
@@ -144,7 +139,7 @@ class FlowWarp(Intervention):
                 warped = warped.clone()
                 warped[..., m.image] = warped[..., m.image] @ r.T
                 total = warped.sum(-1, keepdim=True)
-                warped = torch.where(total > _EMPTY, warped / total, own)
+                warped = torch.where(total > EMPTY, warped / total, own)
             mixed = (1 - self.weight) * own + self.weight * warped
             # With both axes, what a still row looked at may have moved.
             copied = before if self.axis == "query" else warped
@@ -169,7 +164,7 @@ class FlowWarp(Intervention):
                 "flow_warp: flow is missing: give the clip's backward flow, a file (.npy, .npz, "
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
-        warped = _Warped(self, flows.read(self.flow))
+        warped = Warped(self, flows.read(self.flow))
         return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
@@ -205,114 +200,3 @@ def _kept(flow: Any) -> str:
 def _rows(truth: NDArray[np.bool_], like: Tensor) -> Tensor:
     """One truth value per row of a map."""
     return torch.from_numpy(truth.reshape(-1, 1)).to(like.device)
-
-
-# -- at work -----------------------------------------------------------------------------------
-
-
-class _Warped:
-    """A clip's flow, at work on the calls of a denoiser.
-
-    Tensors of a call are stacked "O F I H N D": branches of guidance, frames, images per prompt.
-    """
-
-    def __init__(self, spec: FlowWarp, flow: Flow) -> None:
-        self.spec, self.frames = spec, flow.frames
-        self.flow = torch.from_numpy(flow.backward).double()
-        self.visible = None if flow.visible is None else torch.from_numpy(flow.visible)
-        self._ways: dict[Any, Way] = {}
-
-    def attend(self, call: Call) -> Tensor:
-        """The head outputs of a call, "B H N D", with all frames but the first edited."""
-        image = call.image()
-        if image.start >= image.stop:
-            return call.output
-        runs = Runs(call, self._split(call))
-        way = self._way(self._grid(call), call.query)
-        output = call.output.unflatten(0, runs.split).clone()
-        rows = output[:, :, :, :, runs.image]  # The text's keep their own map.
-        if self.spec.recursive:
-            self._chain(rows, runs, way)
-        else:
-            fetched = self._fetched(rows[:, 1:], runs, way)
-            rows[:, 1:] = mix(rows[:, 1:], fetched, way)
-        edited: Tensor = output.flatten(0, 2)
-        return edited
-
-    def _fetched(self, own: Tensor, runs: Runs, way: Way) -> Tensor:
-        """What the rows of all frames but the first become under the warped map before them."""
-        maps, value = slice(-1), runs.value[:, 1:]
-        if self.spec.axis == "query":
-            return carry(warp, runs(maps, value), way)
-        kept, moved = (
-            carry(warp, runs(maps, splat_columns(x, runs.columns, way)), way)
-            for x in (torch.ones_like(value), value)
-        )
-        return torch.where(kept > _EMPTY, moved / kept.clamp(min=_EMPTY), own)
-
-    def _chain(self, rows: Tensor, runs: Runs, way: Way) -> None:
-        """Edit rows by the edited map of the frame before, A~, frame by frame.
-
-        ``A~_f V_f`` needs ``A~_{f-1} V_f``, and so on down to the first frame. So frame g's map is
-        run once on the values of *every* later frame, and what is carried along is A~_g V_f of all
-        f > g: no map is stored.
-        """
-        carried: Tensor | None = None
-        for frame in range(1, self.frames):
-            earlier = runs(slice(frame - 1, frame), runs.value[:, frame:])
-            if carried is not None:
-                before = way.of(frame - 1)
-                earlier = mix(earlier, carry(warp, carried, before), before)
-            here, now = way.of(frame), slice(frame, frame + 1)
-            rows[:, now] = mix(rows[:, now], carry(warp, earlier[:, :1], here), here)
-            carried = earlier[:, 1:]
-
-    def _split(self, call: Call) -> tuple[int, int, int]:
-        """How the batch divides into branches, frames and images per prompt."""
-        samples = call.samples()
-        # A clip's frames are prompts of one batch, or what the denoiser makes of one sample.
-        frames = samples.frames if call.layout.frames else samples.prompts
-        if frames != self.frames:
-            raise ValueError(
-                f"flow_warp: the flow is that of {self.frames} frames, and the pipeline paints "
-                f"{frames}; give it a list with one prompt (and one image) per frame"
-            )
-        if call.layout.frames:
-            return samples.branches * samples.prompts * samples.images, frames, 1
-        return samples.branches, frames, samples.images
-
-    def _grid(self, call: Call) -> tuple[int, int]:
-        """The token grid of a call, once it is known to fit the flow."""
-        image, finest = call.image(), call.layout.finest
-        grid = call.layout.grid(call.site, image.stop - image.start)
-        if grid is None or finest is None or len(grid) > 2 and grid[0] > 1:
-            known = "isn't known" if grid is None else f"has {grid[0]} frames in one sequence"
-            raise ValueError(
-                f"flow_warp: the token grid of {call.site.name} {known}; flow is warped where each "
-                "picture attends to itself"
-            )
-        height, width = self.flow.shape[1:3]
-        rows, columns = finest[-2:]
-        if abs(rows * width - columns * height) > max(height, width) / 2:
-            raise ValueError(
-                f"flow_warp: a flow of {width} x {height} pixels doesn't fit pictures of {columns} "
-                f"x {rows} latent cells: their shapes differ"
-            )
-        return grid[-2], grid[-1]
-
-    def _way(self, grid: tuple[int, int], like: Tensor) -> Way:
-        """The flow on a grid, in the dtype and on the device of the call."""
-        key = (grid, like.dtype, like.device)
-        if key not in self._ways:
-            threshold = self.spec.threshold
-            length = self.flow.norm(dim=-1)
-            moving = length >= 0 if threshold is None else length > threshold
-            flow, moves = to_tokens(self.flow, grid, moving)
-            still = float(self.spec.static == "previous")
-            weight = torch.where(moves, self.flow.new_tensor(self.spec.weight), still)
-            if self.visible is not None:
-                weight = weight * (pooled(self.visible.double(), grid) >= 0.5)
-            source, share = corners(flow)
-            share, weight = (x.to(like.dtype).to(like.device) for x in (share, weight.flatten(1)))
-            self._ways[key] = Way(Corners(source.to(like.device), share), weight)
-        return self._ways[key]

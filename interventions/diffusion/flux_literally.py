@@ -28,7 +28,7 @@ class Heads(NamedTuple):
 
 
 class Mix(Protocol):
-    """What a method makes of both texts' attention."""
+    """A method's mixture of both texts' attention."""
 
     def __call__(
         self, own: Heads, second: Heads, both: tuple[Triple, Triple], place: Place
@@ -44,7 +44,7 @@ class Mix(Protocol):
 
 
 class Place(NamedTuple):
-    """Where a block is, and how the picture's tokens lie.
+    """The place of a block, and the order of the picture's tokens.
 
     Attributes:
         single: Whether it is a single block.
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 def forward(
     model: Any, call: Mapping[str, Any], text: Tensor, pooled: Tensor | None, mix: Mix, result: int
 ) -> Tensor:
-    """What a FLUX transformer predicts.
+    """The prediction of a FLUX transformer.
 
     Args:
         model: It.

@@ -1,4 +1,4 @@
-"""What methods that guide by a perturbed branch share: fields, and where they act by default."""
+"""Fields and default layers of methods that guide by a perturbed branch."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class Guided(Intervention):
 
 
 def default_layers(denoiser: Host) -> tuple[str | int, ...]:
-    """Where to perturb a model if nobody says: see `Guided.layers`."""
+    """Layers to perturb in a model if nobody says: see `Guided.layers`."""
     middle = [site.name for site in denoiser.layers if site.block == "mid_block"]
     if middle:
         return tuple(middle)

@@ -83,11 +83,11 @@ def invert(
 def _source(scheduler: Any, run: Recording) -> Source:
     states = torch.stack([state.cpu() for state in scheduler.states[::-1]])
     times = scheduler.levels.flip(0).float().cpu()
-    return Source(states, times, run.source.shares)
+    return Source(states, times, run.source.shares, run.source.grid)
 
 
 def encoded(pipeline: Any, image: Any) -> Tensor:
-    """What a pipeline would decode to pictures, in the form of its own ``latents``.
+    """Latents that a pipeline would decode to pictures, in the form of its own ``latents``.
 
     Args:
         pipeline: One of SD3, FLUX or Qwen-Image.

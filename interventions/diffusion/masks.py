@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 def keep(mask: Any) -> str:
-    """Where a mask lies: its own path, or its place in ``$XDG_CACHE_HOME/regaze/masks``.
+    """The path of a mask: its own, or its place in ``$XDG_CACHE_HOME/regaze/masks``.
 
     Args:
         mask: A file's path; or an array "H W", or "F H W" with one for each frame, in which what

@@ -208,11 +208,11 @@ class _Negative(Work):
 
     @property
     def rows(self) -> bool:
-        """Whether the second text is in rows of its own, not behind the first in the same."""
+        """True if the second text is in rows of its own, not behind the first in the same."""
         return self.model in JOINT and self.spec.text_stream == "own"
 
     def acts(self, pass_: Pass) -> bool:
-        """Whether it does anything in a pass."""
+        """True if it does anything in a pass."""
         late = self.spec.until > 0 and pass_.timestep < 1000 * self.spec.until
         return super().acts(pass_) and not late
 
@@ -247,7 +247,7 @@ class _Negative(Work):
         return () if pass_.rows.cond is None else self.sites
 
     def blocks(self, pass_: Pass) -> dict[str, Any]:
-        """Where FLUX's streams part: the second begins with the first one's picture."""
+        """The block where FLUX's streams part: the second begins with the first one's picture."""
         if self.model != "FluxTransformer2DModel" or pass_.rows.cond is None:
             return {}
         batch, cond = pass_.rows.batch, pass_.rows.cond

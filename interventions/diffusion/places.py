@@ -65,7 +65,7 @@ def stored(place: Any) -> Any:
 
 
 def cached(kind: str, name: str) -> Path:
-    """Where something of a kind lies in the cache; its folder exists."""
+    """The cache's path for something of a kind; its folder exists."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     path = cache / "regaze" / kind / name
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +73,7 @@ def cached(kind: str, name: str) -> Path:
 
 
 def fresh(path: Path) -> Path:
-    """Where this process writes a file before it is moved to its place."""
+    """The path at which this process writes a file before it is moved to its place."""
     return path.with_suffix(f".{os.getpid()}")
 
 

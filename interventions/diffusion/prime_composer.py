@@ -155,7 +155,7 @@ class PrimeComposer(Intervention):
 
     @property
     def acts(self) -> bool:
-        """Whether it changes anything."""
+        """True if it changes anything."""
         shares = self.correlate or self.keep or self.paste
         return bool(self.initial or shares or self.subject)
 

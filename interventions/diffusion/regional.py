@@ -54,7 +54,7 @@ RULES = ("all", "first", "last")
 RULES_TEXT = (
     'say what tokens in both read: overlap="all" for both prompts, "first" or "last" for one'
 )
-"""What tokens in several regions read."""
+"""Rules for the prompts that tokens in several regions read."""
 
 
 def ruled(inside: Tensor, overlap: str | None) -> Tensor:

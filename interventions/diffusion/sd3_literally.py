@@ -21,7 +21,7 @@ Mix = Callable[[Triple, Tensor, Sequence[Triple], tuple[int, int]], tuple[Tensor
 
 
 def forward(model: Any, call: Mapping[str, Any], texts: Texts, unguided: int, mix: Mix) -> Tensor:
-    """What an SD3 transformer predicts if its picture reads further texts, too.
+    """The prediction of an SD3 transformer if its picture reads further texts, too.
 
     Args:
         model: It.

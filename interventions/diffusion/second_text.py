@@ -30,7 +30,7 @@ JOINT = ("SD3Transformer2DModel", "FluxTransformer2DModel")
 """Denoisers that keep two texts apart but in attention, cross- or joint."""
 
 _OWN_TEXT = ("text_time",)
-"""What U-Nets add to their time embedding without looking at the tokens of the text stream."""
+"""Additions to U-Nets' time embedding that don't look at the tokens of the text stream."""
 
 
 def refuse(method: str, host: Host) -> None:

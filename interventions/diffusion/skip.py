@@ -52,7 +52,7 @@ class Skipping(Guidance):
         return cls(all_, skipped=tuple(blocks), **more)
 
     def acts(self, pass_: Pass) -> bool:
-        """Whether it does anything in a pass."""
+        """True if it does anything in a pass."""
         if not self.strict or self.idle:
             return super().acts(pass_)
         if pass_.running is None or pass_.running.step is None:

@@ -93,6 +93,6 @@ class STG(Guided):
         return self._attention().bind(host)
 
     def _attention(self) -> PAG:
-        """What skipping attention is: PAG on these layers."""
+        """The guidance that skips attention: PAG on these layers."""
         variant = "joint" if self.skip == "attention" else "image"
         return PAG(self.scale, self.layers, self.start, self.stop, self.adaptive, variant)

@@ -34,11 +34,11 @@ from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
-from regaze.hooks.diffusion.text import Prompt
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion import structured_literally
 from regaze.interventions.diffusion.nouns import noun_phrases
+from regaze.interventions.diffusion.phrase_contexts import Aligned, Made, aligned, contexts
 from regaze.interventions.diffusion.where import check_where, chosen
 
 _MODELS = ("UNet2DConditionModel", "UNetMotionModel")
@@ -96,7 +96,7 @@ class StructuredDiffusion(Intervention):
 
     @property
     def _each(self) -> bool:
-        """Whether each prompt has phrases of its own."""
+        """True if each prompt has phrases of its own."""
         found = self.phrases
         return isinstance(found, tuple) and bool(found) and isinstance(found[0], tuple)
 
@@ -147,26 +147,6 @@ class StructuredDiffusion(Intervention):
                 "samples are made"
             )
         return [one for one in self.phrases for _ in range(len(prompts) // lists)]
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """A phrase in its prompt.
-
-    Attributes:
-        columns: Where its tokens are in the prompt, once for each time that it occurs.
-        embeddings: Its own "tokens C".
-    """
-
-    columns: tuple[tuple[int, ...], ...]
-    embeddings: Tensor
-
-    def put(self, context: Tensor) -> Tensor:
-        """A prompt's embeddings "L C" with the phrase's own in their place."""
-        found = context.clone()
-        for columns in self.columns:
-            found[list(columns)] = self.embeddings.to(context)
-        return found
 
 
 @dataclass(frozen=True)
@@ -239,7 +219,7 @@ class _Structured(Work):
         return output
 
     def _contexts(self, pass_: Pass, rows: slice) -> Made:
-        """What the conditional rows of a pass read."""
+        """The contexts that the conditional rows of a pass read."""
         text = pass_.call[pass_.family.text]
         if self.kept and self.kept[0] is text:
             found: Made = self.kept[1]
@@ -248,70 +228,6 @@ class _Structured(Work):
         made = contexts(base, self.samples, self.spec.keys)
         self.kept[:] = [text, made]
         return made
-
-
-Made = list[tuple[Tensor | None, Tensor | None, Tensor]]
-"""Contexts of keys and of values "S L C" (None: the prompts' own), and each sample's share "S"."""
-
-
-def contexts(base: Tensor, samples: Sequence[Sequence[Aligned]], keys: str) -> Made:
-    """What prompts read, attention call by attention call.
-
-    Args:
-        base: Their embeddings "S L C".
-        samples: The phrases of each.
-        keys: See `StructuredDiffusion`.
-    """
-    ones = base.new_ones(len(base))
-    if keys == "prompt":
-        mean = [
-            torch.stack([x, *(phrase.put(x) for phrase in phrases)]).mean(0)
-            for x, phrases in zip(base, samples, strict=True)
-        ]
-        return [(None, torch.stack(mean), ones)]
-    merged = torch.stack([_merged(x, s) for x, s in zip(base, samples, strict=True)])
-    made: Made = [(None, merged if keys == "phrases" else None, ones)]
-    for number in range(max(map(len, samples), default=0)):
-        context = torch.stack(
-            [s[number].put(x) if number < len(s) else x for x, s in zip(base, samples, strict=True)]
-        )
-        # Samples of fewer phrases don't count what fills their lists up.
-        share = base.new_tensor([float(number < len(s)) for s in samples])
-        made.append((context, merged if keys == "phrases" else context, share))
-    whole = torch.stack([share for _, _, share in made]).sum(0)
-    return [(key, value, share / whole) for key, value, share in made]
-
-
-def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
-    """A phrase's own embeddings and its columns in a prompt.
-
-    Args:
-        prompt: As the encoder reads it.
-        phrase: The phrase.
-        encoded: The phrase, encoded by itself: "L C", its first token behind the one that begins.
-
-    Raises:
-        ValueError: The prompt doesn't hold the phrase, or cuts it off, or reads it as other tokens.
-    """
-    found = prompt.find(phrase)
-    if not found:
-        raise ValueError(
-            f"structured_diffusion: {phrase!r} isn't in the prompt {prompt.text!r}, or is cut off "
-            f"at the encoder's length; its tokens are {prompt.listed()}"
-        )
-    lengths = {len(columns) for columns in found}
-    if len(lengths) > 1 or any(c != list(range(c[0], c[0] + len(c))) for c in found):
-        raise ValueError(
-            f"structured_diffusion: {phrase!r} is {sorted(lengths)} tokens in {prompt.text!r}, so "
-            "it can't be aligned; leave it out"
-        )
-    return Aligned(tuple(map(tuple, found)), encoded[1 : 1 + lengths.pop()])
-
-
-def _merged(context: Tensor, phrases: Sequence[Aligned]) -> Tensor:
-    for phrase in phrases:
-        context = phrase.put(context)
-    return context
 
 
 def _heads(projected: Tensor, like: Tensor, frames: int) -> Tensor:

@@ -74,7 +74,7 @@ def _ids(pipeline: Any, text: str) -> list[int]:
 
 
 def _places(pipeline: Any, prompt: str, phrase: str) -> list[int]:
-    """Where a phrase's tokens begin among a prompt's, the token that begins it counted."""
+    """The column at which a phrase's tokens begin in a prompt, the token that begins it counted."""
     whole, part = _ids(pipeline, prompt), _ids(pipeline, phrase)
     return [1 + i for i in range(len(whole) - len(part) + 1) if whole[i : i + len(part)] == part]
 

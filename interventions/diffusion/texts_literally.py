@@ -26,7 +26,7 @@ Pairs = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Texts:
-    """What conditional rows read beside their own prompt.
+    """Texts that conditional rows read beside their own prompt.
 
     Attributes:
         streams: Each text as the denoiser is given it, "rows L C".

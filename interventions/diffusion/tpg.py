@@ -143,7 +143,7 @@ class TPG(Guided):
         return made
 
     def _permuting(self, denoiser: Any, t: float) -> AbstractContextManager[None]:
-        """What permutes the tokens that enter the first chosen block of each transformer."""
+        """A hook that permutes the tokens that enter the first chosen block of each transformer."""
         first: dict[str, str] = {}
         for layer in self.layers or ():
             transformer, number = _split(str(layer))

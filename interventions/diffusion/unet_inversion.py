@@ -32,7 +32,7 @@ TEXTS = ("exceptional", "empty")
 
 
 class Level(NamedTuple):
-    """What latents are made of before a step, but for a factor: signal² + noise² = 1.
+    """The shares of signal and noise before a step, but for a factor: signal² + noise² = 1.
 
     Attributes:
         t: The step's timestep.
@@ -137,7 +137,7 @@ def inverted(
 
 
 def _step(level: Level, below: Level, prediction: str) -> tuple[float, float]:
-    """What a step downwards multiplies latents and the model's output with."""
+    """Factors of the latents and of the model's output in a step downwards."""
     (a, s), (to_a, to_s) = level[1:3], below[1:3]
     if prediction == "v_prediction":  # x0 = a x - s m, e = s x + a m
         keeps, adds = to_a * a + to_s * s, to_s * a - to_a * s
@@ -182,7 +182,7 @@ def encoded(method: str, pipeline: Any, pictures: Sequence[Image.Image]) -> Tens
 
 
 def text_of(method: str, pipeline: Any, kind: str) -> tuple[Tensor, Tensor | None]:
-    """What pictures are inverted under: text "1 L C", and where the model takes it pooled text.
+    """The text that pictures are inverted under: "1 L C", and where the model takes it pooled text.
 
     Args:
         method: Whose message it is.

@@ -33,7 +33,7 @@ def read_weights(text: str) -> tuple[str, dict[str, float]]:
 
 
 def holds(text: Sequence[Part], sample: int, word: str | int) -> bool:
-    """Whether a prompt isn't known to lack a word."""
+    """True unless a prompt is known to lack a word."""
     prompts = [part.prompts[sample] for part in text if part.prompts is not None]
     return isinstance(word, int) or not prompts or any(one.find(word) for one in prompts)
 

@@ -26,7 +26,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.vaf import scale_logits
 
@@ -47,6 +47,12 @@ class AVAR(Intervention):
     name: ClassVar[str] = "avar"
     summary: ClassVar[str] = "scale attention to the image up and to the system prompt down"
     paper: ClassVar[str] = "arXiv 2603.03825"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "qwen2.5-vl-7b": Preset(
+            {"image": 0.15, "system": 0.4},
+            "arXiv 2603.03825, as notes on the paper give it; system is the largest that gains",
+        )
+    }
 
     image: float = 0.15
     system: float = 0.4

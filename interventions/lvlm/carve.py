@@ -32,7 +32,7 @@ from PIL import Image
 
 from regaze.hooks.checks import check_choice, check_indices, check_number
 from regaze.hooks.host import Host
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.carve_regions import (
     LAMBDA,
     Box,
@@ -97,6 +97,16 @@ class CARVE(Looking):
     name: ClassVar[str] = "carve"
     summary: ClassVar[str] = "shows the region that a question is about, magnified"
     paper: ClassVar[str] = "arXiv 2509.06461"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "paper": Preset(
+            {"sense": "paper", "layers": _PAPER_LAYERS, "top": 0.2, "regions": 3},
+            "arXiv 2509.06461, from the best of its sweeps; all its models",
+        ),
+        "code": Preset(
+            {"sense": "v4", "layers": _PAPER_LAYERS, "top": 0.2, "regions": 3, "lam": 1e-8},
+            "YuyaoGe/CARVE@a1f0442, defaults of main.py",
+        ),
+    }
 
     sense: Sense = "paper"
     layers: tuple[int, ...] | tuple[float, float] | None = None

@@ -39,6 +39,16 @@ _CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _CODE = "voidism/DoLa@805230e, README"
 
 
+def _low(depth: int) -> Preset:
+    candidates = list(range(0, min(depth // 2, 20), 2))
+    return Preset({"candidates": candidates}, f"{_CODE}: FACTOR, GSM8K, StrategyQA, chat")
+
+
+def _high(first: int, depth: int) -> Preset:
+    fields = {"candidates": list(range(first, depth, 2)), "rho": 0.0}
+    return Preset(fields, f"{_CODE}: TruthfulQA-MC")
+
+
 @register
 @dataclass(frozen=True)
 class DoLa(Intervention):
@@ -59,16 +69,14 @@ class DoLa(Intervention):
     summary: ClassVar[str] = "contrast scores with those of an early exit"
     paper: ClassVar[str] = "arXiv 2309.03883"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "llama-7b": Preset(
-            {"candidates": list(range(0, 16, 2))}, f"{_CODE}: FACTOR, GSM8K, StrategyQA, chat"
-        ),
-        "llama-7b-truthfulqa": Preset(
-            {"candidates": list(range(16, 32, 2)), "rho": 0.0}, f"{_CODE}: TruthfulQA-MC"
-        ),
-        "llama-13b": Preset({"candidates": list(range(0, 20, 2))}, f"{_CODE}"),
-        "llama-13b-truthfulqa": Preset(
-            {"candidates": list(range(20, 40, 2)), "rho": 0.0}, f"{_CODE}: TruthfulQA-MC"
-        ),
+        "llama-7b": _low(32),
+        "llama-7b-truthfulqa": _high(16, 32),
+        "llama-13b": _low(40),
+        "llama-13b-truthfulqa": _high(20, 40),
+        "llama-30b": _low(60),
+        "llama-30b-truthfulqa": _high(40, 60),
+        "llama-65b": _low(80),
+        "llama-65b-truthfulqa": _high(60, 80),
     }
 
     candidates: Literal["low", "high"] | tuple[int, ...] = "low"

@@ -51,7 +51,9 @@ class PAI(Intervention):
     summary: ClassVar[str] = "boost image logits at the predicting row"
     paper: ClassVar[str] = "arXiv 2407.21771"
     presets: ClassVar[Mapping[str, Preset]] = {
-        "llava-1.5-7b": Preset({"gamma": 1.1}, "LALBJ/PAI@9bbd8bd README: alpha 0.2, gamma 1.1"),
+        "llava-1.5-7b": Preset(
+            {"alpha": 0.2, "gamma": 1.1}, "LALBJ/PAI@9bbd8bd, README, as are the default layers"
+        ),
     }
 
     alpha: float = 0.2

@@ -43,6 +43,8 @@ from regaze.hooks.tokens import Kind
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 
+_CODE = {"alpha": 0.7, "beta": 0.3, "local": 0.25, "scores": "class"}
+
 
 @register
 @dataclass(frozen=True)
@@ -65,9 +67,10 @@ class PAINT(Intervention):
     paper: ClassVar[str] = "arXiv 2501.12206"
     presets: ClassVar[Mapping[str, Preset]] = {
         "llava-1.5-7b": Preset(
-            {"alpha": 0.7, "beta": 0.4, "local": 0.25, "scores": "class"},
+            {**_CODE, "beta": 0.4},
             "arXiv 2501.12206, the best row of its CHAIR table; layers as in the code",
-        )
+        ),
+        "llava-1.5-7b-code": Preset(_CODE, "hasanar1f/PAINT@2a9e8f8, defaults"),
     }
 
     alpha: float = 0.7

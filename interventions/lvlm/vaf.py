@@ -23,7 +23,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_patches
 
 
@@ -43,6 +43,12 @@ class VAF(Intervention):
     name: ClassVar[str] = "vaf"
     summary: ClassVar[str] = "scale image logits up and system logits down in middle layers"
     paper: ClassVar[str] = "arXiv 2503.13107"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llava-1.5-7b": Preset(
+            {"enhance": 1.15, "suppress": 0.95, "layers": range(9, 15)},
+            "ustc-hyin/ClearSight@5466c94",
+        )
+    }
 
     enhance: float = 1.15
     suppress: float = 0.95

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
@@ -34,9 +34,17 @@ from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm
 from regaze.hooks.passes import Columns, GrowingMask, Pass
 from regaze.hooks.tokens import Kind
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.sinks import find_sinks, known_sinks, sink_values
+
+_NOTES = "arXiv 2503.03321, as notes on the paper give it"
+
+
+def _published(hidden_size: int, *dims: int) -> Preset:
+    """The paper's settings for general benchmarks; its threshold of 20 as a fraction."""
+    fields = {"sink_dims": dims, "tau": 20 / hidden_size**0.5, "rho": 0.8, "p": 0.6}
+    return Preset(fields, f"{_NOTES}; rho for general benchmarks")
 
 
 @register
@@ -60,6 +68,18 @@ class VAR(Intervention):
     name: ClassVar[str] = "var"
     summary: ClassVar[str] = "move attention from visual sinks to the rest of the image"
     paper: ClassVar[str] = "arXiv 2503.03321"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llava-1.5-7b": _published(4096, 1415, 2533),
+        "llava-1.5-13b": _published(5120, 2100, 4743),
+        "qwen2-vl-7b": _published(3584, 458, 2570),
+        "internvl2-8b": _published(4096, 3584),
+        "hallucination": Preset({"rho": 0.5, "p": 0.6}, _NOTES),
+        "vision-centric": Preset({"rho": 0.9, "p": 0.6}, _NOTES),
+        "llava-1.5-7b-code": Preset(
+            {"sink_dims": (1415, 2533), "tau": 0.3125, "rho": 0.5, "p": 0.6, "sense": "code"},
+            "seilk/VisAttnSink@98e62d6, README; there p is the share that is kept",
+        ),
+    }
 
     rho: float = 0.5
     p: float = 0.6

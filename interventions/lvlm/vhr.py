@@ -29,9 +29,12 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.literal import HeadForm
 from regaze.hooks.passes import Pass
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_images
 from regaze.interventions.lvlm.heads import choice_controls, random_keys
+
+_SOURCE = "arXiv 2412.13949, settings of the experiments"
+_LLAVA: Preset = Preset({"alpha": 2.0, "layers": (1, *range(18, 32))}, _SOURCE)
 
 
 @register
@@ -54,6 +57,11 @@ class VHR(Intervention):
     name: ClassVar[str] = "vhr"
     summary: ClassVar[str] = "amplify the heads that react to the image"
     paper: ClassVar[str] = "arXiv 2412.13949"
+    presets: ClassVar[Mapping[str, Preset]] = {
+        "llava-1.5-7b": _LLAVA,
+        "llava-next-7b": _LLAVA,
+        "instructblip-7b": Preset({"alpha": 2.0, "layers": range(14, 32)}, _SOURCE),
+    }
     needs_image_columns: ClassVar[bool] = False
 
     alpha: float = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 from rich import box
@@ -32,7 +32,11 @@ def group() -> None:
 class Asked:
     """What is asked."""
 
-    benchmark: Annotated[str, typer.Argument(help="A yes/no benchmark shows most.")] = "pope"
+    PANEL: ClassVar[str] = "Benchmark"
+
+    benchmark: Annotated[
+        str, typer.Argument(help="Benchmark to ask; one of yes/no questions shows most.")
+    ] = "pope"
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -43,13 +47,15 @@ class Asked:
     images: Annotated[str | None, typer.Option(help="Folder of the images.")] = None
     split: Annotated[
         str | None,
-        typer.Option(help="Of the sandbox. Default: validation, so that test scenes stay unseen."),
+        typer.Option(
+            help="Split of the sandbox. Default: validation, so that test scenes stay unseen."
+        ),
     ] = None
     n_images: Annotated[int | None, typer.Option(min=1, help="Images to draw.")] = None
     limit: Annotated[
-        int, typer.Option(min=1, help="Items, about as many different images as can be.")
+        int, typer.Option(min=1, help="Items to ask, about as many different images as can be.")
     ] = 48
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn images.")] = 0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of images.")] = 0
 
     def source(self, model: str) -> Source:
         """Where the task comes from.
@@ -87,8 +93,9 @@ def heads(
     measure: Annotated[
         list[str] | None,
         typer.Option(
-            help="mass, divergence, direct, distance, vision_distance or ablation. Repeatable; "
-            "default: all that can be taken."
+            help="What to measure: mass, divergence, direct, distance, vision_distance or "
+            "ablation. "
+            "Repeatable; default: all that can be measured."
         ),
     ] = None,
     by: Annotated[
@@ -100,16 +107,19 @@ def heads(
         list[int] | None, typer.Option(help="Ablate this layer's heads only. Repeatable.")
     ] = None,
     chosen: Annotated[
-        str | None, typer.Option("--heads", help="Ablate these heads only: [[4,0],[4,3]].")
+        str | None,
+        typer.Option("--heads", help="Ablate only these heads, [layer,head] each: [[4,0],[4,3]]."),
     ] = None,
     to: Annotated[
         str, typer.Option(help="What becomes of an ablated head: zero or uniform.")
     ] = "zero",
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are read at once.")] = 8,
     rows: Annotated[int, typer.Option(min=1, help="Heads ablated at once.")] = 64,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory. Default: runs/analysis-BENCHMARK-MODEL."),
+        typer.Option(
+            "--out", help="Directory of the analysis. Default: runs/analysis-BENCHMARK-MODEL."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -173,12 +183,12 @@ def heads(
 @spread
 def overlap(
     first: Annotated[Path, typer.Argument(help="Folder of an analysis.")],
-    second: Annotated[Path, typer.Argument(help="Folder of another, of the same model.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another analysis, of the same model.")],
     by: Annotated[
         str | None,
         typer.Option(help="Measure to rank by. Default: ablation, else direct, divergence, mass."),
     ] = None,
-    top: Annotated[int, typer.Option(min=1, help="Heads of each.")] = 10,
+    top: Annotated[int, typer.Option(min=1, help="Heads of each analysis that are compared.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Compare the best heads of two analyses: do two tasks use the same ones?"""

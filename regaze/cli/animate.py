@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -29,12 +29,14 @@ class Steered(Source):
     """Which pipeline, and the ControlNet on it."""
 
     model: Annotated[
-        str, typer.Option("--model", "-m", help=f"{_PAINTER}, a folder or a Hub id.")
+        str, typer.Option("--model", "-m", help=f"The pipeline: {_PAINTER}, a folder or a Hub id.")
     ] = _PAINTER
     controlnet: Annotated[
         str | None,
         typer.Option(
-            help=f"{', '.join(CONTROLNETS)} (with {_PAINTER} by default), a folder or a Hub id."
+            help=f"The ControlNet: {', '.join(CONTROLNETS)} (default with {_PAINTER}), a folder "
+            "or a "
+            "Hub id."
         ),
     ] = None
 
@@ -48,12 +50,17 @@ class Steered(Source):
 class Motion:
     """What moves, and how that is known."""
 
+    PANEL: ClassVar[str] = "Motion"
+
     normals: Annotated[
         Path | None,
         typer.Option(help="Folder of the clip's normal maps, in the order of their names."),
     ] = None
     clip: Annotated[
-        int, typer.Option(min=0, help="Without --normals: a test clip of the sandbox.")
+        int,
+        typer.Option(
+            min=0, help="Number of a test clip of the sandbox, where no --normals are given."
+        ),
     ] = 0
     flow: Annotated[
         Path | None,
@@ -61,7 +68,9 @@ class Motion:
     ] = None
     estimate: Annotated[
         str | None,
-        typer.Option(help="Or estimate it from the maps: dis, farneback, raft."),
+        typer.Option(
+            help="Estimate the flow from the maps, in place of --flow: dis, farneback or raft."
+        ),
     ] = None
 
     def read(self) -> tuple[list[Image.Image], Flow | None, str | None]:
@@ -100,9 +109,11 @@ def animate(
         typer.Option("--prompt", "-p", help="What every frame shows. Default: what the clip does."),
     ] = None,
     with_: With = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the noise all frames start from.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the noise that all frames start from.")
+    ] = 0,
     file: Annotated[
-        Path, typer.Option("--out", "-o", help="The animation: .gif, .webp or .mp4.")
+        Path, typer.Option("--out", "-o", help="File of the animation: .gif, .webp or .mp4.")
     ] = Path("clip.gif"),
     fps: Annotated[float, typer.Option(min=0.1, max=1000, help="Frames per second.")] = 8,
     cell: Annotated[

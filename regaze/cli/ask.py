@@ -14,7 +14,7 @@ from regaze.cli.terminal import fail, say
 
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", "-w", help="vhr, pai:alpha=0.5, or var+pai. Repeatable."),
+    typer.Option("--with", "-w", help="A condition: vhr, pai:alpha=0.5, or var+pai. Repeatable."),
 ]
 
 
@@ -56,4 +56,5 @@ def ask(
         typer.echo(json.dumps({"prompt": prompt, "answers": found}, ensure_ascii=False))
     silent = [one["condition"] for one in found if one["firing"] and not one["firing"]["fired"]]
     if silent:
-        fail(f"never fired, so these are the unedited model's: {', '.join(silent)}", 1)
+        why = " (no --image was given)" if image is None else ""
+        fail(f"never fired{why}, so these are the unedited model's: {', '.join(silent)}", 1)

@@ -24,12 +24,15 @@ def pope(
         list[Path],
         typer.Option(
             "--annotations",
-            help="COCO's instances (JSON), a folder of Pascal-VOC files (XML), a table with the "
+            help="What the pictures show: COCO's instances (JSON), a folder of Pascal-VOC files "
+            "(XML), a table with the "
             "columns image and object (CSV), or POPE's lines of image and objects. Repeatable.",
         ),
     ],
     images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
-    file: Annotated[Path, typer.Option("--out", help="The file of questions, JSON lines.")],
+    file: Annotated[
+        Path, typer.Option("--out", help="File to write the questions to, as JSON lines.")
+    ],
     strategy: Annotated[
         str, typer.Option(help="How absent objects are chosen, separated by commas.")
     ] = "random,popular,adversarial",
@@ -39,11 +42,13 @@ def pope(
             min=1, help=f"Pictures to draw. Default: {_IMAGES}, or all where there are fewer."
         ),
     ] = None,
-    questions: Annotated[int, typer.Option(help="Per picture and strategy, half of them yes.")] = 6,
+    questions: Annotated[
+        int, typer.Option(help="Questions per picture and strategy, half of them yes.")
+    ] = 6,
     min_images: Annotated[
         int, typer.Option(min=1, help="Leave out classes that fewer pictures show.")
     ] = 1,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Build POPE's yes/no questions about your own pictures, by its own rules."""

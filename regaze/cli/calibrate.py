@@ -20,9 +20,11 @@ class FewPrompts(WorldPrompts):
     """What to paint; the paper takes one or two prompts."""
 
     split: Annotated[
-        str, typer.Option(help="Of the painting world, where no prompts are given.")
+        str, typer.Option(help="Split of the painting world, where no prompts are given.")
     ] = "validation"
-    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = 1
+    n_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each subset of the painting world.")
+    ] = 1
 
 
 @spread
@@ -33,21 +35,28 @@ def paro(
     density: Annotated[
         float, typer.Option(help="Share of the blocks that are kept; the paper's: 0.5, 0.3, 0.2.")
     ] = 0.5,
-    block: Annotated[int, typer.Option(min=1, help="Tokens of a block.")] = 64,
+    block: Annotated[int, typer.Option(min=1, help="Tokens of a block, along each side.")] = 64,
     alpha: Annotated[
         float, typer.Option(help="Weight of sparsity in the choice of orders, against evenness.")
     ] = 1.0,
     orders: Annotated[
         list[str] | None,
-        typer.Option("--order", help="Try only this order of frames, rows and columns: fhw."),
+        typer.Option(
+            "--order", help="Try only this order of frames, rows and columns, e.g. fhw. Repeatable."
+        ),
     ] = None,
     layers: Annotated[
-        list[str] | None, typer.Option("--layer", help="Only this layer. Repeatable.")
+        list[str] | None, typer.Option("--layer", help="Calibrate only this layer. Repeatable.")
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Seed of each prompt's noise.")] = "1",
+    seeds: Annotated[
+        str,
+        typer.Option(
+            help="Number of pictures of each prompt, or their seeds: 3,14,15 (a single seed: 3,)."
+        ),
+    ] = "1",
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory. Default: runs/paro-MODEL."),
+        typer.Option("--out", help="Directory of the plan. Default: runs/paro-MODEL."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -21,14 +21,14 @@ def compare(
     with_: With = None,
     sweep: Annotated[
         list[str] | None,
-        typer.Option(help="A column per value: softpag.u=0,0.25,0.5,1. Repeatable."),
+        typer.Option(help="Values of a field, a column each: softpag.u=0,0.25,0.5,1. Repeatable."),
     ] = None,
     seeds: Seeds = "4",
-    file: Annotated[Path, typer.Option("--out", "-o", help="The picture, a PNG.")] = Path(
+    file: Annotated[Path, typer.Option("--out", "-o", help="File of the grid, a PNG.")] = Path(
         "grid.png"
     ),
     gif: Annotated[
-        bool, typer.Option("--gif", help="Also an animation, for pipelines that make videos.")
+        bool, typer.Option("--gif", help="Save an animation too, for pipelines that make videos.")
     ] = False,
     cell: Annotated[
         int | None, typer.Option(min=16, help="Longer side of a picture in the grid, in pixels.")

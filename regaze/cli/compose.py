@@ -21,22 +21,30 @@ def compose(
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the whole picture shows.")],
     background: Annotated[Path, typer.Option(help="The picture that something is put into.")],
     thing: Annotated[
-        Path, typer.Option("--object", help="A picture of what; it may be transparent around it.")
+        Path,
+        typer.Option("--object", help="A picture of the object; it may be transparent around it."),
     ],
     mask: Annotated[
         Path | None,
-        typer.Option(help="Where it is there: a picture, light inside, or .npy. Default: opaque."),
+        typer.Option(
+            help="Where the object is in its picture: a picture, light inside, or a .npy file. "
+            "Default: where it is opaque."
+        ),
     ] = None,
     box: Annotated[
         str | None,
-        typer.Option(help="Where it goes: left,top,right,bottom in shares. Default: as it lies."),
+        typer.Option(
+            help="Where the object goes: left,top,right,bottom in shares of the background. "
+            "Default: "
+            "where it lies in its own picture."
+        ),
     ] = None,
     subject: Annotated[
-        list[str] | None, typer.Option(help="The prompt's words for it. Repeatable.")
+        list[str] | None, typer.Option(help="A word of the prompt for the object. Repeatable.")
     ] = None,
     with_: With = None,
     seeds: Seeds = "2",
-    file: Annotated[Path, typer.Option("--out", "-o", help="The strip, a PNG.")] = Path(
+    file: Annotated[Path, typer.Option("--out", "-o", help="File of the strip, a PNG.")] = Path(
         "composed.png"
     ),
     cell: Annotated[

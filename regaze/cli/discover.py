@@ -25,7 +25,7 @@ HEAT = "heads.png"
 def sinks(
     model: Model,
     tau: Annotated[
-        float | None, typer.Option(help="Threshold, a fraction of sqrt(hidden size).")
+        float | None, typer.Option(help="Threshold of a sink, as a fraction of sqrt(hidden size).")
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,11 +57,11 @@ class SearchPrompts(WorldPrompts):
     """What to paint; heads are chosen on validation prompts."""
 
     split: Annotated[
-        str, typer.Option(help="Of the painting world, where no prompts are given.")
+        str, typer.Option(help="Split of the painting world, where no prompts are given.")
     ] = "validation"
-    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (
-        20
-    )
+    n_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each subset of the painting world.")
+    ] = 20
 
 
 @spread
@@ -72,18 +72,26 @@ def heads(
     objective: Annotated[
         str, typer.Option(help="The score to maximise, e.g. pickscore or clip:model=DIR.")
     ] = "painting",
-    rounds: Annotated[int, typer.Option(min=1, help="How often heads are chosen.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds; heads are chosen in each.")] = 1,
     picks: Annotated[int, typer.Option(min=1, help="Heads chosen in each round.")] = 3,
-    scale: Annotated[float, typer.Option(help="Scale of the guidance.")] = 3.0,
+    scale: Annotated[
+        float, typer.Option(help="Scale of the guidance away from the perturbed heads.")
+    ] = 3.0,
     u: Annotated[float, typer.Option(help="Strength of the perturbation, 0 to 1.")] = 1.0,
-    target: Annotated[str, typer.Option(help="What heads are perturbed towards.")] = "identity",
+    target: Annotated[
+        str,
+        typer.Option(
+            help="Map that heads are perturbed towards: identity, uniform, query_mean or "
+            "temperature."
+        ),
+    ] = "identity",
     layers: Annotated[
         list[int] | None, typer.Option("--layer", help="Try only this layer's heads. Repeatable.")
     ] = None,
     seeds: Seeds = "1",
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory. Default: runs/heads-MODEL."),
+        typer.Option("--out", help="Directory of the search. Default: runs/heads-MODEL."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -23,21 +23,34 @@ def edit(
     source: Source,
     call: Steps,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the picture shows.")],
-    edit_prompt: Annotated[str, typer.Option("--edit", "-e", help="What it should show.")],
+    edit_prompt: Annotated[
+        str, typer.Option("--edit", "-e", help="What the picture should show instead.")
+    ],
     picture: Annotated[
         Path | None,
-        typer.Option("--image", "-i", help="A real picture. Without it, one is painted first."),
+        typer.Option(
+            "--image", "-i", help="A real picture to edit. Default: one that is painted first."
+        ),
     ] = None,
     words: Annotated[
         list[str] | None,
-        typer.Option(help="Words of the prompt that may change. Default: those that do."),
+        typer.Option(
+            help="A word of the prompt that may change. Repeatable; default: those that differ."
+        ),
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(help="Or where: a picture, light inside, a .npy file, or all.")
+        str | None,
+        typer.Option(
+            help="Where the picture may change, in place of --words: a picture, light inside, a "
+            ".npy "
+            "file, or all."
+        ),
     ] = None,
     with_: With = None,
     seeds: Seeds = "1",
-    file: Annotated[Path, typer.Option("--out", "-o", help="The strip, a PNG.")] = Path("edit.png"),
+    file: Annotated[Path, typer.Option("--out", "-o", help="File of the strip, a PNG.")] = Path(
+        "edit.png"
+    ),
     cell: Annotated[
         int | None, typer.Option(min=16, help="Longer side of a picture in the strip, in pixels.")
     ] = None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -32,10 +32,13 @@ _SEEDS = 3
 class Questions:
     """What is asked."""
 
+    PANEL: ClassVar[str] = "Benchmark"
+
     benchmarks: Annotated[
         list[str],
         typer.Argument(
-            metavar="BENCHMARK...", help="Which, e.g. pope or pope chair; `regaze list` names all."
+            metavar="BENCHMARK...",
+            help="Benchmarks, e.g. pope or pope chair; `regaze list` names all.",
         ),
     ]
     data: Annotated[
@@ -52,15 +55,19 @@ class Questions:
     words: Annotated[str | None, typer.Option(help="CHAIR's word table (synonyms.txt).")] = None
     synonyms: Annotated[
         str | None,
-        typer.Option(help="CHAIR for classes of your own: a row per class and its other words."),
+        typer.Option(
+            help="CHAIR's word table for classes of your own: a row per class and its other words."
+        ),
     ] = None
     relabel: Annotated[
         str | None,
-        typer.Option(help="POPE: score the answers with RePOPE's labels too; a file or folder."),
+        typer.Option(
+            help="RePOPE's labels, a file or folder: POPE's answers are scored by them too."
+        ),
     ] = None
     split: Annotated[
         str | None,
-        typer.Option(help="Of the sandbox. Default: the test splits of the model's world, apart."),
+        typer.Option(help="Split of the sandbox. Default: each test split of the model's world."),
     ] = None
     n_images: Annotated[
         int | None, typer.Option(min=1, help="Images to draw (sandbox, CHAIR).")
@@ -70,7 +77,9 @@ class Questions:
         typer.Option(min=1, help="Ask only so many items: the first of every group, evenly."),
     ] = None
     profile: Profile = None
-    seed: Annotated[int, typer.Option(min=0, help="Of drawn images and of the bootstrap.")] = 0
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the draw of images and of the bootstrap.")
+    ] = 0
 
     def sources(self, model: str) -> list[Source]:
         """Where the tasks come from.
@@ -141,13 +150,22 @@ class Questions:
 class Answers:
     """How answers are written."""
 
+    PANEL: ClassVar[str] = "Answers"
+
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer. Default: the benchmark's.")
+        int | None, typer.Option(min=1, help="Longest answer, in tokens. Default: the benchmark's.")
     ] = None
-    num_beams: Annotated[int, typer.Option(min=1, help="Beam search; 1 is greedy.")] = 1
-    temperature: Annotated[float | None, typer.Option(help="Sample, at this temperature.")] = None
-    top_p: Annotated[float | None, typer.Option(help="Sample from that much probability.")] = None
-    top_k: Annotated[int | None, typer.Option(help="Sample from so many tokens.")] = None
+    num_beams: Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")] = 1
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature to sample at. Default: no sampling.")
+    ] = None
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Sample from the likeliest tokens that have this probability together."),
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from so many of the likeliest tokens.")
+    ] = None
     seeds: Annotated[
         int | None,
         typer.Option(min=1, max=10_000, help=f"Samples per item. Default: {_SEEDS}."),
@@ -173,11 +191,16 @@ class Answers:
 class Work:
     """How the work is done."""
 
+    PANEL: ClassVar[str] = "Run"
+
     out: Annotated[
         Path | None, typer.Option(help="Directory of the run. Default: runs/BENCHMARK-MODEL.")
     ] = None
     batch_size: Annotated[
-        str, typer.Option(metavar="N|auto", help="Items per batch; auto: as many as fit.")
+        str,
+        typer.Option(
+            metavar="N|auto", help="Items per batch, or auto for as many as fit into memory."
+        ),
     ] = "8"
     share_prefix: Annotated[
         bool, typer.Option(help="Encode an image once for all questions about it.")

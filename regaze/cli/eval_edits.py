@@ -17,21 +17,30 @@ from regaze.cli.terminal import out, resumable, say
 def edits(
     with_: With = None,
     split: Annotated[
-        str, typer.Option(help="Choose settings on validation, report test.")
+        str, typer.Option(help="Split of the world: choose settings on validation, report test.")
     ] = "validation",
-    count: Annotated[int, typer.Option("--edits", min=1, help="The first so many of a kind.")] = 50,
+    count: Annotated[
+        int, typer.Option("--edits", min=1, help="Edits of each kind: the first so many.")
+    ] = 50,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", help="colour, shape or place. Repeatable; default: all."),
+        typer.Option(
+            "--kind", help="Kind of edit: colour, shape or place. Repeatable; default: all."
+        ),
     ] = None,
     pictures: Annotated[
-        str, typer.Option(help="painted: the model's own; drawn: the world's, inverted.")
+        str,
+        typer.Option(
+            help="Pictures to edit: painted (the model's own) or drawn (the world's, inverted)."
+        ),
     ] = "painted",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 12,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 3.0,
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")
+    ] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Edits to make at once.")] = 8,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes on.")] = 1,
     folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
         "runs/edits"
     ),

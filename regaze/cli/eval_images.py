@@ -32,12 +32,17 @@ def images(
             "--score",
             "--scorer",
             "-s",
-            help="painting, clip:model=DIR, pickscore, fid, ...; a false name is answered by all.",
+            help="A score: painting, clip:model=DIR, pickscore, fid, ...; a wrong name gets a "
+            "list of "
+            "all. Repeatable.",
         ),
     ] = None,
     references: Annotated[
         Path | None,
-        typer.Option(help="Pictures for ssim, psnr and lpips. Default: the unedited ones."),
+        typer.Option(
+            help="Folder of pictures that ssim, psnr and lpips compare with. Default: the unedited "
+            "ones."
+        ),
     ] = None,
     seeds: Seeds = "4",
     folder: Annotated[

@@ -17,24 +17,28 @@ from regaze.evals.sandbox.painting import PAINTERS
 
 def places(
     model: Annotated[
-        str, typer.Option("--model", "-m", help=f"{' or '.join(PAINTERS)}.")
+        str, typer.Option("--model", "-m", help=f"The painter: {' or '.join(PAINTERS)}.")
     ] = "painter-unet",
     with_: With = None,
     split: Annotated[
-        str, typer.Option(help="Choose settings on validation, report test.")
+        str, typer.Option(help="Split of the world: choose settings on validation, report test.")
     ] = "validation",
     count: Annotated[
-        int, typer.Option("--places", min=1, help="The first so many of a kind.")
+        int, typer.Option("--places", min=1, help="Placements of each kind: the first so many.")
     ] = 50,
     kinds: Annotated[
         list[str] | None,
-        typer.Option("--kind", help="same, sketch or regions. Repeatable; default: all."),
+        typer.Option(
+            "--kind", help="Kind of placement: same, sketch or regions. Repeatable; default: all."
+        ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 12,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 3.0,
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")
+    ] = 3.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Unedited pictures at once.")] = 8,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Unedited pictures to paint at once.")] = 8,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes on.")] = 1,
     folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
         "runs/places"
     ),

@@ -20,22 +20,31 @@ if TYPE_CHECKING:
 def video(
     with_: With = None,
     split: Annotated[
-        str, typer.Option(help="Choose settings on validation, report test.")
+        str, typer.Option(help="Split of the world: choose settings on validation, report test.")
     ] = "validation",
-    clips: Annotated[int, typer.Option(min=2, help="The first so many.")] = 30,
+    clips: Annotated[
+        int, typer.Option(min=2, help="Clips to paint: the first so many of the split.")
+    ] = 30,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompts", help="empty or full. Repeatable; default: both."),
+        typer.Option(
+            "--prompts", help="Prompts to paint from: empty or full. Repeatable; default: both."
+        ),
     ] = None,
     frames: Annotated[int, typer.Option(min=2, max=1000, help="Frames of a clip.")] = 8,
     grain: Annotated[
-        float, typer.Option(help="Speeds are multiples of it, in pixels a frame.")
+        float, typer.Option(help="Unit of speed in pixels a frame; all speeds are multiples of it.")
     ] = 1.0,
     flow: Annotated[
-        str, typer.Option(help="exact or own: the clip's, or what a spec itself names.")
+        str,
+        typer.Option(
+            help="Flow that a method gets: exact (the clip's) or own (named in its spec)."
+        ),
     ] = "exact",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1: without.")] = 1.0,
+    guidance: Annotated[
+        float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip's noise.")] = 0,
     controlnet: Annotated[
         Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
@@ -45,11 +54,11 @@ def video(
         typer.Option(
             "--score",
             "-s",
-            help="Beside the measures: ssim, lpips or frame_consistency:model=DIR between "
-            "neighbouring frames, clip:model=DIR. Repeatable.",
+            help="Further scores: ssim, lpips or frame_consistency:model=DIR between neighbouring "
+            "frames, clip:model=DIR. Repeatable.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes on.")] = 1,
     folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
         "runs/video"
     ),

@@ -25,7 +25,8 @@ def heads_lvlm(
     method: Annotated[
         str,
         typer.Argument(
-            help="Whose heads, e.g. adhh or pasta:spans=[<image>]; heads= and layers= are replaced."
+            help="The method, e.g. adhh or pasta:spans=[<image>]; its heads= and layers= are "
+            "replaced."
         ),
     ],
     asked: Asked,
@@ -33,18 +34,19 @@ def heads_lvlm(
     by: Annotated[
         str | None,
         typer.Option(
-            help="margin: what the method on one head does for the right answer of yes/no "
-            "questions. attribution: which heads speak for objects that aren't there, in captions "
-            "(chair). Default: what the benchmark allows."
+            help="What heads are ranked by. margin: what the method on one head does for the right "
+            "answer of yes/no questions; attribution: how much a head speaks for objects that "
+            "aren't there, in captions (chair). Default: what the benchmark allows."
         ),
     ] = None,
     top: Annotated[int, typer.Option(min=1, help="Heads to keep.")] = 5,
     layer: Annotated[
         list[int] | None, typer.Option(help="Try only this layer's heads. Repeatable.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts that are read at once.")] = 8,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="Directory. Default: runs/heads-METHOD-MODEL.")
+        Path | None,
+        typer.Option("--out", help="Directory of the search. Default: runs/heads-METHOD-MODEL."),
     ] = None,
     as_json: Json = False,
 ) -> None:

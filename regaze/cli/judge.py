@@ -15,7 +15,7 @@ Run = Annotated[Path, typer.Argument(help="Directory of a run of mmhal.")]
 
 def export(
     run: Run,
-    folder: Annotated[Path, typer.Argument(help="Where the judge's input files go.")],
+    folder: Annotated[Path, typer.Argument(help="Folder to write the judge's input files to.")],
 ) -> None:
     """Write the files that MMHal-Bench's own script sends to a judge; nothing is sent here."""
     from regaze.evals.judging import VERDICTS, export_answers
@@ -27,7 +27,12 @@ def export(
 
 def score(
     run: Run,
-    folder: Annotated[Path, typer.Argument(help="Those files with the judge's replies beside.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of the files that were exported, with the judge's replies beside them."
+        ),
+    ],
     as_json: Json = False,
 ) -> None:
     """Score a run of MMHal-Bench by what a judge said of its answers."""

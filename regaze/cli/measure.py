@@ -23,15 +23,23 @@ def vas(
     model: Model,
     image: Annotated[
         list[Path] | None,
-        typer.Option(help="A picture. Repeatable; default: scenes of the built-in world."),
+        typer.Option(
+            help="A picture to ask about. Repeatable; default: scenes of the built-in world."
+        ),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What is asked about each picture. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            help="A question about each picture. Repeatable; default: Describe the image."
+        ),
     ] = None,
     with_: Annotated[
-        str | None, typer.Option("--with", "-w", help="Measure with this attached: avar, pai+vaf.")
+        str | None,
+        typer.Option("--with", "-w", help="Methods to attach while measuring: avar, pai+vaf."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Scenes, where no pictures are given.")] = 20,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Number of scenes, where no pictures are given.")
+    ] = 20,
     as_json: Json = False,
 ) -> None:
     """Measure VAS, the ratio of attention to the image and to the system prompt."""

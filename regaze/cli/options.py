@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 import json
@@ -9,9 +10,10 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_type_hints
 
 import typer
+from typer.models import OptionInfo
 
 from regaze.cli.noise import hush
 from regaze.cli.terminal import fail, note, out
@@ -23,9 +25,13 @@ if TYPE_CHECKING:
     from regaze.evals.scoring.scores import TaskScores
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Device = Annotated[str | None, typer.Option(help="Default: the first GPU, else cpu.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute: cuda, cuda:1, cpu, ... Default: the first GPU, else cpu."),
+]
 Profile = Annotated[
-    list[str] | None, typer.Option(help="Scoring rules, e.g. official or opera. Repeatable.")
+    list[str] | None,
+    typer.Option(help="Scoring rules, e.g. official or opera. Repeatable."),
 ]
 
 _ALL = "all"
@@ -34,7 +40,8 @@ _ALL = "all"
 def spread(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command an option for each field of those of its parameters that are dataclasses.
 
-    Typer reads options off a signature, and knows no groups of them.
+    Typer reads options off a signature, and knows no groups of them. Help shows those of a
+    dataclass together, under its ``PANEL``.
     """
     groups: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
@@ -48,7 +55,9 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
         for one in fields(kind):
             default = parameter.empty if one.default is MISSING else one.default
             parameters.append(
-                parameter.replace(name=one.name, default=default, annotation=hints[one.name])
+                parameter.replace(
+                    name=one.name, default=default, annotation=_in_panel(hints[one.name], kind)
+                )
             )
 
     @functools.wraps(command)
@@ -64,18 +73,31 @@ def spread(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _in_panel(hint: Any, kind: Any) -> Any:
+    """A field's annotation, with its option shown in the panel of its dataclass."""
+    about = copy.copy(hint.__metadata__[0])
+    if isinstance(about, OptionInfo):
+        about.rich_help_panel = kind.PANEL
+    return Annotated[hint.__origin__, about]
+
+
 @dataclass(frozen=True)
 class Model:
     """Which vision-language model, and how to hold it."""
 
+    PANEL: ClassVar[str] = "Model"
+
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help="sandbox, sandbox-plain, smol, a folder or a Hub id."),
+        typer.Option(
+            "--model", "-m", help="The model: sandbox, sandbox-plain, smol, a folder or a Hub id."
+        ),
     ] = sandbox.MODELS[0]
     dtype: Annotated[
         str | None,
         typer.Option(
-            help="auto, float32, bfloat16, float16. Default: float32 on the CPU, else auto."
+            help="Precision: auto, float32, bfloat16 or float16. Default: float32 on the CPU, else "
+            "auto."
         ),
     ] = None
     device: Device = None
@@ -83,7 +105,7 @@ class Model:
         str | None, typer.Option(help="Spread the model over devices, e.g. auto.")
     ] = None
     attn_implementation: Annotated[
-        str | None, typer.Option(help="sdpa, eager, flash_attention_2, ...")
+        str | None, typer.Option(help="Attention kernel: sdpa, eager, flash_attention_2, ...")
     ] = None
 
     def load(self) -> Loaded:
@@ -120,6 +142,8 @@ def on_one_thread() -> None:
 class Compared:
     """What a model is run with, beside as it is."""
 
+    PANEL: ClassVar[str] = "Conditions"
+
     with_: Annotated[
         list[str] | None,
         typer.Option(
@@ -132,7 +156,8 @@ class Compared:
     controls: Annotated[
         bool,
         typer.Option(
-            "--controls", help="Also what chance would give: wrong and blank image, random heads."
+            "--controls",
+            help="Run controls too: the wrong and a blank image, random heads, signs flipped.",
         ),
     ] = False
 
@@ -173,6 +198,8 @@ class Compared:
 @dataclass(frozen=True)
 class Printed:
     """How scores are printed."""
+
+    PANEL: ClassVar[str] = "Output"
 
     as_json: Json = False
     as_markdown: Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
@@ -20,42 +20,51 @@ if TYPE_CHECKING:
     from regaze.evals.pictures.pipelines import LoadedPipeline
     from regaze.evals.pictures.prompts import Prompt
 
-_PANEL = "Pipeline"
 _MOST = 1_000_000
 """Seeds of a prompt: more is a slip of the keyboard, and a list that fills the memory."""
 
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", "-w", help="none, pag, softpag:u=0.5, or pag+softpag. Repeatable."),
+    typer.Option(
+        "--with", "-w", help="A condition: none, pag, softpag:u=0.5, or pag+softpag. Repeatable."
+    ),
 ]
 Seeds = Annotated[
     str,
-    typer.Option(help="How many pictures of each prompt, or their seeds: 3,14,15; one seed is 3,."),
+    typer.Option(
+        help="Number of pictures of each prompt, or their seeds: 3,14,15 (a single seed: 3,)."
+    ),
 ]
-
-
-def _option(*names: str, **about: Any) -> Any:
-    return typer.Option(*names, rich_help_panel=_PANEL, **about)
 
 
 @dataclass(frozen=True)
 class Source:
     """Which pipeline, and how to hold it."""
 
+    PANEL: ClassVar[str] = "Pipeline"
+
     model: Annotated[
         str,
-        typer.Option("--model", "-m", help=f"{', '.join(PIPELINES)}, a folder or a Hub id."),
+        typer.Option(
+            "--model", "-m", help=f"The pipeline: {', '.join(PIPELINES)}, a folder or a Hub id."
+        ),
     ] = PIPELINES[0]
     dtype: Annotated[
         str | None,
-        _option(help="float32, bfloat16, float16. Default: float32 on the CPU, else as stored."),
+        typer.Option(
+            help="Precision: float32, bfloat16 or float16. Default: float32 on the CPU, else as "
+            "stored."
+        ),
     ] = None
     device: Device = None
     offload: Annotated[
-        str, _option(help="What to move to the GPU when it works: none, model, sequential.")
+        str,
+        typer.Option(
+            help="Parts that are on the GPU only while they compute: none, model or sequential."
+        ),
     ] = "none"
     variant: Annotated[
-        str | None, _option(help="Which copy of the weights to read, e.g. fp16.")
+        str | None, typer.Option(help="Which copy of the weights to read, e.g. fp16.")
     ] = None
 
     def load(self, **more: Any) -> LoadedPipeline:
@@ -94,14 +103,16 @@ class Source:
 class Steps:
     """How to call a pipeline, whatever it makes."""
 
-    steps: Annotated[int | None, _option(min=1, help="Denoising steps.")] = None
+    PANEL: ClassVar[str] = "Pipeline"
+
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None
     guidance: Annotated[
-        float | None, _option(help="Scale of classifier-free guidance; 1: without.")
+        float | None, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")
     ] = None
-    negative: Annotated[str | None, _option(help="Negative prompt.")] = None
+    negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None
     others: Annotated[
         list[str] | None,
-        _option("--set", help="Any other argument of the pipeline: NAME=VALUE. Repeatable."),
+        typer.Option("--set", help="Any other argument of the pipeline: NAME=VALUE. Repeatable."),
     ] = None
 
     @property
@@ -132,8 +143,10 @@ class Steps:
 class Call(Steps):
     """How to call a pipeline for pictures."""
 
-    size: Annotated[str | None, _option(help="WIDTHxHEIGHT in pixels, e.g. 768x512.")] = None
-    batch_size: Annotated[int, _option(min=1, help="Pictures to paint at once.")] = 4
+    size: Annotated[
+        str | None, typer.Option(help="Size of a picture in pixels, WIDTHxHEIGHT, e.g. 768x512.")
+    ] = None
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures to paint at once.")] = 4
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -155,6 +168,8 @@ class Call(Steps):
 @dataclass(frozen=True)
 class Prompts:
     """What to paint."""
+
+    PANEL: ClassVar[str] = "Prompts"
 
     texts: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="What to paint. Repeatable.")
@@ -184,19 +199,19 @@ class WorldPrompts(Prompts):
     """What to paint; for an embedded painter its own world's prompts by default."""
 
     split: Annotated[
-        str, typer.Option(help="Of the painting world, where no prompts are given.")
+        str, typer.Option(help="Split of the painting world, where no prompts are given.")
     ] = "test"
     subsets: Annotated[
         list[str] | None,
         typer.Option(
             "--subset",
-            help=f"Of the painting world: {', '.join(SUBSETS)}, {NEGATION}. Repeatable; default: "
-            f"all but {NEGATION}.",
+            help=f"Subset of the painting world: {', '.join(SUBSETS)} or {NEGATION}. Repeatable; "
+            f"default: all but {NEGATION}.",
         ),
     ] = None
-    n_prompts: Annotated[int, typer.Option(min=1, help="Of each subset of the painting world.")] = (
-        50
-    )
+    n_prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts of each subset of the painting world.")
+    ] = 50
 
     def of(self, model: str) -> list[Prompt]:
         """What is asked of a pipeline.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.util import find_spec
 from typing import Annotated
 
@@ -22,22 +23,25 @@ def play(
         typer.Option(
             "--model",
             "-m",
-            help=f"The model to begin with, a folder or a Hub id: offered beside "
-            f"{', '.join((*sandbox.MODELS, *PAINTERS))}. Repeatable.",
+            help="A folder or a Hub id to offer beside "
+            f"{', '.join((*sandbox.MODELS, *PAINTERS))}; the first is opened at once. Repeatable.",
         ),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16, float16. Default: the model's own.")
+        str | None,
+        typer.Option(help="Precision: float32, bfloat16 or float16. Default: the model's own."),
     ] = None,
     device: Device = None,
     host: Annotated[
         str,
         typer.Option(
-            help="Where to listen. Anything but the loopback lets others in, who may open the "
+            help="Address to listen on. Anything but the loopback lets others in, who may open the "
             "models that are offered, and no other."
         ),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 7860,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 7860,
 ) -> None:
     """Try methods out in a browser: answers and paintings side by side, attention head by head."""
     check_text("--host", host)  # Sockets take an empty one for all addresses.
@@ -65,4 +69,5 @@ def play(
         say(f"Playground: {address(at)}", "Ctrl-C ends it.")
         if not alone:
             note(f"everybody who reaches {host} may use it; there is no password")
-        server(app).run(sockets=[at])
+        with suppress(KeyboardInterrupt):  # The way to end it, no error.
+            server(app).run(sockets=[at])

@@ -17,7 +17,8 @@ def group() -> None:
 
 def fetch(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME]...", help="smol or smol-twin.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Models: smol or smol-twin. Default: smol."),
     ] = None,
 ) -> None:
     """Download the parts of a small real model and assemble it, once; it is used offline.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
@@ -24,20 +25,24 @@ _WAIT_FOR_ANSWERS = 5
 class Bounds:
     """What requests may take."""
 
-    max_batch: Annotated[int, typer.Option(min=1, help="Requests answered together.")] = 8
+    PANEL: ClassVar[str] = "Limits"
+
+    max_batch: Annotated[
+        int, typer.Option(min=1, help="Most requests that are answered together.")
+    ] = 8
     max_waiting: Annotated[
-        int, typer.Option(min=1, help="Requests that may wait; others are sent away with 429.")
+        int, typer.Option(min=1, help="Most requests that wait; others are sent away with 429.")
     ] = 64
     max_tokens: Annotated[
         int, typer.Option(min=1, help="Most tokens of an answer, and the default.")
     ] = 512
     max_request_mb: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Size of a request, in millions of bytes.")
+        int, typer.Option(min=1, max=10_000, help="Largest request, in millions of bytes.")
     ] = 20
     max_megapixels: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Size of a picture, in millions of pixels.")
+        int, typer.Option(min=1, max=10_000, help="Largest picture, in millions of pixels.")
     ] = 20
-    max_images: Annotated[int, typer.Option(min=0, help="Pictures of a request.")] = 8
+    max_images: Annotated[int, typer.Option(min=0, help="Most pictures of a request.")] = 8
     allow_urls: Annotated[
         bool,
         typer.Option(
@@ -73,12 +78,14 @@ def serve(
         ),
     ] = "none",
     name: Annotated[
-        str | None, typer.Option(help="Name of the model to clients. Default: as in --model.")
+        str | None, typer.Option(help="Name of the model to clients. Default: that of --model.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
     api_key: Annotated[
         str | None,
         typer.Option(
@@ -134,7 +141,8 @@ def serve(
         limit_concurrency=2 * (bounds.max_waiting + bounds.max_batch),
         timeout_graceful_shutdown=_WAIT_FOR_ANSWERS,
     )
-    uvicorn.Server(config).run(sockets=[listening])
+    with suppress(KeyboardInterrupt):  # The way to end it, no error.
+        uvicorn.Server(config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 from rich.table import Table
@@ -22,18 +22,24 @@ if TYPE_CHECKING:
 class Search:
     """What is searched, on what."""
 
+    PANEL: ClassVar[str] = "Search"
+
     method: Annotated[
-        str, typer.Argument(help="What to tune, e.g. vhr; fields given, as in vhr:alpha=3, stay.")
+        str,
+        typer.Argument(
+            help="Method to tune, e.g. vhr; fields that are given, as in vhr:alpha=3, stay."
+        ),
     ]
     on: Annotated[str, typer.Option(help="Benchmark to score settings on.")] = "pope"
     trials: Annotated[
-        int, typer.Option(min=1, help="Settings to try in all; more goes on where it ended.")
+        int,
+        typer.Option(min=1, help="Settings to try in all; a higher number goes on with a search."),
     ] = 30
     objective: Annotated[
         str | None,
         typer.Option(
             help="Metric to search by. Default: auc of the yes margin, which no moved threshold "
-            "changes; captions: f1."
+            "changes; for captions f1."
         ),
     ] = None
     n_images: Annotated[int | None, typer.Option(min=2, help="Validation scenes to ask.")] = None
@@ -41,12 +47,16 @@ class Search:
         list[str] | None,
         typer.Option(help="Validation files of your own, never those you report on. Repeatable."),
     ] = None
-    images: Annotated[str | None, typer.Option(help="Folder of their images.")] = None
-    seed: Annotated[int, typer.Option(min=0, help="Of the search and of drawn images.")] = 0
+    images: Annotated[str | None, typer.Option(help="Folder of the images of --data.")] = None
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the search and of the draw of images.")
+    ] = 0
     batch_size: Annotated[int, typer.Option(min=1, help="Items per batch.")] = 8
     folder: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory. Default: runs/tune-METHOD-BENCHMARK-MODEL."),
+        typer.Option(
+            "--out", help="Directory of the search. Default: runs/tune-METHOD-BENCHMARK-MODEL."
+        ),
     ] = None
 
 

@@ -40,7 +40,9 @@ class Target(Model):
     model: Annotated[
         str,
         typer.Option(
-            "--model", "-m", help=f"sandbox, smol, {', '.join(PIPELINES)}, a folder or a Hub id."
+            "--model",
+            "-m",
+            help=f"The model: sandbox, smol, {', '.join(PIPELINES)}, a folder or a Hub id.",
         ),
     ] = sandbox.MODELS[0]
 
@@ -58,7 +60,7 @@ def verify(
         ),
     ] = None,
     file: Annotated[
-        Path | None, typer.Option("--out", help="Also write the certificate there, as JSON.")
+        Path | None, typer.Option("--out", help="File to write the certificate to, as JSON.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -34,10 +34,10 @@ class Server:
 
     Args:
         engine: Answers; it is started and stopped with the app.
-        name: What the model is called.
+        name: Name of the model.
         default: Interventions for a request that names none.
-        key: What clients must know; None lets everybody in.
-        local: Whether only this machine is served: then a web page that calls itself by another
+        key: The key that clients must send; None lets everybody in.
+        local: Serves this machine alone: then a web page that calls itself by another
             name, and points that name here, is turned away.
     """
 

@@ -36,7 +36,7 @@ class _Strict(BaseModel):
 
 
 class Address(_Strict):
-    """Where a picture is."""
+    """A picture's address."""
 
     url: str
     detail: Literal["auto"] | None = None
@@ -71,7 +71,7 @@ class Message(_Strict):
 
 
 class StreamOptions(_Strict):
-    """What a stream tells beside the text."""
+    """Options of a stream beside the text."""
 
     include_usage: bool = False
     include_obfuscation: Literal[False] = False

@@ -42,7 +42,7 @@ class Engine:
 
     Attributes:
         loaded: The model.
-        limits: What a batch and an answer may take.
+        limits: Limits of a batch and of an answer.
         prompts: Makes its prompts.
     """
 
@@ -67,7 +67,7 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it answers."""
+        """True while it answers."""
         return self._thread.is_alive()
 
     def submit(self, job: Job) -> None:
@@ -232,7 +232,7 @@ def _drawing(job: Job) -> Iterator[None]:
 
 
 def _failure(error: Exception) -> ApiError:
-    """What a job is told of an error."""
+    """The error that a job gets."""
     if isinstance(error, ApiError):
         return error
     if out_of_memory(error):

@@ -26,7 +26,7 @@ class Answer:
         finish: Why it ended.
         prompt_tokens: Columns of the prompt, those of its pictures included.
         new_tokens: Tokens generated, the end token included.
-        regaze: What the response tells of the interventions.
+        regaze: The response's part about the interventions.
     """
 
     text: str
@@ -49,16 +49,16 @@ class Job:
         pictures: Its pictures, in order.
         condition: Interventions.
         decoding: How tokens are chosen.
-        seed: Of what is drawn; None draws differently each time.
+        seed: Seed of the sampling; None draws differently each time.
         new_tokens: Most tokens; None: as many as the server gives and the model's context holds.
         stops: Texts that end the answer.
-        streams: Whether pieces are sent as they come.
-        report: Whether a report of the interventions is asked for.
-        events: What becomes of it, for the event loop that it came from.
+        streams: Send pieces as they come.
+        report: Asks for a report of the interventions.
+        events: News of it, for the event loop that it came from.
         gone: Set when nobody waits for the answer any more.
-        together: Whether it may go through the model with others.
-        begun: Whether a piece of its answer was sent.
-        ended: Whether its answer, or an error, was.
+        together: May go through the model with others.
+        begun: A piece of its answer was sent.
+        ended: Its answer, or an error, was sent.
     """
 
     messages: Sequence[Message]
@@ -88,7 +88,7 @@ class Job:
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left to do for it."""
+        """True if nothing is left to do for it."""
         return self.ended or self.gone.is_set()
 
     def tell(self, event: Event) -> None:

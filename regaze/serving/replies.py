@@ -26,7 +26,7 @@ class Reply:
 
     Args:
         model: The model's name.
-        fingerprint: What tells its weights from others.
+        fingerprint: Identity of its weights.
     """
 
     def __init__(self, model: str, fingerprint: str) -> None:

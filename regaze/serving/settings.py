@@ -1,4 +1,4 @@
-"""What the operator of a server decides."""
+"""Settings of a server's operator."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Limits:
         body_bytes: Size of a request.
         pixels: Width times height of a picture.
         pictures: Pictures of a request.
-        urls: Whether pictures may be fetched from public web addresses.
+        urls: Fetch pictures from public web addresses.
     """
 
     batch: int = 8

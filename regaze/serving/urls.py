@@ -63,7 +63,7 @@ def public(host: str, port: int) -> str:
 
 
 def _get(url: SplitResult, most: int, until: float) -> bytes | str:
-    """What one address gives: data, or where it sends on to."""
+    """The data at one address, or the address that it redirects to."""
     if url.scheme not in ("http", "https") or not url.hostname:
         raise bad("a picture's address must begin with http:// or https://", _PARAM)
     secure = url.scheme == "https"

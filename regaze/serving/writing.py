@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
 _UNFINISHED = "\ufffd"
-"""What a decoder writes for the first bytes of a letter."""
+"""A decoder's stand-in for the first bytes of a letter."""
 
 Finish = Literal["stop", "length"]
 
@@ -18,7 +18,7 @@ class Writer:
     stream add up to what a request without a stream gets.
 
     Attributes:
-        tokens: What was generated, the end token included.
+        tokens: The tokens generated, the end token included.
         most: Tokens that are allowed.
         finish: Why it ended; None while it goes on.
 
@@ -27,8 +27,8 @@ class Writer:
         ends: Token ids that end an answer.
         most: Tokens that are allowed.
         stops: Texts that end an answer; it doesn't hold them.
-        eager: Whether `add` gives text as it comes.
-        rejoins: Whether the decoder takes spaces out again when more tokens follow.
+        eager: `add` gives text as it comes.
+        rejoins: The decoder takes spaces out again when more tokens follow.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Writer:
         return self._send(text[: self._settled(text)] if self.finish is None else self.text)
 
     def _send(self, text: str) -> str:
-        """What of a text is new.
+        """The new part of a text.
 
         Raises:
             RuntimeError: What was sent is no beginning of the finished text.

@@ -25,6 +25,10 @@ def test_the_smoothing_kernel_is_the_codes(case: dict[str, Any]) -> None:
     _, expected = vectors("attend_and_excite")
     kernel = smoothing_kernel(case["sigma"], case["kernel_size"])
     torch.testing.assert_close(kernel[None, None], expected[case["name"]], atol=1e-7, rtol=1e-6)
+    if (name := f"{case['name']}.smoothed") in expected:
+        image = vectors("attend_and_excite")[0]["kernel.image"]
+        got = torch.nn.functional.conv2d(image, kernel[None, None])
+        torch.testing.assert_close(got, expected[name], atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("case", cases("attend_and_excite", named("case")))
@@ -82,5 +86,6 @@ def test_latents_after_every_step_equal_those_of_diffusers(case: dict[str, Any])
         )  # fmt: skip
     want = expected[f"{case['name']}.latents_per_step"]
     assert (torch.stack(latents) - want).abs().max() < 2e-3
+    assert (latents[-1] - expected[f"{case['name']}.latents"]).abs().max() < 2e-3
     (report,) = run.report().interventions
     assert report.fired

@@ -125,6 +125,20 @@ def test_double_blocks_of_flux_are_left_alone() -> None:
     with regaze.attach(tiny("flux"), regaze.ConsistEdit(mask="all")) as run:
         layers = run.specs[0].layers  # type: ignore[attr-defined]
     assert layers == ("single_transformer_blocks.0.attn", "single_transformer_blocks.1.attn")
+    # And so does the code: these are the stock module's.
+    inputs, expected = vectors("consistedit")
+    hidden, text = (inputs[f"flux_double.{x}hidden_states"] for x in ("", "encoder_"))
+    attn: Any = FluxAttention(
+        12, 3, 4, bias=True, eps=1e-6, processor=FluxAttnProcessor(), added_kv_proj_dim=12
+    )
+    attn.eval().load_state_dict(weights(inputs, "flux_double."))
+    rotary = tuple(
+        inputs[f"flux_single.rotary_{x}"][: hidden.shape[1] + text.shape[1]] for x in ("cos", "sin")
+    )
+    with torch.no_grad():
+        image, words = attn(hidden, text, image_rotary_emb=rotary)
+    close(image, expected["flux_double.image"])
+    close(words, expected["flux_double.text"])
 
 
 def members(case: dict[str, Any]) -> Tensor:

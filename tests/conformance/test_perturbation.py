@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, JointAttnProcessor2_0
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from tiny_pipelines import ddim, quiet
 from torch import Tensor, nn
 from vectors import Tensors, cases, meta, named, vectors
 
 import regaze
 from regaze.hooks.diffusion import Host, Layout, Site
+from regaze.hooks.diffusion.call import Call
+from regaze.hooks.diffusion.families import FAMILIES
 from regaze.hooks.diffusion.kernel import editing
+from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.perturb import blur_queries
+from regaze.hooks.diffusion.rows import Rows
 from regaze.interventions.diffusion.guided import Guided
 
 
@@ -70,6 +76,58 @@ def test_soft_pag_equals_the_released_code(case: dict[str, Any]) -> None:
         want = expected[f"{case['name']}.{stream}"]
         # With norms the numbers are larger, and rounding with them, unperturbed or not.
         torch.testing.assert_close(got, want, atol=2e-5 * max(1.0, want.abs().max().item()), rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("headhunter", named("raw")))
+def test_soft_pag_of_single_heads(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("headhunter")
+    query, key, value = (inputs[f"raw.{x}"] for x in "qkv")
+    spec = regaze.SoftPAG(u=case["u"], target=case["target"], heads={"L0": case["heads"]})
+    site = Site("attn", "joint", "transformer_blocks.0", 0, query.shape[1], "image-text")
+    guidance = spec.bind(Host("SD3Transformer2DModel", (site,)))
+    call = Call(
+        site, Layout(None, meta("headhunter")["modules"]["module0"]["n_txt"], False), query, key,
+        value, None, query.shape[-1] ** -0.5, torch.nn.functional.scaled_dot_product_attention,
+    )  # fmt: skip
+    got = guidance.works[0].attend(call)
+    torch.testing.assert_close(got, expected[case["name"]], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("headhunter", named("guidance")))
+def test_guidances_add_up_as_in_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("headhunter")
+    cond, uncond, *skipped = (inputs[f"guidance.{n}"] for n in ("cond", "uncond", "pert", "pert2"))
+    scales = (case["perturb_scale"], case["second_perturb_scale"])
+    delta = sum(difference(s, cond, p) for s, p in zip(scales, skipped, strict=True) if s)
+    g = case["guidance_scale"]
+    got = (uncond + g * (cond - uncond) if g > 1 else cond) + delta
+    torch.testing.assert_close(got, expected[case["name"]], atol=1e-5, rtol=0)
+
+
+def difference(scale: float, cond: Tensor, perturbed: Tensor) -> Tensor:
+    """What a guidance adds to the conditional prediction."""
+    site = Site("attn", "joint", "transformer_blocks.0", 0, 2, "image-text")
+    spec = regaze.PAG(scale=scale, layers=(0,))
+    work = spec.bind(Host("SD3Transformer2DModel", (site,)))
+    rows = Rows(2, slice(1, 2), slice(0, 1))
+    running: Any = SimpleNamespace(step=(0, 1), pipeline=None, run=0)
+    family = FAMILIES["SD3Transformer2DModel"]
+    pass_ = Pass(None, family, {}, rows, Layout(None, 0, False), running)
+    (branch,) = work.branches(pass_)
+    found: Tensor = branch.combine(cond, perturbed, pass_) - cond
+    return found
+
+
+@pytest.mark.parametrize("case", cases("seg", named("guidance")))
+def test_segs_guidance_equals_the_released_code(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("seg")
+    cond, uncond, skipped = (inputs[f"guidance.{n}"] for n in ("cond", "uncond", "pert"))
+    alone = cond + difference(case["seg_scale"], cond, skipped)
+    torch.testing.assert_close(alone, expected["guidance.nocfg"], atol=1e-5, rtol=0)
+    both = uncond + case["guidance_scale"] * (cond - uncond) + (alone - cond)
+    torch.testing.assert_close(both, expected["guidance.cfg"], atol=1e-5, rtol=0)
+    rescaled = rescale_noise_cfg(both, cond, 0.7)
+    torch.testing.assert_close(rescaled, expected["guidance.rescaled"], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("case", cases("seg", named("blur")))
@@ -135,4 +193,5 @@ def test_a_guided_stock_pipeline_equals_diffusers_pag_pipeline(case: dict[str, A
         )  # fmt: skip
     want = expected[f"{case['name']}.latents_per_step"]
     torch.testing.assert_close(torch.stack(steps), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(steps[-1], expected[f"{case['name']}.latents"], atol=1e-4, rtol=0)
     assert run.report().fired

@@ -18,6 +18,7 @@ from diffusers.models.transformers.transformer_ltx import (
     LTXVideoAttnProcessor,
     LTXVideoTransformerBlock,
 )
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from tiny_pipelines import quiet
 from torch import Tensor, nn
 from vectors import cases, meta, named, vectors
@@ -64,6 +65,7 @@ def test_slg_equals_diffusers_sd3_pipeline(case: dict[str, Any]) -> None:
         )  # fmt: skip
     want = expected[f"{case['name']}.latents_per_step"]
     torch.testing.assert_close(torch.stack(steps), want, atol=1e-4, rtol=0)
+    torch.testing.assert_close(steps[-1], expected[f"{case['name']}.latents"], atol=1e-4, rtol=0)
     (report,) = run.report().interventions
     assert report.steps == case["extra_denoiser_calls"]
 
@@ -83,6 +85,14 @@ def test_slg_combines_as_diffusers_guider_does() -> None:
     # The guider's s without guidance is ours plus one.
     alone = cond + (s - 1) / s * delta
     torch.testing.assert_close(alone, expected["slg_only"], atol=1e-5, rtol=0)
+    # A guider that knows the plain prediction takes the deviation from it.
+    rescaled = rescale_noise_cfg(cfg, cond, 0.7)
+    torch.testing.assert_close(rescaled, expected["cfg_slg_rescaled"], atol=1e-5, rtol=0)
+    off = replace(regaze.SLG(layers=(0,)), scale=0.0).bind(Host("SD3Transformer2DModel", (SITE,)))
+    assert not off.acts(_pass(3, 28))
+    torch.testing.assert_close(
+        uncond + g * (cond - uncond), expected["cfg_only"], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("schedule", meta("slg")["schedules"])
@@ -115,6 +125,17 @@ def test_stg_combines_as_the_code_does() -> None:
     cfg = (uncond + delta) + case["guidance_scale"] * (cond - uncond)
     torch.testing.assert_close(cfg, expected["guidance.cfg_stg"], atol=2e-5, rtol=0)
     torch.testing.assert_close(cond + delta, expected["guidance.hunyuan"], atol=2e-5, rtol=0)
+    s, factor = case["stg_scale"], case["rescaling"]
+    # The older tree's skipped + s (cond - skipped) is ours of s - 1.
+    older = cond + (s - 1) * (cond - skipped)
+    torch.testing.assert_close(older, expected["guidance.hunyuan_old"], atol=2e-5, rtol=0)
+    # That of Wan leads on from what classifier-free guidance gives.
+    plain = uncond + case["guidance_scale"] * (cond - uncond)
+    wan = branch.combine(plain, skipped, _pass(0, 1))
+    torch.testing.assert_close(wan, expected["guidance.wan"], atol=2e-5, rtol=0)
+    rescaled = cfg * (factor * cond.std() / cfg.std() + 1 - factor)
+    want = expected["guidance.cfg_stg_rescaled"]
+    torch.testing.assert_close(rescaled, want, atol=2e-5, rtol=1e-5)
 
 
 def load(module: Any, prefix: str) -> Any:
@@ -198,6 +219,25 @@ def test_attention_of_ltx_is_skipped() -> None:
                     hidden_states=hidden, image_rotary_emb=rotary)  # fmt: skip
     want = expected["ltx_attention_value.video"][4:]
     torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
+
+
+def test_the_older_tree_of_ltx_skips_attention_alike() -> None:
+    inputs, expected = vectors("stg")
+    stored = {k[8:]: v for k, v in inputs.items() if k.startswith("ltx_own.")}
+    names = {
+        k.replace("q_norm", "norm_q").replace("k_norm", "norm_k"): v for k, v in stored.items()
+    }
+    make: Any = LTXAttention
+    attn = make(query_dim=16, heads=2, kv_heads=2, dim_head=8, bias=True, out_bias=True,
+                qk_norm="rms_norm_across_heads", processor=LTXVideoAttnProcessor())  # fmt: skip
+    attn.eval().load_state_dict(names)
+    site = Site("attn", "self", "transformer_blocks.0", 0, 2, "image")
+    hidden = inputs["ltx.attn_hidden_states"][4:]
+    got = perturbed(attn, "LTXVideoTransformer3DModel", site, "attention", 0, hidden_states=hidden)
+    want = expected["ltx_own_attention.video"][4:]
+    torch.testing.assert_close(got, want, atol=2e-5, rtol=0)
+    # What it calls residual returns the input, which isn't offered: the same attention without V.
+    assert torch.equal(expected["ltx_own_residual.video"][4:], hidden)
 
 
 def test_attention_of_hunyuan_video_is_skipped() -> None:

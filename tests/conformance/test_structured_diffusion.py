@@ -8,11 +8,16 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor
-from vectors import cases, meta, named, vectors
+from vectors import cases, meta, vectors
 
-from regaze.interventions.diffusion.structured_diffusion import Aligned, contexts
+from regaze.interventions.diffusion.phrase_contexts import Aligned, contexts
 
-KEYS = {"case0": "prompt", "case1": "prompt", "case2": "phrases", "case3": "pairs"}
+
+def keys_of(case: dict[str, Any]) -> str:
+    """Which form reads as many contexts."""
+    if case.get("n_keys", 1) == 1:
+        return "prompt"
+    return "pairs" if case["n_keys"] == case["n_values"] else "phrases"
 
 
 def differing(own: Tensor, other: Tensor) -> Aligned:
@@ -20,7 +25,7 @@ def differing(own: Tensor, other: Tensor) -> Aligned:
     return Aligned((tuple(range(len(own))),), other)
 
 
-@pytest.mark.parametrize("case", cases("structured_diffusion", named("case")))
+@pytest.mark.parametrize("case", cases("structured_diffusion"))
 def test_cross_attention_equals_the_released_code(case: dict[str, Any]) -> None:
     inputs, expected = vectors("structured_diffusion")
     size, name = meta("structured_diffusion")["module"], case["name"]
@@ -32,15 +37,17 @@ def test_cross_attention_equals_the_released_code(case: dict[str, Any]) -> None:
     module.load_state_dict(
         {k.removeprefix("module."): v for k, v in inputs.items() if k.startswith("module.")}
     )
-    keys, values = (inputs[f"{name}.{x}_contexts"] for x in "kv")
-    more = keys[1:] if KEYS[name] == "phrases" else values[1:]
+    keys = inputs[f"{name}.k_contexts"]
+    # Switched off, the method reads the first context alone.
+    values = keys[:1] if name == "plain" else inputs[f"{name}.v_contexts"]
+    more = keys[1:] if keys_of(case) == "phrases" else values[1:]
     phrases = [differing(keys[0], x) for x in more]
-    if KEYS[name] == "prompt":
+    if keys_of(case) == "prompt":
         # The mean of the values' contexts, of which the first is the prompt's own.
         made = contexts(values[:1], [phrases], "prompt")
         read = [(keys[:1], made[0][1], made[0][2])]
     else:
-        read = contexts(keys[:1], [phrases], KEYS[name])  # type: ignore[assignment]
+        read = contexts(keys[:1], [phrases], keys_of(case))  # type: ignore[assignment]
         # Here values are given apart: in the method they are the same contexts.
         given = values if len(values) == len(keys) else values.expand(len(keys), -1, -1)
         read = [(keys[i][None], given[i][None], read[i][2]) for i in range(len(keys))]

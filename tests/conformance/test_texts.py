@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -9,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
-from vectors import cases, meta, named, vectors
+from vectors import Tensors, cases, meta, named, vectors
 
 import regaze
-from regaze.hooks.diffusion import Layout, Site
+from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion import Host, Layout, Site
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.families import FAMILIES
+from regaze.hooks.diffusion.kernel import Edits
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import Rows
 from regaze.hooks.diffusion.running import Running
@@ -47,12 +50,17 @@ def test_which_tokens_see_each_other(case: dict[str, Any]) -> None:
     torch.testing.assert_close(torch.cat([text, image], 2), whole, atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("case", cases("regional_prompting", named("forward")))
-def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
-    inputs, expected = vectors("regional_prompting")
+def flux(inputs: Tensors) -> Any:
     denoiser: Any = FluxTransformer2DModel(**meta("regional_prompting")["transformer_config"])
     names = {k.removeprefix("transformer."): v for k, v in inputs.items() if "transformer." in k}
     denoiser.eval().load_state_dict(names)
+    return denoiser
+
+
+@pytest.mark.parametrize("case", cases("regional_prompting", named("forward")))
+def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
+    inputs, expected = vectors("regional_prompting")
+    denoiser = flux(inputs)
     texts = torch.cat([inputs["context_region0"], inputs["context_region1"]])
     ratio = 1.0 if case["base_ratio"] is None else case["base_ratio"]
     every = (case["double_inject_blocks_interval"], case["single_inject_blocks_interval"])
@@ -68,6 +76,59 @@ def test_regions_in_the_whole_of_flux(case: dict[str, Any]) -> None:
             return_dict=False,
         )  # fmt: skip
     torch.testing.assert_close(got, expected[case["name"]], atol=5e-5, rtol=0)
+
+
+@pytest.mark.parametrize("case", cases("regional_prompting", named("attn")))
+def test_regions_in_single_calls_of_flux(case: dict[str, Any]) -> None:
+    (inputs, expected), name = vectors("regional_prompting"), case["name"]
+    single = name == "attn_single"
+    block = f"{'single_' if single else ''}transformer_blocks.0"
+    denoiser = flux(inputs)
+    attn, length = denoiser.get_submodule(f"{block}.attn"), inputs["context_base"].shape[1]
+    texts = torch.cat([inputs["context_region0"], inputs["context_region1"]])
+    whole = len(texts) * length
+    spec = regaze.Regions(
+        [(inputs["region0"], "one"), (inputs["region1"], "two")], case["base_ratio"],
+        {"text": texts}, stop=1.0, overlap="all",
+    )  # fmt: skip
+    site = Site(f"{block}.attn", "joint", block, 0, attn.heads, "text-image")
+    work: Any = spec.bind(Host("FluxTransformer2DModel", (site,)))
+    grid = tuple(side // 16 for side in inputs["region0"].shape)
+    inside = torch.stack([regional.on_grid(mask, grid) for mask in work.masks])
+    assert torch.equal(regional.may_see(inside, length), expected["attention_mask"].bool())
+    layout = Layout(grid, whole, False)
+    family = FAMILIES["FluxTransformer2DModel"]
+    text = {family.text: torch.zeros(1, length, 1)}
+    pass_ = Pass(denoiser, family, text, Rows(1, slice(0, 1), None), layout, None)
+
+    def longer(x: Tensor) -> Tensor:
+        """The base's text, as long as the regions', which lie in the same rows."""
+        return torch.cat([x, torch.zeros(1, whole - length, x.shape[2])], 1)
+
+    rotary = (inputs[f"{name}.rotary_cos"], inputs[f"{name}.rotary_sin"])
+    if single:
+        base = inputs[f"{name}.hidden_states_base"]
+        base = torch.cat([longer(base[:, :length]), base[:, length:]], 1)
+        call = {"hidden_states": torch.cat([inputs[f"{name}.hidden_states"], base])}
+    else:
+        hidden, own = inputs[f"{name}.hidden_states"], inputs[f"{name}.context_base"]
+        both = torch.cat([inputs[f"{name}.context_regional"], longer(own)])
+        call = {"hidden_states": hidden.repeat(2, 1, 1), "encoder_hidden_states": both}
+    calls = Calls()
+    try:
+        with (
+            Edits(denoiser, {site: [work.attend]}, layout, calls, pass_).applied(),
+            torch.no_grad(),
+        ):
+            got = attn(**call, image_rotary_emb=rotary)
+    finally:
+        calls.release()
+    pairs = {"image": got[0][:1], "text_regional": got[1][:1], "text_base": got[1][1:, :length]}
+    if single:
+        kept = torch.cat([got[1:, :length], got[1:, whole:]], 1)
+        pairs = {"regional": got[:1], "base": kept}
+    for part, value in pairs.items():
+        torch.testing.assert_close(value, expected[f"{name}.{part}"], atol=2e-5, rtol=0)
 
 
 STEPS = 10
@@ -114,7 +175,7 @@ def weighed(maps: Tensor, work: Weighted, heads: int, step: int) -> Tensor:
     return work.attend(call).flatten(0, 1)
 
 
-def _offered(case: dict[str, Any]) -> bool:
+def _offered(case: Mapping[str, Any]) -> bool:
     """Neither refined nor replaced words, nor copied maps of self-attention."""
     return "num_steps" in case and case["previous"] is None
 

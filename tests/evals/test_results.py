@@ -10,6 +10,7 @@ from regaze.evals import results
 from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.source import Source
 from regaze.evals.reports.results_page import page
+from regaze.evals.reports.results_reading import learnt
 from regaze.evals.runs import files
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.progress import quiet
@@ -75,6 +76,9 @@ def test_the_page_says_what_is_stored(stored: dict[str, Any], tmp_path: Path) ->
     assert "- `adhh`: it acts on listed heads" in text
     assert "\n- CHAIR is older.\n" in page({**stored, "note": "CHAIR is older."})
     assert "- `vicrop` never acted on these prompts" in text
+    _, chair_table = stored["tables"]
+    acted = {**stored, "tables": [stored["tables"][0], {**chair_table, "silent": []}]}
+    assert f"- `vicrop` never acted in {stored['tables'][0]['title']}\n" in page(acted)
 
 
 def test_marks_tell_better_from_worse_and_what_holds_after_correction(
@@ -99,3 +103,56 @@ def test_marks_tell_better_from_worse_and_what_holds_after_correction(
     ]
     assert "- `pai`: **accuracy +10.0** (prior-free)" in text.partition("Worse:")[0]
     assert "- `pai`: AUC −10.0 (prior-free)" in text.partition("Worse:")[2]
+
+
+def test_what_rounds_to_nothing_bears_no_mark(stored: dict[str, Any]) -> None:
+    change = {"delta": 0.0003, "low": 0.0001, "high": 0.0006, "p": 0.01, "p_holm": 0.04}
+    text = page(with_change(stored, "accuracy", change))
+    assert row(text, "`pai`", "default")[0] == "0.0 [0.0, +0.1]"
+    assert "`pai`: " not in text.partition("## By setting")[2].partition("## POPE")[0]
+
+
+def with_change(stored: dict[str, Any], metric: str, change: dict[str, float]) -> dict[str, Any]:
+    """The first table alone, with one change of pai's."""
+    (table, _) = stored["tables"]
+    changes = {**table["rows"]["pai"]["changes"], metric: change}
+    rows = {**table["rows"], "pai": {**table["rows"]["pai"], "changes": changes}}
+    return {**stored, "tables": [{**table, "rows": rows}]}
+
+
+def test_the_reading_counts_intervals(stored: dict[str, Any]) -> None:
+    up = {"delta": 0.02, "low": 0.01, "high": 0.03, "p": 0.01, "p_holm": 0.04}
+    flat = {"delta": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "p_holm": 1.0}
+    (found,) = [
+        line for line in reading_of(with_change(stored, "auc", up)) if "As they come" in line
+    ]
+    assert found == (
+        "- **As they come, prior-free scenes**: of 1 settings AUC rises in 1: "
+        "`pai` +2.0 [+1.0, +3.0] (holds); it falls in none."
+    )
+    lines = reading_of(with_change(stored, "auc", {**up, "p_holm": 0.2}))
+    assert any("`pai` +2.0 [+1.0, +3.0]; it falls" in line for line in lines)
+    assert any(
+        line.startswith("- **What a better AUC costs**, by intervals: `pai` nothing (time 1.25)")
+        for line in lines
+    )
+    assert any("`pai` +2.0 [+1.0, +3.0] prior-free, its control: none was" in x for x in lines)
+    # Accuracy alone.
+    still = with_change(stored, "auc", flat)
+    table = still["tables"][0]
+    table["rows"]["pai"]["changes"]["accuracy"] = up
+    (found,) = [line for line in reading_of(still) if "moved while AUC" in line and "`pai`" in line]
+    assert "`pai` +2.0 [+1.0, +3.0]" in found
+    assert not any("AUC rises in 1" in line for line in reading_of(still) if "come" in line)
+
+
+def test_the_reading_says_how_many_validation_gains_are_found_again(
+    stored: dict[str, Any],
+) -> None:
+    (line,) = [line for line in reading_of(stored) if "Luck" in line]
+    # Both searches promise 25 points; only vhr's chose another setting than the default.
+    assert "1 settings other than the defaults" in line
+
+
+def reading_of(stored: dict[str, Any]) -> list[str]:
+    return learnt(stored).splitlines()

@@ -35,6 +35,10 @@ SPECS = [
     PAI(alpha=-1, layers=(0,)),
     PAG(layers=("mid", "blocks.13", 2)),
 ]
+ADHH_34B = (
+    (45, 34), (43, 4), (43, 48), (44, 29), (35, 47), (40, 27), (54, 34), (37, 48), (43, 2),
+    (41, 34),
+)  # fmt: skip
 each_spec = pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.label)
 
 
@@ -104,7 +108,7 @@ def test_specs_cannot_be_changed() -> None:
         ("vhr:outlier_filter=false,unbiased=False", VHR(outlier_filter=False, unbiased=False)),
         ("pai:alpha=-2e-1", PAI(alpha=-0.2)),
         ("pai@llava-1.5-7b", PAI(gamma=1.1)),
-        (" pai @ llava-1.5-7b : gamma=1.2,alpha=0.3", PAI(alpha=0.3, gamma=1.2)),
+        (" pai @ llava-1.5-7b : layers=[3],alpha=0.3", PAI(alpha=0.3, layers=(3,), gamma=1.1)),
     ],
 )
 def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
@@ -130,7 +134,7 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
         ("var:sense=papper", "did you mean paper"),
         ("pai@llava-1.5", "unknown preset of pai .* did you mean llava-1.5-7b"),
         ("pai@", "unknown preset of pai ''; known: llava-1.5-7b"),
-        ("vaf@llava-1.5-7b", "vaf has no presets"),
+        ("scalingvis@llava-1.5-7b", "scalingvis has no presets"),
         ("pai@llava-1.5-7b:gama=1", "did you mean gamma"),
         ("pai@llava-1.5-7b:name=vhr", "unknown field of pai 'name'"),
     ],
@@ -217,6 +221,51 @@ def test_published_settings_are_settings_and_say_whose_they_are() -> None:
     assert PAI.preset("llava-1.5-7b", alpha=0.5) == PAI(alpha=0.5, gamma=1.1)
     with pytest.raises(ValueError, match="alpha"):
         PAI.preset("llava-1.5-7b", alpha=1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("adhh@llava-1.6-34b", {"threshold": 0.4, "heads": (*ADHH_34B,)}),
+        ("avar@qwen2.5-vl-7b", {"image": 0.15, "system": 0.4}),
+        ("avisc@instructblip-pope", {"gamma": 0.5, "lam": 0.95, "alpha": 1.0, "beta": 0.1}),
+        ("avisc@llava-1.5-7b", {"gamma": 0.5, "lam": 1.0, "alpha": 2.5, "beta": 0.1}),
+        (
+            "carve@code",
+            {"sense": "v4", "layers": (20, 21, 22, 23, 24, 25), "top": 0.2, "lam": 1e-8},
+        ),
+        ("carve@paper", {"sense": "paper", "layers": (20, 21, 22, 23, 24, 25), "regions": 3}),
+        ("devils@llava-1.5-7b", {"alpha": 0.5, "layers": tuple(range(5, 19))}),
+        ("dola@llama-13b", {"candidates": (0, 2, 4, 6, 8, 10, 12, 14, 16, 18), "rho": 0.1}),
+        ("dola@llama-65b-truthfulqa", {"candidates": (60, 62, 64, 66, 68, 70, 72, 74, 76, 78)}),
+        ("gift@llava-1.5-13b", {"alpha": 5, "saliency": (10,), "layers": tuple(range(14, 21))}),
+        ("gift@llava-1.5-7b", {"alpha": 5, "saliency": (11,), "layers": tuple(range(12, 23))}),
+        ("gift@qwen2-vl-7b", {"alpha": 4, "saliency": (14,), "layers": tuple(range(5, 19))}),
+        ("highlight@llava-1.5-13b-mme", {"weight": 2.0, "scale": 1.3, "space": "probability"}),
+        ("ilvad@llava-1.5-7b-chair", {"alpha": 5, "beta": 0.3, "layers": tuple(range(5, 26))}),
+        ("ilvad@llava-1.5-7b-pope", {"beta": 1, "layers": tuple(range(31)), "tokens": 10}),
+        ("m3id@avisc", {"rate": 0.02, "beta": 0.1}),
+        ("pai@llava-1.5-7b", {"alpha": 0.2, "gamma": 1.1, "plausibility": 0.1}),
+        ("paint@llava-1.5-7b", {"alpha": 0.7, "beta": 0.4, "local": 0.25}),
+        ("paint@llava-1.5-7b-code", {"alpha": 0.7, "beta": 0.3, "local": 0.25}),
+        ("pasta@paper", {"alpha": 0.01, "mode": "exclude"}),
+        ("spin@llava-1.5-7b-chair", {"keep": 0.95, "factor": 0.08}),
+        ("spin@llava-1.5-7b-pope", {"keep": 0.8, "factor": 0.1}),
+        ("spin@qwen-vl-chat", {"keep": 0.7, "factor": 0.08, "layers": tuple(range(20))}),
+        ("vaf@llava-1.5-7b", {"enhance": 1.15, "suppress": 0.95, "layers": tuple(range(9, 15))}),
+        ("var@llava-1.5-13b", {"sink_dims": (2100, 4743), "tau": 20 / 5120**0.5, "rho": 0.8}),
+        ("var@llava-1.5-7b-code", {"sink_dims": (1415, 2533), "sense": "code", "keep": 0.6}),
+        ("vcd@instructblip", {"step": 500, "alpha": 0.5, "beta": 0.1}),
+        ("vcd@llava-1.5-7b-pope", {"step": 500, "alpha": 1.0, "beta": 0.2}),
+        ("vhr@instructblip-7b", {"alpha": 2, "layers": tuple(range(14, 32))}),
+        ("vhr@llava-1.5-7b", {"alpha": 2, "layers": (1, *range(18, 32))}),
+        ("vicrop@llava-1.5-7b", {"layers": (14,), "base": 336}),
+        ("vicrop@qwen2.5-vl-3b", {"layers": (22,), "base": 224}),
+    ],
+)
+def test_published_settings_are_those_of_their_sources(text: str, fields: dict[str, Any]) -> None:
+    spec = parse(text)
+    assert {name: getattr(spec, name) for name in fields} == fields
 
 
 def test_every_registered_method_has_a_summary_and_a_paper() -> None:

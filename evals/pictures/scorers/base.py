@@ -1,4 +1,4 @@
-"""What a scorer is: a frozen, JSON-able spec that loads what it needs when it is asked to."""
+"""Scorers: frozen, JSON-able specs that load what they need when they are asked to."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _T = TypeVar("_T", bound="type[Spec]")
 
 @dataclass(frozen=True)
 class Spec(ABC):
-    """What scorers of single pictures and of sets share. Fields are settings.
+    """The base of scorers of single pictures and of sets. Fields are settings.
 
     Attributes:
         name: As the command line knows it.
@@ -127,7 +127,7 @@ class Scorer(Spec):
         return ", ".join(f"{name.replace('_', ' ')} {counts[name]:.4g}" for name in self.directions)
 
     def value(self, counts: Counts) -> float:
-        """What a search maximises, of one picture: here the first metric."""
+        """The number of one picture that a search maximises: here the first metric."""
         return float(counts[next(iter(self.directions))])
 
 

@@ -1,4 +1,4 @@
-"""Whether a picture shows every object of its prompt: the measures of Attend-and-Excite.
+"""Measures of Attend-and-Excite: whether a picture shows every object of its prompt.
 
 Chefer et al., arXiv 2301.13826, section 5: a picture's CLIP similarity to the whole prompt and to
 the object that it fits worst, and the similarity of the prompt to a caption of the picture. A-STAR

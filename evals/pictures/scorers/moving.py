@@ -25,7 +25,7 @@ _GROUND = 0.05
 @register
 @dataclass(frozen=True)
 class Moving(Scorer):
-    """What becomes of the prompted objects from frame to frame; no flow is known or needed.
+    """The prompted objects from frame to frame; no flow is known or needed.
 
     ``right`` is the share of clips that show every prompted object in every frame, ``kept`` the
     share of prompted objects that are there in every frame, and ``found`` that over single frames.
@@ -68,7 +68,7 @@ class Moving(Scorer):
         }
 
     def told(self, counts: Counts) -> str:
-        """What became of the prompted objects, in words."""
+        """The fates of the prompted objects, in words."""
         kept = f"{counts['kept']:.0f} of {counts['wanted']:.0f} kept"
         if not counts["steps"]:
             return kept

@@ -65,7 +65,7 @@ class Painting(Scorer):
         }
 
     def told(self, counts: Counts) -> str:
-        """What became of the prompted objects, e.g. ``2 of 3 found, 1 missing``."""
+        """The fates of the prompted objects, e.g. ``2 of 3 found, 1 missing``."""
         others = ("swapped", "leaked", "malformed", "wrong", "missing", "extra", "unwanted")
         named = [f"{counts[name]:.0f} {name}" for name in others if counts.get(name)]
         return ", ".join([f"{counts['found']:.0f} of {counts['wanted']:.0f} found", *named])

@@ -1,4 +1,4 @@
-"""Whether a picture shows what its prompt asked for: each prompted object has one of six fates."""
+"""The judge of painted pictures: each prompted object has one of six fates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regaze.evals.sandbox.painting.prompts import Kind, Wanted, parse
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the prompted objects; all are numbers of objects, so they can be added up.
+    """Fates of the prompted objects; all are numbers of objects, so they can be added up.
 
     Each prompted object has one of the first six fates, tried in this order.
 
@@ -42,17 +42,17 @@ class Counts:
 
     @property
     def right(self) -> bool:
-        """Whether every prompted object is there and none that must not be, whatever else is."""
+        """True if every prompted object is there and none that must not be, whatever else is."""
         return self.found == self.wanted and not self.unwanted
 
     @property
     def clean(self) -> bool:
-        """Whether every prompted object is there and nothing else."""
+        """True if every prompted object is there and nothing else."""
         return self.right and self.extra == 0
 
     @property
     def compositional(self) -> bool:
-        """Whether an object is missing or has another one's colour or shape."""
+        """True if an object is missing or has another one's colour or shape."""
         return self.swapped + self.leaked + self.missing > 0
 
     @property

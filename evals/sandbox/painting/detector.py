@@ -1,4 +1,4 @@
-"""What a picture shows: coloured blobs, and the shape that each one has. No neural network.
+"""The content of a picture: coloured blobs, and the shape that each one has. No neural network.
 
 Colour segmentation, connected components, and the template with the largest overlap (IoU). Built
 for flat colours on this world's background.

@@ -70,7 +70,7 @@ def score(
 
 
 def shares(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """Of pictures: right, clean, compositional; of prompted objects: their fates.
+    """Shares of pictures (right, clean, compositional) and of the prompted objects' fates.
 
     ``low`` and ``high`` bound ``right`` (Wilson, 95 %), ``extra`` is per picture, ``related`` of
     the pictures whose relation can be told.

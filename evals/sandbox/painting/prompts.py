@@ -1,4 +1,4 @@
-"""What a prompt of the painting world says, and back: ``"a red circle and a blue square"``.
+"""Prompts of the painting world, read and written: ``"a red circle and a blue square"``.
 
 A prompt names one to three objects, a colour and a shape each, and for two objects may say how
 they lie to each other, or what must not be there: ``"a blue square without a red circle"``.
@@ -26,7 +26,7 @@ WORDS = (
 )
 """Every word that the painters know."""
 WITHOUT = " without "
-"""What is followed by the object that must not be there. No painter has heard of the word."""
+"""The word before the object that must not be there. No painter has heard of the word."""
 MAX_OBJECTS = 3
 
 _OBJECT = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
@@ -34,7 +34,7 @@ _OBJECT = re.compile(rf"an? ({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})")
 
 @dataclass(frozen=True, order=True)
 class Kind:
-    """What a prompt says of one object."""
+    """The words of a prompt for one object."""
 
     colour: str
     shape: str
@@ -46,7 +46,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a prompt asks for.
+    """The wishes of a prompt.
 
     Attributes:
         kinds: One to three, all different, in the prompt's order.
@@ -66,7 +66,7 @@ class Wanted:
 
     @property
     def asked(self) -> str:
-        """What a painter is asked for, which as text encoders do takes "without" for "and"."""
+        """A painter's prompt, which as text encoders do takes "without" for "and"."""
         if self.unwanted is None:
             return self.prompt
         return _listed((*self.kinds, self.unwanted), self.relation)
@@ -83,7 +83,7 @@ def _listed(kinds: Sequence[Kind], relation: str | None = None) -> str:
 
 
 def parse(prompt: str) -> Wanted:
-    """What a prompt asks for; the inverse of `Wanted.prompt`.
+    """The wishes of a prompt; the inverse of `Wanted.prompt`.
 
     Raises:
         ValueError: The prompt isn't one of this world.

@@ -104,7 +104,7 @@ class Stage(ABC):
 
     @property
     def done(self) -> bool:
-        """Whether all steps are done."""
+        """True if all steps are done."""
         return self.step >= self.plan.steps
 
     def run(self, until: int) -> None:

@@ -31,7 +31,7 @@ def tokenize(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
 
 
 def features(encoders: nn.ModuleList, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What the pipelines hand to the denoiser.
+    """The features that the pipelines hand to the denoiser.
 
     Returns:
         Per token, ``(prompts, TOKENS, width)``: of one encoder the last layer, as Stable Diffusion

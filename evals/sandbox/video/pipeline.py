@@ -56,7 +56,7 @@ def load_moving(adapter: Path | None = None) -> AnimateDiffPipeline:
 
 
 def identity(controlnet: Path | None = None) -> dict[str, str]:
-    """What tells a pipeline with a ControlNet from any other: names, and a hash of all weights.
+    """The identity of a pipeline with a ControlNet: names, and a hash of all weights.
 
     Raises:
         OSError: The folder holds no ControlNet.

@@ -53,7 +53,7 @@ class Clip:
 
     @property
     def prompt(self) -> str:
-        """What it shows, in words."""
+        """Its content in words."""
         return self.wanted.prompt
 
     @cached_property
@@ -91,7 +91,7 @@ class Clip:
 
     @cached_property
     def visible(self) -> NDArray[np.bool_]:
-        """Whether what a pixel of frame f shows is seen in frame f - 1 too, "F-1 H W".
+        """True where what a pixel of frame f shows is seen in frame f - 1 too, "F-1 H W".
 
         So it is if all pixels that the flow points between belong to the same object, or are
         ground.

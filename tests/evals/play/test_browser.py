@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,14 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 pytest.importorskip("gradio", reason="gradio isn't installed: pip install regaze[play]")
 
 from regaze.evals.play import serving
+from regaze.evals.play.fields import draw
 from regaze.evals.play.following import Job
 from regaze.evals.play.models import Shelf
 from regaze.evals.play.running import Request
 from regaze.evals.play.running import run as run_here
 from regaze.evals.sandbox.scenes import scene
 from regaze.interventions import PAI, VHR
+from regaze.interventions.base import Intervention
 
 SHELF = Shelf()
 _PATIENCE_MS = 60_000
@@ -116,6 +119,21 @@ def test_ask_stop_and_paint(chromium: Any, address: str) -> None:
     assert words[:2] == ["all", "words"] and "a" in words
     assert page.errors == []
     assert [url for url in page.foreign if not url.startswith((address, "data:", "blob:"))] == []
+
+
+def test_a_click_on_run_waits_for_the_fields_of_a_method_just_chosen(
+    chromium: Any, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(spec: Intervention, key: str) -> list[Any]:
+        time.sleep(0.5)
+        return draw(spec, key)
+
+    monkeypatch.setattr("regaze.evals.play.page.draw", slowly)
+    page = opened(chromium, address)
+    choose(page, "first", "pai:")
+    run(page, "Done.")
+    assert page.locator("#answers h3").all_inner_texts() == ["plain", "pai"]
+    assert page.errors == []
 
 
 def test_two_at_once(chromium: Any, address: str) -> None:

@@ -44,5 +44,5 @@ def test_presets_and_what_is_shown_both_stand_behind_an_at() -> None:
     assert both == Condition((VHR(), published), "blank")
     assert both.label == "vhr+pai:gamma=1.1@blank"
     assert Condition.parse("pai@llava-1.5-7b:alpha=0.5+vhr@wrong").image == "wrong"
-    with pytest.raises(ValueError, match="vhr has no presets.*blnk"):
-        Condition.parse("vhr@blnk")
+    with pytest.raises(ValueError, match="scalingvis has no presets.*blnk"):
+        Condition.parse("scalingvis@blnk")

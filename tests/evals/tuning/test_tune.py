@@ -84,6 +84,9 @@ def test_a_broken_off_search_ends_as_one_in_one_go_and_sees_no_test_scene(
     assert best.metrics["auc"] == max(t.metrics["auc"] for t in (whole.usual, *whole.trials))
     with pytest.raises(ValueError, match="holds another search .*'auc'.*'f1'"):
         tune(loaded, spec, VALIDATION, out=tmp_path / "whole", trials=6, objective="f1")
+    with pytest.raises(ValueError, match="whole holds a search of vhr: give another --out"):
+        tune(loaded, parse("pai"), VALIDATION, out=tmp_path / "whole", trials=1)
+    assert read_tuned(tmp_path / "whole") == whole
 
 
 @pytest.mark.parametrize("split", ["test", "test-prior", "clutter"])

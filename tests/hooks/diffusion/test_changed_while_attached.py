@@ -7,12 +7,20 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoPipelineForText2Image,
     FasterCacheConfig,
     FirstBlockCacheConfig,
     PyramidAttentionBroadcastConfig,
+    StableDiffusionImg2ImgPipeline,
+    TaylorSeerCacheConfig,
+    UNet2DConditionModel,
     apply_faster_cache,
+    apply_first_block_cache,
+    apply_pyramid_attention_broadcast,
+    apply_taylorseer_cache,
 )
-from tiny_pipelines import FAMILIES, quiet, unet
+from tiny_pipelines import FAMILIES, noise, quiet, unet, vae
 
 import regaze
 
@@ -47,12 +55,26 @@ def test_caching_switched_on_while_attached_raises(config: Any) -> None:
         regaze.attach(pipe, ON)
 
 
-def test_caching_put_on_by_hand_raises() -> None:
-    pipe = built("flux")
+BY_HAND = (
+    ("flux", apply_first_block_cache, CONFIGS[0]),
+    ("flux", apply_faster_cache, CONFIGS[1]),
+    ("flux", apply_pyramid_attention_broadcast, CONFIGS[2]),
+    ("sd", apply_pyramid_attention_broadcast, CONFIGS[2]),
+    ("flux", apply_taylorseer_cache, TaylorSeerCacheConfig()),
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "apply", "config"), BY_HAND, ids=[f"{f}-{a.__name__}" for f, a, _ in BY_HAND]
+)
+def test_caching_put_on_by_hand_raises(family: str, apply: Any, config: Any) -> None:
+    pipe = built(family)
     with regaze.attach(pipe, ON):
-        apply_faster_cache(pipe.transformer, CONFIGS[1])
-        with pytest.raises(ValueError, match="step caching is on"):
-            FAMILIES["flux"].run(pipe)
+        apply(getattr(pipe, FAMILIES[family].denoiser), config)
+        with pytest.raises(ValueError, match="step caching is on.*hooks that were put on by hand"):
+            FAMILIES[family].run(pipe)
+    with pytest.raises(ValueError, match="step caching is on"):
+        regaze.attach(pipe, ON)
 
 
 def test_a_replaced_denoiser_raises_until_detached() -> None:
@@ -70,3 +92,41 @@ def test_a_replaced_denoiser_raises_until_detached() -> None:
     attached.detach()
     assert type(pipe) is own
     assert torch.equal(kind.run(pipe), plain)  # The other one has the same weights.
+
+
+def test_a_replaced_denoiser_that_nobody_keeps_raises_too() -> None:
+    pipe = built("sd")
+    with regaze.attach(pipe, PAG):
+        pipe.register_modules(unet=unet())
+        with pytest.raises(RuntimeError, match="this pipeline's unet was replaced while pag"):
+            FAMILIES["sd"].run(pipe)
+
+
+def test_classes_are_what_others_take_them_for() -> None:
+    """Tables of classes hold the edited parts' own: siblings are made, processors reset."""
+    pipe, kind = built("sd"), FAMILIES["sd"]
+    pipe.register_modules(vae=vae())
+    with regaze.attach(pipe, PAG):
+        want = kind.run(pipe)
+    pipe.enable_attention_slicing(1)
+    with regaze.attach(pipe, PAG):
+        other = quiet(StableDiffusionImg2ImgPipeline.from_pipe(pipe))
+        same = quiet(AutoPipelineForText2Image.from_pipe(pipe))
+        assert other.unet is same.unet is pipe.unet
+        assert type(pipe.unet) in {UNet2DConditionModel}
+        assert type(pipe.unet) not in {AutoencoderKL}
+        pipe.unet.set_default_attn_processor()
+        torch.testing.assert_close(kind.run(same), want, rtol=1e-5, atol=1e-5)
+
+
+def test_what_runs_outside_of_the_denoisers_call_raises() -> None:
+    pipe = built("sd")
+    call = (noise(1, 4, 8, 6), 500, noise(1, 5, 16))
+    with torch.no_grad():
+        plain = pipe.unet.forward(*call)[0]
+        with regaze.attach(pipe.unet, PAG) as run:
+            with pytest.raises(RuntimeError, match="outside of a call of its denoiser"):
+                pipe.unet.forward(*call)
+            edited = pipe.unet(*call)[0]
+        assert run.report().fired and not torch.equal(edited, plain)
+        assert torch.equal(pipe.unet.forward(*call)[0], plain)

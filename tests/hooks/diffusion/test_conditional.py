@@ -6,7 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.guiders import ClassifierFreeGuidance, PerturbedAttentionGuidance
+from diffusers.hooks import LayerSkipConfig
+from diffusers.modular_pipelines.modular_pipeline import BlockState
+from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
 from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, TEXT, WIDTH, ddim, noise, quiet, tiny, vae
 from torch import Tensor
 
@@ -60,6 +64,9 @@ def test_a_loop_of_ones_own_has_the_half_that_its_pipeline_has() -> None:
 
     assert torch.equal(guided(pipe, run), guided(pipe.unet, run, cond_rows=slice(2, 4)))
     assert not torch.equal(guided(pipe, run), run())
+    with regaze.attach(pipe, PAG) as attached:
+        run()
+    assert "last half conditional, as in StableDiffusionPipeline" in str(attached.report())
 
 
 def test_a_bare_denoiser_with_two_halves_raises() -> None:
@@ -141,3 +148,161 @@ def test_the_same_guidance_twice_comes_off_one_by_one() -> None:
         assert torch.equal(kind.run(pipe), once)
     assert torch.equal(kind.run(pipe), plain)
     assert not torch.equal(twice, once)
+
+
+def predict(unet: Any, latents: Tensor, text: Tensor) -> Any:
+    with torch.no_grad():
+        return unet(latents, 500, encoder_hidden_states=text).sample
+
+
+ROWS = noise(2, 4, HEIGHT, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "latents",
+    [ROWS.repeat_interleave(2, 0), ROWS[:1].expand(3, -1, -1, -1), ROWS[[0, 1, 0]]],
+    ids=["side by side", "three branches", "one without its pair"],
+)
+def test_equal_latents_with_other_text_are_branches_wherever_they_lie(latents: Tensor) -> None:
+    unet = tiny("sd").unet
+    text = TEXTS[: len(latents)]
+    with regaze.attach(unet, PAG), pytest.raises(ValueError, match="equal latents in rows with"):
+        predict(unet, latents, text)
+    with regaze.attach(unet, PAG, cond_rows=slice(None)) as attached:
+        predict(unet, latents, text)
+    assert attached.report().fired
+    with regaze.attach(unet, PAG) as attached:
+        predict(unet, latents, TEXTS[:1].expand(len(latents), -1, -1))
+    assert attached.report().fired
+
+
+def test_a_call_for_each_branch_of_a_bare_denoiser_raises() -> None:
+    unet = tiny("sd").unet
+    with regaze.attach(unet, PAG):
+        predict(unet, ROWS, TEXTS[2:])
+        with pytest.raises(ValueError, match="other text than in the call before"):
+            predict(unet, ROWS, TEXTS[:2])
+        predict(unet, ROWS, TEXTS[2:])
+        predict(unet, ROWS + 1, TEXTS[:2])  # Another prompt's picture.
+    with regaze.attach(unet, PAG, cond_rows=slice(None)) as attached:
+        predict(unet, ROWS, TEXTS[2:])
+        predict(unet, ROWS, TEXTS[:2])
+    assert attached.report().fired
+
+
+@pytest.mark.parametrize(
+    ("family", "guided", "rows", "said"),
+    [
+        ("sd", True, slice(0, 2), "of the 4 rows of this call 2 to 3 are conditional"),
+        ("sd", True, slice(1, 2), "of the 4 rows of this call 2 to 3 are conditional"),
+        ("sd", True, slice(None), "of the 4 rows of this call 2 to 3 are conditional"),
+        ("sd", False, slice(1, 2), "all 2 rows of this call are conditional"),
+        ("flux", True, slice(None), "runs each branch in a call of its own"),
+    ],
+)
+def test_a_word_that_the_running_pipeline_contradicts_raises(
+    family: str, guided: bool, rows: slice, said: str
+) -> None:
+    pipe, kind = tiny(family), FAMILIES[family]
+    with (
+        regaze.attach(pipe, PAG, cond_rows=rows),
+        pytest.raises(ValueError, match=rf"contradicts what .*{said}; leave cond_rows out"),
+    ):
+        kind.run(pipe, guided=guided)
+
+
+def test_a_word_that_agrees_changes_nothing() -> None:
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+    want = guided(pipe, lambda: kind.run(pipe))
+    assert torch.equal(guided(pipe, lambda: kind.run(pipe), cond_rows=slice(2, None)), want)
+
+
+def test_a_word_for_one_prompt_does_not_hold_for_two() -> None:
+    unet = tiny("sd").unet
+    with regaze.attach(unet, PAG, cond_rows=slice(1, 2)):
+        predict(unet, ROWS[[0, 0]], TEXTS[:2])
+        with pytest.raises(ValueError, match="further branches of the same latents, which they"):
+            predict(unet, ROWS[[0, 1, 0, 1]], TEXTS)
+    with pytest.raises(ValueError, match="takes every 2th row"):
+        regaze.attach(unet, PAG, cond_rows=slice(0, 4, 2))
+
+
+def modular(guider: Any) -> Any:
+    stock = quiet(FAMILIES["sdxl"].build())
+    pipe = StableDiffusionXLDenoiseStep().init_pipeline()
+    pipe.update_components(unet=stock.unet, scheduler=stock.scheduler, guider=guider)
+    return pipe
+
+
+def steps(pipe: Any) -> Tensor:
+    """The latents that a modular pipeline's denoising blocks make of a stock pipeline's call."""
+    call = FAMILIES["sdxl"].call(1, True)
+    pipe.scheduler.set_timesteps(3)
+    ids = torch.tensor([[64.0, 48.0, 0.0, 0.0, 64.0, 48.0]])
+    state = BlockState(
+        **call, timesteps=pipe.scheduler.timesteps, add_time_ids=ids, negative_add_time_ids=ids,
+        timestep_cond=None, cross_attention_kwargs=None, ip_adapter_embeds=None,
+        negative_ip_adapter_embeds=None, generator=None, eta=0.0,
+    )  # fmt: skip
+    for i, t in enumerate(state.timesteps):
+        for block in pipe.blocks.sub_blocks.values():
+            pipe, state = block(pipe, state, i=i, t=t)
+    latents: Tensor = state.latents
+    return latents
+
+
+@pytest.mark.parametrize("scale", [5.0, 1.0])
+def test_a_guider_names_the_branches_of_a_modular_pipeline(scale: float) -> None:
+    stock, kind = tiny("sdxl"), FAMILIES["sdxl"]
+    pipe = modular(ClassifierFreeGuidance(guidance_scale=scale))
+    for spec in (PAG, regaze.PAG(scale=3.0, stop=0.5)):
+        with regaze.attach(pipe.unet, spec) as attached:
+            got = steps(pipe)
+        assert attached.report().fired
+        with regaze.attach(stock, spec):
+            want = kind.run(stock, 1, scale > 1)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        assert (got - kind.run(stock, 1, scale > 1)).abs().max() > 1e-2
+    with pytest.raises(TypeError, match="is a modular pipeline.*its U-Net or transformer alone"):
+        regaze.attach(pipe, PAG)
+
+
+def test_another_guiders_branches_are_refused() -> None:
+    skip = LayerSkipConfig(
+        [0], fqn="mid_block.attentions.0.transformer_blocks", skip_attention=False,
+        skip_attention_scores=True, skip_ff=False,
+    )  # fmt: skip
+    window = {"perturbed_guidance_start": 0.0, "perturbed_guidance_stop": 1.0}
+    pipe = modular(PerturbedAttentionGuidance(perturbed_guidance_config=skip, **window))
+    with regaze.attach(pipe.unet, PAG), pytest.raises(ValueError, match="pred_cond_skip.*neither"):
+        steps(pipe)
+
+
+def test_a_name_of_diffusers_means_its_own_class() -> None:
+    """A changed copy of a file keeps its classes' names, and may guide or attend otherwise."""
+
+    class Copied(UNet2DConditionModel):  # type: ignore[misc]
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            return super().forward(*args, **kwargs)
+
+    class Copy(StableDiffusionPipeline):  # type: ignore[misc]
+        def __call__(self, **call: Any) -> Any:
+            return super().__call__(**call)
+
+    pipe = tiny("sd")
+    Copied.__name__ = Copied.__qualname__ = "UNet2DConditionModel"
+    Copy.__name__ = Copy.__qualname__ = "StableDiffusionPipeline"
+    with pytest.raises(ValueError, match=r"FAMILIES\['.*test_conditional.UNet2DConditionModel'\]"):
+        regaze.attach(Copied(**pipe.unet.config), PAG)
+    copy = quiet(Copy(**pipe.components, requires_safety_checker=False))
+    with regaze.attach(copy, PAG), pytest.raises(ValueError, match="guidance isn't known here"):
+        copy(**FAMILIES["sd"].call(1, True))
+
+
+def test_a_method_put_in_anothers_place_is_not_what_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, stock = tiny("sd"), StableDiffusionPipeline.__call__
+    monkeypatch.setattr(StableDiffusionPipeline, "__call__", lambda self, **k: stock(self, **k))
+    with regaze.attach(pipe, PAG), pytest.raises(ValueError, match="guidance isn't known here"):
+        pipe(**FAMILIES["sd"].call(1, True))

@@ -150,7 +150,9 @@ def test_a_mask_that_is_read_is_renewed_after_each_step() -> None:
             return tensors
 
         pipe(**first, callback_on_step_end=stop)
-    free = seen.source.edited(0.4)[0].view(HEIGHT // 2, COLUMNS // 2)
+    kept = Source.read(str(seen.source.keep()))
+    assert kept.grid == seen.source.grid == (HEIGHT // 2, COLUMNS // 2)
+    free = kept.edited(0.4)[0].view(kept.grid)
     nothing = run(pipe, call, ConsistEdit(mask=torch.zeros(HEIGHT, COLUMNS), strength=0.0))
     then = run(pipe, call, ConsistEdit(mask=free, strength=0.0))
     assert 0 < free.sum() < free.numel()

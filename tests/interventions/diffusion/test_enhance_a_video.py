@@ -90,7 +90,7 @@ def test_bad_inputs_raise() -> None:
         regaze.attach(tiny("sd3"), EnhanceAVideo())
     with pytest.raises(ValueError, match="no attention of UNet2DConditionModel sees several fra"):
         regaze.attach(tiny("sd"), EnhanceAVideo(weight=4))
-    with pytest.raises(ValueError, match="layer 1 .*choose temporal attention"):
+    with pytest.raises(ValueError, match="is self-attention, .*; choose temporal attention"):
         regaze.attach(tiny("animatediff"), EnhanceAVideo(weight=4, layers=(1,)))
     with pytest.raises(ValueError, match="unknown per 'batch'"):
         EnhanceAVideo(per="batch")

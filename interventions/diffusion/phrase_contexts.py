@@ -1,0 +1,94 @@
+"""Contexts of a prompt in which phrases stand as they are encoded by themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regaze.hooks.diffusion.text import Prompt
+
+Made = list[tuple[Tensor | None, Tensor | None, Tensor]]
+"""Contexts of keys and of values "S L C" (None: the prompts' own), and each sample's share "S"."""
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """A phrase in its prompt.
+
+    Attributes:
+        columns: Where its tokens are in the prompt, once for each time that it occurs.
+        embeddings: Its own "tokens C".
+    """
+
+    columns: tuple[tuple[int, ...], ...]
+    embeddings: Tensor
+
+    def put(self, context: Tensor) -> Tensor:
+        """A prompt's embeddings "L C" with the phrase's own in their place."""
+        found = context.clone()
+        for columns in self.columns:
+            found[list(columns)] = self.embeddings.to(context)
+        return found
+
+
+def contexts(base: Tensor, samples: Sequence[Sequence[Aligned]], keys: str) -> Made:
+    """The contexts that prompts read, attention call by attention call.
+
+    Args:
+        base: Their embeddings "S L C".
+        samples: The phrases of each.
+        keys: See `StructuredDiffusion`.
+    """
+    ones = base.new_ones(len(base))
+    if keys == "prompt":
+        mean = [
+            torch.stack([x, *(phrase.put(x) for phrase in phrases)]).mean(0)
+            for x, phrases in zip(base, samples, strict=True)
+        ]
+        return [(None, torch.stack(mean), ones)]
+    merged = torch.stack([_merged(x, s) for x, s in zip(base, samples, strict=True)])
+    made: Made = [(None, merged if keys == "phrases" else None, ones)]
+    for number in range(max(map(len, samples), default=0)):
+        context = torch.stack(
+            [s[number].put(x) if number < len(s) else x for x, s in zip(base, samples, strict=True)]
+        )
+        # Samples of fewer phrases don't count what fills their lists up.
+        share = base.new_tensor([float(number < len(s)) for s in samples])
+        made.append((context, merged if keys == "phrases" else context, share))
+    whole = torch.stack([share for _, _, share in made]).sum(0)
+    return [(key, value, share / whole) for key, value, share in made]
+
+
+def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
+    """A phrase's own embeddings and its columns in a prompt.
+
+    Args:
+        prompt: As the encoder reads it.
+        phrase: The phrase.
+        encoded: The phrase, encoded by itself: "L C", its first token behind the one that begins.
+
+    Raises:
+        ValueError: The prompt doesn't hold the phrase, or cuts it off, or reads it as other tokens.
+    """
+    found = prompt.find(phrase)
+    if not found:
+        raise ValueError(
+            f"structured_diffusion: {phrase!r} isn't in the prompt {prompt.text!r}, or is cut off "
+            f"at the encoder's length; its tokens are {prompt.listed()}"
+        )
+    lengths = {len(columns) for columns in found}
+    if len(lengths) > 1 or any(c != list(range(c[0], c[0] + len(c))) for c in found):
+        raise ValueError(
+            f"structured_diffusion: {phrase!r} is {sorted(lengths)} tokens in {prompt.text!r}, so "
+            "it can't be aligned; leave it out"
+        )
+    return Aligned(tuple(map(tuple, found)), encoded[1 : 1 + lengths.pop()])
+
+
+def _merged(context: Tensor, phrases: Sequence[Aligned]) -> Tensor:
+    for phrase in phrases:
+        context = phrase.put(context)
+    return context
