@@ -25,6 +25,7 @@ _TITLES = {
     "photographs": "photographs, `smol`",
     "captions": "scenes, `smol`",
 }
+_GROUPS = ("seen", "unseen", "partner", "other")
 _ASKED_ABOUT = ("seen", "unseen", "partner", "twin: partner", "other")
 
 Table = Mapping[str, Any]
@@ -159,7 +160,7 @@ def _tuned(stored: Mapping[str, Any]) -> str:
 def _moves(stored: Mapping[str, Any]) -> str:
     """What stands behind the readings."""
     why, twin = stored["why"]["smol"], stored["why"].get("twin", {})
-    asked = why["none"]["questions"]
+    asked = {group: why["none"]["questions"].get(group, 0) for group in _GROUPS}
     lines = [
         "## What moves",
         "",
@@ -187,6 +188,8 @@ def _moves(stored: Mapping[str, Any]) -> str:
 
 
 def _moved(found: Mapping[str, Any], group: str) -> str:
+    if group not in found["yes"]:
+        return "–"
     shift = found["shift"][group]
     moved = "cut" if shift is None else f"{shift:+.1f}".replace("-", "−")
     return f"{100 * found['yes'][group]:.0f} ({moved})"

@@ -46,7 +46,12 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     loaded = Loaded(*toy_model(), TOY_IDENTITY)
     some = Every([parse("pai"), parse("m3id")], {"paint": "no vision tower"})
     asked: list[str] = []
-    monkeypatch.setattr(columns, "load", lambda name: asked.append(name) or loaded)
+
+    def load(name: str) -> Loaded:
+        asked.append(name)
+        return loaded
+
+    monkeypatch.setattr(columns, "load", load)
     monkeypatch.setattr(columns, "every_method", lambda loaded: some)
     files.write_json(tmp_path / "results.json", drawn)
     given = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--scenes", "2"]

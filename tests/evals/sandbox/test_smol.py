@@ -106,11 +106,11 @@ def test_a_method_is_its_literal_form_at_thirty_layers(smol: Loaded, name: str) 
 
 
 def test_so_it_is_in_bfloat16_given_the_same_heads(smol: Loaded) -> None:
-    model = copy.deepcopy(smol.model).bfloat16()
+    model: Any = copy.deepcopy(smol.model).bfloat16()  # type: ignore[no-untyped-call]
     subject = Language(model, smol.processor)
     check(subject, STACKS["pai+vaf"])
-    (spec,) = (run := subject.attach([SHORT])).specs
-    run.detach()
+    with subject.attach([SHORT]) as run:
+        spec: Any = run.specs[0]
     got = choices.attached(subject, spec, 0)
     want = choices.literally(subject, spec, got.factors)
     # The heads are doubled, and so is the rounding of their outputs.
