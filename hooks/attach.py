@@ -13,13 +13,14 @@ from regaze.hooks.attachment import Attachment, NothingAttached
 from regaze.hooks.checking import check_edits
 from regaze.hooks.checks import shown
 from regaze.hooks.edits import Edit, as_works
-from regaze.hooks.host import Host, Unknown, find_host, refuse_wrapper, split_target
+from regaze.hooks.host import Host, Unknown, find_host
 from regaze.hooks.placed import Placed
 from regaze.hooks.reading import Reader
 from regaze.hooks.report import Report
 from regaze.hooks.seat import Seat
 from regaze.hooks.specs import Spec
 from regaze.hooks.stack import Stack
+from regaze.hooks.targets import refuse_wrapper, split_target
 from regaze.hooks.tokens import Spans, check_spans
 from regaze.hooks.vision import vision_seat
 
@@ -167,7 +168,7 @@ def seat_of(host: Host, spans: Sequence[Spans] | Spans | None = None) -> Seat:
         ValueError: It has other ``spans`` or another ``processor``.
     """
     seat = _SEATS.get(host.tower)
-    if seat is None or not seat.entries:
+    if seat is None or not seat.busy():
         if seat is not None:
             seat.uninstall()  # An interrupt may have kept it from finishing.
         seat = _SEATS[host.tower] = Seat(host, Reader(host, spans))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -116,6 +116,18 @@ def call_of(module: nn.Module) -> FrameType | None:
     return None
 
 
+def count_calls(modules: Collection[nn.Module]) -> int:
+    """How many calls of some modules run now, in all threads."""
+    count = 0
+    for innermost in sys._current_frames().values():
+        frame: FrameType | None = innermost
+        while frame is not None:
+            if frame.f_code is _CALL and frame.f_locals.get("self") in modules:
+                count += 1
+            frame = frame.f_back
+    return count
+
+
 def runs(frame: FrameType | None) -> bool:
     """Whether a frame is still running in this thread."""
     return frame is not None and any(f is frame for f in frames())
@@ -132,8 +144,8 @@ def frames() -> Iterator[FrameType]:
 def _begins_anew(loop: str, local: Mapping[str, Any]) -> bool:
     """Whether a loop over steps reads the whole prompt, and the answer so far, in each of them."""
     told = local.get("model_kwargs")
-    steps = loop in ("_sample", "_beam_search") and isinstance(told, Mapping)
-    return steps and told.get("use_cache") is False
+    steps = loop in ("_sample", "_beam_search")
+    return steps and isinstance(told, Mapping) and told.get("use_cache") is False
 
 
 def _read(loop: str, local: Mapping[str, Any]) -> Generating:

@@ -193,7 +193,8 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
             return _nested(self, _arounds(self, True), stock)(*args, **kwargs)
 
         names["forward"] = forward
-    made: Any = _equal_to_base(type(base))(base.__name__, (base,), names)
+    kind: Any = type(base)
+    made: Any = _equal_to_base(kind)(base.__name__, (base,), names)
     return made
 
 

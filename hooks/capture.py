@@ -12,10 +12,11 @@ from typing import Any, Generic, Literal, TypeVar, overload
 from regaze.hooks.attach import seat_of
 from regaze.hooks.attachment import Detachable
 from regaze.hooks.edits import Edit
-from regaze.hooks.host import Host, check_layers, find_host, split_target
+from regaze.hooks.host import Host, check_layers, find_host
 from regaze.hooks.passes import Rows
 from regaze.hooks.placed import Placed
 from regaze.hooks.stack import Stack
+from regaze.hooks.targets import split_target
 from regaze.hooks.text_capture import Capture, CaptureEdit, Rowset
 from regaze.hooks.vision import vision_seat
 from regaze.hooks.vision_capture import PictureRows, VisionCapture, VisionCaptureEdit

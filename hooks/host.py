@@ -118,50 +118,6 @@ class Host:
         return self.tower.get_submodule(self.site(layer).path)
 
 
-def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
-    """The model and processor behind what a user attaches to: a model or a transformers pipeline.
-
-    Raises:
-        TypeError: Neither; the message says what is expected.
-    """
-    refuse_wrapper(target)
-    if isinstance(target, nn.Module):
-        # torch.compile wraps the model; its modules are the original's.
-        return getattr(target, "_orig_mod", target), processor
-    model = getattr(target, "model", None)
-    if isinstance(model, nn.Module):
-        own = getattr(target, "processor", None) or getattr(target, "tokenizer", None)
-        return model, processor or own
-    raise TypeError(
-        f"attach needs a transformers model or pipeline, got {type(target).__name__}; load one "
-        "with AutoModelForImageTextToText.from_pretrained(...)"
-    )
-
-
-def refuse_wrapper(target: Any) -> None:
-    """Check that a target isn't something that only holds, or belongs to, what can be attached to.
-
-    Raises:
-        TypeError: It is; the message says what to attach to instead.
-    """
-    kinds = {kind.__name__ for kind in type(target).__mro__}
-    name = type(target).__name__
-    if isinstance(target, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise TypeError(
-            f"{name} runs copies of the model, which edits on the original wouldn't reach: attach "
-            "to what it wraps, target.module, and call that"
-        )
-    if "ModularPipeline" in kinds:
-        raise TypeError(
-            f"{name} is a modular pipeline, whose blocks regaze can't follow: attach to a "
-            "DiffusionPipeline made of the same parts, or to its U-Net or transformer alone"
-        )
-    if kinds & {"ProcessorMixin", "PreTrainedTokenizerBase", "BaseImageProcessor"}:
-        raise TypeError(
-            f"{name} is a processor, not a model: attach(model, ..., processor=processor)"
-        )
-
-
 def find_host(
     model: nn.Module, processor: Any = None, *, unknown: Unknown = "raise", spans: bool = False
 ) -> Host:

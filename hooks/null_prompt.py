@@ -10,7 +10,7 @@ never enter the caller's cache.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -22,6 +22,7 @@ from transformers.utils.generic import ModelOutput
 from regaze.hooks.attention import plain_rows, visible_columns
 from regaze.hooks.caches import find_cache, with_cache
 from regaze.hooks.dispatch import Attention, Call
+from regaze.hooks.null_columns import NullColumns
 from regaze.hooks.packing import Inputs, PackedCache
 from regaze.hooks.passes import Pass
 from regaze.hooks.tokens import Kind
@@ -54,27 +55,15 @@ def shares_beginning(pass_: Pass, mask: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class NullPrompt:
+class NullPrompt(NullColumns):
     """The text columns of a prompt behind its first image, packed behind the prompt.
 
     Attributes:
-        length: Columns T of the prompt.
-        first: "B", how many columns at its beginning both runs share: those before the first
-            image, or none.
-        shared: The most of them in any row.
-        columns: "B S", the prompt columns that are packed.
-        valid: "B S" bool; samples with fewer columns are filled in front.
         last: "B", index among the T + S columns of the last token of the prompt without images;
             of the prompt itself where nothing else would be left.
     """
 
-    length: int
-    first: Tensor
-    shared: int
-    columns: Tensor
-    valid: Tensor
     last: Tensor
-    _masks: list[tuple[Any, Tensor, Tensor | None]] = field(default_factory=list)
 
     @classmethod
     def of(cls, pass_: Pass, shares: bool = True) -> NullPrompt:
@@ -106,11 +95,6 @@ class NullPrompt:
             valid=packed.gather(1, columns).to(device),
             last=last.to(device),
         )
-
-    @property
-    def size(self) -> int:
-        """Packed columns S."""
-        return self.columns.shape[1]
 
     # -- the tower's inputs and output ----------------------------------------------------------
 
@@ -226,7 +210,7 @@ class NullPrompt:
             query=call.query[:, :, : self.length],
             key=call.key[:, :, :n_keys],
             value=call.value[:, :, :n_keys],
-            mask=self._real_mask(call.mask, n_keys),
+            mask=self.real_mask(call.mask, n_keys),
             # Positions tell flash kernels of packed sequences; here they'd mislead them.
             kwargs={k: v for k, v in call.kwargs.items() if k != "position_ids"},
         )
@@ -252,11 +236,11 @@ class NullPrompt:
             key=torch.cat([real.key[:, :, : self.shared], call.key[:, :, n_keys:]], 2),
             value=torch.cat([real.value[:, :, : self.shared], call.value[:, :, n_keys:]], 2),
         )
-        seen, bias = self._seen(call.mask, real)
+        seen, bias = self.seen(call.mask, real)
         window, mask = real.kwargs.get("sliding_window"), real.mask
         if "flash" in real.base and (window is None or window >= self.length):
             # The last query is aligned with the last key, and padding stands in front.
-            return replace(text, mask=self._columns_seen(mask)).run(stock)[0]
+            return replace(text, mask=self.columns_seen(mask)).run(stock)[0]
         if real.base == "eager" or (isinstance(mask, Tensor) and mask.is_floating_point()):
             low = torch.finfo(text.query.dtype).min
             added = torch.zeros_like(seen, dtype=text.query.dtype) if bias is None else bias
@@ -268,84 +252,3 @@ class NullPrompt:
         if real.base == "flex_attention" and softcap is None:
             return replace(text, mask=seen).run(sdpa_attention_forward)[0]
         return plain_rows(text.query, text.key, text.value, real.scaling, softcap, seen, bias)
-
-    def _real_mask(self, mask: Any, n_keys: int) -> Any:
-        if isinstance(mask, Tensor):
-            if mask.ndim == 2:
-                return mask[:, : self.length]
-            return mask[..., : self.length, :n_keys]
-        if hasattr(mask, "mask_mod"):
-            # What a block mask says of the first columns doesn't depend on those behind them.
-            return mask._adjust(self.length, n_keys)
-        return mask
-
-    def _columns_seen(self, mask: Any) -> Tensor:
-        """The padding mask "B P+S" of the shared and the packed columns."""
-        shared = torch.arange(self.shared, device=self.first.device) < self.first[:, None]
-        if isinstance(mask, Tensor):
-            shared = shared & mask[:, : self.shared].to(shared.device).bool()
-        seen = torch.cat([shared, self.valid], 1)
-        return seen.to(mask) if isinstance(mask, Tensor) else seen.long()
-
-    def _seen(self, given: Any, real: Call) -> tuple[Tensor, Tensor | None]:
-        """What the packed rows see, bool "B 1|H S P+S", and what is added to their logits.
-
-        The prompt's mask says it; what that doesn't say is causal. Layers share masks, so it is
-        read once for each.
-        """
-        window = real.kwargs.get("sliding_window")
-        key = (given, window, real.query.device, real.key.shape[2])
-        for known, seen, bias in self._masks:
-            if known[0] is given and known[1:] == key[1:]:
-                return seen, bias
-        self._check_shared(real)
-        columns, device = self.columns.to(real.query.device), real.query.device
-        seen, bias = self._read(real, columns)
-        shared = torch.arange(self.shared, device=device).expand(len(columns), -1)
-        index = torch.cat([shared, columns], 1)[:, None, None]
-        seen = seen.expand(len(columns), *seen.shape[1:])
-        seen = seen.gather(3, index.expand(*seen.shape[:3], -1))
-        inside = shared < self.first.to(device)[:, None]
-        seen = seen & torch.cat([inside, self.valid.to(device)], 1)[:, None, None]
-        # A row that sees nothing would be NaN.
-        itself = torch.eye(self.size, dtype=torch.bool, device=device)
-        seen = seen | torch.nn.functional.pad(itself, (self.shared, 0))
-        if bias is not None:
-            bias = bias.expand(len(columns), *bias.shape[1:])
-            bias = bias.gather(3, index.expand(*bias.shape[:3], -1))
-        # Only the masks of the latest kinds of layers: one that is moved to a device is new there.
-        self._masks[:] = [*self._masks[-3:], (key, seen, bias)]
-        return seen, bias
-
-    def _read(self, real: Call, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        seen, bias = visible_columns(
-            real.mask,
-            rows,
-            real.key.shape[2],
-            query_offset=0,
-            causal=real.causal,
-            window=real.kwargs.get("sliding_window"),
-        )
-        if seen is None:
-            raise RuntimeError("a mask that hides nothing was not expected here")
-        return seen, bias
-
-    def _check_shared(self, real: Call) -> None:
-        """Check that no row before the first image sees anything from there on.
-
-        Raises:
-            NotImplementedError: One does, so the two runs share nothing.
-        """
-        mask_says = not (real.mask is None or getattr(real.mask, "ndim", 4) == 2)
-        if not self.shared or (real.causal and not mask_says):
-            return
-        device = real.query.device
-        rows = torch.arange(self.shared, device=device).expand(len(self.first), -1)
-        seen, _ = self._read(real, rows)
-        first = self.first.to(device)[:, None, None, None]
-        columns = torch.arange(seen.shape[-1], device=device)
-        if (seen & (columns >= first) & (rows[:, None, :, None] < first)).any():
-            raise NotImplementedError(
-                f"in {type(real.module).__name__} text before the image sees the image, so the "
-                "prompt without image can't share it"
-            )

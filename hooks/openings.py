@@ -56,6 +56,7 @@ class TextHere(Here):
     second: Second | None = None
     partial: bool = False
     asked: bool = False
+    reached: bool = False
     outer: tuple[FrameType | None, Mapping[str, Any]] = (None, {})
     embedded: tuple[FrameType | None, Tensor | None] = (None, None)
 
@@ -81,13 +82,19 @@ class Openings(Stack):
     def _enter(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if model is self._model():
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
-            self._here.outer = call_of(model), given
+            self._here.outer, self._here.reached = (call_of(model), given), False
             self._here.embedded = None, None
 
-    @torch.compiler.disable
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
-        if model is self._model():
-            self._here.outer, self._here.embedded = (None, {}), (None, None)
+        if model is not self._model():
+            return
+        self._here.outer, self._here.embedded = (None, {}), (None, None)
+        if output is not None and not self._here.reached:
+            raise RuntimeError(
+                f"{type(model).__name__} ran without the text tower that interventions were "
+                "attached to (another was put in its place since), so they were skipped: detach, "
+                "and attach again"
+            )
 
     @torch.compiler.disable
     @sees_keywords

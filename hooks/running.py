@@ -313,5 +313,6 @@ class Running:
             raise RuntimeError(
                 f"layers {missing} never called transformers' attention interface in this forward "
                 "pass, so their edits were skipped: their attention takes a path that regaze "
-                "can't edit; leave them out"
+                "can't edit (leave them out), or other modules were put in their place since (then "
+                "attach anew)"
             )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
 from regaze.hooks.again import Again
+from regaze.hooks.ahead import look_ahead
 from regaze.hooks.caches import cache_name, find_cache
 from regaze.hooks.edits import Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
@@ -230,7 +231,7 @@ class Scores:
         first = scores[:, scores.shape[1] - pass_.n_last]
         looking = [edit for edit in running.works.values() if edit.looks_back]
         with torch.no_grad():
-            self._runs.look_ahead(first, running, max(edit.looks_ahead for edit in looking))
+            look_ahead(self._runs, first, running, max(edit.looks_ahead for edit in looking))
             for edit in looking:
                 wanted = edit.look_back(first, pass_)
                 samples |= False if wanted is None else wanted.to(scores.device)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
@@ -48,11 +49,19 @@ class Scoring(Openings):
         scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
         scorer.register_forward_hook(self._answer, always_call=True)
 
+    def _hosts(self) -> set[nn.Module]:
+        hosts = super()._hosts()
+        if hosts:
+            scorer = None if self._scores is None else self._scorer()
+            hosts |= {one for one in (self._model(), scorer) if one is not None}
+        return hosts
+
     def uninstall(self) -> None:
         """Take everything off the model; once more if it was interrupted."""
         super().uninstall()
         self._scores = None
 
+    @torch.compiler.disable
     @sees_keywords
     def _ask(
         self, scorer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,9 +95,24 @@ class Scoring(Openings):
                     "attach to it"
                 )
 
+    @torch.compiler.disable
     def _answer(self, scorer: nn.Module, args: Any, output: Any) -> Any:
         self._here.asked = False
-        return None if self._scores is None else self._scores.leave(scorer, args, output)
+        try:
+            return None if self._scores is None else self._scores.leave(scorer, args, output)
+        finally:
+            if scorer in self._hosts():
+                self._retire(calls=1)
+
+    @torch.compiler.disable
+    def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
+        try:
+            super()._leave(model, args, output)
+        finally:
+            hosts = self._hosts()
+            # Behind this hook comes `_answer`, if this is the model that makes scores.
+            if model in hosts and (self._scores is None or model is not self._scorer()):
+                self._retire(calls=1)
 
     @contextmanager
     def _run_second(

@@ -147,9 +147,12 @@ class Seat(Scoring):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if tower is not self.tower():
             return None
-        self._here.running = self._here.again
+        self._here.running, self._here.reached = self._here.again, True
         if self._here.paused or self._here.again is not None:
             return None
+        if not self.entries and self._here.second is None:
+            return None  # Detached since the hooks of this call were listed.
+        _refuse_tracing()
         self._check_names()
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         for name in self._drops:
@@ -180,7 +183,6 @@ class Seat(Scoring):
         self._here.running = running
         return (), kwargs
 
-    @torch.compiler.disable
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
         if tower is not self.tower():
             return None
@@ -201,6 +203,20 @@ class Seat(Scoring):
         if isinstance(running, Running) and checkpoints(tower):
             guard(output, running, self.entries)
         return output
+
+
+def _refuse_tracing() -> None:
+    """Check that a pass isn't recorded to be run again, on other prompts.
+
+    Raises:
+        NotImplementedError: It is.
+    """
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_exporting():
+        raise NotImplementedError(
+            "torch.jit.trace and torch.export record one prompt's pass, whose columns and rows "
+            "would be edited in every other prompt: detach first (torch.compile works)"
+        )
 
 
 def _cache_in(output: Any) -> Any:

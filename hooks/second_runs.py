@@ -6,7 +6,6 @@ what can't join, run beside it.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import threading
 import weakref
@@ -92,8 +91,8 @@ class SecondRuns:
         request: Callable[[], Mapping[str, Any] | None],
         here: ScorerHere,
     ) -> None:
-        self._scorer = weakref.ref(scorer)
-        self._second, self._request, self._here = second, request, here
+        self.scorer, self.request = weakref.ref(scorer), request
+        self._second, self._here = second, here
         # Qwen-VL models leave how far a prompt's positions run ahead on a module.
         self.owners = [m for m in scorer.modules() if hasattr(m, "rope_deltas")]
 
@@ -121,8 +120,8 @@ class SecondRuns:
         self, branch: Branch, given: Mapping[str, Any], running: Running
     ) -> tuple[Tensor, Lane]:
         """Run a branch's prompt: the scores after it, "B 1 V", and its lane."""
-        scorer: Any = self._scorer()
-        pass_, asked = running.pass_, self._request()
+        scorer: Any = self.scorer()
+        pass_, asked = running.pass_, self.request()
         if asked is not None and running.cache is None:
             raise NotImplementedError(
                 "a second run of the model keeps its tokens in a cache, and generate was told "
@@ -135,16 +134,21 @@ class SecondRuns:
         inputs = dict(branch.inputs(given, self._of_rows(pass_, given)))
         for name in (*_POSITIONS, "labels", "logits_to_keep"):
             inputs.pop(name, None)
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim != 2:
+            raise NotImplementedError(
+                "a second run of the model counts a prompt's tokens by its attention mask, and "
+                f"this one has {mask.ndim} dimensions: give one of two"
+            )
         if (positions := _positions(inputs, running.positions)) is not None:
             inputs["position_ids"] = positions
-        mask = inputs.get("attention_mask")
         ends = mask is None or (isinstance(mask, Tensor) and bool(mask[:, -1].all()))
         if ends and "logits_to_keep" in inspect.signature(scorer.forward).parameters:
             inputs["logits_to_keep"] = 1
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs = with_cache(inputs, cache, scorer)
         inputs |= {"use_cache": True, "return_dict": True}
-        scores, second = self._call(inputs, branch.edits, 1, branch.enter)
+        scores, second = self.call(inputs, branch.edits, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "
@@ -167,61 +171,6 @@ class SecondRuns:
             scores = scores.repeat_interleave(times, 0)
         return scores, lane
 
-    def look_ahead(self, scores: Tensor, running: Running, steps: int) -> None:
-        """Run decode steps on the likeliest tokens, as far as samples haven't come to an end.
-
-        Args:
-            scores: "B V" after the prompt.
-            running: The prompt's pass.
-            steps: How many.
-
-        Raises:
-            NotImplementedError: The prompt left no cache.
-        """
-        if not steps:
-            return
-        if running.cache is None:
-            raise NotImplementedError(
-                "this method looks at what the model would say after the prompt, which takes the "
-                "prompt's cache: leave out use_cache=False"
-            )
-        scorer: Any = self._scorer()
-        pass_, positions, last = running.pass_, running.positions, None
-        columns = pass_.past + pass_.length - pass_.n_last + 1
-        if positions is not None:
-            rows = pass_.last_rows.to(positions.device)
-            whole = positions.expand(*positions.shape[:-2], pass_.batch, -1)
-            last = whole.gather(-1, rows[:, None].expand(*whole.shape[:-1], 1))[..., 0]
-        real = ~pass_.tokens.is_kind(Kind.PAD)[:, :columns]
-        if last is None and (self.owners or not bool(real.all())):
-            # The tower counts columns; behind a shorter prompt stands padding, and a model that
-            # keeps how far positions run ahead may still hold that of another prompt.
-            last = (pass_.last_rows + pass_.past).to(scores.device)
-        mask = real.long().to(scores.device)
-        name, padded = cache_name(scorer), not bool(real.all())
-        lane = Lane(name, _copied(running.cache), mask, 0, columns, last, padded)
-        ends = torch.tensor(self._ends(), device=scores.device)
-        speaking = torch.ones(pass_.batch, dtype=torch.bool, device=scores.device)
-        for _ in range(steps):
-            token = scores.argmax(-1)
-            speaking = speaking & ~torch.isin(token, ends)
-            if not bool(speaking.any()):
-                return
-            lane, inputs = lane.next(token[:, None], None, columns)
-            given = {**inputs, "return_dict": True}
-            scores = self._call(given, None, 1, ahead=speaking)[0][:, -1].float()
-            columns += 1
-
-    def _ends(self) -> list[int]:
-        """Tokens that end an answer, as a running ``generate`` or the model's settings say."""
-        asked, scorer = self._request() or {}, self._scorer()
-        told = getattr(asked.get("generation_config"), "eos_token_id", None)
-        known = getattr(getattr(scorer, "generation_config", None), "eos_token_id", None)
-        found: Any = next(
-            (e for e in (asked.get("eos_token_id"), told, known) if e is not None), []
-        )
-        return [int(e) for e in (found if isinstance(found, (list, tuple)) else [found])]
-
     def _of_rows(self, pass_: Pass, given: Mapping[str, Any]) -> Pass:
         """The main run's pass for the samples that were asked for, without repeated rows."""
         ids = given.get("input_ids")
@@ -241,10 +190,10 @@ class SecondRuns:
         past = pass_.past + pass_.length - count
         lane, inputs = lane.next(ids, real, past)
         given = {**inputs, "return_dict": True}
-        scores, _ = self._call(given, branch.edits, min(pass_.n_last, count))
+        scores, _ = self.call(given, branch.edits, min(pass_.n_last, count))
         return scores, lane
 
-    def _call(
+    def call(
         self,
         inputs: Mapping[str, Any],
         edits: tuple[Edit, ...] | None,
@@ -253,7 +202,7 @@ class SecondRuns:
         ahead: Tensor | None = None,
     ) -> tuple[Tensor, Running]:
         """Run the model for a branch: scores of its last rows, "B R V", and its tower's pass."""
-        scorer: Any = self._scorer()
+        scorer: Any = self.scorer()
         kept = [(m, m.rope_deltas) for m in self.owners]
         self._here.given, self._here.running = inputs, None
         try:
@@ -281,13 +230,6 @@ def _is_asked(asked: Mapping[str, Any], pass_: Pass) -> bool:
         return True
     ids = ids.cpu().repeat_interleave(pass_.batch // len(ids), 0)
     return torch.equal(pass_.ids[:, : ids.shape[1]], ids)
-
-
-def _copied(cache: Any) -> Any:
-    """A copy of a cache, and of what is known of its prompt; no gradient flows into it."""
-    held = (vars(layer).values() for layer in cache.layers)
-    tensors = (value for values in held for value in values if isinstance(value, Tensor))
-    return copy.deepcopy(cache, {id(one): one.detach().clone() for one in tensors})
 
 
 def _positions(inputs: Mapping[str, Any], like: Tensor | None) -> Tensor | None:

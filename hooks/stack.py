@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from regaze.hooks.callers import count_calls
 from regaze.hooks.dispatch import (
     PREFIX,
     SEATS,
@@ -89,7 +91,7 @@ class Stack(ABC):
             ValueError: It can't act here, or contradicts one that is already there.
         """
         self._check(entry)
-        if not self.entries:
+        if not self._hooked:
             self._install()
         self._prepare(entry)
         self.entries.append(entry)
@@ -99,16 +101,34 @@ class Stack(ABC):
     def pop(self, entry: LayerEntry) -> None:
         """Take an edit off, from anywhere in the stack; the last one uninstalls it.
 
-        May be called again: it finishes what an interrupt left undone.
+        A pass under way, in whatever thread, ends as it began, and leaves nothing behind then. May
+        be called again: it finishes what an interrupt left undone.
         """
         self.entries[:] = [one for one in self.entries if one is not entry]
         self._sort()
-        if not self.entries:
+        self._retire()
+
+    def busy(self) -> bool:
+        """Whether edits act, or a pass is under way in which they did."""
+        return bool(self.entries) or (bool(self._hooked) and count_calls(self._hosts()) > 0)
+
+    def _hosts(self) -> set[nn.Module]:
+        """The modules in whose calls edits act."""
+        tower = self.tower()
+        return set() if tower is None else {tower}
+
+    def _retire(self, calls: int = 0) -> None:
+        """Uninstall if nothing is on the stack and no pass is under way.
+
+        Args:
+            calls: How many calls of the hosts the caller knows to be ending: 1 in a hook.
+        """
+        if not self.entries and count_calls(self._hosts()) <= calls:
             self.uninstall()
 
     def _sort(self) -> None:
         self._by_layer = at_layers(self.entries)  # A new object: passes under way keep theirs.
-        if self.entries:
+        if self.entries and self.tower() is not None:
             self._watch()
 
     @abstractmethod
@@ -150,7 +170,7 @@ class Stack(ABC):
         self._hook(tower)
         self._note(tower)
         tower.register_forward_pre_hook(self._begin, with_kwargs=True)
-        tower.register_forward_hook(self._end, always_call=True)
+        tower.register_forward_hook(self._ended, always_call=True)
 
     def _hook(self, tower: Any) -> None:
         """Hook what else must be seen around the tower's passes."""
@@ -187,7 +207,15 @@ class Stack(ABC):
 
     @abstractmethod
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
-        """End it: a hook behind."""
+        """End it."""
+
+    @torch.compiler.disable
+    def _ended(self, tower: nn.Module, args: Any, output: Any) -> Any:
+        try:
+            return self._end(tower, args, output)
+        finally:
+            if tower is self.tower():
+                self._retire(calls=1)
 
     def _check_names(self) -> None:
         for config, _ in self._configs:
@@ -211,10 +239,10 @@ class Stack(ABC):
             return running.attend(layer, stock, call)
         if not self._here.paused and layer in self._by_layer:
             raise RuntimeError(
-                f"layer {layer} runs outside of a forward pass of its {self.kind} tower (as "
-                "gradient checkpointing does where arguments aren't handed on to the layers), so "
-                "what is attached can't act: call model.gradient_checkpointing_disable(), or "
-                "detach first"
+                f"layer {layer} runs outside of a forward pass of its {self.kind} tower that began "
+                "with what is attached (attached in the middle of it, or gradient checkpointing "
+                "that doesn't hand arguments on to the layers), so it can't act: attach between "
+                "passes, and call model.gradient_checkpointing_disable()"
             )
         return call.run(stock)
 

@@ -68,7 +68,7 @@ class VisionSeat(Stack):
         if tower is not self.tower():
             return
         self._here.running = None
-        if self._here.paused:
+        if self._here.paused or not self.entries:
             return
         self._check_names()
         given = dict(zip(self._names, args, strict=False)) | kwargs
@@ -82,7 +82,6 @@ class VisionSeat(Stack):
         packed = self._vision.layout != "batch"
         self._here.running = Looking(pass_, works, self._by_layer, packed, self._checked)
 
-    @torch.compiler.disable
     def _end(self, tower: nn.Module, args: Any, output: Any) -> None:
         if tower is not self.tower():
             return
@@ -286,7 +285,7 @@ def vision_seat(host: Host) -> VisionSeat:
     """
     eye = host.eye
     seat = _SEATS.get(eye.tower)
-    if seat is None or not seat.entries:
+    if seat is None or not seat.busy():
         if seat is not None:
             seat.uninstall()  # An interrupt may have kept it from finishing.
         seat = _SEATS[eye.tower] = VisionSeat(host.model, eye)

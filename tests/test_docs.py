@@ -121,3 +121,13 @@ def test_pictures_name_no_folder_of_the_machine_that_made_them() -> None:
         with Image.open(path) as picture:
             for key, text in picture.info.items():
                 assert not re.search(r'"/\w|"[A-Z]:', str(text)), (path.name, key)
+
+
+def test_the_map_of_the_engine_names_each_of_its_files() -> None:
+    page = (ROOT / "docs" / "engine.md").read_text(encoding="utf-8")
+    table = page.partition("## The files")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+(?:\*)?\.py)`", table.partition("`evals/")[0]))
+    files = {path.name for path in (ROOT / "hooks").glob("*.py")} - {"__init__.py"}
+    ours = {name for name in files if name in named or name.startswith("literal_")}
+    assert ours == files
+    assert {name for name in named if name != "literal_*.py"} <= files

@@ -23,8 +23,9 @@ from torch import Tensor
 from regaze.hooks.attach import seat_of
 from regaze.hooks.capture import Capturing
 from regaze.hooks.edits import Edit
-from regaze.hooks.host import find_host, split_target
+from regaze.hooks.host import find_host
 from regaze.hooks.passes import Columns, RowPlan
+from regaze.hooks.targets import split_target
 
 _TINY = torch.finfo(torch.float32).tiny
 

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from regaze.evals.sandbox.scenes import scene
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
-from regaze.hooks.host import Host, find_host, split_target
+from regaze.hooks.host import Host, find_host
 from regaze.hooks.literal_runs import literally
+from regaze.hooks.targets import split_target
 from regaze.interventions import Intervention
 
 _QUESTIONS = ("Is there a circle?", "What is in the image, and where?")

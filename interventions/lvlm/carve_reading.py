@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from regaze.hooks.capture import Capture, capture
-from regaze.hooks.host import find_host, split_target
+from regaze.hooks.host import find_host
+from regaze.hooks.targets import split_target
 from regaze.interventions.lvlm.carve import CARVE
 from regaze.interventions.lvlm.carve_regions import middle
 from regaze.interventions.lvlm.gradient_reading import read_gradient

@@ -12,8 +12,9 @@ from regaze.hooks.attach import seat_of
 from regaze.hooks.capture import Capturing
 from regaze.hooks.checks import check_indices
 from regaze.hooks.edits import Edit
-from regaze.hooks.host import find_host, split_target
+from regaze.hooks.host import find_host
 from regaze.hooks.passes import Columns
+from regaze.hooks.targets import split_target
 from regaze.interventions.lvlm.tool import Vectors
 
 

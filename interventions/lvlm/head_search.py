@@ -19,8 +19,9 @@ from torch import Tensor
 from regaze.hooks.attach import attach
 from regaze.hooks.caches import cache_name, find_cache
 from regaze.hooks.edits import Edit
-from regaze.hooks.host import Host, find_host, split_target
+from regaze.hooks.host import Host, find_host
 from regaze.hooks.passes import Pass
+from regaze.hooks.targets import split_target
 from regaze.interventions.base import Intervention
 from regaze.interventions.lvlm.heads import Pairs, choose_heads
 

@@ -11,7 +11,7 @@ import torch
 from asking import LONG, SHORT, Row, answer, ask, logits
 from flash import use_flash
 from flex import plain_flex
-from matrix import EDITS, MAIN, pairs
+from matrix import CONTRASTS, EDITS, MAIN, pairs
 from methods import LAYERS, Method
 from tiny import Tiny, tiny
 from torch import Tensor
@@ -228,6 +228,24 @@ def test_a_wrapped_compiled_model_is_a_target() -> None:
         with torch.no_grad():
             assert torch.equal(model.model(**ask(model, (SHORT, [0]))).logits, inner)
     assert run.report().fired
+
+
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+@torch.no_grad()
+def test_scores_of_a_compiled_model_are_edited(how: str) -> None:
+    model, spec = tiny("llava", fresh=True), CONTRASTS["vcd"].acts
+    inputs = ask(model, (SHORT, [0]))
+    want, plain = logits(tiny("llava"), inputs, spec), logits(tiny("llava"), inputs)
+    torch._dynamo.reset()
+    called: Any = model.model
+    if how == "wrapped":
+        called = torch.compile(called, backend="eager")
+    else:
+        called.compile(backend="eager")
+    assert torch.equal(called(**inputs).logits, plain)
+    with attach(model.model, spec):
+        torch.testing.assert_close(called(**inputs).logits, want, rtol=0, atol=1e-4)
+    assert torch.equal(called(**inputs).logits, plain)
 
 
 @pytest.mark.parametrize("name", MAIN)
