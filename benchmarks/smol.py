@@ -187,7 +187,7 @@ def question(model: Any, processor: Any, options: argparse.Namespace) -> Table:
         f"a question of {len(words)} about a picture, {model.dtype}",
         ("", "shared prefix", "one at a time"),
     )
-    for name in ("none", "PAI", "VAF", "VHR"):
+    for name in ("none", "PAI", "VAF"):  # VHR needs the whole prompt in one block.
         specs = conditions()[name]
         times: dict[bool, list[float]] = {True: [], False: []}
         with attach(model, *specs) as attached:

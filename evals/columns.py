@@ -141,7 +141,8 @@ def _with_heads(loaded: Loaded, methods: Every, path: Path, progress: Progress) 
         model, heads = str(loaded.identity["name"]), ranked.top(_HEADS)
         found = Found("adhh", "attribution", model, source.title, _SEARCHED, heads, ranked)
         files.write_json(path, found.to_dict())
-    spec = get("adhh")(heads=files.read_json(path)["heads"])
+    kind: Any = get("adhh")
+    spec = kind(heads=files.read_json(path)["heads"])
     left = {name: why for name, why in methods.left_out.items() if name != "adhh"}
     return Every(sorted([*methods.specs, spec], key=lambda one: one.name), left)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from regaze.evals.reports.columns_reading import READ_OF, READINGS, UNFIT
+from regaze.evals.reports.columns_reading import IN_SHORT, READ_OF, READINGS, UNFIT
 from regaze.evals.reports.results_page import changed, table_row
 from regaze.evals.scoring.thresholds import AUC
 
@@ -25,6 +25,7 @@ _TITLES = {
     "photographs": "photographs, `smol`",
     "captions": "scenes, `smol`",
 }
+_GROUPS = ("seen", "unseen", "partner", "other")
 _ASKED_ABOUT = ("seen", "unseen", "partner", "twin: partner", "other")
 
 Table = Mapping[str, Any]
@@ -78,7 +79,7 @@ def _changes(
     for method, label in _settings(stored).items():
         own = {w: drawn["tuned"].get(method, {}).get("with") for w in worlds if w == "sandbox"}
         cells = (_cell(worlds[w], own.get(w, label), metric, way) for w in worlds)
-        lines.append(table_row(f"`{method}`, tuned in each world", *cells))
+        lines.append(table_row(f"`{method}`, tuned", *cells))
     return "\n".join(lines)
 
 
@@ -93,7 +94,7 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
 
 def _baseline(table: Table, metric: str) -> str:
     first = next(iter(table["rows"].values()))
-    return f"{100 * first['metrics'][metric]:.1f}"
+    return _percent(first["metrics"][metric])
 
 
 def _cell(table: Table, label: str | None, metric: str, way: int) -> str:
@@ -129,12 +130,12 @@ model is a real one, on the same scenes of its twin that was trained without the
 
 
 def _readings(stored: Mapping[str, Any]) -> str:
-    lines = ["## What was learnt", ""]
+    lines = ["## What was learnt", "", IN_SHORT, ""]
     if dict(READ_OF) != dict(stored["sizes"]):
         lines += ["Written about a run of other sizes than the tables below.", ""]
     known = [name for name in READINGS if name in stored["usual"]]
     lines += [f"- **`{name}`** {READINGS[name]}" for name in known]
-    lines += ["", "No test bed:", ""]
+    lines += ["", "`smol` is no test bed for:", ""]
     lines += [f"- **`{name}`** {why}" for name, why in UNFIT.items()]
     return "\n".join(lines)
 
@@ -143,7 +144,8 @@ def _tuned(stored: Mapping[str, Any]) -> str:
     lines = [
         "## Tuned settings",
         "",
-        f"AUC on {stored['sizes']['validation']} validation scenes, the best of so few trials.",
+        f"AUC on {stored['sizes']['validation']} validation scenes, the best of so few trials. "
+        "These settings are asked of the twin and on photographs too; `sandbox` has its own.",
         "",
         table_row("method", "unedited", "as it comes", "tuned", "`--with`", "trials"),
         table_row("---", "---:", "---:", "---:", "---", "---:"),
@@ -159,7 +161,7 @@ def _tuned(stored: Mapping[str, Any]) -> str:
 def _moves(stored: Mapping[str, Any]) -> str:
     """What stands behind the readings."""
     why, twin = stored["why"]["smol"], stored["why"].get("twin", {})
-    asked = why["none"]["questions"]
+    asked = {group: why["none"]["questions"].get(group, 0) for group in _GROUPS}
     lines = [
         "## What moves",
         "",
@@ -187,6 +189,8 @@ def _moves(stored: Mapping[str, Any]) -> str:
 
 
 def _moved(found: Mapping[str, Any], group: str) -> str:
+    if group not in found["yes"]:
+        return "–"
     shift = found["shift"][group]
     moved = "cut" if shift is None else f"{shift:+.1f}".replace("-", "−")
     return f"{100 * found['yes'][group]:.0f} ({moved})"

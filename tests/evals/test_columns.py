@@ -32,14 +32,12 @@ End = Literal["eos", "length"]
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("drawn")
     conditions = [Condition.parse(text) for text in ("pai", "vhr")]
-    (run,) = study(
-        [prepare(Source("pope", n_images=2), out)],
-        Loaded(*toy_model(), TOY_IDENTITY),
-        conditions,
-        progress=lambda _: quiet,
-    )
-    usual = {"pai": "pai", "vhr": "vhr"}
-    return {"usual": usual, "tables": [results.table_of(s) for s in run.scores]}
+    jobs = [prepare(Source(name, n_images=2), out / name) for name in ("pope", "chair")]
+    model = Loaded(*toy_model(), TOY_IDENTITY)
+    runs = study(jobs, model, conditions, progress=lambda _: quiet)
+    tables = [results.table_of(scores) for run in runs for scores in run.scores]
+    tuned = {"pai": {"with": "vhr"}}
+    return {"usual": {"pai": "pai", "vhr": "vhr"}, "tuned": tuned, "tables": tables}
 
 
 def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_drawn(
@@ -48,7 +46,12 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     loaded = Loaded(*toy_model(), TOY_IDENTITY)
     some = Every([parse("pai"), parse("m3id")], {"paint": "no vision tower"})
     asked: list[str] = []
-    monkeypatch.setattr(columns, "load", lambda name: asked.append(name) or loaded)
+
+    def load(name: str) -> Loaded:
+        asked.append(name)
+        return loaded
+
+    monkeypatch.setattr(columns, "load", load)
     monkeypatch.setattr(columns, "every_method", lambda loaded: some)
     files.write_json(tmp_path / "results.json", drawn)
     given = ["--out", str(tmp_path / "runs"), "--docs", str(tmp_path), "--scenes", "2"]
@@ -62,6 +65,7 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     assert {"none", "pai", "m3id"} <= {*tables["smol"]["rows"], *tables["smol"]["silent"]}
     assert not {*tables["twin"]["rows"], *tables["twin"]["silent"]} & {"m3id"}
     assert list(stored["tuned"]) == ["pai"]
+    assert "| `pai` |" in (tmp_path / "results-smol.md").read_text("utf-8").split("## Tuned")[1]
     text = (tmp_path / "results-smol.md").read_text("utf-8")
     assert text == page(stored, drawn)
     accuracy = text.split("## Accuracy")[1].split("##")[0]

@@ -19,16 +19,16 @@ from regaze.evals.asking.prompts import Prompter, Question
 from regaze.evals.sandbox.scenes import scene
 from regaze.evals.verify import choices
 from regaze.evals.verify.language import Language
-from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VCD, VHR, DoLa, Intervention
+from regaze.interventions import GIFT, PAI, VAF, VAR, VHR, DoLa, Intervention
 
+# Its literal form runs the model twice a layer.
+SHORT = VHR(layers=(1, 17, 29))
 STACKS: dict[str, tuple[Intervention, ...]] = {
     "pai+vaf": (PAI(), VAF()),
     # Two of the text sink's dimensions, with a threshold that leaves other tokens alone.
     "var": (VAR(sink_dims=(507, 302), tau=0.64, floor=0.0),),
-    "vhr": (VHR(),),
+    "vhr": (SHORT,),
     "gift": (GIFT(),),
-    "spin": (SPIN(),),
-    "vcd": (VCD(),),
     "dola": (DoLa(),),
 }
 
@@ -104,11 +104,11 @@ def test_a_method_is_its_literal_form_at_thirty_layers(smol: Loaded, name: str) 
 
 
 def test_so_it_is_in_bfloat16_given_the_same_heads(smol: Loaded) -> None:
-    model = copy.deepcopy(smol.model).bfloat16()
+    model: Any = copy.deepcopy(smol.model).bfloat16()  # type: ignore[no-untyped-call]
     subject = Language(model, smol.processor)
-    check(subject, STACKS["pai+vaf"])
-    (spec,) = (run := subject.attach([VHR()])).specs
-    run.detach()
+    check(subject, (VAF(),))
+    with subject.attach([SHORT]) as run:
+        spec: Any = run.specs[0]
     got = choices.attached(subject, spec, 0)
     want = choices.literally(subject, spec, got.factors)
     # The heads are doubled, and so is the rounding of their outputs.
@@ -116,16 +116,16 @@ def test_so_it_is_in_bfloat16_given_the_same_heads(smol: Loaded) -> None:
 
 
 def test_four_pictures_and_a_long_question(smol: Loaded) -> None:
-    text = "One of these shapes is larger than it looks. " * 40 + "Which one?"
+    text = "One of these shapes is larger than it looks. " * 24 + "Which one?"
     subject = Asked(smol.model, smol.processor, [(text, 4)])
-    assert subject.run(0)[0]["prefill"].shape[0] > 600
-    check(subject, (PAI(), VHR()))
+    assert subject.run(0)[0]["prefill"].shape[0] > 400
+    check(subject, (PAI(),))
 
 
 def test_rows_of_a_left_padded_batch_of_sixteen_are_what_they_are_alone(smol: Loaded) -> None:
-    asked = [("Is there a circle" + " or a square" * number + "?", 1) for number in range(16)]
+    asked = [("Is there a circle" + " or a square" * (number % 4) + "?", 1) for number in range(16)]
     subject = Asked(smol.model, smol.processor, asked)
-    with subject.attach((PAI(), VHR())):
+    with subject.attach((PAI(), SHORT)):
         batch = subject.run("both")
         first, last = subject.run(0)[0], subject.run(1)[0]
     assert apart(batch[0], first) <= subject.tolerance
@@ -142,8 +142,7 @@ def test_a_lora_on_top_is_part_of_the_model(smol: Loaded) -> None:
     base = Language(smol.model, smol.processor).run(0)[0]
     subject = Language(wrapped.base_model.model, smol.processor)
     assert apart(subject.run(0)[0], base) > subject.tolerance
-    check(subject, STACKS["pai+vaf"])
-    check(subject, STACKS["vhr"])
+    check(subject, (PAI(), SHORT))
 
 
 def test_weights_of_eight_bits_are_edited_like_others(smol: Loaded) -> None:
@@ -155,8 +154,7 @@ def test_weights_of_eight_bits_are_edited_like_others(smol: Loaded) -> None:
     subject = Language(model, smol.processor)
     base = Language(smol.model, smol.processor).run(0)[0]
     assert apart(subject.run(0)[0], base) > subject.tolerance
-    check(subject, STACKS["pai+vaf"])
-    check(subject, STACKS["vhr"])
+    check(subject, (PAI(), SHORT))
 
 
 def test_questions_about_a_picture_share_its_prefix(smol: Loaded) -> None:
