@@ -89,5 +89,5 @@ def test_the_shipped_modules_load_by_name_and_tie_frames_together() -> None:
     (clip,) = painter.paint([Shot("a red circle", 0)])
     assert len(clip.frames) == FRAMES
     # Without the modules, every frame would be another picture.
-    first, *rest = (check([frame], ["a red circle"])[0].right for frame in clip.frames)
+    first, *rest = (check([frame], ["a red circle"])[0].counts.right for frame in clip.frames)
     assert first and sum(rest) >= 5
