@@ -123,6 +123,7 @@ def load(
             raise ValueError(f"{name} can't be steered by a ControlNet; painter-unet can")
         loader, adapter = AnimateDiffPipeline, MotionAdapter.from_pretrained(motion_path(name))
         identity["motion_sha256"] = controlnets.digest(adapter)
+        del given["safety_checker"]  # AnimateDiff's pipeline has none.
         given["motion_adapter"] = adapter.to(chosen)
     if controlnet is not None:
         net = controlnets.load(controlnet, chosen, folder, index)

@@ -52,7 +52,9 @@ makes this page and goes on where it was stopped; its numbers are in
   of the painters' cards ([MM-DiT](../evals/sandbox/models/painter-mmdit/README.md),
   [U-Net](../evals/sandbox/models/painter-unet/README.md)), where they were measured first, with
   sweeps and controls; FlowWarp is in the
-  [ControlNet's](../evals/sandbox/models/painter-controlnet/README.md).
+  [ControlNet's](../evals/sandbox/models/painter-controlnet/README.md), and methods of video are in
+  that of the [painter of clips](../evals/sandbox/models/painter-motion/README.md). Edits and
+  compositions are in [pictures.md](pictures.md#edits).
 - **Changes** are in points, with 95 % intervals from a paired bootstrap over prompts. ▲ better, ▼
   worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction for all
   conditions of the table.

@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from diffusers import DiffusionPipeline, MotionAdapter
 
 import regaze
+from regaze.evals.pictures import pipelines
+from regaze.evals.pictures.render import Painter, Shot
 from regaze.evals.sandbox.painting import painter_path
+from regaze.evals.sandbox.painting.checker import check
 from regaze.evals.sandbox.painting.stages import Plan
 from regaze.evals.sandbox.painting.train import load_state, save_state
+from regaze.evals.sandbox.video import FRAMES
 from regaze.evals.sandbox.video.motion import MotionStage
 from regaze.evals.sandbox.video.pipeline import load_moving
 from regaze.evals.sandbox.video.train import Schedule, train_motion
@@ -70,3 +75,19 @@ def test_what_was_trained_paints_clips_in_a_stock_pipeline(tmp_path: Path) -> No
         (frames,) = pipe("a red circle", generator=generator, **call).frames
     assert [frame.size for frame in frames] == [(32, 32)] * 8
     assert run.report().fired
+
+
+def test_the_shipped_modules_load_by_name_and_tie_frames_together() -> None:
+    loaded = pipelines.load("painter-motion")
+    assert pipelines.is_pipeline("painter-motion") and loaded.name == "painter-motion"
+    plain = pipelines.load("painter-unet").identity
+    assert loaded.identity["weights_sha256"] == plain["weights_sha256"]
+    assert len(loaded.identity["motion_sha256"]) == 64 and "motion_sha256" not in plain
+    with pytest.raises(ValueError, match="can't be steered by a ControlNet; painter-unet can"):
+        pipelines.load("painter-motion", controlnet="painter-controlnet")
+    painter = Painter(loaded.pipeline, {**loaded.arguments, "num_inference_steps": 6})
+    (clip,) = painter.paint([Shot("a red circle", 0)])
+    assert len(clip.frames) == FRAMES
+    # Without the modules, every frame would be another picture.
+    first, *rest = (check([frame], ["a red circle"])[0].counts.right for frame in clip.frames)
+    assert first and sum(rest) >= 5
