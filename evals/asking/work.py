@@ -120,7 +120,7 @@ def why_read_apart(specs: Sequence[Intervention], why: str | None) -> str | None
         why: Why they always are on this model, if so.
     """
     names = [spec.name for spec in split(specs)[0] if not spec.shares_prefix]
-    edits = f"{' and '.join(names)} treats an image's columns by what is asked"
+    edits = f"{' and '.join(names)} {'need' if names[1:] else 'needs'} each prompt read whole"
     return why or (edits if names else None)
 
 
