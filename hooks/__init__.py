@@ -1,4 +1,4 @@
-"""How an edit gets into a model, exactly and reversibly."""
+"""The engine that puts edits into a model, exactly and reversibly."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The last row of a prompt once more, when it has been seen what it predicts.
+"""A second run of a prompt's last row, once its prediction is known.
 
 Some methods decide by the prediction of the unedited prompt, or by maps of later layers than those
 they edit, what to do to the row that makes it. Rows before it don't depend on it, so it alone is
@@ -112,7 +112,7 @@ class Again:
         return found | {n: torch.zeros_like(at) for n in types if given[n] is not None}
 
     def attend(self, layer: int, stock: Stock, call: Call) -> Attention:
-        """The rows over the first run's keys and values, edited as in a whole second run.
+        """Attend with the rows to the first run's keys and values, edited as in a whole second run.
 
         What edits scale heads by, and what they found in the prompt, is that of the first run.
 
@@ -170,7 +170,7 @@ class Again:
         return old.scatter(2, index, torch.where(chosen, new.to(old), old.gather(2, index)))
 
     def _with(self, old: Tensor, new: Tensor, columns: Tensor) -> Tensor:
-        """Keys or values "B G K D" with those of some columns "B R" in the place of the old."""
+        """Return keys or values "B G K D" with the new ones at columns "B R"."""
         index = columns[:, None, :, None].expand(-1, old.shape[1], -1, old.shape[3])
         chosen = self.samples.to(old.device)[:, None, None, None]
         return old.scatter(2, index, torch.where(chosen, new.to(old), old.gather(2, index)))
@@ -219,7 +219,7 @@ class Again:
 
 
 def keeps_calls(works: Iterable[Edit], pass_: Pass) -> bool:
-    """Whether a pass ends a prompt whose last row may have to run again."""
+    """Return whether a pass ends a prompt whose last row may have to run again."""
     ends = pass_.prompt_end and pass_.tokens.generated == 0
     looking = ends and any(work.looks_back for work in works)
     return looking and bool(pass_.tokens.has_image.any())

@@ -43,7 +43,7 @@ class ModelAttachment(Attachment):
         self._placed = list(placed)
 
     def detach(self) -> None:
-        """Take the interventions off. Others stay.
+        """Take the interventions off; what others attached stays.
 
         A second call takes off nothing else; it finishes what an interrupt left undone.
         """
@@ -51,7 +51,7 @@ class ModelAttachment(Attachment):
             placed.take_off()
 
     def report(self) -> Report:
-        """What fired, where, how often and how strongly, since the interventions were attached."""
+        """Report what fired, where, how often and how strongly, since attachment."""
         pairs = zip(self.specs, self._placed, strict=True)
         return Report(tuple(placed.report(spec.label) for spec, placed in pairs))
 

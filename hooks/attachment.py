@@ -48,7 +48,7 @@ class Attachment(Detachable):
 
     @abstractmethod
     def report(self) -> Report:
-        """What fired, where, how often and how strongly, since the interventions were attached."""
+        """Report what fired, where, how often and how strongly, since attachment."""
 
     @abstractmethod
     def partial_prompt(self) -> AbstractContextManager[None]:
@@ -60,7 +60,7 @@ class Attachment(Detachable):
 
 
 class NothingAttached(Attachment):
-    """What `attach` gives for no interventions: the baseline of a comparison, on any model."""
+    """The attachment of no interventions: the baseline of a comparison, on any model."""
 
     def __init__(self) -> None:
         super().__init__(())

@@ -62,7 +62,7 @@ def plain_rows(
     seen: Tensor,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Attention of a few rows as it is, in float32.
+    """Compute the attention of a few rows without edits, in float32.
 
     Args:
         query: "B H R D".
@@ -111,7 +111,7 @@ def visible_columns(
     causal: bool,
     window: int | None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Which keys the chosen rows may see, whatever form the kernel's mask has.
+    """Return the keys that the chosen rows may see, whatever form the kernel's mask has.
 
     Args:
         mask: What the attention function was given: None (plain causal), bool or additive

@@ -32,7 +32,7 @@ class ColumnBias:
     columns: Tensor
 
     def add(self, logits: Tensor) -> Tensor:
-        """Add it to logits "B H R K"."""
+        """Add the bias to logits "B H R K"."""
         heads = self.heads.to(logits.device)[:, None, None]
         return torch.where(heads, logits + self.columns.to(logits)[:, None, None], logits)
 

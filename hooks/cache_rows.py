@@ -1,4 +1,4 @@
-"""Whether the rows of a cache are still those of the prompts that filled it.
+"""A check that the rows of a cache are still those of the prompts that filled it.
 
 Rows that a cache's own methods move are followed. But its tensors can also be changed directly,
 which no shape tells. So a few keys of each row are kept, and looked at again whenever the cache's
@@ -60,7 +60,7 @@ class CacheRows:
         return CacheRows(self.layer, self.columns, self.keys, weakref.ref(keys))
 
     def select(self, rows: Tensor) -> CacheRows:
-        """What is known of some rows, in their order."""
+        """Return the notes on some rows, in their order."""
         return replace(self, columns=self.columns[rows], keys=self.keys[rows.to(self.keys.device)])
 
     def check(self, cache: Any, length: int) -> None:

@@ -1,4 +1,4 @@
-"""A model's cache of keys and values among the arguments of a call, whatever it is called there.
+"""Finding a model's cache of keys and values among a call's arguments, whatever its name there.
 
 transformers renamed ``past_key_values`` to ``cache`` in 5.24 and takes both for a while; models
 from elsewhere have names of their own. So a cache is known by what it can do, and handed to a model
@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 NAMES = ("cache", "past_key_values")
-"""What models call the argument, in the order in which transformers prefers them."""
+"""Names of the cache argument, in the order in which transformers prefers them."""
 
 
 def find_cache(given: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""What the code that called the text tower is doing, read off its running Python frames.
+"""The state of the code that called the text tower, read off its running Python frames.
 
 A shape doesn't tell a decode step from the last part of a prompt, nor a further question from
 candidates that assisted decoding checks. `generate` itself knows, and it is on the stack.
@@ -22,7 +22,7 @@ _LOOPS = frozenset({"_prefill", "_assisted_decoding", "_sample", "_beam_search",
 
 @dataclass(frozen=True)
 class Generating:
-    """What a running ``generate`` says of a pass.
+    """The facts about a pass that a running ``generate`` holds.
 
     Attributes:
         partial: It reads a part of the prompt that isn't the last.
@@ -42,7 +42,7 @@ class Callers:
         self._holders: MutableMapping[nn.Module, bool] = weakref.WeakKeyDictionary()
 
     def holds(self, owner: Any) -> bool:
-        """Whether an object is a module that holds the tower, or the tower."""
+        """Return whether an object is a module that holds the tower, or the tower."""
         if not isinstance(owner, nn.Module):
             return False
         found = self._holders.get(owner)
@@ -52,7 +52,7 @@ class Callers:
         return found
 
     def generating(self) -> Generating:
-        """What ``generate`` is doing with the tower, if it runs.
+        """Read what ``generate`` is doing with the tower, if it runs.
 
         Raises:
             RuntimeError: It reads the prompt in parts in a way that isn't known.
@@ -67,7 +67,7 @@ class Callers:
         return Generating()
 
     def _generated(self, loop: Mapping[str, Any]) -> int:
-        """How many tokens stand behind the prompt in a loop that reads all of it at every step.
+        """Count the tokens behind the prompt in a loop that reads all of it at every step.
 
         Raises:
             RuntimeError: The prompt's length isn't where it is known to be.
@@ -85,7 +85,7 @@ class Callers:
         )
 
     def request(self) -> Mapping[str, Any] | None:
-        """What a running ``generate`` was asked: inputs as they were given."""
+        """Return the inputs of a running ``generate``, as they were given."""
         for frame in frames():
             local = frame.f_locals
             if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
@@ -117,7 +117,7 @@ def call_of(module: nn.Module) -> FrameType | None:
 
 
 def count_calls(modules: Collection[nn.Module]) -> int:
-    """How many calls of some modules run now, in all threads."""
+    """Count the calls of some modules that run now, in all threads."""
     count = 0
     for innermost in sys._current_frames().values():
         frame: FrameType | None = innermost
@@ -129,7 +129,7 @@ def count_calls(modules: Collection[nn.Module]) -> int:
 
 
 def runs(frame: FrameType | None) -> bool:
-    """Whether a frame is still running in this thread."""
+    """Return whether a frame is still running in this thread."""
     return frame is not None and any(f is frame for f in frames())
 
 
@@ -142,7 +142,7 @@ def frames() -> Iterator[FrameType]:
 
 
 def _begins_anew(loop: str, local: Mapping[str, Any]) -> bool:
-    """Whether a loop over steps reads the whole prompt, and the answer so far, in each of them."""
+    """Return whether a loop reads the whole prompt, and the answer so far, in each of its steps."""
     told = local.get("model_kwargs")
     steps = loop in ("_sample", "_beam_search")
     return steps and isinstance(told, Mapping) and told.get("use_cache") is False

@@ -29,13 +29,13 @@ _LOCK = BriefLock()
 
 @dataclass
 class _Entry:
-    """What runs around one object's calls."""
+    """The code that runs around one object's calls."""
 
     thing: weakref.ref[Any]
     held: dict[tuple[int, Around, bool], bool] = field(default_factory=dict)
 
     def arounds(self, inner: bool) -> list[Around]:
-        """Each once, however many hold it."""
+        """Return the callables to run around, each once, however many owners hold it."""
         return list(dict.fromkeys(around for _, around, is_inner in self.held if is_inner == inner))
 
 
@@ -44,7 +44,7 @@ _ENTRIES: dict[int, _Entry] = {}
 
 
 class Calls:
-    """What one owner runs around the calls of objects, until `release`.
+    """The code that one owner runs around the calls of objects, until `release`.
 
     Owners don't see each other: they may begin and end in any order, and what two of them run
     around one object runs once.
@@ -78,7 +78,7 @@ class Calls:
             _dress(thing, entry)
 
     def covers(self, thing: Any) -> bool:
-        """Whether something of this owner runs around an object's calls."""
+        """Return whether something of this owner runs around an object's calls."""
         found = self._things.get(id(thing))
         return found is not None and found() is thing
 
@@ -254,7 +254,7 @@ def _nested(thing: Any, arounds: list[Around], call: Callable[..., Any]) -> Call
 
 
 def held() -> Iterator[Any]:
-    """Everything whose calls something runs around now."""
+    """Return the objects around whose calls something runs now."""
     for entry in list(_ENTRIES.values()):
         thing = entry.thing()
         if thing is not None:

@@ -1,4 +1,4 @@
-"""Is an edit exact on a model whose family isn't known? Tried on the spot, on the text tower.
+"""A trial of whether edits are exact on a model of unknown family, run on its text tower.
 
 A short text of arbitrary tokens, some of which are called an image, runs through the tower four
 times: as it is; with explicit attention maps; and with the image's logits raised, once by the seat
@@ -89,7 +89,7 @@ def _compare(host: Host, what: str, one: Outputs, other: Outputs) -> None:
 
 
 def _off(one: Tensor, other: Tensor) -> float:
-    """Largest difference, as a share of the spread."""
+    """Return the largest difference, as a share of the other's standard deviation."""
     return float((one.float() - other.float()).abs().max() / other.float().std())
 
 

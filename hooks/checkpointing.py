@@ -14,7 +14,7 @@ from regaze.hooks.stack import KWARG, LayerEntry
 
 
 def checkpoints(tower: nn.Module) -> bool:
-    """Whether the layers will run again in a backward pass."""
+    """Return whether the layers will run again in a backward pass."""
     if not (torch.is_grad_enabled() and tower.training):
         return False
     layers: Any = tower.layers
@@ -36,7 +36,7 @@ def hand_on(tower: nn.Module, kwargs: dict[str, Any], running: Running) -> None:
 
 
 def guard(output: Any, running: Running, attached: Sequence[LayerEntry]) -> None:
-    """See to it that the layers are still edited when they run again.
+    """Keep the layers edited when they run again.
 
     Args:
         output: What the tower returns.

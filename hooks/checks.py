@@ -16,7 +16,7 @@ _LARGEST = 3.4028234663852886e38
 
 @dataclass(frozen=True)
 class Domain:
-    """What a check allows a field to be.
+    """The values that a check allows a field.
 
     Attributes:
         low: Smallest number; minus infinity where there is none.

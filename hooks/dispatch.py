@@ -1,4 +1,4 @@
-"""How attention calls of a transformers model reach its seat.
+"""The path of a transformers model's attention calls to its seat.
 
 One attention function and one mask function are registered under the same name, and that name is
 set on the text tower's config only. The function hands the call to the seat, which calls the
@@ -51,7 +51,7 @@ class Call:
 
     @property
     def maps(self) -> bool:
-        """Whether the stock function returns its attention weights."""
+        """True if the stock function returns its attention weights."""
         return self.base == "eager"
 
     @property
@@ -62,7 +62,7 @@ class Call:
 
     @property
     def causal(self) -> bool:
-        """Whether a mask that doesn't say so itself implies causality."""
+        """True if a mask that doesn't say so itself implies causality."""
         causal = self.kwargs.get("is_causal")
         return bool(getattr(self.module, "is_causal", True) if causal is None else causal)
 
@@ -76,10 +76,10 @@ class Call:
 
 @dataclass(frozen=True)
 class Seating:
-    """Who answers the attention calls of one module.
+    """The seat that answers the attention calls of one module.
 
     Attributes:
-        seat: Whose it is.
+        seat: The seat itself.
         attend: Answers a call, given the layer, the stock function and the call.
         layer: Layer index.
         stock: What the module would have called.
@@ -135,7 +135,7 @@ def register(base: str) -> str:
 
 
 def stock_attention(kind: type[nn.Module], base: str) -> Stock:
-    """What the module would have called: its own file may override a name, and owns eager."""
+    """Find the module's own attention function: its file may override a name, and owns eager."""
     for cls in kind.__mro__:
         home = sys.modules.get(cls.__module__)
         functions = getattr(home, "ALL_ATTENTION_FUNCTIONS", None)

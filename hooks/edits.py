@@ -1,4 +1,4 @@
-"""What a method does inside a language model: subclass `Edit`."""
+"""`Edit`, the base class of what a method does inside a language model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Branch:
 
 
 class Edit:
-    """What one bound method does inside one model. Override what the method needs.
+    """The work of one bound method inside one model. Override what the method needs.
 
     Every forward pass works on a copy of what the pass before it left: many prompts may be under
     way at once, in threads or in turns, and a cache may be copied with what is known of its
@@ -94,7 +94,7 @@ class Edit:
         return twin
 
     def select(self, rows: Tensor) -> Edit:
-        """What the edit knows of some batch rows of its prompt: override with state per row.
+        """Return the edit with its state of some batch rows only: override with state per row.
 
         Called when the rows of a cache change places (beams), are repeated or left out.
 
@@ -113,7 +113,7 @@ class Edit:
         return self
 
     def told(self) -> str:
-        """Say how it ran, if a report needs to; asked of the edit that was bound."""
+        """Return a note for reports on how the edit ran; asked of the edit that was bound."""
         return ""
 
     def begin(self, pass_: Pass) -> None:
@@ -127,7 +127,7 @@ class Edit:
         """
 
     def active(self, layer: int, pass_: Pass) -> bool:
-        """Whether `edit_logits` has anything to do here; False keeps the stock output."""
+        """Return whether `edit_logits` has anything to do here; False keeps the stock output."""
         return True
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
@@ -164,7 +164,7 @@ class Edit:
         return out
 
     def takes(self, pass_: Pass) -> bool:
-        """Whether `take_over` is asked in a pass: by default in decode steps.
+        """Return whether `take_over` is asked in a pass: by default in decode steps.
 
         Raises:
             NotImplementedError: The pass reads several generated tokens at once.
@@ -233,22 +233,22 @@ class Edit:
 
     @property
     def scores(self) -> bool:
-        """Whether next-token scores are changed."""
+        """True if the edit changes next-token scores."""
         return bool(self.branches) or overrides(self, "edit_scores")
 
     @property
     def looks_back(self) -> bool:
-        """Whether a prompt's last row may be run again."""
+        """True if the edit may have a prompt's last row run again."""
         return bool(self.layers) and overrides(self, "look_back")
 
     @property
     def idle(self) -> bool:
-        """Whether it is a no-op by its settings."""
+        """True if the edit is a no-op by its settings."""
         return not self.layers and not self.scores
 
 
 def as_works(bound: Edit | Sequence[Edit], label: str) -> tuple[Edit, ...]:
-    """What a spec's ``bind`` gave: one work, or several that act together.
+    """Return the result of a spec's ``bind`` as a tuple of works, which act together.
 
     Raises:
         TypeError: It gave something else, or nothing.
@@ -260,5 +260,5 @@ def as_works(bound: Edit | Sequence[Edit], label: str) -> tuple[Edit, ...]:
 
 
 def overrides(edit: Edit, method: str) -> bool:
-    """Whether an edit does something of its own in a method of `Edit`."""
+    """Return whether an edit overrides a method of `Edit`."""
     return getattr(type(edit), method) is not getattr(Edit, method)

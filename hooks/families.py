@@ -1,4 +1,4 @@
-"""What differs between families of vision-language models: one entry per ``model_type``.
+"""The differences between families of vision-language models: one entry per ``model_type``.
 
 Everything else is read off the model itself. A family that isn't here isn't known, and raises.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Grid = Literal["square", "thw", "anyres", "last tile", "breaks", "unknown"]
-"""How image columns lie over the picture; `regaze.hooks.grids.patch_grid` reads it.
+"""The layout of image columns over the picture; `regaze.hooks.grids.patch_grid` reads it.
 
 "square": as many rows as columns; "thw": ``image_grid_thw`` gives frames, rows and columns;
 "anyres": tiles of LLaVA-NeXT, unpadded, after the whole picture; "last tile": the whole picture,
@@ -28,7 +28,7 @@ _TILES = (
 
 @dataclass(frozen=True)
 class Family:
-    """What is known of the models of one ``model_type``.
+    """The facts about the models of one ``model_type``.
 
     Attributes:
         model_type: As in the model's config.
@@ -78,7 +78,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Vision:
-    """How vision towers of one class attend, and how pictures lie in them.
+    """The facts about vision towers of one class: their attention, and the layout of pictures.
 
     Attributes:
         layers: Path from the tower to the list of its layers.
@@ -310,7 +310,7 @@ def family_of(config: Any) -> Family | None:
 
 
 def model_type(config: Any) -> str:
-    """What a config calls its kind of model."""
+    """Return a config's name for its kind of model."""
     return str(getattr(config, "model_type", "") or type(config).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Which image column is which patch: from a run of columns to a grid over the picture."""
+"""The map from a run of image columns to a grid of patches over the picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GRID_INPUTS = ("image_grid_thw", "image_sizes")
 
 
 def patch_grid(config: Any, columns: int, size: Tensor | None, breaks: int = 0) -> Tensor | None:
-    """Where the patches of one image lie in its run of columns.
+    """Return the places of one image's patches in its run of columns.
 
     Models that cut an image into tiles and add the whole picture, small, give the grid that covers
     the picture: the unpadded tiles of LLaVA-NeXT and OneVision, the small picture of InternVL,

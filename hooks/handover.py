@@ -1,4 +1,4 @@
-"""What one work of a method leaves for another: read in the picture, say, and used in the text."""
+"""Values that one work of a method leaves for another: read in the picture, used in the text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class _Here(threading.local):
-    """What was left in one thread, and the call in which that was."""
+    """The value left in one thread, and the call in which it was left."""
 
     left: tuple[FrameType | None, object] | None = None
 

@@ -1,4 +1,4 @@
-"""What an intervention is attached to: a model, its text tower, and its image tokens."""
+"""The host of an intervention: a model, its text tower, and its image tokens."""
 
 from __future__ import annotations
 
@@ -64,22 +64,22 @@ class Host:
 
     @property
     def image_columns(self) -> bool:
-        """Whether image patches are columns of the tower's self-attention."""
+        """True if image patches are columns of the tower's self-attention."""
         return self.family.patches
 
     @property
     def known(self) -> bool:
-        """Whether the family is in the table; edits on others must be checked first."""
+        """True if the family is in the table; edits on others must be checked first."""
         return FAMILIES.get(self.model_type) is self.family
 
     @property
     def has_images(self) -> bool:
-        """Whether images have columns in the tower's sequence that can be found."""
+        """True if images have columns in the tower's sequence that can be found."""
         return bool(self.image_ids) or self.spans
 
     @property
     def recurrent(self) -> bool:
-        """Whether some layers carry a state from column to column (linear attention, convolution).
+        """True if some layers carry a state from column to column (linear attention, convolution).
 
         What runs behind a prompt in the same row then sees the prompt there.
         """
@@ -213,7 +213,7 @@ def _of_layer(config: Any, layer: int, name: str) -> Any:
 
 
 def _is_text(config: Any) -> bool:
-    """Whether a config is that of a language model alone."""
+    """Return whether a config is that of a language model alone."""
     return hasattr(config, "get_text_config") and config.get_text_config() is config
 
 
@@ -238,7 +238,7 @@ def _decoder(model: nn.Module, family: Family) -> nn.Module:
 
 
 def image_tokens(host: Host) -> ImageTokens:
-    """Which token ids are images, and what stands inside them, from config and tokenizer."""
+    """Read the token ids of images, and of what stands inside them, from config and tokenizer."""
     family = host.family
     config = getattr(host.model, "config", None)
     per_image = None if family.per_image is None else int(_field(config, family.per_image))

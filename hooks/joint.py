@@ -25,7 +25,7 @@ from regaze.hooks.running import Running
 _OF_ROWS = ("token_type_ids", "mm_token_type_ids")
 _KNOWN = (*_OF_ROWS, "input_ids", "attention_mask", "position_ids")
 _ROOM = 64
-"""Columns that are allocated ahead."""
+"""Number of columns to allocate ahead."""
 _SHOWN = ("output_attentions", "output_hidden_states")
 
 
@@ -43,12 +43,12 @@ class Part:
 
     @property
     def cache(self) -> Any:
-        """Its cache."""
+        """The run's cache."""
         return find_cache(self.given)
 
 
 class JointCache(Cache):
-    """What the model gets in place of the caches of several runs, one for each of the parts.
+    """The cache that the model gets in place of those of several runs, one for each part.
 
     Attributes:
         parts: The runs, the main one first.
@@ -125,7 +125,7 @@ class _Layer(DynamicLayer):
         self.is_initialized = True
 
     def holds(self, own: Sequence[DynamicLayer], pads: Sequence[int]) -> bool:
-        """Whether what the parts' layers hold still is what this one handed to them."""
+        """Return whether the parts' layers still hold what this one handed to them."""
         return (
             len(own) == len(self.handed)
             and tuple(pads) == self.pads
@@ -156,7 +156,7 @@ class _Layer(DynamicLayer):
         return keys, values
 
     def _room(self, room: Tensor | None, own: Sequence[Any], new: Tensor) -> Tensor:
-        """Where all columns are, the new ones included.
+        """Return the tensor that holds all columns, the new ones included.
 
         What was handed out before is never written: columns are added behind it.
         """
@@ -215,7 +215,7 @@ class Together:
 
 
 def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:
-    """Whether further rows could join this step: one whose arguments are all understood."""
+    """Return whether further rows could join this step: one whose arguments are all understood."""
     cache, ids = find_cache(given), given.get("input_ids")
     mask, config = given.get("attention_mask"), getattr(scorer, "config", None)
     known = all(name in _KNOWN or not isinstance(v, Tensor) for name, v in given.items())
@@ -232,7 +232,7 @@ def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:
 
 
 def plain(cache: Any, batch: int) -> bool:
-    """Whether a cache holds all its columns as they are, in memory, for so many rows."""
+    """Return whether a cache holds all its columns as they are, in memory, for so many rows."""
     return (
         type(cache) is DynamicCache
         and not cache.offloading

@@ -36,7 +36,7 @@ class Lane:
     joint: Any = None
 
     def select(self, rows: Tensor) -> Lane:
-        """Take some rows, in their order, in the cache too."""
+        """Select some rows, in their order, in the cache too."""
         self.cache.batch_select_indices(rows)
         last = self.last if self.last is None else self.last[..., rows.to(self.last.device)]
         mask = self.mask[rows.to(self.mask.device)]

@@ -21,7 +21,7 @@ from typing import Any
 
 
 def exports(file: str | Path) -> dict[str, str]:
-    """What a package's ``__init__.py`` imports under ``if TYPE_CHECKING:``, by name.
+    """Find the names that a package's ``__init__.py`` imports under ``if TYPE_CHECKING:``.
 
     Args:
         file: The source. ``import *`` takes all that the other package exports.

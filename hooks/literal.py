@@ -17,7 +17,7 @@ from regaze.hooks.passes import Picture
 
 @dataclass(frozen=True)
 class Map:
-    """What the rows and columns of a layer's whole attention map are.
+    """The meaning of the rows and columns of a layer's whole attention map.
 
     Q rows of the block that is read now, K columns of all that was read or generated so far.
 
@@ -97,12 +97,12 @@ class HeadForm:
 
 @dataclass(frozen=True)
 class Probe:
-    """What a run of the plain prompt shows.
+    """The findings of a run of the plain prompt.
 
     Attributes:
         scores: "1 V", of the last row.
-        weights: Of each layer asked for, "1 H Q K".
-        ahead: Of each decode step on the likeliest tokens, as many as were asked for unless the
+        weights: Attention weights of each layer asked for, "1 H Q K".
+        ahead: For each decode step on the likeliest tokens, as many as were asked for unless the
             answer ends before, the same "1 H 1 K".
         ids: The prompt's token ids.
         image: Which of its columns are image patches.

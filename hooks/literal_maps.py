@@ -34,7 +34,7 @@ class Pass:
         factors: Per layer, one factor per head.
         end: Columns so far, those of the current block included.
         start: Columns before the current block.
-        was_read: Of each column, whether it was read (in a block of several) or generated.
+        was_read: Per column, True if it was read (in a block of several), False if generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
         last: Per layer, the weights "H T" of the prompt's last row.

@@ -1,4 +1,4 @@
-"""What the columns of an unpadded prompt hold, read off its tokens independently of the engine."""
+"""The contents of an unpadded prompt's columns, read off its tokens without the engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRUCTURE = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the columns of one prompt hold."""
+    """The contents of one prompt's columns."""
 
     image: list[bool]
     system: list[bool]
@@ -30,7 +30,7 @@ class Prompt:
         return len(self.image) - 1
 
     def is_text(self, position: int) -> bool:
-        """Whether a row is text after an image, in the prompt or generated."""
+        """Return whether a row is text after an image, in the prompt or generated."""
         if position > self.last:
             return any(self.image)
         before = any(self.image[:position])

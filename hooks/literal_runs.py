@@ -64,7 +64,7 @@ def literally(
 
 
 def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
-    """What a form does, after the run that it may want to see first."""
+    """Return the form that acts, after the run of the plain prompt that it may want to see first."""
     if not isinstance(form, ProbeForm) or not any(prompt.image):
         return form
     model: Any = host.model
@@ -150,7 +150,7 @@ def _positions(host: Host, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def _slides(host: Host, length: int) -> bool:
-    """Whether some layer's window or chunk is shorter than a prompt."""
+    """Return whether some layer's window or chunk is shorter than a prompt."""
     return any(site.window is not None and site.window < length for site in host.sites)
 
 

@@ -51,7 +51,7 @@ class Whole:
 
     @property
     def has_image(self) -> bool:
-        """Whether the prompt has an image."""
+        """True if the prompt has an image."""
         return not bool(self.kept.all())
 
     def without_image(self) -> Tensor:

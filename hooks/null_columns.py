@@ -57,10 +57,10 @@ class NullColumns:
         return seen.to(mask) if isinstance(mask, Tensor) else seen.long()
 
     def seen(self, given: Any, real: Call) -> tuple[Tensor, Tensor | None]:
-        """What the packed rows see, bool "B 1|H S P+S", and what is added to their logits.
+        """Return the mask of the packed rows, bool "B 1|H S P+S", and the bias on their logits.
 
-        The prompt's mask says it; what that doesn't say is causal. Layers share masks, so it is
-        read once for each.
+        Both are read off the prompt's mask; what that doesn't say is causal. Layers share masks,
+        so each is read once.
         """
         window = real.kwargs.get("sliding_window")
         key = (given, window, real.query.device, real.key.shape[2])

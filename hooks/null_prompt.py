@@ -32,7 +32,7 @@ _PLAIN = frozenset({"attention_mask", "position_ids"})
 
 
 def shares_beginning(pass_: Pass, mask: Any) -> bool:
-    """Whether rows before the first image see nothing from there on, as far as a mask says.
+    """Return whether rows before the first image see nothing from there on, by a mask.
 
     Args:
         pass_: The block, a whole prompt.

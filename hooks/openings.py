@@ -49,7 +49,7 @@ class Second:
 
 
 class TextHere(Here):
-    """What a seat knows of the calls of one thread."""
+    """The state of a seat in one thread."""
 
     running: Running | Together | Again | None = None
     again: Again | None = None
@@ -105,7 +105,7 @@ class Openings(Stack):
             self._here.embedded = self.reader.callers.around(), ids
 
     def _block(self, kwargs: Mapping[str, Any]) -> Block:
-        """What is known of the call. What an interrupted one left in this thread isn't."""
+        """Gather the facts about the call, without what an interrupted one left in this thread."""
         frame, outer = self._here.outer
         second = self._here.second
         if second is None:
@@ -205,7 +205,7 @@ class Openings(Stack):
 
 
 def _gives_others(cache: Any) -> bool:
-    """Whether a cache hands layers other columns than all those so far: a window's, or its room."""
+    """Return whether a cache hands layers a window of the columns so far, or empty room too."""
     return any(getattr(cache, "is_sliding", ())) or bool(getattr(cache, "is_compileable", False))
 
 
@@ -252,7 +252,7 @@ def null_prompt_of(running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | 
 
 
 def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
-    """Whether a prompt still begins with these token ids "B C"; it may have been rolled back."""
+    """Return whether a prompt still begins with token ids "B C"; it may have been rolled back."""
     end = ids.shape[1]
     if pass_.past >= end:
         return True

@@ -1,4 +1,4 @@
-"""What a text tower takes where columns are packed behind a prompt: its cache and its arguments."""
+"""A text tower's cache and arguments where columns are packed behind a prompt."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 
 
 class PackedCache(Cache):
-    """Looks like the caller's cache but keeps only the first ``length`` new columns in it."""
+    """A cache like the caller's that keeps only the first ``length`` new columns in it."""
 
     def __init__(self, real: Cache, length: int) -> None:
         # No super().__init__: everything but `update` reads the real cache's layers.
@@ -43,7 +43,7 @@ class PackedCache(Cache):
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the tower's arguments are, besides embeddings, mask and positions.
+    """The tower's arguments besides embeddings, mask and positions.
 
     Attributes:
         packs: Names of those with one entry per column.

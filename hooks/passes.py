@@ -81,7 +81,7 @@ class Columns:
 
 
 class PromptMasks:
-    """What stays the same while a prompt's answer is decoded: column masks and row plans.
+    """Column masks and row plans, which stay the same while a prompt's answer is decoded.
 
     Kept for each device that a layer runs on; a large model may be spread over several.
     """
@@ -181,12 +181,12 @@ class Pass:
 
     @property
     def prompt_start(self) -> bool:
-        """Whether a new prompt begins; edits drop what they know of the one before."""
+        """True if a new prompt begins; edits drop what they know of the one before."""
         return self.past == 0
 
     @property
     def decodes(self) -> bool:
-        """Whether the block is one generated token per sample."""
+        """True if the block is one generated token per sample."""
         return self.length == 1 and self.tokens.generated > 0
 
     @property
@@ -207,7 +207,7 @@ class Pass:
         return self._last
 
     def scored(self, kept: int) -> Tensor:
-        """Which of the block's last ``kept`` rows are its "last" ones: indices "B R" among them.
+        """Return the indices "B R", among the block's last ``kept`` rows, of its "last" ones.
 
         R is `n_last`, or ``kept`` if that is less; all samples count, with images or without.
 

@@ -96,7 +96,7 @@ class VisionPass(Pass):
 
     @property
     def decodes(self) -> bool:
-        """Never."""
+        """False: a vision tower doesn't decode."""
         return False
 
     @property
@@ -156,7 +156,7 @@ class VisionPass(Pass):
 
 
 class _NoTokens:
-    """Stands where a text tower's pass has its prompt."""
+    """A stand-in for the prompt of a text tower's pass."""
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(
@@ -260,7 +260,7 @@ def _grids(given: Mapping[str, Any], config: Any, windows: bool) -> tuple[Pictur
 
 
 def _sorted_by_window(order: list[Tensor], index: Tensor, unit: int) -> list[Tensor]:
-    """Which patch of its frame stands where, once blocks were put in another order.
+    """Return the order of each frame's patches, once blocks were put in another order.
 
     Raises:
         ValueError: A block would leave its frame.

@@ -1,4 +1,4 @@
-"""The works of one method on the stacks of a model's towers, and what they did there."""
+"""The works of one method on the stacks of a model's towers, and their report."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Placed:
         self._entries: list[tuple[LayerEntry, Stack]] = [(Entry(w), stack) for w, stack in works]
 
     def put_on(self) -> None:
-        """Put them on their stacks."""
+        """Put the works on their stacks."""
         for entry, stack in self._entries:
             stack.push(entry)
 
     def take_off(self) -> None:
-        """Take them off; those that aren't on are none."""
+        """Take the works off; those that aren't on are left alone."""
         for entry, stack in reversed(self._entries):
             stack.pop(entry)
 
     def report(self, label: str) -> InterventionReport:
-        """What they did, as one method."""
+        """Report what the works did, as one method."""
         several = len({stack.kind for _, stack in self._entries}) > 1
         layers = [
             replace(one, name=one.name or f"{stack.kind} tower") if several else one

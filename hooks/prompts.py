@@ -1,4 +1,4 @@
-"""What is known of a prompt, carried by its cache.
+"""The state of a prompt, carried by its cache.
 
 A `Prompt` is never changed: each pass takes the one it finds on its cache and leaves a new one. So
 prompts may be decoded in turns or in threads, and a copy of a cache, deep or shallow, goes on from
@@ -24,7 +24,7 @@ from regaze.hooks.tokens import TokenMap
 
 Works = Mapping[Entry[Edit, int], Edit]
 Asked = defaultdict[tuple[Entry[Edit, int], int], int]
-"""How often each entry was asked at each layer."""
+"""Number of times that each entry was asked at each layer."""
 Lanes = Mapping[tuple[Entry[Edit, int], int], Lane]
 """The lane of each branch, by entry and number."""
 _ATTRIBUTE = "_regaze_prompts"

@@ -18,7 +18,7 @@ from regaze.hooks.tokens import Kind, Spans, TokenMap
 
 @dataclass(frozen=True)
 class Block:
-    """What goes into the tower in one pass, with all that may tell what it is.
+    """The input of the tower in one pass, with all that may tell what it is.
 
     Attributes:
         kwargs: The tower's arguments.
@@ -38,7 +38,7 @@ class Block:
 
     @property
     def entering(self) -> Tensor:
-        """What enters: embeddings "B Q E" or ids "B Q"."""
+        """The tower's input: embeddings "B Q E" or ids "B Q"."""
         embeds = self.kwargs.get("inputs_embeds")
         found: Tensor = self.kwargs["input_ids"] if embeds is None else embeds
         return found
@@ -53,7 +53,7 @@ class Reader:
         self._image_tokens = image_tokens(host)
 
     def agrees(self, host: Host) -> bool:
-        """Whether the host's processor tells the same tokens apart."""
+        """Return whether the host's processor tells the same tokens apart."""
         return image_tokens(host) == self._image_tokens
 
     def read(self, block: Block, before: Prompt | None) -> tuple[Pass, Prompt]:
@@ -210,7 +210,7 @@ def _resume(before: Prompt | None, past: int, batch: int) -> Prompt:
 
 
 def _goes_on(before: Prompt, past: int, length: int, candidates: int) -> bool:
-    """Whether a block holds generated tokens, rather than more of the prompt."""
+    """Return whether a block holds generated tokens, rather than more of the prompt."""
     return past not in before.parts and length == candidates + 1
 
 
@@ -245,7 +245,7 @@ def _refuse_restarts(positions: Any, real: Tensor) -> None:
 
 
 def _padding_in(mask: Tensor) -> Tensor:
-    """Which tokens of a block are no padding, "B Q", by what its rows see of it, "B Q Q".
+    """Return the tokens of a block that are no padding, "B Q", by its rows' mask "B Q Q".
 
     Raises:
         NotImplementedError: The last row doesn't see tokens that see themselves.

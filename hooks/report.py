@@ -11,7 +11,7 @@ SCORES = "next-token scores"
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What one intervention did at one layer.
+    """The record of one intervention at one layer.
 
     Attributes:
         layer: Layer index.
@@ -34,13 +34,13 @@ class LayerReport:
 
     @property
     def place(self) -> str:
-        """Where, for a table: the layer, or the name of what has no number."""
+        """The place as tables show it: the layer, or the name of what has no number."""
         return f"layer {self.layer:3d}" if self.layer >= 0 else self.name
 
 
 @dataclass(frozen=True)
 class InterventionReport:
-    """What one intervention did.
+    """The record of one intervention.
 
     Attributes:
         label: The spec's label.
@@ -49,7 +49,7 @@ class InterventionReport:
         exempt: It is a no-op by its own settings (strength zero), so silence is no alarm.
         steps: Sampling steps in which it acted (denoisers).
         note: How it ran, if that needs saying.
-        silent: Of a method with several works that change something, those that never did.
+        silent: Works of a method with several that should have changed something and never did.
     """
 
     label: str
@@ -62,7 +62,7 @@ class InterventionReport:
 
     @property
     def fired(self) -> bool:
-        """Whether it changed anything, and each of its works did that should."""
+        """True if it changed anything, and each of its works did that should."""
         return not self.silent and any(
             x.effect > 0 or (x.calls > 0 and not x.measured) for x in self.layers
         )
@@ -75,13 +75,13 @@ class InterventionReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What all interventions of one `attach` did."""
+    """The records of all interventions of one `attach`."""
 
     interventions: tuple[InterventionReport, ...]
 
     @property
     def fired(self) -> bool:
-        """Whether every intervention changed something."""
+        """True if every intervention changed something, but for no-ops by their settings."""
         return all(i.fired or i.exempt for i in self.interventions)
 
     def to_dict(self) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class Recomputed:
 
 @dataclass
 class RowJob:
-    """What is to be done to the rows of one attention call.
+    """The work to be done on the rows of one attention call.
 
     Attributes:
         call: The call.

@@ -142,7 +142,7 @@ class Running:
         return done
 
     def _plain(self, layer: int, call: Call, plan: RowPlan) -> Tensor:
-        """Some rows as they would be without any edit, "B R H D" float32."""
+        """Compute some rows as they would be without any edit, "B R H D" float32."""
         with torch.no_grad():
             offset = self.offsets.get(layer, 0)
             plain = RowJob(call, [], plan, layer, self.pass_, offset, None, plain=True).run().plain
@@ -236,13 +236,13 @@ class Running:
         return factor
 
     def factor(self, layer: int, entry: Entry[Edit, int]) -> Tensor | None:
-        """What an edit scaled a layer's heads by, "B H"."""
+        """Return the factors "B H" by which an edit scaled a layer's heads."""
         return self._factors.get((layer, entry))
 
     # -- proof ----------------------------------------------------------------------------------
 
     def _checks_now(self, layer: int) -> bool:
-        """Whether this pass compares the layer's rows; a second run of it does as the first."""
+        """Return whether this pass compares the layer's rows; a second run does as the first."""
         if not self.over and (layer, self.pass_.decodes) not in self.checked:
             self._checks.add(layer)
         return layer in self._checks

@@ -28,7 +28,7 @@ from regaze.hooks.second_runs import RunSecond, ScorerHere, SecondRuns, scored_r
 from regaze.hooks.tally import Entry, due
 
 PLACE = -1
-"""What scores are counted under, where edits of attention have a layer."""
+"""The layer number under which edits of scores are counted."""
 
 RunAgain = Callable[[Running, Tensor], AbstractContextManager[Again]]
 """Lets the pass inside be a second run of a prompt's last rows, given the samples that take what

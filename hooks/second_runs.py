@@ -41,7 +41,7 @@ scores are wanted, `Branch.enter` at its prompt, and `Pass.ahead`."""
 
 
 def without_images(given: Mapping[str, Any], pass_: Pass) -> dict[str, Any]:
-    """A call's arguments at the prompt with the image's columns taken out of the sequence.
+    """Make a call's arguments for the prompt with the image's columns taken out of the sequence.
 
     Args:
         given: The main run's arguments.
@@ -220,7 +220,7 @@ class SecondRuns:
 
 
 def _is_asked(asked: Mapping[str, Any], pass_: Pass) -> bool:
-    """Whether a prompt is the one that a running ``generate`` was asked.
+    """Return whether a prompt is the one that a running ``generate`` was asked.
 
     Processors of scores may run the model inside of it on a prompt of their own, as those for
     classifier-free guidance do.
@@ -254,7 +254,7 @@ def _positions(inputs: Mapping[str, Any], like: Tensor | None) -> Tensor | None:
 
 
 def scored_rows(pass_: Pass, logits: Tensor) -> Tensor:
-    """Which of the rows whose scores were kept are the last ones, "B R V" for `gather`."""
+    """Return the indices of the last rows among those with scores, "B R V" for `gather`."""
     rows = pass_.scored(logits.shape[1]).to(logits.device)
     return rows[..., None].expand(-1, -1, logits.shape[-1])
 

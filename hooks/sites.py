@@ -1,4 +1,4 @@
-"""Where a text tower attends: one site per layer whose attention goes over all columns."""
+"""The sites of a text tower: one per layer whose attention goes over all columns."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Site:
 
     @property
     def shares_kv(self) -> bool:
-        """Whether it attends to keys and values of an earlier layer."""
+        """True if the layer attends to keys and values of an earlier one."""
         return self.kv_layer != self.layer
 
 

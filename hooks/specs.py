@@ -1,4 +1,4 @@
-"""What a seat needs of a method's settings."""
+"""The interface of a method's settings that a seat needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Spec(Protocol[HostT, WorkT]):
 
     @property
     def acts_on(self) -> str:
-        """What it can be attached to."""
+        """The kind of host that the method can be attached to."""
 
     def resolve(self, host: HostT, /) -> Spec[HostT, WorkT]:
         """Fill in what depends on the host; raise if it can't act there."""

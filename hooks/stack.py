@@ -29,7 +29,7 @@ from regaze.hooks.tally import Entry
 
 LayerEntry = Entry[Edit, int]
 KWARG = "regaze_running"
-"""Under this name a pass goes through the layers' arguments where they are run again later."""
+"""The keyword argument that hands a pass to layers that are run again later."""
 _INSTALLED: weakref.WeakSet[Stack] = weakref.WeakSet()
 
 
@@ -41,7 +41,7 @@ class Attending(Protocol):
 
 
 class Here(threading.local):
-    """What a stack knows of the calls of one thread."""
+    """The state of a stack in one thread."""
 
     running: Attending | None = None
     paused: bool = False
@@ -109,7 +109,7 @@ class Stack(ABC):
         self._retire()
 
     def busy(self) -> bool:
-        """Whether edits act, or a pass is under way in which they did."""
+        """Return whether edits act, or a pass is under way in which they did."""
         return bool(self.entries) or (bool(self._hooked) and count_calls(self._hosts()) > 0)
 
     def _hosts(self) -> set[nn.Module]:
@@ -207,7 +207,7 @@ class Stack(ABC):
 
     @abstractmethod
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
-        """End it."""
+        """End the pass: a hook behind the tower's ``forward``."""
 
     @torch.compiler.disable
     def _ended(self, tower: nn.Module, args: Any, output: Any) -> Any:
@@ -287,7 +287,7 @@ def paused(tower: nn.Module) -> Iterator[None]:
 
 
 class _Nowhere:
-    """What hooks of a stack become in a model that is loaded from a file."""
+    """The stand-in for a stack's hooks in a model that is loaded from a file."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

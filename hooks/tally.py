@@ -16,7 +16,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 def due(number: int) -> bool:
-    """Whether a call is one to measure, of those counted from 1: 1, 2, 4, 8, ...
+    """Return whether to measure the call of this number, counted from 1: 1, 2, 4, 8, ...
 
     The others are only counted, so that the proof costs next to nothing.
     """
@@ -24,7 +24,7 @@ def due(number: int) -> bool:
 
 
 class _Counts(Generic[Key]):
-    """What one thread counted."""
+    """The counts of one thread."""
 
     def __init__(self) -> None:
         self.runs = 0

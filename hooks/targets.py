@@ -1,4 +1,4 @@
-"""What a user hands to `attach`, and which model that means."""
+"""The targets that users hand to `attach`, and the models behind them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is captured of the text tower's attention."""
+"""Captures of the text tower's attention."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Rowset:
 
 @dataclass
 class _Seen:
-    """What was captured of one prompt."""
+    """The rows captured of one prompt."""
 
     inputs: Mapping[str, Any]
     batch: int
@@ -63,12 +63,12 @@ class Capture:
 
     @property
     def captured(self) -> list[Rowset]:
-        """What was captured, in the order in which the layers ran."""
+        """The rows captured, in the order in which the layers ran."""
         return [] if self._seen_last is None else self._seen_last.captured
 
     @property
     def tokens(self) -> TokenMap | None:
-        """What the prompt's columns hold."""
+        """The kinds of the prompt's columns; None before the first prompt."""
         return None if self._seen_last is None else self._seen_last.tokens
 
     def begin(self, seen: _Seen) -> None:
@@ -204,7 +204,7 @@ class CaptureEdit(Edit):
         self.seen.tokens = pass_.tokens
 
     def select(self, rows: Tensor) -> CaptureEdit:
-        """Itself: what was captured stays as it was."""
+        """Return the edit itself: what was captured stays as it was."""
         return self
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:

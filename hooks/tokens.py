@@ -1,4 +1,4 @@
-"""TokenMap: what each key column is, per batch row."""
+"""TokenMap: the kind of each key column, per batch row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Spans = Mapping[str, Sequence[Span]]
 
 
 class Kind(IntEnum):
-    """What a column holds."""
+    """The kinds of columns."""
 
     PAD = 0
     SYSTEM = 1
@@ -53,11 +53,11 @@ class ImageTokens:
     per_image: int | None = None
 
     def is_structure(self, gap: Sequence[int]) -> bool:
-        """Whether the tokens between two runs of image columns are image structure, not text."""
+        """Return whether the tokens between two runs of image columns are structure, not text."""
         return not self.inside.isdisjoint(gap) and self.inside.union(self.breaks).issuperset(gap)
 
     def starts_image(self, gap: Sequence[int]) -> bool:
-        """Whether a new image begins after these tokens."""
+        """Return whether a new image begins after these tokens."""
         if not self.is_structure(gap) or self.first_tile in gap:
             return True
         return any(a == b == self.fence for a, b in zip(gap, gap[1:], strict=False))
@@ -85,7 +85,7 @@ def check_spans(spans: Any) -> None:
 
 @dataclass(frozen=True)
 class TokenMap:
-    """Kinds of all columns seen so far, and which image each image column belongs to.
+    """Kinds of all columns seen so far, and the image of each image column.
 
     Found from token ids, so several images, newline and row-end tokens, left padding and images
     anywhere in the prompt need no configuration.

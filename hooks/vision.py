@@ -92,7 +92,7 @@ class VisionSeat(Stack):
 
 @dataclass(frozen=True)
 class _Piece:
-    """What one attention call says of some rows that attend to each other alone.
+    """The part of one attention call for some rows that attend to each other alone.
 
     Attributes:
         pass_: The pass, as far as they go.
@@ -179,7 +179,7 @@ class Looking:
     def _spans(
         self, layer: int, call: Call, start: int, ends: Sequence[int]
     ) -> list[tuple[int, int]]:
-        """Which rows of the whole sequence see each other in a call."""
+        """Return the spans of the whole sequence whose rows see each other in a call."""
         rows = call.query.shape[2]
         bounds = call.kwargs.get("cu_seq_lens_q")
         if bounds is not None:

@@ -1,4 +1,4 @@
-"""What is captured of a vision tower's attention."""
+"""Captures of a vision tower's attention."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class VisionCapture:
 
     @property
     def captured(self) -> list[PictureRows]:
-        """What was captured: by layer as they ran, then by picture."""
+        """The rows captured: by layer as they ran, then by picture."""
         found = []
         for (layer, picture), parts in self._seen.items():
             rows = torch.cat([rows for rows, _ in parts])
