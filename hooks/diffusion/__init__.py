@@ -1,4 +1,4 @@
-"""How an edit gets into a diffusers denoiser."""
+"""Edits of attention and latents inside diffusers denoisers."""
 
 from typing import TYPE_CHECKING
 

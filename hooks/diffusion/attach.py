@@ -24,7 +24,7 @@ from regaze.hooks.specs import Spec
 
 
 class DenoiserAttachment(Attachment):
-    """What acts on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
+    """Interventions on a pipeline's denoisers, until `detach` or the end of the ``with`` block."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class DenoiserAttachment(Attachment):
         return run(*args, **kwargs)
 
     def detach(self) -> None:
-        """Take them off. Others stay; a second call finishes what the first one couldn't."""
+        """Take the interventions off. Others stay; a second call finishes what the first one couldn't."""
         self._calls.release()
         for seat in self._seats:
             for entry in reversed(self._entries):
                 seat.pop(entry)
 
     def report(self) -> Report:
-        """What fired, where, how often and how strongly, since they were attached."""
+        """Report what fired, where, how often and how strongly, since they were attached."""
         pairs = zip(self.specs, self._entries, strict=True)
         return Report(tuple(entry.report(spec.label) for spec, entry in pairs))
 
@@ -157,7 +157,7 @@ def attach_denoisers(
 
 
 def _checked(module: Any, unknown: Literal["raise", "check"]) -> bool:
-    """Whether a denoiser is of an unknown class that is to be checked."""
+    """True if a denoiser is of an unknown class that is to be checked."""
     denoiser = inner(module)
     if unknown not in ("raise", "check"):
         raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 Kernel = Literal["auto", "gather", "flex"]
-"""What computes: the stock kernel over gathered columns, or FlexAttention ("auto" on CUDA)."""
+"""Kernels: the stock one over gathered columns, or FlexAttention ("auto" takes it on CUDA)."""
 KERNELS: tuple[Kernel, ...] = ("auto", "gather", "flex")
 
 Span = slice | Tensor
@@ -28,9 +28,9 @@ class Group(NamedTuple):
     """Rows that attend to the same columns.
 
     Attributes:
-        heads: Which heads.
-        rows: Which tokens.
-        columns: What they attend to.
+        heads: Their heads.
+        rows: Their tokens.
+        columns: The tokens that they attend to.
     """
 
     heads: slice
@@ -40,7 +40,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Which blocks of an attention map are computed.
+    """The blocks of an attention map that are computed.
 
     Attributes:
         keep: "H|1 R C" bool, on the CPU; every row block keeps something.
@@ -75,11 +75,11 @@ class Blocks:
 
     @cached_property
     def full(self) -> bool:
-        """Whether all of it is computed."""
+        """True if the whole map is computed."""
         return bool(self.keep.all())
 
     def mask(self) -> Tensor:
-        """The same by tokens, "H|1 N N": as large as a map."""
+        """The mask by tokens, "H|1 N N": as large as a map."""
         whole = self.keep.repeat_interleave(self.size, 1).repeat_interleave(self.size, 2)
         return whole[:, : self.tokens, : self.tokens]
 
@@ -120,12 +120,12 @@ def attend(
         query: "B H N D".
         key: "B G N D".
         value: "B G N D".
-        blocks: Which.
+        blocks: The blocks.
         kernel: The stock kernel: ``kernel(query, key, value)``; with ``attn_mask=`` where there is
             a mask. What it gets is a part of the map.
         mask: The call's own, "B|1 H|1 N|1 N", bool or added to logits.
         scale: Factor of the logits, for FlexAttention.
-        by: What computes.
+        by: The kernel that computes.
 
     Returns:
         "B H N D".

@@ -30,7 +30,7 @@ class Entered:
 
     @classmethod
     def of(cls, site: Site, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Entered:
-        """Read them off a module's arguments.
+        """Read the rows off a module's arguments.
 
         Raises:
             RuntimeError: They have no known form.
@@ -48,7 +48,7 @@ class Entered:
         return cls(len(hidden), tokens, int(beside.shape[1]) if joint else 0)  # type: ignore[union-attr]
 
     def covered(self, calls: Sequence[tuple[int, int]]) -> bool:
-        """Whether calls of (batch, tokens) hold these rows, all of them and each once.
+        """True if calls of (batch, tokens) hold these rows, all of them and each once.
 
         Padding of a text stream that enters beside the main one may be left out.
         """
@@ -64,7 +64,7 @@ class Entered:
 
 
 class Samples(NamedTuple):
-    """How a call's batch divides, from the outermost to the innermost.
+    """The division of a call's batch, from the outermost to the innermost.
 
     Attributes:
         branches: Branches of guidance.
@@ -84,12 +84,12 @@ class Call:
     """One kernel call of an edited module.
 
     Attributes:
-        site: Where.
+        site: The attention module.
         layout: How the forward pass's tokens are laid out.
         query: "B H N D".
         key: "B G N D".
         value: "B G N D".
-        mask: As given to the kernel.
+        mask: The mask given to the kernel.
         scale: Factor of the logits.
         kernel: The stock kernel with the call's mask and scale: ``kernel(query, key, value)``.
         entered: The rows that entered the module, of which the call may hold a part.
@@ -138,7 +138,7 @@ class Call:
         return result
 
     def image(self) -> slice:
-        """Where the image's tokens are.
+        """The slice of the image's tokens among the rows.
 
         Raises:
             ValueError: It can't be told in this pass.
@@ -167,7 +167,7 @@ class Call:
         return self.value[:, :, self.first :]
 
     def text(self) -> slice:
-        """Where the text's tokens are among the columns, of joint attention.
+        """The slice of the text's tokens among the columns, of joint attention.
 
         Raises:
             ValueError: It can't be told in this pass.
@@ -184,7 +184,7 @@ class Call:
         return self.layout.text(self.site.order, tokens)
 
     def _whole(self) -> int:
-        """How many tokens the call holds, once it is known that these are all."""
+        """The number of the call's tokens, once it is known that these are all."""
         tokens = self.query.shape[2]
         if self.entered is not None:
             alone, beside = self.entered.tokens, self.entered.text
@@ -197,7 +197,7 @@ class Call:
         return tokens
 
     def samples(self) -> Samples:
-        """How the batch divides into branches, prompts, images and frames.
+        """The division of the batch into branches, prompts, images and frames.
 
         Raises:
             RuntimeError: It holds a part of the pass's rows, and it isn't known which.
@@ -230,4 +230,4 @@ class Call:
 
 
 Editor = Callable[[Call], Tensor]
-"""Makes the head outputs of a call, "B H N D"."""
+"""A function that makes the head outputs of a call, "B H N D"."""

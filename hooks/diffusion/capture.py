@@ -29,10 +29,10 @@ from regaze.hooks.diffusion.works import Run, Work
 
 @dataclass
 class Seen:
-    """What was attended to.
+    """Text maps read while a pipeline ran.
 
     Attributes:
-        layers: Where.
+        layers: The layers that were read.
         steps: Per pass of the denoiser "B F R C T" float32: the mean over layers and heads, for
             samples, frames, rows and columns of the image and tokens of the text.
         text: The parts of the text stream.
@@ -46,7 +46,7 @@ class Seen:
         """The mean map "F R C" of a word or phrase, over all its tokens and some passes.
 
         Args:
-            words: Of the prompt.
+            words: A word or phrase of the prompt.
             sample: Which picture of the batch.
             steps: Which passes; by default all.
 
@@ -66,7 +66,7 @@ class Seen:
         return torch.stack([one[sample] for one in self.steps[steps]])[..., columns].mean((0, -1))
 
     def iou(self, first: str, second: str, sample: int = 0, threshold: float = 0.5) -> float:
-        """How far two concepts look at the same places: intersection over union of bright regions.
+        """The overlap of two concepts' places: intersection over union of their bright regions.
 
         Args:
             first: A word or phrase of the prompt.
@@ -102,7 +102,7 @@ class _Capture(Work):
         self.readers[:] = [] if pass_.rows.cond is None else [Reader(self.sites, stop=False)]
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where maps are read."""
+        """The sites whose maps are read."""
         return self.sites if self.readers else ()
 
     def attend(self, call: Call) -> Tensor:

@@ -106,7 +106,7 @@ def unproven(denoiser: Any, why: str) -> ValueError:
 
 @dataclass(frozen=True)
 class Proven(Layout):
-    """What was found out of the tokens of a pass.
+    """The layout of a pass, as far as it was proven.
 
     Attributes:
         pictures: Where the picture is in an attention call of so many tokens.
@@ -115,7 +115,7 @@ class Proven(Layout):
     pictures: Mapping[int, slice] = field(default_factory=dict)
 
     def image(self, order: Order, tokens: int) -> slice:
-        """Where the picture's tokens are in a call of so many.
+        """The slice of the picture's tokens in a call of so many.
 
         Raises:
             ValueError: No call of so many was seen.
@@ -163,10 +163,10 @@ class _Proof:
         self._sample: Any = call[family.sample]
 
     def layout(self) -> Proven:
-        """What was proven.
+        """Prove the layout of the call.
 
         Raises:
-            ValueError: It couldn't be.
+            ValueError: It couldn't be proven.
         """
         if not isinstance(self._sample, Tensor) or not self._sample.is_floating_point():
             raise self._no(f"its first argument, {self._family.sample}, is no tensor of latents")
@@ -202,7 +202,7 @@ class _Proof:
         return call
 
     def _see_order(self, base: Seen) -> None:
-        """That the numbered layers ran as they are numbered, each on rows that are its columns."""
+        """Check that the numbered layers ran in their order, each on rows that are its columns."""
         named = [site.name for site in self._sites]
         ran = [path for path in base if path in set(named)]
         if missing := [name for name in named if name not in base]:
@@ -227,7 +227,7 @@ class _Proof:
                     )
 
     def _pictures(self, base: Seen) -> dict[str, slice]:
-        """By layer, which rows are the picture's."""
+        """The picture's rows, by layer."""
         family, call = self._family, self._call
         beside = [
             name
@@ -259,7 +259,7 @@ class _Proof:
         return found
 
     def _by_count(self, pictures: Mapping[str, slice]) -> dict[int, slice]:
-        """By number of tokens, where the picture is."""
+        """The picture's rows, by number of tokens."""
         found: dict[int, slice] = {}
         for name, rows in pictures.items():
             count = self._counts[name]
@@ -286,7 +286,7 @@ class _Proof:
         return layout
 
     def _fits(self, finest: tuple[int, int], layout: Proven) -> bool:
-        """Whether each layer has as many tokens of the picture as this grid has at its level."""
+        """True if each layer has as many tokens of the picture as this grid has at its level."""
         for site in self._sites:
             picture = layout.pictures[self._counts[site.name]]
             if math.prod(halved(finest, site.level)) != picture.stop - picture.start:
@@ -294,7 +294,7 @@ class _Proof:
         return True
 
     def _lies(self, base: Seen, layout: Proven, row: int, column: int, side: int) -> bool:
-        """Whether a change of one place reaches the rows of that place most."""
+        """True if a change of one place reaches the rows of that place most."""
         call = dict(self._call)
         changed = self._sample.clone()
         place = changed[..., row * side : (row + 1) * side, column * side : (column + 1) * side]
@@ -315,7 +315,7 @@ class _Proof:
         return True
 
     def _see_edits(self, pictures: Mapping[str, slice], layout: Proven) -> None:
-        """That maps are what is known here, and the engine's edit of them the literal one."""
+        """Check that maps are what is known here, and the engine's edit of them the literal one."""
         nothing = {name: slice(0, 0) for name in pictures}
         mapped = by_maps(self._denoiser, self._call, nothing)
         self._compare("its attention isn't softmax(QK' + mask) V", mapped, self._plain)
@@ -330,7 +330,7 @@ class _Proof:
             raise self._no("rows of the picture that see themselves alone change nothing")
 
     def _see_samples(self) -> None:
-        """That samples can be taken out of a batch."""
+        """Check that samples can be taken out of a batch."""
         for number in range(self._batch if self._batch > 1 else 0):
             rows = slice(number, number + 1)
             alone = predict(

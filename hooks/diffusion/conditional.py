@@ -1,4 +1,4 @@
-"""Which rows of a denoiser's batch are conditional.
+"""The conditional rows of a denoiser's batch.
 
 A pipeline runs classifier-free guidance as two halves of one batch, or as a call per branch; which
 of both, its class says (`regaze.hooks.diffusion.conventions`), and whether guidance is on, it says
@@ -28,7 +28,7 @@ def find_rows(
     given: slice | None,
     outside: Outside,
 ) -> Rows:
-    """What the rows of a call are.
+    """Find the rows of each branch in a call.
 
     Args:
         family: The denoiser's.
@@ -95,7 +95,7 @@ def _own_channels(sample: Any, latents: Any) -> Any:
 def _is_cond(
     convention: Convention, family: Family, call: Mapping[str, Any], running: Running
 ) -> bool:
-    """Whether a call that holds one branch is the conditional one.
+    """True if a call that holds one branch is the conditional one.
 
     Raises:
         ValueError: It can't be told.
@@ -114,7 +114,7 @@ def _is_cond(
 
 
 def _is_named(pipeline: Any, said: Any) -> bool:
-    """Whether the branch that a guider names is the conditional one.
+    """True if the branch that a guider names is the conditional one.
 
     Raises:
         ValueError: It's neither that nor the unconditional one.
@@ -129,7 +129,7 @@ def _is_named(pipeline: Any, said: Any) -> bool:
 
 
 def _which(text: Any, texts: Sequence[Any]) -> int | None:
-    """Which of two texts a call was given; None if neither or either."""
+    """The index of the text that a call was given, of two; None if neither or both match."""
     found = [n for n, one in enumerate(texts) if one is not None and one is text]
     if not found and isinstance(text, Tensor):
         found = [n for n, one in enumerate(texts) if one is not None and same(text, one)]

@@ -1,4 +1,4 @@
-"""How classes of pipelines run classifier-free guidance: one entry for each.
+"""Conventions of pipelines' classifier-free guidance: one entry for each class.
 
 All branches in one call of the denoiser, or a call for each; which is the conditional one; and how
 the running pipeline says whether it guides at all. Each is read off the class's ``__call__`` in
@@ -15,16 +15,16 @@ from typing import Any, Literal
 from regaze.hooks.calls import own_class
 
 Says = Callable[[Any, Mapping[str, Any]], Any]
-"""Reads off a running pipeline and the variables of its ``__call__`` whether it guides."""
+"""A function of a running pipeline and the variables of its ``__call__``: does it guide?"""
 
 
 class UntoldError(ValueError):
-    """It can't be told which rows are conditional; the user may say it."""
+    """Raised where it can't be told which rows are conditional; the user may say it."""
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How a class of pipelines runs classifier-free guidance.
+    """The way in which a class of pipelines runs classifier-free guidance.
 
     Attributes:
         branches: All branches in one call's batch ("batch"), a call for each ("calls"), or one
@@ -50,11 +50,11 @@ class Convention:
     refuse: str = ""
 
     def is_guided(self, pipeline: Any, variables: Mapping[str, Any]) -> bool:
-        """Whether a running pipeline runs both branches.
+        """True if a running pipeline runs both branches.
 
         Args:
-            pipeline: It.
-            variables: Of its ``__call__``.
+            pipeline: The pipeline.
+            variables: The variables of its ``__call__``.
 
         Raises:
             UntoldError: It doesn't say.
@@ -74,11 +74,11 @@ class Convention:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How a text encoder of a pipeline reads prompts.
+    """A text encoder of a pipeline, and how it reads prompts.
 
     Attributes:
         kind: "clip" or "t5".
-        tokenizer: Name of its part.
+        tokenizer: Name of its tokenizer among the pipeline's parts.
         prompt: Variable of ``__call__`` with what it reads; ``prompt`` if that is None.
         length: Attribute of the pipeline that says how many columns it has, where the next encoder
             has the rest; all of them if empty.
@@ -322,7 +322,7 @@ CONVENTIONS: dict[str, Convention] = {
 
 
 def convention_of(pipeline: Any) -> Convention:
-    """How a pipeline's class runs guidance.
+    """Find the convention of a pipeline's class.
 
     Raises:
         UntoldError: Nothing is known of it, or that its branches can't be told apart.
@@ -342,7 +342,7 @@ def convention_of(pipeline: Any) -> Convention:
 
 
 def encoders_of(pipeline: Any) -> tuple[Encoder, ...]:
-    """How a pipeline reads prompts, in the order of their columns; none if that isn't known."""
+    """The text encoders of a pipeline, in the order of their columns; none if they aren't known."""
     convention = CONVENTIONS.get(defining(pipeline, "__call__"))
     if convention is not None and convention.encoders:
         return convention.encoders

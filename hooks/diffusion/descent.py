@@ -33,14 +33,14 @@ from regaze.hooks.diffusion.works import Run, Work
 
 
 class Objective(ABC):
-    """What one run of a pipeline minimises; may remember what it saw in the steps before."""
+    """The loss that one run of a pipeline minimises; may remember what it saw in the steps before."""
 
     watches: bool = False
-    """Whether it wants to `watch` the denoiser's own passes."""
+    """True if it wants to `watch` the denoiser's own passes."""
 
     @abstractmethod
     def plan(self, step: int) -> Descent | None:
-        """What a step does; None if nothing."""
+        """The descent of a step; None if it has none."""
 
     @abstractmethod
     def loss(self, maps: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class _Course(Descend):
         tally.note = note
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where maps are watched in the denoiser's own pass."""
+        """The sites whose maps are watched in the denoiser's own pass."""
         return self.sites if self.readers else ()
 
     def attend(self, call: Call) -> Tensor:

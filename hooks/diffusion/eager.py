@@ -22,7 +22,7 @@ class _Eager:
         """Run compiled code uncompiled inside.
 
         Args:
-            owner: For whom; `leave` ends it for good, should an interrupt come in the way.
+            owner: The owner, for which `leave` ends it, should an interrupt come in the way.
         """
         try:
             with self._lock:
@@ -34,7 +34,7 @@ class _Eager:
             self.leave(owner)
 
     def leave(self, owner: object) -> None:
-        """Run it compiled again, unless others want it uncompiled."""
+        """Run compiled code as compiled again, unless others want it uncompiled."""
         if not self._wanted:
             return
         with self._lock:

@@ -22,8 +22,8 @@ POOLED: Mapping[str, int | None] = {
     "SD3Transformer2DModel": 2,
     "FluxTransformer2DModel": 1,
 }
-"""By the denoiser's class, which of what its pipelines' ``encode_prompt`` returns is the pooled
-text that it needs beside the first, the text stream: read off diffusers 0.42."""
+"""The place of the pooled text that a denoiser needs, by its class, among what its pipelines'
+``encode_prompt`` returns; the text stream comes first. Read off diffusers 0.42."""
 
 _SETTINGS = ("device", "max_sequence_length", "clip_skip", "lora_scale")
 
@@ -45,7 +45,7 @@ def encode(pipeline: Any, denoiser: str, prompts: Sequence[str]) -> Encoded:
     """Encode prompts as a running pipeline encodes its own.
 
     Args:
-        pipeline: It, with its text encoders.
+        pipeline: The pipeline, with its text encoders.
         denoiser: The class of its denoiser, one of `POOLED`.
         prompts: What to encode.
 
@@ -95,7 +95,7 @@ def read(method: str, path: str) -> Encoded:
 
 
 def keep(embeddings: Mapping[str, Tensor]) -> Path:
-    """Where embeddings lie in the cache, ``$XDG_CACHE_HOME/regaze/text``; written if they are new.
+    """Keep embeddings in the cache, ``$XDG_CACHE_HOME/regaze/text``, and return their path.
 
     The name is the hash of their contents, so that a path stands for one text for good.
     """
@@ -119,8 +119,8 @@ def rows_of(x: Tensor, rows: int, like: Tensor, what: str) -> Tensor:
     Args:
         x: One prompt's for all, or one for each of P prompts.
         rows: How many rows there are of one branch.
-        like: What has their device and dtype.
-        what: Whose they are, for messages.
+        like: A tensor with their device, dtype and size.
+        what: Their name in messages.
 
     Raises:
         ValueError: The rows aren't a multiple of the prompts, or they are of another size.

@@ -22,7 +22,7 @@ class Entry:
 
     @property
     def idle(self) -> bool:
-        """Whether it is a no-op by its settings."""
+        """True if the work is a no-op by its settings."""
         return self.work.idle
 
     def attend(self, work: Work, call: Call) -> Tensor:
@@ -39,7 +39,7 @@ class Entry:
         return changed
 
     def report(self, label: str) -> InterventionReport:
-        """What it did, under a label; waits for the device."""
+        """Report what the work did, under a label; waits for the device."""
         note = self.tally.note
         notes = (note if isinstance(note, str) else note(), self.work.told())
         return InterventionReport(
@@ -89,5 +89,5 @@ def refuse_clashes(entries: Sequence[Entry]) -> None:
 
 
 def _meet(one: Work, other: Work) -> bool:
-    """Whether two works may act in the same step."""
+    """True if two works may act in the same step."""
     return one.start < other.stop and other.start < one.stop

@@ -1,7 +1,7 @@
-"""What has to be known of a denoiser's class to edit attention in it: one entry for each class.
+"""Facts about classes of denoisers that edits of their attention need: one entry for each class.
 
-Where its attention modules are, what their rows and columns hold, in which order, and what its
-arguments mean. Nothing of it is guessed from shapes: a class that has no entry is refused. How
+It says where the attention modules are, what their rows and columns hold, in which order, and what
+the arguments mean. Nothing of it is guessed from shapes: a class that has no entry is refused. How
 pipelines run guidance is in `regaze.hooks.diffusion.conventions`.
 """
 
@@ -37,7 +37,7 @@ from regaze.hooks.diffusion.layouts import (
 __all__ = ["DENOISERS", "FAMILIES", "Convention", "Family", "Rule", "convention_of", "family_of"]
 
 Kind = Literal["self", "joint", "cross", "temporal", "linear", "other"]
-"""What the rows of an attention module attend to: the picture ("self"), picture and text ("joint"),
+"""Kinds of attention, by what the rows attend to: the picture ("self"), picture and text ("joint"),
 columns that aren't its rows, mostly the text ("cross"), the same place in other frames
 ("temporal"), everything by running sums without a map ("linear"); or its rows aren't the picture's
 ("other": the text's alone, sound's)."""
@@ -52,7 +52,7 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 
 @dataclass(frozen=True)
 class Rule:
-    """What some attention modules of a denoiser are.
+    """The kind and order of some attention modules of a denoiser.
 
     Attributes:
         path: Regular expression that a module's whole path matches.
@@ -250,11 +250,11 @@ FAMILIES: dict[str, Family] = {
 """Families by the name of the class that defines the denoiser's ``forward``."""
 
 CHECKED: MutableMapping[nn.Module, Family] = weakref.WeakKeyDictionary()
-"""What was proposed for denoisers of unknown classes, attached to with ``unknown="check"``."""
+"""Families proposed for denoisers of unknown classes, attached to with ``unknown="check"``."""
 
 
 def family_of(denoiser: Any) -> Family:
-    """What is known of a denoiser's class.
+    """Find the family of a denoiser's class.
 
     Args:
         denoiser: A U-Net or transformer; not compiled, or unwrapped.

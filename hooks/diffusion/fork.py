@@ -28,11 +28,11 @@ Fork = tuple[frozenset[str], tuple[int, int]]
 """The blocks that a branch's edits are in, and the first and last of the rows that it runs on."""
 
 Instead = Callable[[Callable[[], Any], Mapping[str, Any]], Any]
-"""What runs in a block's place: ``instead(run, arguments)``; ``run()`` runs the block itself."""
+"""Code in a block's place: ``instead(run, arguments)``; ``run()`` runs the block itself."""
 
 
 class _Here(threading.local):
-    """What this thread keeps, or replays, now."""
+    """The code that now runs in the place of this thread's blocks."""
 
     blocks: Mapping[int, Instead] | None = None
 
@@ -70,7 +70,7 @@ class Kept:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep what the pass inside needs to keep."""
+        """Keep the outputs of the pass inside that branches may read."""
 
         def keep(name: str) -> Instead:
             return lambda run, arguments: self._record(name, run)
@@ -98,7 +98,7 @@ class Kept:
         return output
 
     def _is_read(self, name: str, forks: Sequence[Fork]) -> bool:
-        """Whether a branch may read what a block returned.
+        """True if a branch may read what a block returned.
 
         In a chain a block reads the one before it alone: of those that a branch skips only the last
         one of a list counts, and the one before its first edited block.
@@ -151,7 +151,7 @@ def instead(denoiser: nn.Module, found: Mapping[str, Instead]) -> Iterator[None]
 
 
 def skipping(returns: Sequence[str]) -> Instead:
-    """What runs in the place of a block that is left out: its streams pass through.
+    """Code that runs in the place of a block that is left out: its streams pass through.
 
     Args:
         returns: Which of its arguments it returns, in order.
@@ -208,7 +208,7 @@ def _cut(output: Any, rows: slice, batch: int) -> Any:
 
 
 def _runs_over(output: Any, batch: int) -> bool:
-    """Whether all of a block's hidden states can be cut by rows."""
+    """True if all of a block's hidden states can be cut by rows."""
     if isinstance(output, Tensor):
         return output.ndim > 1 and output.shape[0] % batch == 0
     if isinstance(output, (list, tuple)):
@@ -221,7 +221,7 @@ def _list(name: str) -> str:
 
 
 def why_not(denoiser: nn.Module, call: Mapping[str, Any], family: Family) -> str | None:
-    """Why a call's branches can't fork and need whole forward passes; None if they can.
+    """The reason why a call's branches need whole forward passes; None if they can fork.
 
     Args:
         denoiser: The model, maybe compiled.
@@ -249,7 +249,7 @@ def _parts_of_blocks(denoiser: nn.Module) -> Iterator[nn.Module]:
 
 
 def is_compiled(module: nn.Module) -> bool:
-    """Whether a module was given to ``torch.compile`` or compiled in place."""
+    """True if a module was given to ``torch.compile`` or compiled in place."""
     # Looked up as they are stored, because every part of a denoiser is asked in every pass.
     held = vars(module)
     return held.get("_compiled_call_impl") is not None or "_orig_mod" in held.get("_modules", ())

@@ -27,7 +27,7 @@ class Way(NamedTuple):
     weight: Tensor
 
     def of(self, frame: int) -> Way:
-        """That of one frame, counted from 1, for any number of them."""
+        """The flow of one frame, counted from 1, for any number of frames."""
         row = slice(frame - 1, frame)
         return Way(Corners(*(x[row] for x in self.corners)), self.weight[row])
 

@@ -28,7 +28,7 @@ _HALF_SCALES = (16, 12, 8, 4, 0)
 
 @dataclass(frozen=True)
 class Descent:
-    """What a step does.
+    """The updates of one step.
 
     Attributes:
         size: Factor of the gradient.
@@ -88,7 +88,7 @@ class _Frozen:
                 module.gradient_checkpointing = False
 
     def leave(self, denoiser: Any, owner: object | None) -> None:
-        """End it for an owner, or for all."""
+        """Restore parameters and blocks when the last owner leaves; for None at once."""
         with self._lock:
             held = self._held.get(id(denoiser))
             if held is None:
@@ -135,10 +135,10 @@ def measure(
 
     Args:
         source: Where latents go into a call.
-        sites: Whose maps are read.
+        sites: The sites whose maps are read.
         loss_of: The loss of each sample, from their maps (see `Reader.maps`).
         forward: Runs the denoiser on a call, and edits sites.
-        latents: Where.
+        latents: The latents.
     """
     leaf = latents.detach().clone().requires_grad_()
     call = {**source.cond, source.name: source.sample(leaf, source.cond)}

@@ -1,7 +1,8 @@
-"""How much each head attends to words of the prompt, and from where in the picture.
+"""Maps of each head's attention to words of the prompt, by place in the picture.
 
-Read in the denoiser's own passes as `regaze.hooks.diffusion.capture` reads them, but head by head
-and in all layers that see the text, whatever their resolution. What is computed is untouched.
+They are read in the denoiser's own passes as `regaze.hooks.diffusion.capture` reads them, but head
+by head and in all layers that see the text, whatever their resolution. What is computed is
+untouched.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from regaze.hooks.diffusion.works import Run, Work
 
 @dataclass
 class HeadMaps:
-    """What each head attended to.
+    """Maps of words, head by head.
 
     Attributes:
         sites: The layers that were read, in the order in which they run.
@@ -67,7 +68,7 @@ class _Read(Work):
         return self
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
-        """Where maps are read: nowhere in a pass without conditional rows."""
+        """The sites whose maps are read: none in a pass without conditional rows."""
         return () if pass_.rows.cond is None or not self.columns else self.sites
 
     def attend(self, call: Call) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a diffusion method is attached to: the denoisers of a pipeline, and facts about them."""
+"""The denoisers of a pipeline, which methods are attached to, and facts about them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
 
 @dataclass(frozen=True)
 class Host:
-    """What a method is told of a model.
+    """The facts about a model that a method is told.
 
     Attributes:
         model: Name of its class.
@@ -59,7 +59,7 @@ def find_denoisers(target: Any) -> dict[str, nn.Module] | None:
 
 
 def sites(target: Any) -> list[Site]:
-    """Where a pipeline's denoiser attends, in the order in which its layers run.
+    """List the attention modules of a pipeline's denoiser, in the order in which they run.
 
     Args:
         target: A diffusers pipeline, U-Net or transformer.
@@ -106,12 +106,12 @@ def refuse_caches(denoiser: Any) -> None:
 
 
 def is_pipeline(thing: Any) -> bool:
-    """Whether it is a diffusers pipeline."""
+    """True if a thing is a diffusers pipeline."""
     return _is_a(thing, "DiffusionPipeline")
 
 
 def _is_a(thing: Any, name: str) -> bool:
-    """Whether it is of a diffusers class, without loading diffusers."""
+    """True if a thing is of a diffusers class, without loading diffusers."""
     return any(
         c.__name__ == name and c.__module__.startswith("diffusers.") for c in type(thing).__mro__
     )

@@ -29,7 +29,7 @@ _NATIVE = "native"
 
 
 class _Here(threading.local):
-    """What this thread edits now."""
+    """This thread's edits, the edited module that runs, and the number of its passes."""
 
     edits: Edits | None = None
     module: Any = None
@@ -40,7 +40,7 @@ _HERE = _Here()
 
 
 class Edits:
-    """What one forward pass of a denoiser edits.
+    """The edits of one forward pass of a denoiser.
 
     Args:
         denoiser: The model.
@@ -200,7 +200,7 @@ def _refuse_outside() -> None:
 
 
 def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any:
-    """What a module returns with its picture's rows multiplied."""
+    """A module's output with its picture's rows multiplied."""
     streams = output if isinstance(output, tuple) else (output,)
     first = streams[0]
     if site.kind not in ("self", "joint", "temporal") or first.shape[:2] != (
@@ -252,9 +252,9 @@ class _Kernel(TorchFunctionMode):
         return self._edited(query, key, value, named)
 
     def _own(self, query: Tensor, key: Tensor) -> bool:
-        """Whether a call is the module's own attention.
+        """True if a call is the module's own attention.
 
-        Another's on queries that had theirs, with other keys, belongs to an IP-Adapter.
+        A second call on the same queries, with other keys, is an IP-Adapter's.
         """
         if any(_same(query, one) for one in self._queries):
             return False

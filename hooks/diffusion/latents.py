@@ -45,8 +45,8 @@ class Step:
     """The latents of one step, while works move them.
 
     Attributes:
-        index: Which step.
-        steps: Of how many.
+        index: The step's index.
+        steps: The number of steps.
         open: Whether they can be moved in this pass: not in that of another branch, nor in a
             second-order scheduler's correction, which starts again from latents kept.
     """
@@ -62,7 +62,7 @@ class Step:
 
     @property
     def source(self) -> Source:
-        """Where they go into the denoiser's call.
+        """Their place in the denoiser's call.
 
         Raises:
             RuntimeError: The other branch ran with latents that weren't moved yet.
@@ -103,7 +103,7 @@ class Step:
 
 @dataclass
 class Latents:
-    """What one thread moves before one denoiser, from step to step."""
+    """The latents that one thread moves before one denoiser, from step to step."""
 
     waiting: Handover | None = None
     alone: int = -1

@@ -1,4 +1,4 @@
-"""How the tokens of one forward pass of a denoiser are laid out, read off its arguments.
+"""The layout of a denoiser's tokens in one forward pass, read off its arguments.
 
 One reader for each way in which denoisers are told the size of a picture. A picture that starts
 from others (an edit, a continuation) may have their tokens beside its own: the picture's rows are
@@ -15,24 +15,24 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 Order = Literal["image", "image-text", "text-image"]
-"""In which order an attention call holds its streams."""
+"""The order in which an attention call holds its streams."""
 
 
 class Place(Protocol):
-    """What a grid depends on of a `regaze.hooks.diffusion.Site`."""
+    """The part of a `regaze.hooks.diffusion.Site` that a grid depends on."""
 
     @property
     def name(self) -> str:
-        """Its path."""
+        """The site's path."""
 
     @property
     def level(self) -> int:
-        """How often the grid is halved before it."""
+        """The number of times that the grid is halved before it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the tokens of one forward pass are laid out.
+    """The layout of the tokens of one forward pass.
 
     Attributes:
         finest: (rows, columns) or (frames, rows, columns) of the finest token grid, if known.
@@ -73,7 +73,7 @@ class Layout:
         """The grid of a site's image tokens, or None if this picture's grid isn't known.
 
         Args:
-            site: Where they are.
+            site: The site that they are in.
             tokens: How many there are.
 
         Raises:
@@ -92,7 +92,7 @@ class Layout:
         return grid
 
     def image(self, order: Order, tokens: int) -> slice:
-        """Where the picture's tokens are in a call.
+        """The slice of the picture's tokens in a call.
 
         Args:
             order: How the call's rows are laid out.
@@ -109,7 +109,7 @@ class Layout:
         return slice(start, tokens - self.n_text if order == "image-text" else tokens)
 
     def text(self, order: Order, tokens: int) -> slice:
-        """Where the text's tokens are in a call.
+        """The slice of the text's tokens in a call.
 
         Args:
             order: How the call's rows are laid out.
@@ -127,7 +127,7 @@ class Layout:
 
 
 Reader = Callable[[Any, Mapping[str, Any]], Layout]
-"""Reads a layout: ``reader(denoiser, call)``, the call's arguments by name."""
+"""A function that reads a layout: ``reader(denoiser, call)``, the call's arguments by name."""
 
 
 def halved(grid: tuple[int, ...], times: int) -> tuple[int, ...]:
@@ -245,7 +245,7 @@ def beside(reader: Reader, *others: str) -> Reader:
 
     Args:
         reader: Reads the rest.
-        *others: Which; what is None or absent isn't there.
+        *others: Their names; what is None or absent isn't there.
     """
 
     def read(denoiser: Any, call: Mapping[str, Any]) -> Layout:

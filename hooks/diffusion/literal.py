@@ -87,7 +87,7 @@ class WholeForm:
 
 @dataclass(frozen=True)
 class Manner:
-    """How a pipeline is run, known before it runs.
+    """The way in which a pipeline is run, known before it runs.
 
     Attributes:
         denoiser: Name of the part that is edited.
@@ -110,7 +110,7 @@ class Manner:
 
     @property
     def both(self) -> bool:
-        """Whether a call holds both branches."""
+        """True if a call holds both branches."""
         return self.guided and not self.calls
 
     def cond(self, rows: Tensor) -> Tensor:
@@ -207,7 +207,7 @@ def _half_edited(edit: Callable[[Map], Tensor], second: bool, m: Map) -> Tensor:
 
 
 class Steps:
-    """Where in its steps a pipeline is, counted from its denoiser's calls."""
+    """A pipeline's place in its steps, counted from its denoiser's calls."""
 
     def __init__(self) -> None:
         self.waiting: list[Tensor] = []
@@ -269,5 +269,5 @@ def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[
 
 
 def again(output: Any, first: Tensor) -> Any:
-    """What a denoiser returns, with another prediction in it."""
+    """A denoiser's output with another prediction in it."""
     return (first,) if isinstance(output, tuple) else type(output)(first)

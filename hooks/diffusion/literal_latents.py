@@ -112,7 +112,7 @@ class _Move:
         self.second = False
 
     def taken(self, sample: Tensor) -> Tensor:
-        """What the scheduler gets as its sample."""
+        """The sample that the scheduler gets."""
         new, self.new = self.new, None
         return sample if new is None else new.to(sample.dtype)
 
@@ -153,7 +153,7 @@ class _Move:
     def _descend(
         z: Tensor, plan: Descent, measure: Callable[[Tensor], tuple[Tensor, Tensor]]
     ) -> Tensor:
-        """Each sample is moved until its loss is low enough, then all are once more."""
+        """Move each sample until its loss is low enough, then all of them once more."""
         loss, gradient = measure(z)
         still = (loss > plan.target).tolist()
         for _ in range(plan.limit):

@@ -76,7 +76,7 @@ class Begun:
 
 @dataclass
 class PerThread:
-    """What one thread keeps from pass to pass."""
+    """The state that one thread keeps from pass to pass."""
 
     latents: Latents = field(default_factory=Latents)
     begun: dict[int, Begun] = field(default_factory=dict)
@@ -85,7 +85,7 @@ class PerThread:
 
 
 class Surroundings(Protocol):
-    """What a pass asks of the seat that runs it."""
+    """The part of a seat that its passes use."""
 
     cond_rows: slice | None
     fork: bool
@@ -95,10 +95,10 @@ class Surroundings(Protocol):
         """The pipeline that works were attached to, while it exists."""
 
     def thread(self) -> PerThread:
-        """What this thread keeps from pass to pass."""
+        """The state that this thread keeps from pass to pass."""
 
     def calls(self, owner: Calls, compiled: bool) -> Calls:
-        """What runs code around the modules of a pass."""
+        """The `Calls` that run code around the modules of a pass."""
 
 
 class OnePass:
@@ -151,7 +151,7 @@ class OnePass:
         return output
 
     def _arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
-        """What the denoiser is called with, by the works that act in a pass."""
+        """The denoiser's arguments, as the works that act in a pass make them."""
         for _, work in self._live:
             call = work.arguments(call, pass_)
         return call
@@ -172,7 +172,7 @@ class OnePass:
             yield
 
     def _begin(self, args: Any, kwargs: dict[str, Any]) -> Pass:
-        """The pass, and which works act in it."""
+        """Begin the pass, and the works that act in it."""
         family, seat = family_of(self._denoiser), self._seat
         call = copy_containers(call_by_name(self._denoiser, args, kwargs))
         found = running(self._module)
@@ -287,7 +287,7 @@ class OnePass:
     # -- branches beside it --------------------------------------------------------------------
 
     def _kept(self, pass_: Pass, branches: Sequence[tuple[Entry, Branch]]) -> Kept | None:
-        """What branches need of the pass that begins."""
+        """The keeper of outputs that branches need of the pass; None if they need none."""
         if pass_.rows.cond is None or not branches:
             return None
         reason = why_not(self._module, pass_.call, pass_.family)
@@ -337,7 +337,7 @@ class OnePass:
     def _delta(
         self, pass_: Pass, entry: Entry, branch: Branch, kept: Kept | None, prediction: Any
     ) -> Any:
-        """What a branch's combination differs by from its rows' own prediction."""
+        """The difference of a branch's combination from its rows' own prediction."""
         rows = branch.chosen(pass_)
         call = call_of_rows(pass_.call, rows, pass_.rows.batch, pass_.family)
         if branch.inputs is not None:
@@ -367,7 +367,7 @@ class OnePass:
 
 
 def has_branches(work: Work) -> bool:
-    """Whether a work asks for further runs beside a pass."""
+    """True if a work asks for further runs beside a pass."""
     return type(work).branches is not Work.branches
 
 

@@ -27,7 +27,7 @@ class Outside:
 
 
 def outside_rows(family: Family, call: Mapping[str, Any], attached: Any, outside: Outside) -> Rows:
-    """What the rows of such a call are.
+    """Find the rows of each branch in such a call.
 
     Args:
         family: The denoiser's.
@@ -83,7 +83,7 @@ def _alike(sample: Any) -> Iterator[tuple[int, int]]:
 def _guides(
     family: Family, call: Mapping[str, Any], starts: tuple[int, int], count: int = 1
 ) -> bool:
-    """Whether what a call is given beside the latents differs between some rows."""
+    """True if what a call is given beside the latents differs between some rows."""
     batch = len(call[family.sample])
     one, other = (
         call_of_rows(call, slice(start, start + count), batch, family) for start in starts
@@ -92,13 +92,13 @@ def _guides(
 
 
 def _kept(family: Family, call: Mapping[str, Any]) -> dict[str, Any]:
-    """What branches of one step have in common, and what they differ in."""
+    """The arguments that branches of one step share, and those in which they differ."""
     names = (family.sample, "timestep", family.text, "class_labels")
     return {name: call[name] for name in names if name in call}
 
 
 def _follows(family: Family, before: Mapping[str, Any], call: Mapping[str, Any]) -> bool:
-    """Whether a call is the call before with another text."""
+    """True if a call is the call before with another text."""
     now = _kept(family, call)
     if now.keys() != before.keys():
         return False

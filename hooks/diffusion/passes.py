@@ -14,7 +14,7 @@ from regaze.hooks.diffusion.running import Running, progress_of, timestep_of
 from regaze.hooks.diffusion.sites import Layout, Site
 
 Editors = Mapping[Site, Sequence[Callable[..., Tensor]]]
-"""By site, what makes the head outputs of its calls, one after the other."""
+"""Functions that make the head outputs of a site's calls, one after the other, by site."""
 
 
 class StepLatents(Protocol):
@@ -34,7 +34,7 @@ class StepLatents(Protocol):
 
     @property
     def source(self) -> Any:
-        """Where they go into the denoiser's call: `regaze.hooks.diffusion.latents.Source`."""
+        """Their place in the denoiser's call: `regaze.hooks.diffusion.latents.Source`."""
 
     def current(self) -> Tensor:
         """The latents as they are now."""
@@ -106,5 +106,5 @@ class Pass:
         return timestep_of(self.running, self.call)
 
     def within(self, start: float, stop: float) -> bool:
-        """Whether its step lies in a window, in shares of the steps."""
+        """True if its step lies in a window, in shares of the steps."""
         return (start == 0 and stop == 1) or start <= self.progress < stop

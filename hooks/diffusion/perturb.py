@@ -103,7 +103,7 @@ def image_block_identity(
     kernel: Kernel,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Each image token sees itself and the text, no other image token; other rows are unchanged.
+    """Let image tokens see themselves and the text, no other image token; other rows are unchanged.
 
     With s_i the logit of token i on itself and (O_i, lse_i) its attention to the text,
     ``g_i = sigmoid(s_i - lse_i)`` and the output is ``g_i v_i + (1 - g_i) O_i``: diffusers' SD3

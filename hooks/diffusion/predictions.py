@@ -1,4 +1,4 @@
-"""What a denoiser returns and is called with: tensors, tuples or lists, read and remade."""
+"""Outputs and samples of a denoiser: tensors, tuples or lists, read and remade."""
 
 from __future__ import annotations
 

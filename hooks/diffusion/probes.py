@@ -18,9 +18,9 @@ from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.rows import copy_containers
 
 Answer = Callable[[str, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
-"""Answers a kernel call: path of the module, query, key, value, settings."""
+"""A function that answers a kernel call: path of the module, query, key, value, settings."""
 Seen = dict[str, list[tuple[Tensor, Tensor]]]
-"""By module, in the order of its kernel calls, sketches of queries and keys."""
+"""Sketches of queries and keys by module, in the order of its kernel calls."""
 _SKETCH = 8
 
 
@@ -87,7 +87,7 @@ def answering(denoiser: nn.Module, answer: Answer) -> Iterator[None]:
 
 
 def predict(denoiser: Any, call: Mapping[str, Any]) -> Tensor:
-    """What the denoiser predicts, around whatever else is attached to its call.
+    """The denoiser's prediction, around whatever else is attached to its call.
 
     Raises:
         TypeError: Its output isn't a tensor.
@@ -100,7 +100,7 @@ def predict(denoiser: Any, call: Mapping[str, Any]) -> Tensor:
 
 
 def muted(denoiser: Any, call: Mapping[str, Any]) -> Seen:
-    """What enters each attention call where attention gives zeros: no token hears of another."""
+    """Inputs of each attention call where attention gives zeros: no token hears of another."""
     seen: Seen = {}
 
     def mute(path: str, query: Tensor, key: Tensor, value: Tensor, named: Any) -> Tensor:
@@ -120,17 +120,17 @@ def _sketch(x: Tensor) -> Tensor:
 
 
 def reached(before: Tensor, after: Tensor) -> Tensor:
-    """How far each token moved, "N"; exactly 0 up to rounding where nothing reached it."""
+    """The distance that each token moved, "N"; exactly 0 up to rounding where nothing reached it."""
     moved = (after - before).norm(dim=-1).amax(0)
     found: Tensor = moved.masked_fill(moved <= 1e-5 * before.norm(dim=-1).amax(), 0)
     return found
 
 
 def by_maps(denoiser: Any, call: Mapping[str, Any], pictures: Mapping[str, slice]) -> Tensor:
-    """What the denoiser predicts with explicit N x N maps, in which picture rows see themselves.
+    """The denoiser's prediction with explicit N x N maps, in which picture rows see themselves.
 
     Args:
-        denoiser: It.
+        denoiser: The model.
         call: Its arguments.
         pictures: By module, the rows that are to see nothing but themselves; others' maps stay.
     """

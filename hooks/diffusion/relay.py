@@ -33,7 +33,7 @@ class Handover:
     relay: Relay | None = None
 
     def recall(self) -> None:
-        """Hand them over no more."""
+        """Hand the latents over no more."""
         if self.relay is not None:
             self.relay.drop(self)
 
@@ -88,7 +88,7 @@ class Relay:
         self._take = self.scheduler.step = take
 
     def drop(self, handover: Handover) -> None:
-        """Let one wait no more; the last one gives the scheduler its own step back."""
+        """Let latents wait no more; the last ones give the scheduler its own step back."""
         with _LOCK:
             for key in [k for k, one in self.waiting.items() if one is handover]:
                 del self.waiting[key]

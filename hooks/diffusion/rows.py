@@ -15,7 +15,7 @@ from regaze.hooks.diffusion.families import Family
 
 @dataclass(frozen=True)
 class Rows:
-    """What the rows of one denoiser call are.
+    """The rows of one denoiser call, by branch of guidance.
 
     Attributes:
         batch: Number of rows.
@@ -33,13 +33,13 @@ class Rows:
 
     @property
     def branches(self) -> int:
-        """How many branches the call's batch holds, one after the other."""
+        """The number of branches in the call's batch, one after the other."""
         rows = self.cond or self.uncond or slice(0, self.batch)
         return self.batch // int(rows.stop - rows.start)
 
     @property
     def samples(self) -> int:
-        """How many samples the call's main branch holds."""
+        """The number of samples in the call's main branch."""
         return self.batch // self.branches
 
 
@@ -50,7 +50,7 @@ def halves(batch: int, cond: str) -> Rows:
 
 
 def is_halved(sample: Any) -> bool:
-    """Whether a batch is twice the same."""
+    """True if the halves of a batch are equal."""
     half, rest = divmod(len(sample), 2)
     if rest or not half:
         return False
@@ -66,7 +66,7 @@ def starts_of(sample: Any) -> list[float]:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two arguments hold the same tensors; what holds none isn't compared."""
+    """True if two arguments hold the same tensors; what holds none isn't compared."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, (list, tuple)):
@@ -137,7 +137,7 @@ def join_rows(
     """A denoiser call's arguments with another call's rows behind its own.
 
     Args:
-        call: Of ``batch`` rows.
+        call: The arguments of a call of ``batch`` rows.
         more: The same arguments for other rows.
         batch: Rows of the first.
         family: The denoiser's.

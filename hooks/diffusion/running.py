@@ -18,9 +18,9 @@ class Running:
     """A pipeline that is running.
 
     Attributes:
-        pipeline: It.
-        variables: Of its ``__call__``, as they are now.
-        run: What tells this run from others.
+        pipeline: The pipeline.
+        variables: The variables of its ``__call__``, as they are now.
+        run: Number that tells this run from others.
         guider: Which branch the guider of a modular pipeline says that this call is, and how many
             there are in this step; None in other pipelines.
     """
@@ -32,13 +32,13 @@ class Running:
 
     @property
     def step(self) -> tuple[int, int] | None:
-        """Which sampling step it is in, and of how many; None if it counts them otherwise."""
+        """The sampling step and the number of steps; None if it counts them otherwise."""
         index, steps = self.variables.get("i"), self.variables.get("timesteps")
         return (index, len(steps)) if isinstance(index, int) and steps is not None else None
 
     @property
     def images(self) -> int:
-        """How many images of each prompt it makes."""
+        """The number of images or videos that it makes of each prompt."""
         found = self.variables.get("num_images_per_prompt")
         return int(found or self.variables.get("num_videos_per_prompt") or 1)
 

@@ -48,7 +48,7 @@ class Seat:
         """Add a work.
 
         Args:
-            entry: It.
+            entry: The work, with its counters.
             pipeline: The pipeline that it was attached to; None for a bare denoiser.
         """
         with self._lock:
@@ -58,7 +58,7 @@ class Seat:
             self._install()
 
     def pop(self, entry: Entry) -> None:
-        """Take one off, from anywhere; a second time finishes what the first one couldn't."""
+        """Take a work off, from anywhere; a second time finishes what the first one couldn't."""
         with self._lock:
             self.entries = tuple(one for one in self.entries if one is not entry)
             for thread in list(self._threads.values()):
@@ -97,7 +97,7 @@ class Seat:
         self._calls.release(keep=lambda thing: id(thing) in keep)
 
     def of(self, denoiser: nn.Module) -> bool:
-        """Whether this is its seat."""
+        """True if this is a denoiser's seat."""
         return self._denoiser() is denoiser
 
     # -- around one forward pass ---------------------------------------------------------------
@@ -112,7 +112,7 @@ class Seat:
             return OnePass(self, module, entries, owner)(run, args, kw)
 
     def thread(self) -> PerThread:
-        """What this thread keeps from pass to pass."""
+        """The state that this thread keeps from pass to pass."""
         here = threading.get_ident()
         with self._lock:
             if here not in self._threads:
@@ -128,7 +128,7 @@ class Seat:
         return None if self._attached is None else self._attached()
 
     def calls(self, owner: Calls, compiled: bool) -> Calls:
-        """What runs code around the modules of a pass."""
+        """The `Calls` that run code around the modules of a pass."""
         if not compiled:
             return self._calls
         with self._lock:

@@ -1,4 +1,4 @@
-"""Where a denoiser attends: every attention module, what it attends to, and how to name it."""
+"""The attention modules of a denoiser: what each one attends to, and how to name it."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
 
 
 def _level(family: Family, denoiser: Any, block: str) -> int:
-    """How often the grid is halved before a block: once behind each of a U-Net's down blocks."""
+    """Halvings of the grid before a block: one behind each of a U-Net's down blocks."""
     if family.blocks != UNET:
         return 0
     part, _, index = block.partition(".")
@@ -150,7 +150,7 @@ def _rule_of(family: Family, denoiser: nn.Module, path: str) -> Rule:
 
 
 def _kind(rule: Rule, module: Any) -> Kind:
-    """What a module of a rule attends to; some classes build theirs either way (U-Nets).
+    """The kind of a module of a rule; some classes build theirs either way (U-Nets).
 
     A second attention that was built as self-attention is still given the text.
     """

@@ -1,4 +1,4 @@
-"""Where a pipeline's latents are, and how the denoiser's sample is made of them."""
+"""The place of a pipeline's latents, and how the denoiser's sample is made of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from regaze.hooks.diffusion.rows import call_of_rows
 
 @dataclass(frozen=True)
 class Source:
-    """Where a pipeline's latents go into its denoiser's call.
+    """The place of a pipeline's latents in its denoiser's call.
 
     Attributes:
         scale: What the pipeline does to them before the call.
@@ -30,7 +30,7 @@ class Source:
 
     @classmethod
     def of(cls, pass_: Pass) -> Source:
-        """Find it.
+        """Find the place of the latents in a pass.
 
         Raises:
             ValueError: The call's sample isn't made of the pipeline's latents alone, or its

@@ -1,4 +1,4 @@
-"""What a work on a denoiser did: calls and changes per site, steps, and how it ran."""
+"""Counters of a work on a denoiser: calls and changes per site, steps, and how it ran."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which columns of a denoiser's text are which words of the prompt.
+"""The words of the prompt among the columns of a denoiser's text.
 
 Prompts are read off the running pipeline and its tokenizers: a pipeline that was given embeddings
 has none, and then columns are known by their numbers alone.
@@ -35,12 +35,12 @@ class Words:
 
     @classmethod
     def of(cls, pass_: Pass) -> Words:
-        """Keep those of a pass."""
+        """Keep the embeddings of a pass."""
         text = pass_.call.get(pass_.family.text)
         return cls(text, _version(text), _cond(pass_))
 
     def refuse_others(self, pass_: Pass) -> None:
-        """Check that a later pass of the run has the same.
+        """Check that a later pass of the run has the same embeddings.
 
         Raises:
             ValueError: Its conditional rows were given others.
@@ -128,7 +128,7 @@ def read_text(pipeline: Any, rows: int, n_text: int) -> tuple[Part, ...]:
     """The parts of a running pipeline's text stream.
 
     Args:
-        pipeline: It.
+        pipeline: The pipeline.
         rows: Conditional rows of its batch: every prompt has as many, one after the other.
         n_text: Length of the text stream, in tokens.
     """
@@ -164,7 +164,7 @@ def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:
     """A prompt as a tokenizer cuts it.
 
     Args:
-        tokenizer: Of a CLIP or T5 text encoder.
+        tokenizer: The tokenizer of a CLIP or T5 text encoder.
         text: The prompt.
         length: How many tokens the encoder takes.
     """

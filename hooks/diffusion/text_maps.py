@@ -1,4 +1,4 @@
-"""How much each place of the image attends to each token of the text, read in chosen layers.
+"""Attention of each place of the image to each token of the text, read in chosen layers.
 
 Only the columns of the text are ever formed. Of cross-attention these are the whole map, image x
 text. Of joint attention a row's softmax runs over image and text, so its text columns are
@@ -22,7 +22,7 @@ from regaze.hooks.diffusion.sites import Site
 
 
 class Enough(Exception):  # noqa: N818 (no error: it ends a pass early)
-    """Every map that was wanted has been read; the rest of the pass isn't needed."""
+    """Raised once every map that was wanted has been read: the rest of the pass isn't needed."""
 
 
 class Reader:
@@ -94,7 +94,7 @@ def text_map(call: Call, rows: slice) -> Tensor:
     """The text columns of a call's maps, "B H N T" float32, N image and T text tokens.
 
     Args:
-        call: Of cross- or joint attention.
+        call: A call of cross- or joint attention.
         rows: Which rows of its batch.
 
     Raises:

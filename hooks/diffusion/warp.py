@@ -34,7 +34,7 @@ class Corners(NamedTuple):
 
 
 def corners(flow: Tensor) -> Corners:
-    """Where each token of a grid is fetched from.
+    """The tokens that each token of a grid is fetched from, with their shares.
 
     Args:
         flow: "F H W 2" in tokens; a token beyond the edge is taken from the edge.
@@ -57,7 +57,7 @@ def warp(x: Tensor, way: Corners) -> Tensor:
 
     Args:
         x: "B N C".
-        way: Of B frames.
+        way: The map W of B frames.
     """
     batch, tokens, size = x.shape
     first = torch.arange(batch, device=x.device)[:, None, None] * tokens
@@ -73,7 +73,7 @@ def splat(x: Tensor, way: Corners) -> Tensor:
 
     Args:
         x: "B N C".
-        way: Of B frames.
+        way: The map W of B frames.
     """
     out = torch.zeros_like(x)
     for corner in range(4):
@@ -110,7 +110,7 @@ def pooled(x: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def consistent(backward: Tensor, forward: Tensor) -> Tensor:
-    """Which pixels of frame f are seen in frame f - 1: there and back again leads home.
+    """The pixels of frame f that are seen in frame f - 1: there and back again leads home.
 
     With b the backward flow at a pixel and w the forward flow at the place that it leads to,
     ``|b + w|^2 < 0.01 (|b|^2 + |w|^2) + 0.5`` (Sundaram, Brox, Keutzer, ECCV 2010, section 3.1),

@@ -1,4 +1,4 @@
-"""What looks at a pipeline's runs has in common, whatever it looks for."""
+"""Common parts of works that look at a pipeline's runs, whatever they look for."""
 
 from __future__ import annotations
 

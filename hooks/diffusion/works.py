@@ -1,4 +1,4 @@
-"""What a method asks of a denoiser: a `Work`, of which it overrides the phases that it needs.
+"""Works, which methods hand over to a denoiser: each overrides the phases that it needs.
 
 In the order in which a seat runs them, for every forward pass of the denoiser:
 
@@ -78,26 +78,26 @@ class Work:
     stop: float = 1.0
 
     measured: ClassVar[bool] = True
-    """Whether the effect of `attend` may be measured, for which the stock kernel runs now and then:
+    """True if the effect of `attend` may be measured, for which the stock kernel runs now and then:
     False for a method that replaces it because it is slow."""
     counted: ClassVar[bool] = True
-    """Whether calls of `attend` are edits: False for a method that only reads there."""
+    """True if calls of `attend` are edits: False for a method that only reads there."""
     needs_latents: ClassVar[bool] = False
-    """Whether it needs a pipeline, whose latents it moves."""
+    """True if it needs a pipeline, whose latents it moves."""
 
     @property
     def idle(self) -> bool:
-        """Whether it is a no-op by its settings."""
+        """True if it is a no-op by its settings."""
         return not self.sites
 
     @property
     def reads_more(self) -> bool:
-        """Whether its passes have other arguments than the pipeline's."""
+        """True if its passes have other arguments than the pipeline's."""
         return type(self).arguments is not Work.arguments
 
     @property
     def edits(self) -> bool:
-        """Whether it edits attention in the pipeline's own branches."""
+        """True if it edits attention in the pipeline's own branches."""
         return self.counted and type(self).attend is not Work.attend
 
     def begin(self, run: Run) -> Work:
@@ -105,7 +105,7 @@ class Work:
         return self
 
     def acts(self, pass_: Pass) -> bool:
-        """Whether it does anything in a pass."""
+        """True if it does anything in a pass."""
         return not self.idle and pass_.within(self.start, self.stop)
 
     def before(self, pass_: Pass) -> None:
@@ -120,7 +120,7 @@ class Work:
         return call
 
     def blocks(self, pass_: Pass) -> Mapping[str, Instead]:
-        """What runs in the place of the denoiser's blocks, by their paths."""
+        """The code that runs in the place of the denoiser's blocks, by their paths."""
         return {}
 
     def attending(self, pass_: Pass) -> Sequence[Site]:
@@ -132,15 +132,15 @@ class Work:
         return call.output
 
     def unedited(self, call: Call) -> Tensor:
-        """What a call's head outputs would be, which changes are measured against."""
+        """A call's head outputs without the edit, which changes are measured against."""
         return call.output
 
     def moved(self, call: Call, changed: Tensor) -> Tensor:
-        """How far `attend` moved each head's output, "B H": ``|new - old| / |old|``."""
+        """The change of each head's output by `attend`, "B H": ``|new - old| / |old|``."""
         return change(changed, self.unedited(call))
 
     def told(self) -> str:
-        """What reports say of it beside its counters."""
+        """The note that reports show beside its counters."""
         return ""
 
     def branches(self, pass_: Pass) -> Sequence[Branch]:
@@ -148,7 +148,7 @@ class Work:
         return ()
 
     def after(self, pass_: Pass, output: Any) -> Any:
-        """End a pass; what the denoiser returns."""
+        """End a pass, and return the denoiser's output."""
         return output
 
 
@@ -205,11 +205,11 @@ class Branch(Work):
 
     @property
     def idle(self) -> bool:
-        """Whether it is a no-op by its settings."""
+        """True if it is a no-op by its settings."""
         return not self.sites and self.inputs is None
 
     def branches(self, pass_: Pass) -> Sequence[Branch]:
-        """Itself."""
+        """The branch itself."""
         return (self,)
 
     def chosen(self, pass_: Pass) -> slice:
@@ -251,11 +251,11 @@ class Guidance(Branch):
 
     @property
     def idle(self) -> bool:
-        """Whether it is a no-op by its settings."""
+        """True if it is a no-op by its settings."""
         return not self.sites or not self.scale
 
     def branches(self, pass_: Pass) -> Sequence[Branch]:
-        """Itself, with this step's weight; none if that is 0."""
+        """The branch itself, with this step's weight; none if that is 0."""
         weight = self.scale
         if self.adaptive > 0:
             weight = max(0.0, weight - self.adaptive * (1000 - pass_.timestep))
