@@ -103,7 +103,7 @@ class Asker:
     def _images(
         self, batch: Sequence[Item]
     ) -> tuple[dict[str | None, _Shown], dict[str | None, str]]:
-        """What is shown for each image of a batch, and why some can't be read."""
+        """The image shown for each one of a batch, and the errors of those that can't be read."""
         images: dict[str | None, _Shown] = {}
         unreadable: dict[str | None, str] = {}
         for item in batch:
@@ -204,7 +204,7 @@ class _Shown:
 
 
 def _report(attached: Attachment, prepares: Preparer | None) -> dict[str, Any]:
-    """What a condition's interventions did."""
+    """The report on a condition's interventions, JSON-able."""
     own = (prepares.report(),) if prepares else ()
     return Report((*attached.report().interventions, *own)).to_dict()
 

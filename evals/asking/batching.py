@@ -1,4 +1,4 @@
-"""Which items are asked together, and what happens when they don't fit into memory.
+"""Batches of items, and smaller ones where they don't fit into memory.
 
 Batches depend on the items and the batch size alone, not on how many processes share the work or
 on what a killed run has left: padding and batch shape may move the last bits of a logit.
@@ -17,7 +17,7 @@ from regaze.evals.task import Item
 
 BatchSize = int | Literal["auto"]
 AUTO = 36
-"""Where ``auto`` starts: two images of POPE with all their questions."""
+"""The size that ``auto`` starts with: two images of POPE with all their questions."""
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -113,7 +113,7 @@ def halves(batch: Sequence[Item]) -> tuple[list[Item], list[Item]]:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out; PyTorch has several ways to say so."""
+    """True if an error says that memory ran out; PyTorch has several ways to say so."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
         sign in text for sign in ("out of memory", "not enough memory", "can't allocate memory")

@@ -41,7 +41,7 @@ class CarveReader:
         share: Whether what is read of one image may share its prefix.
 
     Attributes:
-        cost: Of reading, since it was last set.
+        cost: The cost of reading, since it was last set.
     """
 
     def __init__(self, answerer: Answerer, spec: Looking, share: bool) -> None:
@@ -79,7 +79,7 @@ class CarveReader:
         ]
 
     def report(self) -> InterventionReport:
-        """Where it read, and the mean share of the images that it hid, as its effect."""
+        """The layers that it read, and as its effect the mean share of the images that it hid."""
         hidden = self._hidden / max(1, self._looks)
         layers = self._spec.reading_layers if self._looks else ()
         return InterventionReport(
@@ -120,7 +120,7 @@ class CarveReader:
         )
 
     def _read(self, questions: Sequence[Question], asked: int) -> list[Reading | Refused]:
-        """Answer, and keep where the model looked; those after the first ``asked`` may be cut."""
+        """Answer, and keep the attention; answers after the first ``asked`` may be cut."""
         if not questions:
             return []
         if self._alone(questions):
@@ -133,7 +133,7 @@ class CarveReader:
         return [found[place] for place in range(len(questions))]
 
     def _alone(self, questions: Sequence[Question]) -> bool:
-        """Whether questions must be read one by one, as gradients and tiles are."""
+        """True if questions must be read one by one, as gradients and tiles are."""
         if self._spec.gradient is not None:
             return True
         return any(sum(map(len, self._spec.parts(q.images[0]))) > 1 for q in questions)
@@ -178,7 +178,7 @@ class CarveReader:
 
 
 class _Follow(StoppingCriteria):
-    """Rows that follow others need no more tokens once those have ended."""
+    """Stops rows that follow others once those have ended."""
 
     def __init__(self, follows: Tensor, ends: Collection[int]) -> None:
         self._follows = follows

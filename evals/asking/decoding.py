@@ -1,4 +1,4 @@
-"""How answers are chosen from what a model predicts: greedily, by beams, or drawn with seeds."""
+"""Decoding settings: greedy, by beams, or sampled with seeds."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from regaze.hooks.checks import check_number, shown, unknown
 
 @dataclass(frozen=True)
 class Decoding:
-    """How tokens are chosen.
+    """The rule by which tokens are chosen.
 
     Attributes:
         beams: Beams of a beam search; 1 is greedy.
-        temperature: Of sampling; None chooses the most likely token.
+        temperature: Sampling temperature; None chooses the most likely token.
         top_p: Sample from the smallest set of tokens with this share of the probability.
         top_k: Sample from that many of the most likely tokens.
-        seeds: Of sampling: every item is asked once with each.
+        seeds: Sampling seeds: every item is asked once with each.
     """
 
     beams: int = 1
@@ -75,7 +75,7 @@ class Decoding:
 
     @property
     def samples(self) -> bool:
-        """Whether tokens are drawn at random."""
+        """True if tokens are drawn at random."""
         return any(v is not None for v in (self.temperature, self.top_p, self.top_k))
 
     @property

@@ -56,7 +56,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Refused:
-    """Why a question can't be asked."""
+    """The reason why a question can't be asked."""
 
     reason: str
 
@@ -65,7 +65,7 @@ class Encoder:
     """Makes `Encoded` rows of questions.
 
     Args:
-        prompter: Of the model.
+        prompter: The model's.
         image_ids: Token ids that stand for image columns.
         context: Columns that the model reads, the first new token included; None: not known.
         pad: Token id to pad with.
@@ -88,7 +88,7 @@ class Encoder:
         return [Row(place, question, text, ids(question, text, c)) for c in question.choices]
 
     def encode(self, rows: Sequence[Row], share: bool) -> tuple[list[Encoded], dict[int, Refused]]:
-        """Tensors of all rows, and why some questions can't be asked, by their place.
+        """Tensors of all rows, and the questions that can't be asked, by their place.
 
         Args:
             rows: Prompts.

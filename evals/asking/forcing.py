@@ -1,4 +1,4 @@
-"""How likely a model finds given answers: generation that is made to say them."""
+"""The loss of given answers under a model, by generation that is made to say them."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ class Answerer:
         ]
 
     def why_apart(self, questions: Sequence[Question]) -> str | None:
-        """Why questions about one image can't share its prefix on this model; None if they can.
+        """The reason why questions about one image can't share its prefix here; None if they can.
 
         It is tried out on the plain model: token ids, cache, independence of what follows bit for
         bit, and the logits of the first answer token.
@@ -183,7 +183,7 @@ class Answerer:
     def encoded(
         self, questions: Sequence[Question], share: bool
     ) -> tuple[list[Encoded], dict[int, Refused]]:
-        """Questions as tensors, and why some can't be asked, by their place."""
+        """Questions as tensors, and those that can't be asked, by their place."""
         rows = [
             row for place, one in enumerate(questions) for row in self._encoder.rows(place, one)
         ]

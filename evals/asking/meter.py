@@ -44,7 +44,7 @@ class Meter:
                 handle.remove()
 
     def start(self) -> None:
-        """A batch begins."""
+        """Reset counts, times and peak memory for a new batch."""
         self.forwards = self.columns = 0
         self.prefill_s = self.decode_s = 0.0
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -53,7 +53,7 @@ class Meter:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
-        """Prompts are read and answered inside; `watch` tells which pass predicts first."""
+        """Time the answers made inside; `watch` tells which pass predicts the first token."""
         self.logits = None
         began = self._first = now()
         yield
@@ -61,7 +61,7 @@ class Meter:
         self.decode_s += now() - self._first
 
     def watch(self) -> None:
-        """The next pass of the model is the one that predicts the first token."""
+        """Take the model's next pass as the one that predicts the first token."""
         self._watching = True
 
     def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

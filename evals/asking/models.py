@@ -191,7 +191,7 @@ def _folder(name: str) -> Path:
 
 
 def _files(folder: Path, name: str) -> list[Path]:
-    """What tells the model from others: its config, its weights, and which file holds which."""
+    """The files that tell the model from others: its config, its weights and their indexes."""
     config = folder / "config.json"
     if not config.exists():
         raise ValueError(f"{name} is not a model's folder: it has no config.json")

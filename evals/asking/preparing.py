@@ -21,7 +21,7 @@ from regaze.interventions.base import Intervention
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is asked in a question's place.
+    """The question asked in another one's place.
 
     Attributes:
         question: The question to ask.
@@ -33,7 +33,7 @@ class Prepared:
 
 
 class Preparer(Protocol):
-    """What a question-stage method does in one condition of a run.
+    """A question-stage method at work in one condition of a run.
 
     Attributes:
         cost: What preparing cost since it was last set.
@@ -91,7 +91,7 @@ def preparer(spec: Intervention, answerer: Answerer, share: bool) -> Preparer:
 def split(
     specs: Sequence[Intervention],
 ) -> tuple[tuple[Intervention, ...], Intervention | None]:
-    """What is attached to the model, and what changes its questions.
+    """The interventions to attach to the model, and the one that changes its questions.
 
     Raises:
         ValueError: There are several of the latter.

@@ -1,4 +1,4 @@
-"""What is asked, and how prompts and answers look as token ids."""
+"""Questions, and the token ids of prompts and answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _YES, _NO = ("yes", "Yes", "YES"), ("no", "No", "NO")
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked once.
+    """One question to a model.
 
     Attributes:
         prompt: The user's text.
@@ -41,7 +41,7 @@ class Prompter(Turns):
     """Turns questions into a model's inputs."""
 
     def tail(self, text: str, other: str) -> tuple[list[int], list[int]]:
-        """Where two prompts about the same image differ: the ends of their ids after what is equal.
+        """The ends of two prompts about the same image: their ids after the common beginning.
 
         Those ends hold no image, so the ids of the whole prompts differ in the same way once the
         image stands in the place of its placeholder.

@@ -94,7 +94,7 @@ def _why_apart(
     answerer: Answerer,
     conditions: Sequence[Condition],
 ) -> str | None:
-    """Why no questions share an image's prefix on this model; None if they can."""
+    """The reason why no questions share an image's prefix on this model; None if they can."""
     if not share:
         return "turned off"
     before = out / Condition().label / store.MANIFEST

@@ -1,4 +1,4 @@
-"""What the answers of a run of questions depend on."""
+"""The settings that the answers of a run of questions depend on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def settings(
     identity: Mapping[str, Any],
     batch_size: BatchSize,
 ) -> dict[str, Any]:
-    """What the answers of all conditions depend on, JSON-able."""
+    """The settings that the answers of all conditions depend on, JSON-able."""
     model = answerer.model
     return {
         "task": task.name,

@@ -28,7 +28,7 @@ Partial = Callable[[], AbstractContextManager[None]]
 
 
 class CannotShareError(Exception):
-    """Why these prompts can't share their beginning."""
+    """These prompts can't share their beginning; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def splice(
     """Token ids of several prompts about one image, from those of the first.
 
     Args:
-        prompter: Of the model.
+        prompter: The model's.
         texts: The prompts in the chat template.
         first: What the processor made of the first one and the image.
         image_ids: Token ids that stand for image columns.
@@ -113,7 +113,7 @@ def arrange(
 def begin(
     model: Any, prefix: Mapping[str, Any], shared: Shared, beams: int, partial: Partial
 ) -> dict[str, Any]:
-    """Read the beginnings; what to give ``generate`` then to read the rests and answer.
+    """Read the beginnings; return arguments of ``generate`` to read the rests and answer.
 
     Args:
         model: An image-text-to-text model.
@@ -131,7 +131,7 @@ def begin(
 
 
 def deltas(model: Any) -> Tensor | None:
-    """How far positions lag behind columns, "G 1", after the pass of a prompt; None: not at all.
+    """The lag of positions behind columns after the pass of a prompt, "G 1"; None: there is none.
 
     Where an image takes fewer positions than columns (M-RoPE), the model keeps the difference.
     """
@@ -142,7 +142,7 @@ def deltas(model: Any) -> Tensor | None:
 def proceed(
     model: Any, cache: Any, shared: Shared, beams: int, lag: Tensor | None
 ) -> dict[str, Any]:
-    """What to give ``generate`` to read the rests behind beginnings that were read.
+    """Arguments of ``generate`` to read the rests behind beginnings that were read.
 
     Args:
         model: An image-text-to-text model.
@@ -169,7 +169,7 @@ def proceed(
 
 
 def read(model: Any, inputs: Mapping[str, Tensor]) -> Any:
-    """Read prompts; the cache of their keys and values."""
+    """Read prompts and return the cache of their keys and values."""
     # One new token is one forward pass, with positions as the family numbers them.
     config = Decoding().config(model, 1)
     config.return_dict_in_generate = True

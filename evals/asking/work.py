@@ -54,7 +54,7 @@ class Asking:
         self.sizes = AdaptiveBatches(batch_size)
 
     def settings(self) -> Mapping[str, Any]:
-        """What the answers of all conditions depend on."""
+        """The settings that the answers of all conditions depend on."""
         return {
             **settings(self.task, self.items, self.answerer, self.identity, self._batch_size),
             "sharing": {"prefix": self.apart is None, "why": self.apart},
@@ -73,31 +73,31 @@ class Asking:
         return tuple(found)
 
     def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Which image is shown."""
+        """The kind of image shown, see `Condition`."""
         return {"image": condition.image}
 
     def shown(self, condition: Condition) -> Mapping[str, str]:
-        """For each image the one that is shown in its place."""
+        """The images shown in place of the items' own."""
         shown = {item.image: item.image for item in self.items if item.image is not None}
         return other_images(shown) if condition.image == "wrong" else shown
 
     def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Whose rules answers are read by, and whether an image is read once."""
+        """The profile by which answers are read, and whether an image is read once."""
         apart = why_apart(plan.specs, self.apart)
         shares = {"shares_prefix": apart is None, "apart": apart}
         return {"profile": self.task.profile, **shares}
 
     def batches(self) -> Sequence[Sequence[Item]]:
-        """Questions about one image stay together."""
+        """The items in batches; questions about one image stay together."""
         return batching.plan(self.items, self._batch_size)
 
     def stands(self, plan: Plan, record: Record) -> bool:
-        """An answer stands; an error gets another try."""
+        """True of an answer; an error gets another try."""
         return record.ok
 
     @contextmanager
     def doing(self, plan: Plan) -> Iterator[Do]:
-        """Ask under a condition, inside."""
+        """Attach a condition's interventions and give what asks its batches."""
         specs, asking = split(plan.specs)
         share = why_read_apart(plan.specs, self.apart) is None
         prepares = preparer(asking, self.answerer, share) if asking else None
@@ -113,7 +113,7 @@ class Asking:
 
 
 def why_read_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
-    """Why questions about one and the same image are asked apart.
+    """The reason why questions about one and the same image are asked apart.
 
     Args:
         specs: A condition's interventions.
@@ -125,7 +125,7 @@ def why_read_apart(specs: Sequence[Intervention], why: str | None) -> str | None
 
 
 def why_apart(specs: Sequence[Intervention], why: str | None) -> str | None:
-    """Why questions about one image are asked apart; None if they share its prefix."""
+    """The reason why questions about one image are asked apart; None if they share its prefix."""
     asking = split(specs)[1]
     if asking is None or asking.shares_prefix:
         return why_read_apart(specs, why)

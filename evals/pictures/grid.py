@@ -176,7 +176,7 @@ def save_png(path: Path, image: Image.Image, about: Mapping[str, Any]) -> None:
 
 
 def about(path: Path) -> dict[str, Any]:
-    """How a grid was made.
+    """The making of a grid, as `save_png` stored it.
 
     Raises:
         ValueError: The picture doesn't say.

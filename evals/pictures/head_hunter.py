@@ -50,7 +50,7 @@ SPEC = "softpag.json"
 
 @dataclass(frozen=True)
 class Search:
-    """How to search.
+    """The settings of a search.
 
     Attributes:
         rounds: How often heads are chosen. The paper: 1 for quality in general, 5 for styles.
@@ -80,7 +80,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Round:
-    """One round.
+    """One round of a search.
 
     Attributes:
         scores: Mean score of each head that was tried, with those chosen before.

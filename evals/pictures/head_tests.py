@@ -97,7 +97,7 @@ def run_tests(
     tester: Tester,
     progress: Progress,
 ) -> dict[str, float]:
-    """Test this process's part of a round; mean scores of the whole round, by what was tested."""
+    """Test this process's part of a round; return the whole round's mean scores by test."""
     tests = {CHOSEN: list(chosen), **{name_of(head): [*chosen, head] for head in pool}}
     before = meeting.read_together(world, partial(read, out))
     known = {row["test"] for row in before if row["round"] == number}

@@ -16,7 +16,7 @@ from PIL import Image
 from regaze.hooks.checks import shown, unknown
 
 NOISE = r"torch.Generator('cpu').manual_seed(first 4 bytes of SHA-256 of '{seed}\n{prompt}')"
-"""How a picture's noise is drawn; runs keep it, so that those with another rule aren't mixed."""
+"""The rule by which noise is drawn; runs keep it, so that those with another aren't mixed."""
 
 # What a run sets itself, and what would make its pictures depend on more than JSON can hold.
 _OURS = (

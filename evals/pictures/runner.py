@@ -70,7 +70,7 @@ class Painting(PictureWork[Pictures]):
         self.painter = painter
 
     def own(self) -> Mapping[str, Any]:
-        """The seeds, and how the pipeline is called."""
+        """The seeds, the rule of the noise, and the arguments of the pipeline's call."""
         return {
             "noise_seeds": list(self.task.seeds),
             "noise": NOISE,
@@ -78,7 +78,7 @@ class Painting(PictureWork[Pictures]):
         }
 
     def path(self, plan: Plan, name: str) -> Path:
-        """Names are relative to a condition's folder."""
+        """The path of a picture, whose name is relative to the condition's folder."""
         return plan.folder / name
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
@@ -89,7 +89,7 @@ class Painting(PictureWork[Pictures]):
 
     @contextmanager
     def doing(self, plan: Plan) -> Iterator[Do]:
-        """Paint under a condition, inside."""
+        """Attach a condition's interventions and give what paints its batches."""
         with attach(self.pipeline, *plan.specs) as attached:
 
             def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:
@@ -108,7 +108,7 @@ class Painting(PictureWork[Pictures]):
             yield do
 
     def _keep(self, plan: Plan, item: Item, picture: Picture) -> Record:
-        """Write a picture to the disk; its file's name, or why there is none."""
+        """Write a picture to the disk; return its record, or that of why there is none."""
         if len(picture.frames) > 1 and not all(one.strips for one in self.task.scorers):
             raise ValueError(
                 "this pipeline makes videos, and scores are of single pictures; --score moving "

@@ -1,4 +1,4 @@
-"""Which methods are measured on which painter, prompts and guidance, and the settings to try."""
+"""The studies of methods: painter, prompts, guidance, and the settings to try."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Pictures(Task):
         return f"{FOLDER}/{self._files[item.id]}.png"
 
     def references(self, item: Item) -> list[str]:
-        """How a picture to compare with may be named: one per picture, or one per prompt."""
+        """The names that a picture to compare with may have: one per picture, or one per prompt."""
         return [
             f"{self._files[item.id]}.png",
             f"{self._references[self._prompt_of[item.id].id]}.png",

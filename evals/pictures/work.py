@@ -25,7 +25,7 @@ from regaze.interventions.base import Intervention
 
 FLAGGED = "the pipeline's safety checker held the picture back"
 _END = b"IEND\xae\x42\x60\x82"
-"""How a PNG ends, if nothing was cut off."""
+"""The end of a PNG of which nothing was cut off."""
 
 AnyTask = TypeVar("AnyTask", bound=Any)
 
@@ -65,7 +65,7 @@ class PictureWork(ABC, Generic[AnyTask]):
 
     @abstractmethod
     def doing(self, plan: Plan) -> AbstractContextManager[Do]:
-        """Makes a condition's pictures, inside."""
+        """A context that gives the function which makes a condition's pictures."""
 
     def settings(self) -> Mapping[str, Any]:
         """Settings that the pictures of all conditions depend on."""
@@ -87,15 +87,15 @@ class PictureWork(ABC, Generic[AnyTask]):
         }
 
     def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Nothing further."""
+        """No further settings."""
         return {}
 
     def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """Nothing further."""
+        """No further entries."""
         return {}
 
     def batches(self) -> Sequence[Sequence[Item]]:
-        """Neighbours together."""
+        """The items in batches, in their order."""
         size = self.batch_size
         return [self.items[i : i + size] for i in range(0, len(self.items), size)]
 
@@ -106,7 +106,7 @@ class PictureWork(ABC, Generic[AnyTask]):
     def kept(
         self, plan: Plan, item: Item, picture: Image.Image | None, name: str, about: Any
     ) -> Record:
-        """Write a picture to the disk; its record, or that of why there is none.
+        """Write a picture to the disk; return its record, or that of why there is none.
 
         Args:
             plan: The condition.

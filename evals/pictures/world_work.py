@@ -75,12 +75,12 @@ class WorldWork(PictureWork[AnyTask]):
         return {"plan": self.task.source.to_dict(), "decoding": dict(self.arguments)}
 
     def path(self, plan: Plan, name: str) -> Path:
-        """Names are relative to the run's folder."""
+        """The path of a picture, whose name is relative to the run's folder."""
         return plan.folder.parent / name
 
     @contextmanager
     def doing(self, plan: Plan) -> Iterator[Do]:
-        """Make a condition's items, inside."""
+        """Give what makes a condition's items."""
         proof: Mapping[str, Any] | None = None
 
         def do(seed: int, batch: Sequence[Item], wanted: Collection[Key]) -> Done:

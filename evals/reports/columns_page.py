@@ -159,7 +159,7 @@ def _tuned(stored: Mapping[str, Any]) -> str:
 
 
 def _moves(stored: Mapping[str, Any]) -> str:
-    """What stands behind the readings."""
+    """The section of numbers behind the readings."""
     why, twin = stored["why"]["smol"], stored["why"].get("twin", {})
     asked = {group: why["none"]["questions"].get(group, 0) for group in _GROUPS}
     lines = [

@@ -1,4 +1,4 @@
-"""What a reader made of the tables of `columns_page`: written about one stored run."""
+"""A reader's comments on the tables of `columns_page`, written about one stored run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IN_SHORT = (
     "the prior isn't in where the last row looks, or not in that alone; what these methods move "
     "here is the threshold. Captions weren't asked for in this run."
 )
-"""Of all methods together."""
+"""The comment on all methods together."""
 READINGS: Mapping[str, str] = {
     "adaptvis": ("does nothing that shows: margins move by 0.1, of what is there by 0.3."),
     "adhh": (
@@ -104,7 +104,7 @@ READINGS: Mapping[str, str] = {
         "gains 3.9 points of AUC; the interval includes 0."
     ),
 }
-"""By method."""
+"""The comments by method."""
 UNFIT: Mapping[str, str] = {
     "anchor": ("and `tidal` thin out long prompts; of 67 tokens they leave nothing out."),
     "var": (

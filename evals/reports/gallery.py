@@ -59,7 +59,7 @@ class Flip:
 
     @property
     def truth(self) -> str:
-        """What is right, in words; empty where the prompt says it all."""
+        """The right answer in words; empty where the prompt says it all."""
         target = self.item.target
         if isinstance(target, Mapping):
             target = target.get("objects", [f"{key}: {value}" for key, value in target.items()])
@@ -141,7 +141,7 @@ def as_seen(image: Image.Image, processor: Any) -> Image.Image:
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:
-    """No larger than the page needs."""
+    """A copy of the image no larger than the page needs."""
     image = image.copy()
     image.thumbnail((_SIDE, _SIDE))
     return image

@@ -1,4 +1,4 @@
-"""Where a model looks while it answers, for the items that a report shows."""
+"""Attention maps of a model's answers, for the items that a report shows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _HELD = 256_000_000
 
 @dataclass(frozen=True)
 class _Seen:
-    """What was seen of an item: the mean over all heads, and each head's map where it is kept."""
+    """Attention on an item: the mean over all heads, and each head's map where it is kept."""
 
     heat: Heat
     heads: Heads | None = None
@@ -146,7 +146,7 @@ class Heats:
         return found
 
     def _fits(self, part: Encoded) -> bool:
-        """Whether every head's rows of a batch may be held while its answers are made."""
+        """True if every head's rows of a batch may be held while its answers are made."""
         host = find_host(self._answerer.model, self._answerer.processor)
         batch, columns = part.inputs["input_ids"].shape
         tokens = int(self._answerer.config.max_new_tokens or 1)

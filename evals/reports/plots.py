@@ -155,7 +155,7 @@ def data_uri(image: Image.Image) -> str:
 
 
 def _style(key: str) -> AbstractContextManager[None]:
-    """Text stays text, and the same plot gets the same ids."""
+    """Settings by which text stays text, and the same plot gets the same ids."""
     return mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 10.5})
 
 
@@ -187,7 +187,7 @@ def _short(label: str) -> str:
 
 
 def _svg(figure: Figure, title: str) -> str:
-    """Only the element itself, scalable, named, and with the page's colours and font."""
+    """The SVG element by itself, scalable, named, and with the page's colours and font."""
     file = io.StringIO()
     figure.savefig(file, format="svg")
     svg = file.getvalue()

@@ -195,7 +195,7 @@ def _categories(scores: TaskScores, metric: str) -> dict[str, Any] | None:
 
 
 def _cost(condition: ConditionScores, baseline: ConditionScores) -> dict[str, Any]:
-    """What answering took, and how much of it beside the unedited model."""
+    """The cost of answering, and its time over that of the unedited model."""
     cost, base = condition.cost, baseline.cost
     if cost is None:
         return {}

@@ -70,12 +70,12 @@ the methods are in [methods.md](methods.md).
 
 
 def _noted(stored: Mapping[str, Any]) -> str:
-    """What must be said of these numbers beside all that, if anything."""
+    """The stored note as a line of a list; empty where there is none."""
     return f"\n- {stored['note']}" if stored.get("note") else ""
 
 
 def _findings(stored: Mapping[str, Any]) -> str:
-    """What can be said over all tables, method by method."""
+    """The findings over all tables, method by method."""
     better: dict[str, list[str]] = {}
     worse: dict[str, list[str]] = {}
     compared = 0
@@ -119,7 +119,7 @@ def _list(found: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _holds(change: Change) -> bool:
-    """Whether a change is still one after Holm's correction."""
+    """True if a change is still one after Holm's correction."""
     return (change.p if change.p_holm is None else change.p_holm) < _ALPHA
 
 
@@ -178,7 +178,7 @@ def _changes(row: Mapping[str, Any]) -> dict[str, Change]:
 
 
 def changed(stored: Mapping[str, Any], metric: str, way: int) -> str:
-    """How one metric of a stored row changed.
+    """The change of one metric of a stored row, as a cell.
 
     Args:
         stored: The row.
@@ -189,7 +189,7 @@ def changed(stored: Mapping[str, Any], metric: str, way: int) -> str:
 
 
 def _change(stored: Mapping[str, float | None]) -> Change:
-    """What is kept of a change; what is undefined is stored as None."""
+    """The change that a row stores, where None stands for what is undefined."""
     delta, low, high, p = (
         math.nan if stored[name] is None else float(stored[name] or 0)
         for name in ("delta", "low", "high", "p")

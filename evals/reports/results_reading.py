@@ -31,7 +31,7 @@ class Entry:
     time: float | None
 
     def moved(self, metric: str, way: int) -> bool:
-        """Whether the interval of a change excludes 0 on one side, 1 above and -1 below."""
+        """True if the interval of a change excludes 0 on one side, 1 above and -1 below."""
         change = self.row["changes"][metric]
         low, high = change["low"], change["high"]
         if low is None or round(100 * change["delta"], 1) == 0:
@@ -39,7 +39,7 @@ class Entry:
         return bool(low > 0 if way > 0 else high < 0)
 
     def holds(self, metric: str) -> bool:
-        """Whether a change is still one after Holm's correction."""
+        """True if a change is still one after Holm's correction."""
         change = self.row["changes"][metric]
         p = change["p"] if change["p_holm"] is None else change["p_holm"]
         return p is not None and p < _ALPHA
@@ -52,7 +52,7 @@ class Entry:
 
 
 def learnt(stored: Mapping[str, Any]) -> str:
-    """What the tables say together, as a section in Markdown."""
+    """The findings of all tables together, as a section in Markdown."""
     lines = [
         "## What was learnt",
         "",
@@ -100,7 +100,7 @@ def _tables(stored: Mapping[str, Any], task: str) -> Iterator[tuple[str, Mapping
 
 
 def short(table: Mapping[str, Any]) -> str:
-    """Which scenes a table is about."""
+    """A table's scenes in short: with the prior, or free of it."""
     return "with the prior" if "follow" in table["title"] else "prior-free"
 
 
@@ -109,7 +109,7 @@ def _scenes(table: Mapping[str, Any]) -> str:
 
 
 def _ranking(stored: Mapping[str, Any], kind: Kind, title: str) -> Iterator[str]:
-    """Who tells present from absent better or worse."""
+    """The settings that tell present from absent better or worse."""
     for _, table in _tables(stored, _POPE):
         every = kind(stored, table)
         if every:
@@ -130,7 +130,7 @@ def _who(every: Sequence[Entry], metric: str, way: int) -> str:
 
 
 def _luck(stored: Mapping[str, Any]) -> Iterator[str]:
-    """How many gains on validation scenes are found again on test scenes."""
+    """The number of gains on validation scenes that are found again on test scenes."""
     promised = [
         f"`{name}` tuned"
         for name, search in stored["tuned"].items()
@@ -153,7 +153,7 @@ def _luck(stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _captions(stored: Mapping[str, Any]) -> Iterator[str]:
-    """Who names fewer objects that aren't there, and who fewer that are."""
+    """The settings that name fewer objects that aren't there, and those that name fewer that are."""
     for _, table in _tables(stored, _CHAIR):
         every = [*_usual(stored, table), *_tuned(stored, table)]
         if every:
@@ -168,7 +168,7 @@ def _captions(stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _price(stored: Mapping[str, Any]) -> Iterator[str]:
-    """What those that rank better pay elsewhere."""
+    """The price elsewhere of the settings that rank better."""
     gains: dict[str, tuple[str, float | None]] = {}
     costs: dict[str, list[str]] = {}
     for where, table in _tables(stored, _POPE):
@@ -192,7 +192,7 @@ def _price(stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _thresholds(stored: Mapping[str, Any]) -> Iterator[str]:
-    """Whose accuracy moved and whose ranking didn't."""
+    """The settings whose accuracy moved and whose ranking didn't."""
     for _, table in _tables(stored, _POPE):
         moved = [
             each.said("accuracy")
@@ -207,7 +207,7 @@ def _thresholds(stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _controls(stored: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the controls of those that rank better do as well."""
+    """The methods that rank better as they come, beside their controls."""
     said = []
     for where, table in _tables(stored, _POPE):
         for each in _usual(stored, table):

@@ -1,4 +1,4 @@
-"""What was captured of a model's attention, head by head, as maps for the viewer."""
+"""A model's captured attention, head by head, as maps for the viewer."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Side:
-    """What one condition looked at.
+    """One condition's attention to a picture.
 
     Attributes:
         title: The condition.

@@ -1,4 +1,4 @@
-"""How numbers and findings are worded, the same in the terminal, in Markdown and in HTML."""
+"""The wording of numbers and findings, the same in the terminal, in Markdown and in HTML."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def shown_metrics(scores: TaskScores) -> list[str]:
 
 
 def threshold_metrics(scores: TaskScores) -> list[str]:
-    """What tells better answers from a moved threshold; empty where no margins are known."""
+    """Metrics that tell better answers from a moved threshold; none if no margins are known."""
     names = ["accuracy", BEST, AUC]
     return names if all(name in scores.directions for name in names) else []
 
 
 def scale(scores: TaskScores, metric: str) -> int:
-    """What a metric is multiplied by to be shown: shares are shown in percent."""
+    """The factor of a metric as it is shown: shares are shown in percent."""
     return 1 if metric in scores.absolute else 100
 
 
@@ -99,7 +99,7 @@ def interval(
 
 
 def seeds(scores: TaskScores, metric: str, value: Estimate | Change) -> str:
-    """How a value differs between seeds, e.g. ``sd 0.4, 81.0 to 81.9``; empty for one seed."""
+    """A value's spread over seeds, e.g. ``sd 0.4, 81.0 to 81.9``; empty for one seed."""
     if value.seeds is None:
         return ""
     found = (value.seeds.sd, value.seeds.low, value.seeds.high)
@@ -115,7 +115,7 @@ def p_value(p: float | None) -> str:
 
 
 def verdict(change: Change, direction: int) -> Verdict:
-    """Whether the interval excludes zero, and on which side."""
+    """The verdict on a change by the side on which its interval excludes zero."""
     if not change.excludes_zero:
         return "open"
     if direction == 0:
@@ -129,7 +129,7 @@ def mark(change: Change, direction: int) -> str:
 
 
 def threshold_line(scores: TaskScores, row: Row) -> str | None:
-    """What AUC says about a change of accuracy or F1; None for controls and where none changed."""
+    """A line on AUC beside a change of accuracy or F1; None for controls or without a change."""
     if row.change is None or row.condition.control:
         return None
     read = reading(row.change.metrics)
@@ -147,7 +147,7 @@ def threshold_line(scores: TaskScores, row: Row) -> str | None:
 
 
 def firing_line(condition: ConditionScores) -> str:
-    """What a condition's interventions did, in one line."""
+    """The effect of a condition's interventions, in one line."""
     if condition.firing is None:
         return "nothing attached"
     fired = [
@@ -158,7 +158,7 @@ def firing_line(condition: ConditionScores) -> str:
 
 
 def notes(scores: TaskScores) -> list[str]:
-    """What a reader must know besides the numbers."""
+    """The remarks that a reader needs besides the numbers."""
     lines = []
     if scores.scored < scores.asked:
         lines.append(

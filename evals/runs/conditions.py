@@ -1,4 +1,4 @@
-"""What a run compares: the unedited model and the model with interventions, on which images."""
+"""The conditions a run compares: the model unedited and with interventions, and its images."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def baseline_first(conditions: Sequence[Condition]) -> list[Condition]:
 
 
 def other_images(keys: Iterable[str]) -> Mapping[str, str]:
-    """For every image another one, each taken once; the same for the same keys in any order.
+    """Another image for every one, each taken once; the same for the same keys in any order.
 
     Raises:
         ValueError: There is only one image.

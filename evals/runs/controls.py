@@ -38,7 +38,7 @@ def with_controls(conditions: Sequence[Condition]) -> list[Condition]:
 
 
 def roles(labels: Sequence[str]) -> dict[str, str]:
-    """Which conditions of a run are controls of others in it, and what each one is.
+    """The conditions of a run that are controls of others in it, and what each one is.
 
     Args:
         labels: The conditions' labels. A label that can't be read, because its method isn't

@@ -1,4 +1,4 @@
-"""What answering cost: time before and after the first token, passes of the model, memory."""
+"""The cost of answering: time before and after the first token, passes of the model, memory."""
 
 from __future__ import annotations
 

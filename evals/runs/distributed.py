@@ -30,7 +30,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process puts everything together."""
+        """True if this process puts everything together."""
         return self.rank == 0
 
     def wait(self) -> None:

@@ -102,7 +102,7 @@ def run(
 
 
 def _prepare(work: Work, plan: Plan, keys: Sequence[Key]) -> None:
-    """No answer comes before its manifest."""
+    """Write a condition's manifest before any answer, and clear up after a killed run."""
     path = plan.folder / store.MANIFEST
     if not path.exists():
         fields = {
@@ -129,7 +129,7 @@ def _settle(plan: Plan, keys: Sequence[Key]) -> dict[str, int]:
 
 
 def _known(work: Work, plan: Plan) -> tuple[dict[Key, Record], set[Key]]:
-    """What a condition's records say, and those that need no other try."""
+    """A condition's records, and the keys of those that need no other try."""
     found = records.read(*records.all_predictions(plan.folder))
     return found, {key for key, record in found.items() if work.stands(plan, record)}
 
@@ -173,7 +173,7 @@ def _work_off(
 
 
 def _news(found: Iterable[Record], before: Mapping[Key, Record]) -> list[Record]:
-    """What isn't on the disk: first answers, and outcomes of another try that differ."""
+    """The records that aren't on the disk: first answers, and other outcomes of another try."""
     return [
         replace(record, attempt=was.attempt + 1) if was else record
         for record in found
@@ -182,7 +182,7 @@ def _news(found: Iterable[Record], before: Mapping[Key, Record]) -> list[Record]
 
 
 def _warn(fresh: Iterable[Record]) -> None:
-    """One line for each reason why items have no answer."""
+    """Log one line for each reason why items have no answer."""
     failed: dict[str, list[str]] = {}
     for record in fresh:
         if record.error is not None:

@@ -1,4 +1,4 @@
-"""How processes share a directory: who may write, what is left to do, and who does which part.
+"""Processes that share a directory: the right to write, the work left, and each one's part.
 
 This is all that every run has in common, whatever its parts are: `regaze.evals.runs.driver` does
 conditions by it, `regaze.evals.pictures.head_hunter` the heads of each round.
@@ -48,7 +48,7 @@ def alone(
 
 
 def read_together(world: World, read: Callable[[], _T]) -> _T:
-    """What is on the disk, read while nobody writes: all must share out the same rest."""
+    """Read the disk while nobody writes: all must share out the same rest."""
     world.wait()
     found = read()
     world.wait()
@@ -62,7 +62,7 @@ def share_out(
     world: World,
     progress: Progress,
 ) -> tuple[Sequence[_T], Callable[[_T], None]]:
-    """This process's part of what is left to do, and what to call when a unit of it is done.
+    """This process's part of the units left, and a function to call when one of them is done.
 
     Args:
         label: What is done, for progress.

@@ -33,19 +33,19 @@ class Record:
         cluster: The item's cluster, mostly its image.
         text: The answer as the model gave it, special tokens removed, nothing else changed; of an
             item with choices the likeliest.
-        seed: Of sampling; 0 where nothing is drawn.
+        seed: Sampling seed; 0 where nothing is drawn.
         n_prompt_tokens: Prompt tokens without padding, image columns included.
         n_image_tokens: Image columns among them.
         n_new_tokens: Generated tokens, the end token included.
         finish: ``eos``, ``length`` (cut at the limit) or ``error``.
-        margin: Of a yes/no question, log of the odds of yes to no at the first answer token, from
+        margin: Log of the odds of yes to no at the first answer token of a yes/no question, from
             the model's logits before anything is cut off; see `prompts.yes_no_ids`.
-        losses: Of an item with choices, the mean token cross-entropy of each, in nats.
+        losses: Mean token cross-entropy of each choice of an item with choices, in nats.
         extra: What a question-stage method says of how the question was made; None without one.
             CARVE: ``crop`` (left, top, right and bottom pixel of the part of the image that was
             shown) and ``tokens`` (generated to find it).
-        prompt_sha256: Of the prompt in the model's chat template, first 16 digits.
-        inputs_sha256: Of that and the image's pixels, first 16 digits.
+        prompt_sha256: SHA-256 of the prompt in the model's chat template, first 16 digits.
+        inputs_sha256: SHA-256 of that and the image's pixels, first 16 digits.
         seconds: The batch's time divided by its items, reading images included.
         t_prefill_s: Likewise, time until the first token was predicted.
         t_decode_s: Likewise, time after it.
@@ -83,12 +83,12 @@ class Record:
 
     @property
     def key(self) -> Key:
-        """What tells this answer from all others of a condition."""
+        """The key that tells this answer from all others of a condition."""
         return self.id, self.seed
 
     @property
     def ok(self) -> bool:
-        """Whether there is an answer."""
+        """True if there is an answer."""
         return self.error is None
 
 
@@ -146,7 +146,7 @@ def append(path: Path, records: Iterable[Record]) -> None:
 
 
 def reason(error: ValidationError) -> str:
-    """What is wrong with stored values, e.g. ``sessions.0.answered: should be a valid integer``."""
+    """The first error in stored values: ``sessions.0.answered: should be a valid integer``."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     said = first["msg"].removeprefix("Input ")

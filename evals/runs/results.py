@@ -1,4 +1,4 @@
-"""What a run directory holds, finished or not."""
+"""The results in a run directory, finished or not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regaze.evals.task import Item, Task
 
 @dataclass(frozen=True)
 class Answers:
-    """What one condition has answered so far, and its manifest.
+    """The answers of one condition so far, and its manifest.
 
     Attributes:
         label: The condition's label.
@@ -39,19 +39,19 @@ class Answers:
 
     @property
     def cost(self) -> Cost | None:
-        """What answering cost, in all sessions and processes; None if it wasn't measured."""
+        """The cost of answering, in all sessions and processes; None if it wasn't measured."""
         costs = [Cost.from_dict(c) for s in self.manifest["sessions"] if (c := s.get("cost"))]
         return Cost.total(costs) if costs else None
 
     @property
     def firing(self) -> Mapping[str, Any] | None:
-        """What the interventions did in the last session that asked anything."""
+        """The interventions' report of the last session that has one."""
         reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
         return reports[-1] if reports else None
 
     @property
     def silent(self) -> bool:
-        """Whether an intervention never acted, so that the answers say nothing about it."""
+        """True if an intervention never acted, so that the answers say nothing about it."""
         reports = [s["firing"] for s in self.manifest["sessions"] if s["firing"]]
         return bool(reports) and not any(report["fired"] for report in reports)
 
@@ -105,14 +105,14 @@ def load(task: Task, out: Path) -> RunResult:
 
 
 def _controls(places: Sequence[store.Place]) -> Mapping[str, str]:
-    """As noted, so that no method need be imported; earlier versions noted nothing."""
+    """Controls as noted, so that no method need be imported; earlier versions noted none."""
     if any("control" not in place for place in places):
         return roles([place["label"] for place in places])
     return {place["label"]: name for place in places if (name := place.get("control"))}
 
 
 class Inputs:
-    """What each question was asked with: pairs are pairs if it was the same under all conditions.
+    """The inputs of each question: pairs are pairs if they are the same under all conditions.
 
     Conditions that show another image than the item's are compared among themselves.
     """
@@ -144,7 +144,7 @@ class Inputs:
 
 
 def session_files(folder: Path) -> list[Path]:
-    """Where processes note what they do, until all have finished."""
+    """The files in which processes note what they do, until all have finished."""
     return sorted(folder.glob("session.rank*.json"))
 
 

@@ -1,4 +1,4 @@
-"""What happened in each session that made a condition's answers."""
+"""Records of the sessions that made a condition's answers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _SECONDS_BETWEEN_SAVES = 30.0
 
 
 def counts(found: Iterable[Record]) -> dict[str, int]:
-    """How many answers there are, and of what kind."""
+    """Numbers of answers by kind."""
     answers = list(found)
     given = [record for record in answers if record.ok]
     return {
@@ -35,7 +35,7 @@ def counts(found: Iterable[Record]) -> dict[str, int]:
 
 
 class Session:
-    """What one process did for one condition, kept beside its answers until all have finished.
+    """One process's work for one condition, noted beside its answers until all have finished.
 
     The file says that interventions acted before the first answer that they made is on the disk.
 
@@ -71,7 +71,7 @@ class Session:
 
         Args:
             answered: Answers that are new.
-            cost: Of the batch.
+            cost: The batch's cost.
             size: Most items that are asked together now.
             firing: What the interventions did since the session began.
         """
@@ -108,7 +108,7 @@ def certify(folder: Path, certificate: Mapping[str, Any]) -> None:
 
 
 def settle(folder: Path, found: Iterable[Record]) -> dict[str, int]:
-    """Move the sessions of all processes into the manifest; how many answers there are."""
+    """Move the sessions of all processes into the manifest; return the numbers of answers."""
     path = folder / store.MANIFEST
     manifest = store.read_manifest(folder)
     new = [one for one in read_sessions(folder) if one not in manifest["sessions"]]

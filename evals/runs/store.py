@@ -30,7 +30,7 @@ _OPEN = ConfigDict(extra="allow", strict=True)
 
 
 class Place(TypedDict):
-    """Where a condition's answers are, and what it is a control of, see `controls.roles`."""
+    """The folder of a condition's answers, and its role as a control, see `controls.roles`."""
 
     label: str
     folder: str
@@ -38,7 +38,7 @@ class Place(TypedDict):
 
 
 class RunFile(TypedDict):
-    """What ``run.json`` holds: what a run is of, and its conditions in order."""
+    """The content of ``run.json``: a run's source, its limit, and its conditions in order."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -48,7 +48,7 @@ class RunFile(TypedDict):
 
 
 class Acted(TypedDict):
-    """What one intervention did."""
+    """The entry of one intervention in `Firing`."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -57,7 +57,7 @@ class Acted(TypedDict):
 
 
 class Firing(TypedDict):
-    """What interventions did, as `regaze.hooks.report.Report.to_dict` gives it."""
+    """A report on interventions, as `regaze.hooks.report.Report.to_dict` gives it."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -66,7 +66,7 @@ class Firing(TypedDict):
 
 
 class Session(TypedDict):
-    """What one process did for one condition."""
+    """One process's session for one condition."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -76,7 +76,7 @@ class Session(TypedDict):
 
 
 class Configured(TypedDict):
-    """What every ``manifest.json`` says: what the results beside it depend on."""
+    """The part common to every ``manifest.json``: the settings of the results beside it."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
 
@@ -84,7 +84,7 @@ class Configured(TypedDict):
 
 
 class Manifest(Configured):
-    """What it says of a condition: how its answers were made."""
+    """A condition's ``manifest.json``: the making of its answers."""
 
     condition: NotRequired[str]
     counts: NotRequired[dict[str, int]]

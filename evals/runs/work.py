@@ -1,4 +1,4 @@
-"""What a kind of run has to say for itself, so that `regaze.evals.runs.driver` can do it."""
+"""The interface of a kind of run to `regaze.evals.runs.driver`."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Done:
-    """What came of a batch.
+    """The outcome of a batch.
 
     Attributes:
         records: Answers and errors.
-        cost: Of the batch.
+        cost: The batch's cost.
         size: Most items that are done together now.
         firing: What the interventions did since the condition began; None without any.
     """
@@ -65,8 +65,8 @@ class Work(Protocol):
         task: What is done, and how it is scored.
         items: Those of its items that are done, in order.
         limit: What they were limited to.
-        seeds: Of sampling; every item is done once with each.
-        name: Of the model, for reports.
+        seeds: Sampling seeds; every item is done once with each.
+        name: The model's name, for reports.
         device: Where it runs.
     """
 
@@ -84,7 +84,7 @@ class Work(Protocol):
     def device(self) -> str: ...  # noqa: D102
 
     def settings(self) -> Mapping[str, Any]:
-        """What the answers of all conditions depend on, JSON-able."""
+        """The settings that the answers of all conditions depend on, JSON-able."""
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, in their order.
@@ -97,13 +97,13 @@ class Work(Protocol):
         """Further settings of a condition, beside its interventions."""
 
     def notes(self, plan: Plan) -> Mapping[str, Any]:
-        """What else a condition's manifest says."""
+        """Further entries of a condition's manifest."""
 
     def batches(self) -> Sequence[Sequence[Item]]:
         """The items in batches, the same whatever is done already."""
 
     def doing(self, plan: Plan) -> AbstractContextManager[Do]:
-        """Does a condition's batches, inside."""
+        """A context that gives the function which does a condition's batches."""
 
     def stands(self, plan: Plan, record: Record) -> bool:
-        """Whether a stored record needs no other try."""
+        """True if a stored record needs no other try."""

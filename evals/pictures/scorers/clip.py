@@ -96,7 +96,7 @@ class PickScore(Scorer):
 @register
 @dataclass(frozen=True)
 class Aesthetic(Scorer):
-    """How pleasing a picture is by itself, about 1 to 10, by the LAION predictor.
+    """Aesthetic score of a picture by itself, about 1 to 10, by the LAION predictor.
 
     A stack of linear layers without activations on the normalised CLIP L/14 embedding
     (christophschuhmann/improved-aesthetic-predictor, ``simple_inference.py``).

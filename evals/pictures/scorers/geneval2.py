@@ -38,7 +38,7 @@ NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine
 _COUNTS = "How many"
 
 Probability = Callable[[Image.Image, str, Sequence[str]], float]
-"""That the answer to a question about a picture begins as one of some words does."""
+"""Gives the probability that an answer about a picture begins as one of some words does."""
 
 
 @dataclass(frozen=True)

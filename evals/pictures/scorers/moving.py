@@ -52,7 +52,7 @@ class Moving(Scorer):
             parse(prompt)
 
     def load(self, device: str) -> Ready:
-        """Nothing needs loading."""
+        """Return the checker, which needs nothing loaded."""
         return Ready(_score, self.identity("regaze", "scipy"))
 
     def metrics(self, sums: Sums) -> Metrics:

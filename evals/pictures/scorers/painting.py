@@ -49,7 +49,7 @@ class Painting(Scorer):
             parse(prompt)
 
     def load(self, device: str) -> Ready:
-        """Nothing needs loading."""
+        """Return the checker, which needs nothing loaded."""
         return Ready(_score, self.identity("regaze", "scipy"))
 
     def metrics(self, sums: Sums) -> Metrics:

@@ -169,7 +169,7 @@ class Kid(SetScorer):
 @register
 @dataclass(frozen=True)
 class InceptionScore(SetScorer):
-    """How sure and how varied an ImageNet classifier finds the pictures (arXiv 1606.03498).
+    """Sureness and variety of an ImageNet classifier on the pictures (arXiv 1606.03498).
 
     Mean and standard deviation over 10 splits, by torch-fidelity.
 

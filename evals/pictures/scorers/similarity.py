@@ -1,4 +1,4 @@
-"""How alike two pictures are: SSIM, PSNR and LPIPS.
+"""Similarity of two pictures: SSIM, PSNR and LPIPS.
 
 Better means more alike. Where the reference is the unedited picture, that only says how far a
 method moved it.
@@ -71,7 +71,7 @@ class Psnr(Scorer):
     compares: ClassVar[bool] = True
 
     def load(self, device: str) -> Ready:
-        """Nothing needs loading."""
+        """Return the scorer, which needs nothing loaded."""
 
         def psnr(image: NDArray[np.float64], reference: NDArray[np.float64]) -> Counts:
             error = float(np.mean((image - reference) ** 2))
