@@ -68,7 +68,7 @@ class Item:
 
 
 def is_text(text: str) -> bool:
-    """Whether a string holds characters only; Python's may also hold halves of surrogate pairs."""
+    """True if a string holds characters only; Python's may also hold halves of surrogate pairs."""
     try:
         text.encode()
     except UnicodeEncodeError:

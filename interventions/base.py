@@ -87,7 +87,7 @@ class Intervention(ABC):
 
     @property
     def shares_prefix(self) -> bool:
-        """Whether questions about one image may share its cached prefix.
+        """True if questions about one image may share its cached prefix.
 
         False if what the method does to the image's columns, or shows of it, depends on the
         question, or if it compares whole prompts.

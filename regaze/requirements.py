@@ -1,4 +1,4 @@
-"""What installed libraries must be, where an older one would answer wrongly without a word."""
+"""Requirements on installed libraries whose older versions would answer wrongly, unnoticed."""
 
 from __future__ import annotations
 

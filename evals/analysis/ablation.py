@@ -60,7 +60,7 @@ _ROW: TypeAdapter[Margins] = TypeAdapter(Margins)
 
 @dataclass(frozen=True)
 class Ablation:
-    """What was measured.
+    """The margins that were measured.
 
     Attributes:
         heads: Heads in the order of the margins.
@@ -75,7 +75,7 @@ class Ablation:
 
     @property
     def cost(self) -> str:
-        """What it cost, in words."""
+        """The cost, in words."""
         seconds = sum(row["seconds"] for row in self.rows)
         columns = sum(row["columns"] for row in self.rows)
         read = "each prompt read once up to the image's end"

@@ -32,7 +32,7 @@ class Measure(Protocol):
         """Run a batch, and take down what heads did."""
 
     def maps(self) -> list[HeadMap]:
-        """What was measured."""
+        """The maps that were measured."""
 
 
 MEASURES: Mapping[str, type[Measure]] = {
@@ -47,7 +47,7 @@ ALL = (*MEASURES, "ablation")
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was measured of a model's heads.
+    """The measurements of a model's heads.
 
     Attributes:
         model: Its name.

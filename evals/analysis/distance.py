@@ -34,7 +34,7 @@ from regaze.hooks.vision import vision_seat
 
 @dataclass(frozen=True)
 class Places:
-    """Where columns lie in pictures.
+    """The places of columns in pictures.
 
     Attributes:
         at: "B K 2" row and column of the patch.

@@ -70,7 +70,7 @@ def fit(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor | None:
 
 
 def agree(x: Tensor, y: Tensor, dtype: torch.dtype) -> bool:
-    """Whether rows "B E" are the same, as exactly as a model's numbers allow."""
+    """True if rows "B E" are the same, as exactly as a model's numbers allow."""
     most = _TOLERANCE.get(dtype, _COARSE)
     off = (x.double() - y.double()).norm(dim=-1)
     return bool((off <= most * y.double().norm(dim=-1)).all())

@@ -39,11 +39,11 @@ class HeadPerRow:
         return (_Zero if self._to == "zero" else _Uniform)(self, self._layers)
 
     def acts(self, layer: int) -> bool:
-        """Whether any row's head is in a layer."""
+        """True if any row's head is in a layer."""
         return any(head is not None and head[0] == layer for head in self.heads)
 
     def mask(self, layer: int, like: Tensor) -> Tensor:
-        """Which heads of which rows are out: bool "B H 1 1" for values "B H . ."."""
+        """The heads of each row that are out: bool "B H 1 1" for values "B H . ."."""
         heads = [head[1] if head is not None and head[0] == layer else -1 for head in self.heads]
         out = torch.tensor(heads, device=like.device)[:, None] == torch.arange(
             like.shape[1], device=like.device

@@ -15,7 +15,7 @@ Pairs = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class HeadMap:
-    """What was measured of each head.
+    """A measurement of each head.
 
     Attributes:
         name: Short, unique in an analysis: the name of its column in tables.
@@ -37,7 +37,7 @@ class HeadMap:
 
     @property
     def signed(self) -> bool:
-        """Whether values lie on both sides of zero."""
+        """True if any value is below zero."""
         return bool((self.values < 0).any())
 
     def top(self, count: int) -> Pairs:
@@ -70,7 +70,7 @@ class HeadMap:
 
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> HeadMap:
-        """What `to_dict` made."""
+        """The map that `to_dict` made JSON-able."""
         rows = [[torch.nan if v is None else v for v in row] for row in given["values"]]
         values = torch.tensor(rows, dtype=torch.float64)
         return cls(**{**given, "values": values})
@@ -100,7 +100,7 @@ class Means:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was added."""
+        """True if nothing was added."""
         return not any(bool(one.any()) for one in self._counts.values())
 
 

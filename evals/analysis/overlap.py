@@ -19,7 +19,7 @@ from regaze.evals.analysis.maps import HeadMap, Pairs
 
 @dataclass(frozen=True)
 class Overlap:
-    """How much two sets of heads have in common.
+    """The overlap of two sets of heads.
 
     Attributes:
         measure: What they are the best by.

@@ -41,7 +41,7 @@ START = 0.001
 
 @dataclass(frozen=True)
 class Profile:
-    """How answers are read and added up.
+    """Rules of how answers are read and added up.
 
     Attributes:
         verdict: What an answer says.

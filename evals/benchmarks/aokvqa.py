@@ -161,7 +161,7 @@ class AOkvqa(EarningQuestions):
         return rules.prompt, rules.choices
 
     def earned(self, item: Item, text: str) -> float:
-        """What one answer earns."""
+        """The score that one answer earns."""
         return PROFILES[self.profile].earned(text, item.target)
 
 

@@ -41,7 +41,7 @@ Build = Callable[[Source, str], QuestionTask]
 """Makes the task of a source under a profile."""
 
 TEXT_FILES = frozenset({".json", ".jsonl", ".csv", ".txt"})
-"""How files of questions end; a Hub id doesn't."""
+"""Suffixes of files of questions; a Hub id has none of them."""
 
 
 def with_images(make: Callable[..., QuestionTask]) -> Build:
@@ -117,7 +117,7 @@ def textvqa(source: Source, profile: str) -> QuestionTask:
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name can only be a data set's: two words, no file, and not named like one."""
+    """True if a name can only be a data set's: two words, no file, and not named like one."""
     path = Path(name)
     fits = re.fullmatch(r"[\w-]+/[\w.-]+", name) is not None
     return fits and path.suffix not in TEXT_FILES and not path.exists()

@@ -39,7 +39,7 @@ HUB = Hub("lmms-lab-encoder/HallusionBench", ("image", "non_image"), key=image_k
 
 @dataclass(frozen=True)
 class Profile:
-    """How answers are read.
+    """Rules of how answers are read.
 
     Attributes:
         verdict: What an answer says.

@@ -15,7 +15,7 @@ from regaze.evals.benchmarks.data import Loader, Row, read_image
 
 @dataclass(frozen=True)
 class Hub:
-    """Where a benchmark lies on the Hub.
+    """The place of a benchmark on the Hub.
 
     Attributes:
         id: Name of the data set, e.g. ``"lmms-lab-encoder/MME"``.

@@ -47,7 +47,7 @@ HUB = Hub("lmms-lab-encoder/MME", ("test",), key=image_key)
 
 @dataclass(frozen=True)
 class Profile:
-    """How questions end and answers are read.
+    """Rules of how questions end and answers are read.
 
     Attributes:
         source: Repository@commit and file.

@@ -32,7 +32,7 @@ _FIELDS = ("question_type", "image_src", "image_content", "question", "gt_answer
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a judge said of one answer.
+    """A judge's verdict on one answer.
 
     Attributes:
         rating: From 0 to 6; 0 if the text doesn't hold exactly one rating, as in the authors'
@@ -157,7 +157,7 @@ def export(task: MmHal, answers: Mapping[str, str], path: Path) -> None:
 
 
 def read_verdicts(answers: Path, replies: Path) -> dict[tuple[str, str], Verdict]:
-    """What a judge said of a file of answers.
+    """The judge's verdicts on a file of answers.
 
     Args:
         answers: The file that `export` wrote.

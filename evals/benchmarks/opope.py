@@ -168,7 +168,7 @@ class Opope(Questions):
 
 
 def mentions(caption: str, name: str) -> bool:
-    """Whether a caption contains any word of an object's name, as the published script looks.
+    """True if a caption contains any word of an object's name, as the published script looks.
 
     As a substring and in its case: "catch" mentions a cat, "dog" a hot dog, "Dog" no dog.
     """

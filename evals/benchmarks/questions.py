@@ -1,4 +1,4 @@
-"""What benchmarks that are lists of questions share."""
+"""Common parts of benchmarks that are lists of questions."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class EarningQuestions(ProfiledQuestions):
 
     @abstractmethod
     def earned(self, item: Item, text: str) -> float:
-        """What one answer earns."""
+        """The score that one answer earns."""
 
     def counts(self, item: Item, text: str) -> Counts:
         """What one answer earns; it counts as ``correct`` if it earns more than half."""

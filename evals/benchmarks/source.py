@@ -76,13 +76,13 @@ class Source:
 
     @property
     def title(self) -> str:
-        """What a reader calls the task."""
+        """The task's title for readers."""
         if self.data:
             return self.name
         return f"{self.name} on {TESTS.get(self.split, f'{self.split} scenes')}"
 
     def title_of(self, task: QuestionTask) -> str:
-        """What a reader calls one of its tasks."""
+        """The title of one of its tasks for readers."""
         return pope_labels.TITLE if task.name == pope_labels.NAME else self.title
 
     def tasks(self) -> list[QuestionTask]:

@@ -25,7 +25,7 @@ _HINTED = "prompt with hints"
 
 @dataclass(frozen=True)
 class Profile:
-    """How questions are written and answers made alike.
+    """Rules of how questions are written and answers made alike.
 
     Attributes:
         source: Repository@commit and file.
@@ -105,7 +105,7 @@ class TextVqa(EarningQuestions):
         return ((place, _item(place, row, PROFILES[profile].ask)) for place, row in rows)
 
     def earned(self, item: Item, text: str) -> float:
-        """What one answer earns."""
+        """The score that one answer earns."""
         alike = PROFILES[self.profile].alike
         return vqa_text.consensus(alike(text), [alike(answer) for answer in item.target])
 

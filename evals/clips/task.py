@@ -42,7 +42,7 @@ _LEVELS = 255
 
 @dataclass(frozen=True)
 class ClipSource:
-    """Which clips a run paints; kept in its directory.
+    """The clips that a run paints; kept in its directory.
 
     Attributes:
         split: Whose clips; choose settings on ``"validation"``, report ``"test"``.

@@ -26,7 +26,7 @@ SOURCES = ("painted", "drawn")
 
 @dataclass(frozen=True)
 class EditSource:
-    """Which edits a run makes; kept in its directory.
+    """The edits that a run makes; kept in its directory.
 
     Attributes:
         split: Whose prompts; choose settings on ``"validation"``, report ``"test"``.

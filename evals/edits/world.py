@@ -102,7 +102,7 @@ def change(split: str, kind: str, number: int) -> Change:
 
 
 def free(source: Image.Image, change: Change) -> Mask:
-    """Which pixels of a picture an edit may change, "H W".
+    """The pixels of a picture that an edit may change, "H W".
 
     Of a new colour those of the object; of a new shape the circle that holds it; of a new place all
     but the other object's.

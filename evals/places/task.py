@@ -23,7 +23,7 @@ NAME = "places"
 
 @dataclass(frozen=True)
 class PlaceSource:
-    """Which placements a run paints; kept in its directory.
+    """The placements that a run paints; kept in its directory.
 
     Attributes:
         split: Whose prompts; choose settings on ``"validation"``, report ``"test"``.

@@ -18,7 +18,7 @@ class Stopped(Exception):  # noqa: N818 (no error: somebody asked for it)
 
 @dataclass(frozen=True)
 class News:
-    """How far work has come.
+    """The progress of work.
 
     Attributes:
         says: The work under way, in words.
@@ -33,7 +33,7 @@ class News:
 
 @dataclass(frozen=True)
 class Ended(Generic[_T]):
-    """How work ended: with a result, or with what went wrong, in one line."""
+    """The end of work: its result, or what went wrong, in one line."""
 
     result: _T | None = None
     error: str = ""

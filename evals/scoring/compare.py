@@ -132,7 +132,7 @@ def compare(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Comparison:
-    """What changed from one system to another on the same items.
+    """The changes from one system to another on the same items.
 
     Args:
         task: Scores the answers.

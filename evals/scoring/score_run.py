@@ -126,7 +126,7 @@ def _status(answers: Answers) -> Status:
 
 
 def _answered(answers: Answers, item: Item) -> bool:
-    """Whether there is an answer under every seed."""
+    """True if there is an answer under every seed."""
     by_seed = answers.by_seed.values()
     return all(item.id in records and records[item.id].ok for records in by_seed)
 

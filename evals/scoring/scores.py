@@ -49,7 +49,7 @@ class ConditionScores:
 
     @property
     def image_control(self) -> bool:
-        """Whether the model was shown something else than the item's image."""
+        """True if the model was shown something else than the item's image."""
         return "@" in self.label
 
 
@@ -120,7 +120,7 @@ class TaskScores:
 
     @property
     def flips(self) -> bool:
-        """Whether anything went from right to wrong or back; some tasks know neither."""
+        """True if anything went from right to wrong or back; some tasks know neither."""
         changes = [c.change for c in self.conditions if c.change]
         return any(change.lost or change.gained for change in changes)
 

@@ -86,12 +86,12 @@ class Change:
 
     @property
     def moved(self) -> bool:
-        """Whether any item moved it; an undefined change didn't."""
+        """True if any item moved it; an undefined change didn't."""
         return not math.isnan(self.delta) and (self.delta != 0 or self.low != self.high)
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval says that the two systems differ."""
+        """True if the interval says that the two systems differ."""
         return self.low > 0 or self.high < 0
 
 
@@ -109,7 +109,7 @@ class McNemar:
 
 
 def draw_times(clusters: int, draws: int, seed: int) -> Iterator[Array]:
-    """How often each cluster is drawn in each replicate, "block clusters", some at a time.
+    """The times each cluster is drawn in each replicate, "block clusters", some at a time.
 
     Blocks bound the memory; the draw doesn't depend on them.
 
@@ -173,7 +173,7 @@ def change(by_seed: Array, replicas: Array) -> Change:
 
 
 def spread(by_seed: Array) -> Seeds | None:
-    """How values differ between seeds; None for a single one."""
+    """The spread of values between seeds; None for a single one."""
     if len(by_seed) < 2:
         return None
     low, high, sd = (float(v) for v in (by_seed.min(), by_seed.max(), by_seed.std(ddof=1)))

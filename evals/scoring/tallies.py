@@ -15,7 +15,7 @@ from regaze.evals.task import POOLED, Counts, Item, QuestionTask, Task, Total
 
 @dataclass(frozen=True)
 class System:
-    """What one system said.
+    """The answers of one system.
 
     Attributes:
         answers: Text by item id, one mapping per seed; further ids are ignored.

@@ -61,7 +61,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What `regaze.verify` found.
+    """The findings of `regaze.verify`.
 
     Attributes:
         model: Class, dtype, device and attention implementation of the model, and its identity if
@@ -80,7 +80,7 @@ class Certificate:
 
     @property
     def passed(self) -> bool:
-        """Whether no promise failed and some were kept."""
+        """True if no promise failed and some were kept."""
         verdicts = [line.verdict for line in self.lines]
         return "failed" not in verdicts and "passed" in verdicts
 

@@ -40,12 +40,12 @@ class Chosen:
     own: Factors
 
     def others(self, other: Factors) -> int:
-        """How many heads have other factors than the method itself chose here."""
+        """The number of heads with other factors than the method itself chose here."""
         return sum(int((self.own[layer] != other[layer]).sum()) for layer in other)
 
 
 def chooses(specs: Sequence[Intervention]) -> bool:
-    """Whether this is one method alone that scales heads which it chooses by the image."""
+    """True if this is one method alone that scales heads which it chooses by the image."""
     return len(specs) == 1 and isinstance(specs[0].literal(), HeadForm)
 
 

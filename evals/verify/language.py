@@ -82,7 +82,7 @@ class Language(Subject):
         return self.host.n_layers
 
     def about(self) -> dict[str, Any]:
-        """What the model is."""
+        """The model's class, dtype, device and the like."""
         config: Any = self.host.tower.config
         return {
             "class": type(self.model).__name__,

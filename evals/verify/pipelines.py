@@ -98,7 +98,7 @@ class Pipeline(Subject):
         return sum(site.kind in kinds for site in self.host.sites)
 
     def about(self) -> dict[str, Any]:
-        """What the pipeline is."""
+        """The pipeline's classes, dtype, device and the like."""
         return {
             "class": type(self.pipeline).__name__,
             "denoiser": type(self.denoiser).__name__,

@@ -11,7 +11,7 @@ import torch
 from regaze.evals.verify.subject import Outputs, Subject, Which
 
 _ROUNDS = 2
-"""How often each of two threads runs its input."""
+"""The number of times that each of two threads runs its input."""
 
 
 class Plain:

@@ -21,7 +21,7 @@ from regaze.interventions import (
 from regaze.interventions.diffusion.concepts import ConceptUpdate
 
 PROMPTS = ("a red circle and a blue square", "a square and a circle")
-"""What is painted."""
+"""The prompts that are painted."""
 SIDE = 256
 """Width and height in pixels, where the model allows it."""
 FRAMES = 2

@@ -70,7 +70,7 @@ class Subject(ABC):
 
     @abstractmethod
     def run(self, which: Which) -> list[Outputs]:
-        """What the model gives, an entry for each input."""
+        """The model's outputs, an entry for each input."""
 
     @abstractmethod
     def timed(self) -> Mapping[str, Callable[[], float]]:

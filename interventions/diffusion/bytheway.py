@@ -93,7 +93,7 @@ class ByTheWay(Intervention):
         check_where(self.name, self.layers, self.start, self.stop)
 
     def idle(self) -> ByTheWay:
-        """No guidance, and a factor of 1."""
+        """The same without guidance, and with a factor of 1."""
         return replace(self, alpha=0.0, beta=1.0)
 
     def literal(self) -> AttendForm:
@@ -255,7 +255,7 @@ class ByTheWay(Intervention):
 
 
 def _level(name: str) -> int:
-    """Which up-block a module is in; -1 if it is in none."""
+    """The number of the up-block that a module is in; -1 if it is in none."""
     part, _, rest = name.partition(".")
     return int(rest.partition(".")[0]) if part == "up_blocks" else -1
 
@@ -266,7 +266,7 @@ def counterpart(name: str) -> str:
 
 
 def high_band(frames: int, tau: int, device: Any = None) -> Tensor:
-    """Which frequencies are in the high band."""
+    """The frequencies of the high band, a bool mask."""
     k = torch.arange(frames, device=device)
     return (k >= frames // 2 - tau) & (k <= frames // 2 + tau)
 

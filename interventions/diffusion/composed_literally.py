@@ -208,7 +208,7 @@ class _Run:
         return scaled
 
     def _tokens(self, call: dict[str, Any], name: str, count: int) -> Tensor:
-        """Which tokens of a layer are the subject's, "N"."""
+        """The tokens of a layer that are the subject's, "N"."""
         site = next(site for site in self.sites if site.name == name)
         grid = read_layout(self.denoiser, call).grid(site, count)
         if grid is None:

@@ -111,7 +111,7 @@ def infused(
 
 
 def confined(columns: Tensor, inside: Tensor) -> Tensor:
-    """Which columns of the text each row may read, "B 1 N L" bool.
+    """The columns of the text that each row may read, "B 1 N L" bool.
 
     Args:
         columns: "B L" bool, the subject's words.

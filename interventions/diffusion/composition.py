@@ -252,7 +252,7 @@ class Composing(LatentEdit):
         return torch.cat(parts)
 
     def _seen(self, call: Call, inside: Tensor, rows: int) -> Tensor:
-        """Which columns of the text a call's conditional rows may read."""
+        """The columns of the text that a call's conditional rows may read."""
         columns = self.columns
         if columns is None or columns.shape[1] > call.layout.n_text:
             raise RuntimeError(f"{NAME}: the subject's columns aren't known in {call.site.name}")

@@ -1,4 +1,4 @@
-"""What methods that move latents by concept maps share: which tokens, which layers, which steps."""
+"""Common parts of methods that move latents by concept maps: their tokens, layers and steps."""
 
 from __future__ import annotations
 
@@ -104,12 +104,12 @@ class ConceptUpdate(Intervention):
 
     @property
     def per_prompt(self) -> bool:
-        """Whether each prompt has a list of its own."""
+        """True if each prompt has a list of its own."""
         tokens = self.tokens
         return isinstance(tokens, tuple) and any(isinstance(one, tuple) for one in tokens)
 
     def idle(self: _Self) -> _Self:
-        """Steps of size 0."""
+        """The same with steps of size 0."""
         return replace(self, step_size=0.0)
 
     def literal(self) -> LatentForm:
@@ -152,7 +152,7 @@ class ConceptUpdate(Intervention):
 
     @abstractmethod
     def objective(self, run: Run, columns: Sequence[Columns]) -> ConceptObjective:
-        """What a run minimises, given each sample's columns."""
+        """The objective that a run minimises, given each sample's columns."""
 
 
 class ConceptObjective(Objective):
@@ -165,7 +165,7 @@ class ConceptObjective(Objective):
     """
 
     literal: bool = False
-    """Whether maps and losses are made as the formulas read, place by place."""
+    """True where maps and losses are made as the formulas read, place by place."""
 
     def __init__(self, spec: ConceptUpdate, steps: int, columns: Sequence[Columns]) -> None:
         self.steps, self.columns = steps, columns
@@ -210,7 +210,7 @@ class ConceptObjective(Objective):
 
 
 def default_layers(method: str, denoiser: Host) -> list[Site]:
-    """Where to read maps if nobody says: see `ConceptUpdate.layers`."""
+    """The layers that maps are read in by default: see `ConceptUpdate.layers`."""
     cross = [site for site in denoiser.sites if site.kind == "cross"]
     joint = [s for s in denoiser.sites if s.kind == "joint" and not s.block.startswith("single_")]
     found = cross or joint

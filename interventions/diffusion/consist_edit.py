@@ -144,11 +144,11 @@ class ConsistEdit(Intervention):
         return isinstance(self.words, tuple) and any(isinstance(w, tuple) for w in self.words)
 
     def idle(self) -> ConsistEdit:
-        """Nothing of the source: all may change, from the first step on."""
+        """The same with nothing of the source: all may change, from the first step on."""
         return replace(self, mask="all", region="inside", strength=0.0, words="auto", source=None)
 
     def controls(self) -> dict[str, Intervention]:
-        """Inside and outside exchanged, so that what should stay is what may be edited."""
+        """The same with inside and outside exchanged, so that what should stay may be edited."""
         if self.mask == "all" or self.region == "outside":
             return {}
         return {"elsewhere": replace(self, region="outside")}

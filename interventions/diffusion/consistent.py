@@ -87,7 +87,7 @@ class Consistent(Work):
         return replace(self, members=members, state=_State())
 
     def _members(self, run: Run, images: int) -> Tensor:
-        """Which columns of the text hold an edit's words in its source, "E T"."""
+        """The columns of the text that hold an edit's words in its source, "E T"."""
         length, chain = max(part.columns.stop for part in run.text), self.spec.rounds + 1
         edits = [n for n in range(run.samples) if n // images % chain]
         members = torch.zeros(len(edits), length)

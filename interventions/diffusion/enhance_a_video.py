@@ -47,7 +47,7 @@ _WEIGHTS = {
 }
 """The code's weights by the class of the denoiser."""
 _CHUNK = 2**24
-"""How many logits exist at once."""
+"""The most logits that exist at once."""
 
 
 @register
@@ -95,7 +95,7 @@ class EnhanceAVideo(Intervention):
         check_where(self.name, self.layers, self.start, self.stop)
 
     def idle(self) -> EnhanceAVideo:
-        """A weight so low that the factor is 1 whatever the maps are."""
+        """The same with a weight so low that the factor is 1 whatever the maps are."""
         return replace(self, weight=-1e9)
 
     def literal(self) -> AttendForm:

@@ -40,6 +40,6 @@ def on_tokens(
 
 
 def seen(visible: NDArray[np.bool_], rows: int, columns: int) -> NDArray[np.bool_]:
-    """Which tokens are seen in the frame before: half of their pixels at least."""
+    """The tokens that are seen in the frame before: half of their pixels at least."""
     cells = visible.reshape(rows, visible.shape[0] // rows, columns, -1)
     return np.asarray(cells.mean((1, 3)) >= 0.5)

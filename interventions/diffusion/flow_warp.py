@@ -108,7 +108,7 @@ class FlowWarp(Intervention):
             )
 
     def idle(self) -> FlowWarp:
-        """Nothing of the warped map."""
+        """The same with nothing of the warped map."""
         return replace(self, weight=0.0)
 
     def literal(self) -> AttendForm | None:

@@ -77,7 +77,7 @@ class Warped:
             carried = earlier[:, 1:]
 
     def _split(self, call: Call) -> tuple[int, int, int]:
-        """How the batch divides into branches, frames and images per prompt."""
+        """The branches, frames and images per prompt that the batch divides into."""
         samples = call.samples()
         # A clip's frames are prompts of one batch, or what the denoiser makes of one sample.
         frames = samples.frames if call.layout.frames else samples.prompts

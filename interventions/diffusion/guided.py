@@ -56,7 +56,7 @@ class Guided(Intervention):
         check_where(self.name, self.layers, self.start, self.stop)
 
     def idle(self: _Self) -> _Self:
-        """Guidance of weight 0."""
+        """The same with guidance of weight 0."""
         return replace(self, scale=0.0)
 
     def literal(self) -> GuidanceForm:

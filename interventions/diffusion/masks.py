@@ -70,7 +70,7 @@ def read(path: str) -> Tensor:
 
 
 def on_tokens(mask: Tensor, grid: Sequence[int], finest: Sequence[int]) -> Tensor:
-    """Which tokens hold any part of a mask, "N" bool.
+    """The tokens that hold any part of a mask, "N" bool.
 
     A token half of which may change has to be free, so one pixel inside is enough.
 

@@ -104,7 +104,7 @@ def _joint(
 
 
 def _flux(spec: NAG, denoiser: Any, call: Mapping[str, Any], texts: Texts) -> Tensor:
-    """Both pictures get the guided rows; the prompt's is the result."""
+    """The prompt's picture, after both have got the guided rows."""
 
     def mix(
         own: flux_literally.Heads,

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def noun_spans(text: str) -> list[tuple[int, int]]:
-    """Where the nouns of a text are, (start, end) in characters.
+    """The places of the nouns of a text, (start, end) in characters.
 
     Args:
         text: English.

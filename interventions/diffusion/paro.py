@@ -79,7 +79,7 @@ class PARO(Intervention):
         check_where(self.name, self.layers, self.start, self.stop, empty=True)
 
     def idle(self) -> PARO:
-        """No layers."""
+        """The same without layers."""
         return replace(self, layers=())
 
     def literal(self) -> AttendForm:

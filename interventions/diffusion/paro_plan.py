@@ -30,12 +30,12 @@ ORDERS = ("fhw", "fwh", "hfw", "hwf", "wfh", "whf")
 """Axes of a clip's tokens, the slowest first."""
 _SAMPLE = 16
 _CLOSE = 0.02
-"""How far a weight may be off in another dtype, as a share of the largest."""
+"""The most that a weight may be off in another dtype, as a share of the largest."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Which denoiser a calibration is of.
+    """The identity of the denoiser that a calibration is of.
 
     Attributes:
         model: Name of its class.
@@ -49,7 +49,7 @@ class Identity:
 
     @classmethod
     def of(cls, denoiser: Any, site: str) -> Identity:
-        """That of a denoiser.
+        """The identity of a denoiser.
 
         Args:
             denoiser: It.
@@ -90,7 +90,7 @@ class Plan:
 
     @property
     def groups(self) -> int:
-        """How many masks each head has."""
+        """The number of masks that each head has."""
         return group_of(self.steps - 1, self.steps) + 1
 
     def mask(self, site: str, group: int) -> Tensor:
@@ -218,12 +218,12 @@ def _read(path: Path, stamp: tuple[int, int]) -> Plan:
 
 
 def group_of(step: int, steps: int) -> int:
-    """Which mask a step has: its own in the first half of the steps, then one for all."""
+    """The number of a step's mask: its own in the first half of the steps, then one for all."""
     return min(step, math.ceil(steps / 2))
 
 
 def permutation(grid: tuple[int, int, int], order: str) -> Tensor:
-    """Which token, frame after frame, stands at each place: "N"."""
+    """The token, counted frame after frame, that stands at each place: "N"."""
     tokens = torch.arange(math.prod(grid)).view(grid)
     return tokens.permute(["fhw".index(axis) for axis in order]).flatten()
 

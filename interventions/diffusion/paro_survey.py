@@ -30,12 +30,12 @@ from regaze.interventions.diffusion.paro_plan import ORDERS, group_of, permutati
 from regaze.interventions.diffusion.sparse import by_heads, clip_of
 
 _PIECE = 2**24
-"""How many weights exist at once."""
+"""The most weights that exist at once."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How a calibration chooses.
+    """The rule by which a calibration chooses.
 
     Attributes:
         density: Share of the blocks that are kept; the paper's are 0.5, 0.3 and 0.2.

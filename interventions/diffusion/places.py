@@ -97,7 +97,7 @@ def read_mask(place: Any) -> Any:
 
 
 def sized(method: str, place: Any, finest: Sequence[int], grid: Sequence[int]) -> Tensor:
-    """Which tokens of a grid lie in a place, "N".
+    """The tokens of a grid that lie in a place, "N".
 
     Args:
         method: Whose message it is.

@@ -160,7 +160,7 @@ class PrimeComposer(Intervention):
         return bool(self.initial or shares or self.subject)
 
     def idle(self) -> PrimeComposer:
-        """Nothing pasted, nothing kept, nothing infused."""
+        """The same with nothing pasted, kept or infused."""
         return replace(self, initial=False, correlate=0.0, keep=0.0, paste=0.0, subject=None)
 
     def controls(self) -> dict[str, Intervention]:

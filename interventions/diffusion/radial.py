@@ -111,7 +111,7 @@ class RadialAttention(Intervention):
         check_where(self.name, self.layers, self.start, self.stop, empty=True)
 
     def idle(self) -> RadialAttention:
-        """All layers are dense."""
+        """The same with all layers dense."""
         return replace(self, layers=())
 
     def literal(self) -> AttendForm:
@@ -171,7 +171,7 @@ class RadialAttention(Intervention):
         return Part(blocks, order)
 
     def blocks(self, frames: int, places: int, total: int) -> Blocks:
-        """Which blocks are computed, the picture's tokens first.
+        """The blocks that are computed, the picture's tokens first.
 
         Args:
             frames: Frames of the clip.
@@ -226,7 +226,7 @@ def block_mask(
 
 
 def window(distance: int, places: int, decay: float, size: int = 128) -> int:
-    """How far tokens may lie apart in frames at a distance; -1 if these don't see each other."""
+    """The most places that tokens in frames at a distance may lie apart; -1: none are seen."""
     length = 2.0 ** (places.bit_length() - distance.bit_length())
     if length < _THRESHOLD and distance % int(_THRESHOLD / length):
         return -1

@@ -39,7 +39,7 @@ class Group(NamedTuple):
 
 
 def on_grid(mask: Tensor, grid: Sequence[int]) -> Tensor:
-    """Which tokens of a grid lie in a mask "H W": those whose middle does, "N".
+    """The tokens of a grid that lie in a mask "H W": those whose middle does, "N".
 
     Args:
         mask: Numbers; what isn't zero lies inside.
@@ -58,7 +58,7 @@ RULES_TEXT = (
 
 
 def ruled(inside: Tensor, overlap: str | None) -> Tensor:
-    """Which tokens lie in which region, "R N", once a rule says whose those in several are.
+    """The tokens of each region, "R N", once a rule says whose those in several are.
 
     Raises:
         ValueError: There is no rule, and some are in several.

@@ -135,7 +135,7 @@ class Regions(Intervention):
             )
 
     def idle(self) -> Regions:
-        """The base prompt alone."""
+        """The same with the base prompt alone."""
         return replace(self, base=1.0)
 
     def literal(self) -> WholeForm:

@@ -112,7 +112,7 @@ def _joint(
 
 
 def _flux(spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts) -> Tensor:
-    """The regions' picture is the result; single blocks keep another one for the prompt's text."""
+    """The regions' picture; single blocks keep another one for the prompt's text."""
     length = texts.streams[0].shape[1]
 
     def mix(
@@ -137,7 +137,7 @@ def _flux(spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts) -
 
 
 def _seen(spec: Regions, grid: tuple[int, int], length: int) -> Tensor:
-    """Who sees whom, texts of a length first and then the picture."""
+    """The mask of which token sees which, texts of a length first and then the picture."""
     where = inside(spec, grid)
     owner = torch.eye(len(where), dtype=torch.bool)
     bits = torch.cat([owner.repeat_interleave(length, 0), where.T])

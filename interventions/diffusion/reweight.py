@@ -144,7 +144,7 @@ class Reweight(Intervention):
                 )
 
     def idle(self) -> Reweight:
-        """All words as strong as they are."""
+        """The same with all words as strong as they are."""
         return replace(self, words=tuple((word, 1.0) for word, _ in self.words))
 
     def controls(self) -> dict[str, Intervention]:

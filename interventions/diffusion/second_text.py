@@ -237,13 +237,13 @@ def picture_of(call: Call) -> slice:
 
 
 def conditional(call: Call) -> slice:
-    """Which rows of a call's batch are conditional."""
+    """The rows of a call's batch that are conditional."""
     (_, cond), frames = _whose(call.pass_), call.samples().frames
     return slice(cond.start * frames, cond.stop * frames)
 
 
 def _whose(pass_: Pass | None) -> tuple[int, slice]:
-    """How many rows a pass has of the pipeline's own, and which are conditional."""
+    """The number of a pass's rows that are the pipeline's own, and the conditional ones."""
     if pass_ is None:
         raise RuntimeError("a second text is read in passes of a denoiser alone")
     return pass_.rows.batch, pass_.rows.cond or slice(0, pass_.rows.batch)

@@ -64,7 +64,7 @@ class SEG(Guided):
         check_choice("seg", "sense", self.sense, ("code", "paper"))
 
     def idle(self) -> SEG:
-        """Nothing is blurred."""
+        """The same with nothing blurred."""
         return replace(self, sigma=0.0)
 
     def literal(self) -> GuidanceForm:

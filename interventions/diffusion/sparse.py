@@ -26,7 +26,7 @@ _ROWS = 64
 
 
 class Part(NamedTuple):
-    """Which part of a call's map is computed.
+    """The part of a call's map that is computed.
 
     Attributes:
         blocks: In that order.
@@ -155,6 +155,6 @@ def clip_of(method: str, call: Call, image: slice) -> tuple[int, int, int]:
 
 
 def image_first(image: slice, total: int) -> Tensor:
-    """Which token stands at each place when the picture's come first, and then the others."""
+    """The token at each place when the picture's come first, and then the others."""
     tokens = torch.arange(total)
     return torch.cat([tokens[image], tokens[: image.start], tokens[image.stop :]])

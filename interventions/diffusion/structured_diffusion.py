@@ -101,7 +101,7 @@ class StructuredDiffusion(Intervention):
         return isinstance(found, tuple) and bool(found) and isinstance(found[0], tuple)
 
     def idle(self) -> StructuredDiffusion:
-        """No phrases: the prompt alone."""
+        """The same without phrases: the prompt alone."""
         return replace(self, phrases=())
 
     def literal(self) -> WholeForm:

@@ -40,7 +40,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Reading:
-    """How a method is written out.
+    """The parts of a method written out.
 
     Attributes:
         texts: ``texts(pipeline, call, rows)``: what the conditional rows of a call read.

@@ -84,7 +84,7 @@ class TPG(Guided):
         )  # fmt: skip
 
     def literal_map(self, m: Map) -> Tensor:
-        """The maps are those of the shuffled tokens."""
+        """The maps of the shuffled tokens."""
         return m.weights
 
     def sites(self, denoiser: Host) -> list[Site]:
@@ -120,7 +120,7 @@ class TPG(Guided):
         return _Shuffling(tuple(sites), instead=instead, **self.window())
 
     def permutation(self, transformer: str, t: float, tokens: int) -> Tensor:
-        """Which token each place of a spatial transformer's end gets at a timestep.
+        """The token that each place of a spatial transformer's end gets at a timestep.
 
         Args:
             transformer: Its path.

@@ -64,7 +64,7 @@ class ScalingVis(Intervention):
         return {"flipped sign": replace(self, weight=round(2 - self.weight, 9))}
 
     def idle(self) -> ScalingVis:
-        """The weight is 1."""
+        """The same with a weight of 1."""
         return replace(self, weight=1.0)
 
     def literal(self) -> MapForm:
@@ -122,7 +122,7 @@ class AdaptVis(Intervention):
         return {"exchanged weights": replace(self, unsure=self.sure, sure=self.unsure)}
 
     def idle(self) -> AdaptVis:
-        """Both weights are 1."""
+        """The same with both weights 1."""
         return replace(self, unsure=1.0, sure=1.0)
 
     def literal(self) -> ProbeForm:

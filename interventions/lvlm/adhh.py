@@ -109,7 +109,7 @@ class ADHH(Intervention):
         return self.take == "listed" and isinstance(self.heads, tuple) and bool(self.heads)
 
     def idle(self) -> ADHH:
-        """No head reaches the threshold."""
+        """The same with a threshold that no head reaches."""
         return replace(self, threshold=2.0)
 
     def literal(self) -> MapForm | None:

@@ -40,7 +40,7 @@ from regaze.interventions.meter import Meter
 ALL = 1e30
 """A threshold that keeps every column: nothing is changed."""
 _PIECE = 2**23
-"""How many logits exist at once."""
+"""The most logits that exist at once."""
 
 
 @register
@@ -75,7 +75,7 @@ class AnchorAttention(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not shared: which columns an image's rows see depends on where superblocks begin."""
+        """False: the columns that an image's rows see depend on where superblocks begin."""
         return False
 
     def check(self) -> None:
@@ -89,7 +89,7 @@ class AnchorAttention(Intervention):
                 )
 
     def idle(self) -> AnchorAttention:
-        """All columns are kept."""
+        """The same with all columns kept."""
         return replace(self, theta=ALL)
 
     def literal(self) -> MapForm:
@@ -271,7 +271,7 @@ def anchored(
 def stripes(
     query: Tensor, key: Tensor, anchor: Tensor, scale: float, spec: AnchorAttention
 ) -> Tensor:
-    """Which columns all rows of a superblock see, bool "H C".
+    """The columns that all rows of a superblock see, bool "H C".
 
     Args:
         query: "H R D", of its rows.
@@ -351,7 +351,7 @@ def _weights(
 
 
 def _mask_of(call: Call, sample: int, some: slice) -> Tensor | None:
-    """What a sample's rows see of its own columns, bool "1|H N N"; None if those before them.
+    """The own columns that a sample's rows see, bool "1|H N N"; None if all up to each row.
 
     Raises:
         NotImplementedError: They don't see all that came before, or by other numbers.
@@ -371,7 +371,7 @@ def _mask_of(call: Call, sample: int, some: slice) -> Tensor | None:
 
 
 def _range(real: Tensor) -> tuple[int, int]:
-    """From where to where a sample's tokens lie.
+    """The range of places that hold a sample's tokens.
 
     Raises:
         NotImplementedError: Padding lies between them.

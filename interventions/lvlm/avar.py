@@ -72,7 +72,7 @@ class AVAR(Intervention):
         return {"flipped sign": replace(self, image=-self.image, system=-self.system)}
 
     def idle(self) -> AVAR:
-        """Nothing is added or taken."""
+        """The same with nothing added or taken."""
         return replace(self, image=0.0, system=0.0)
 
     def literal(self) -> MapForm:

@@ -85,7 +85,7 @@ class AvisC(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Only without a second run, which reads whole prompts."""
+        """True without a second run, which would read whole prompts."""
         return self.alpha == 0
 
     def check(self) -> None:
@@ -102,7 +102,7 @@ class AvisC(Intervention):
         return {"cut only": replace(self, alpha=0.0)} if self.alpha and self.beta else {}
 
     def idle(self) -> AvisC:
-        """No contrast, and nothing is cut."""
+        """The same without contrast or cut."""
         return replace(self, alpha=0.0, beta=0.0)
 
     def literal(self) -> ScoreForm:
@@ -159,7 +159,7 @@ def largest_layers(weights: Tensor, gamma: float) -> Tensor:
 
 
 def find_blind(weights: Tensor, gamma: float, lam: float) -> Tensor:
-    """Which image tokens are blind, bool "n".
+    """The image tokens that are blind, bool "n".
 
     Args:
         weights: "L n", each layer's weights on the image's columns, float32.
@@ -218,7 +218,7 @@ class _AvisCEdit(Edit):
         return (Branch(_inputs, combine, enter=self._enter),)
 
     def select(self, rows: Tensor) -> Edit:
-        """Once the prompt is read, nothing is remembered."""
+        """The edit of some rows; once the prompt is read, it remembers nothing."""
         twin = copy.copy(self)
         twin.weights = {}
         return twin

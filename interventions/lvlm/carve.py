@@ -177,7 +177,7 @@ class CARVE(Looking):
         general: NDArray[np.floating],
         seen: Box | None = None,
     ) -> Look:
-        """From attention to what to show; see `Looking.look`.
+        """Chooses what to show by attention; see `Looking.look`.
 
         Raises:
             ValueError: No region stands out.

@@ -45,7 +45,7 @@ class Reading:
     text: str = ""
 
     def suffices(self, tokens: int) -> bool:
-        """Whether its readings cover that many tokens."""
+        """True if its readings cover that many tokens."""
         return self.ended or len(self.attention) >= tokens
 
 
@@ -262,7 +262,7 @@ def look_closer(
 
 @contextmanager
 def features_once(model: Any) -> Iterator[None]:
-    """Inside, the vision tower reads an image once, however often it is shown in succession."""
+    """A context in which the vision tower reads an image once, even if shown again and again."""
     owner = getattr(model, "model", model)
     stock = getattr(owner, "get_image_features", None)
     if stock is None:

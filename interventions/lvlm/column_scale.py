@@ -44,7 +44,7 @@ class ColumnScale(ColumnTool):
         return values + math.log(max(self.factor, _TINY)) * self.at(columns)
 
     def idle(self) -> ColumnScale:
-        """The factor is 1."""
+        """The same with a factor of 1."""
         return replace(self, factor=1.0)
 
     def literal(self) -> MapForm:

@@ -1,4 +1,4 @@
-"""Which tokens of a question are content words, and where the question stands in its prompt."""
+"""The content words among a question's tokens, and the question's place in its prompt."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def tag(tagger: Tagger, text: str) -> list[Word]:
 def content_tokens(
     words: Sequence[Word], offsets: Sequence[Sequence[int]], repeats: Literal["all", "last"] = "all"
 ) -> list[int]:
-    """Which tokens overlap content words.
+    """The tokens that overlap content words.
 
     Args:
         words: The tagger, as in `tag`.
@@ -120,7 +120,7 @@ def content_tokens(
 def content_of(
     ids: Sequence[int], processor: Any, tagger: Tagger, repeats: Literal["all", "last"]
 ) -> list[int]:
-    """Which of a question's tokens are content words; all of them if none is."""
+    """The tokens of a question that are content words; all of them if none is."""
     if not ids:
         return []
     everything = list(range(len(ids)))

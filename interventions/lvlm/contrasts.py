@@ -90,7 +90,7 @@ class CutEdit(Edit):
 
     @property
     def scores(self) -> bool:
-        """Whether something is cut."""
+        """True if any scores are cut."""
         return self.beta > 0
 
     def edit_scores(self, scores: Tensor, pass_: Pass) -> Tensor:

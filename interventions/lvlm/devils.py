@@ -68,7 +68,7 @@ class Devils(Intervention):
         return {"flipped sign": replace(self, alpha=-self.alpha)} if self.alpha > 0 else {}
 
     def idle(self) -> Devils:
-        """Nothing is added."""
+        """The same with nothing added."""
         return replace(self, alpha=0.0)
 
     def literal(self) -> MapForm:

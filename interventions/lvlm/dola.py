@@ -208,7 +208,7 @@ def _exit(host: Host, hidden: Tensor, norm: bool) -> Tensor:
 
 
 def distances(mature: Tensor, exits: Tensor, divergence: Divergence) -> Tensor:
-    """How far each candidate's probabilities are from the model's, "C ...".
+    """The distance of each candidate's probabilities from the model's, "C ...".
 
     Args:
         mature: The model's scores, "... V"; tokens that were cut before (-inf) don't count.
@@ -230,7 +230,7 @@ def distances(mature: Tensor, exits: Tensor, divergence: Divergence) -> Tensor:
 def choose_exits(
     mature: Tensor, exits: Tensor, divergence: Divergence, per_sample: bool = True
 ) -> Tensor:
-    """Which candidate is furthest, by number, "B R".
+    """The number of the furthest candidate, "B R".
 
     Args:
         mature: "B R V".

@@ -115,11 +115,11 @@ class GIFT(Intervention):
 
     @property
     def late(self) -> bool:
-        """Whether a layer is enhanced before the saliency is known; on a resolved spec."""
+        """True if a layer is enhanced before the saliency is known; on a resolved spec."""
         return max(self.saliency or (0,)) >= min(self.layers or (0,), default=0)
 
     def idle(self) -> GIFT:
-        """Nothing is raised."""
+        """The same with nothing raised."""
         return replace(self, alpha=0.0, beta=1.0)
 
     def resolve(self, host: Host) -> GIFT:
@@ -241,7 +241,7 @@ def boost(
 
 
 def _top(odds: Tensor, count: int) -> Tensor:
-    """Which heads are among the first ``count`` of each row: "B H R" of 0 and 1."""
+    """The heads among the first ``count`` of each row: "B H R" of 0 and 1."""
     return torch.zeros_like(odds).scatter(1, odds.topk(count, 1).indices, 1.0)
 
 

@@ -22,7 +22,7 @@ from regaze.interventions.lvlm.content_words import content_of, question_columns
 
 
 def shifts(rows: Tensor) -> Tensor:
-    """By how much weights rise from each row to the next: "... R K" to "... R-1 K"."""
+    """The rises of weights from each row to the next: "... R K" to "... R-1 K"."""
     return (rows[..., 1:, :] - rows[..., :-1, :]).clamp(min=0)
 
 

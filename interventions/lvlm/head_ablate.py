@@ -43,7 +43,7 @@ class HeadAblate(Tool):
         return torch.zeros_like(values)
 
     def idle(self) -> HeadAblate:
-        """No heads."""
+        """The same without heads."""
         return replace(self, heads=())
 
     def literal(self) -> MapForm | OutputForm:

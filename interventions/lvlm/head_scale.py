@@ -40,7 +40,7 @@ class HeadScale(Tool):
         return self.factor * values
 
     def idle(self) -> HeadScale:
-        """The factor is 1."""
+        """The same with a factor of 1."""
         return replace(self, factor=1.0)
 
     def literal(self) -> OutputForm:

@@ -111,7 +111,7 @@ class Caption:
 
 
 def attribute_heads(target: Any, captions: Iterable[Caption], *, processor: Any = None) -> Ranking:
-    """How much each head does for hallucinated words, less what it does for true ones.
+    """Each head's influence on hallucinated words, less that on true ones.
 
     The influence of a head on a word is ``log p - log p'``, with p' the word's probability when
     the head's output is set to zero in the row that predicts it; scores are its mean over

@@ -87,7 +87,7 @@ class PromptHighlighter(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not with texts, which a beginning may not hold yet, nor with a second run."""
+        """False with texts, which a beginning may not hold yet, and with a second run."""
         return self.scale == 1 and not points_at_text(self.spans)
 
     def check(self) -> None:
@@ -100,7 +100,7 @@ class PromptHighlighter(Intervention):
         check_choice("highlight", "space", self.space, ("log", "probability"))
 
     def idle(self) -> PromptHighlighter:
-        """The span's weights are multiplied by 1, and there is no second run."""
+        """The same with the span's weights multiplied by 1, and without a second run."""
         return replace(self, weight=1.0, scale=1.0)
 
     def literal(self) -> tuple[MapForm | ScoreForm, ...] | None:

@@ -85,7 +85,7 @@ class ICD(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Only without a second run, which reads whole prompts."""
+        """True without a second run, which would read whole prompts."""
         return self.alpha == 0
 
     def check(self) -> None:
@@ -105,7 +105,7 @@ class ICD(Intervention):
         return {"cut only": replace(self, alpha=0.0)} if self.alpha and self.beta else {}
 
     def idle(self) -> ICD:
-        """No contrast, and nothing is cut."""
+        """The same without contrast or cut."""
         return replace(self, alpha=0.0, beta=0.0)
 
     def literal(self) -> ScoreForm:

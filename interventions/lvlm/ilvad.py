@@ -108,7 +108,7 @@ class ILVAD(Intervention):
         return {"shuffled patches": replace(self, patches="shuffled")}
 
     def idle(self) -> ILVAD:
-        """Nothing is raised."""
+        """The same with nothing raised."""
         return replace(self, alpha=0.0)
 
     def resolve(self, host: Host) -> ILVAD:

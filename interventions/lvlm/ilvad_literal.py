@@ -45,7 +45,7 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
     log_m[image] = spec.alpha * (s - s.min()) / (s.max() - s.min())
 
     def heads_of(a: Tensor) -> tuple[list[int], float]:
-        """Which heads of one row "H K" look at M, and what that makes of its ground."""
+        """The heads of one row "H K" that look at M, and what they add to its ground."""
         gain = (a[:, : len(log_m)] * log_m).sum(-1)
         chosen = _best(gain / (a[:, : len(image)][:, image].sum(-1) + 1e-8))
         return chosen, float(gain[chosen].mean())

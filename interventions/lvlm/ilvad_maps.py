@@ -14,9 +14,9 @@ ALIKE = 1e-4  # Heads whose sums differ by less count as alike.
 
 
 def best_half(sums: Tensor) -> Tensor:
-    """Which heads are in the half with the largest sums: "B H R" of 0 and 1.
+    """The heads in the half with the largest sums: "B H R" of 0 and 1.
 
-    Among heads alike (in a window that shows nothing but text, all of them) the first ones are.
+    Among heads alike (all of them in a window of text alone) the first ones are in that half.
     """
     order = (sums / ALIKE).round().argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(sums).scatter(1, order[:, : sums.shape[1] // 2], 1.0)
@@ -45,7 +45,7 @@ def came_into_view(means: Tensor, tau: float) -> Tensor:
 
 
 def look(weights: Tensor, log_m: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Which heads look at M, "B H R" of 0 and 1, and what a layer adds to the ground, "B R".
+    """The heads that look at M, "B H R" of 0 and 1, and what a layer adds to the ground, "B R".
 
     Args:
         weights: "B H R K".

@@ -40,7 +40,7 @@ class LogitBias(ColumnTool):
         return values + self.bias * self.at(columns)
 
     def idle(self) -> LogitBias:
-        """Nothing is added."""
+        """The same with nothing added."""
         return replace(self, bias=0.0)
 
     def literal(self) -> MapForm:

@@ -56,7 +56,7 @@ class Looking(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not: each question shows a picture of its own."""
+        """False: each question shows a picture of its own."""
         return False
 
     @abstractmethod
@@ -126,7 +126,7 @@ class Looking(Intervention):
         general: NDArray[np.floating],
         seen: Box | None = None,
     ) -> Look:
-        """From what was read to what to show; on a resolved spec.
+        """Chooses what to show by what was read; on a resolved spec.
 
         Args:
             image: The picture.

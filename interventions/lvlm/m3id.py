@@ -62,7 +62,7 @@ class M3ID(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Only without a second run, which reads whole prompts."""
+        """True without a second run, which would read whole prompts."""
         return self.rate == 0
 
     def check(self) -> None:
@@ -75,7 +75,7 @@ class M3ID(Intervention):
         return {"cut only": replace(self, rate=0.0)} if self.rate and self.beta else {}
 
     def idle(self) -> M3ID:
-        """No contrast, and nothing is cut."""
+        """The same without contrast or cut."""
         return replace(self, rate=0.0, beta=0.0)
 
     def literal(self) -> ScoreForm:
@@ -120,7 +120,7 @@ def _combine(spec: M3ID, scores: Tensor, text: Tensor, pass_: Pass) -> Tensor:
 
 
 def token_numbers(pass_: Pass, rows: int) -> Tensor:
-    """Which token of the answer the last rows predict, "B R" from 1."""
+    """The number of the answer's token that each of the last rows predicts, "B R" from 1."""
     kinds = pass_.tokens.kinds
     read = ~((kinds == Kind.GENERATED) | (kinds == Kind.PAD))
     # An earlier answer, before another question, doesn't count.

@@ -63,7 +63,7 @@ class PAI(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not with the contrast, which runs whole prompts twice."""
+        """False with the contrast, which runs whole prompts twice."""
         return self.gamma == 1
 
     def check(self) -> None:
@@ -77,7 +77,7 @@ class PAI(Intervention):
         return {"flipped sign": replace(self, alpha=-self.alpha)} if 0 < self.alpha <= 1 else {}
 
     def idle(self) -> PAI:
-        """Nothing is added."""
+        """The same with nothing added."""
         return replace(self, alpha=0.0, gamma=1.0)
 
     def literal(self) -> tuple[MapForm | ScoreForm, ...]:

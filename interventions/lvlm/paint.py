@@ -96,7 +96,7 @@ class PAINT(Intervention):
         return {"flipped sign": replace(self, alpha=-self.alpha, beta=-self.beta)}
 
     def idle(self) -> PAINT:
-        """Nothing is added."""
+        """The same with nothing added."""
         return replace(self, alpha=0.0, beta=0.0)
 
     def resolve(self, host: Host) -> PAINT:

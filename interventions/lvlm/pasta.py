@@ -93,7 +93,7 @@ class PASTA(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not with texts, which a beginning may not hold yet."""
+        """False with texts, which a beginning may not hold yet."""
         return not points_at_text(self.spans)
 
     def check(self) -> None:
@@ -112,7 +112,7 @@ class PASTA(Intervention):
         return {"other heads": replace(self, take="others")}
 
     def idle(self) -> PASTA:
-        """Weights are multiplied by 1."""
+        """The same with weights multiplied by 1."""
         return replace(self, alpha=1.0)
 
     def literal(self) -> MapForm | None:

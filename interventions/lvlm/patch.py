@@ -33,7 +33,7 @@ class Patch(VectorTool):
         return self.vector(layer, values).expand_as(values)
 
     def idle(self) -> Patch:
-        """No vectors."""
+        """The same without vectors."""
         return replace(self, vectors=())
 
     def literal(self) -> OutputForm:

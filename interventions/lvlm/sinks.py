@@ -34,7 +34,7 @@ _TEXTS = (
 
 @dataclass(frozen=True)
 class SinkProfile:
-    """Which hidden dimensions mark sinks in a model.
+    """The hidden dimensions that mark sinks in a model.
 
     Attributes:
         sink_dims: The dimensions, strongest first.

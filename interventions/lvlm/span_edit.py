@@ -46,7 +46,7 @@ class SpanEdit(Edit):
         return twin
 
     def active(self, layer: int, pass_: Pass) -> bool:
-        """Whether the prompts hold a span."""
+        """True if the prompts hold a span."""
         return self.bias is not None
 
     def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:

@@ -173,5 +173,5 @@ def token_range(
 
 
 def points_at_text(spans: Spans) -> bool:
-    """Whether a span is given by its text."""
+    """True if a span is given by its text."""
     return any(isinstance(span, str) and span != IMAGE for span in spans)

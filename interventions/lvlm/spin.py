@@ -88,7 +88,7 @@ class SPIN(Intervention):
         return choice_controls(self)
 
     def idle(self) -> SPIN:
-        """All heads keep their output."""
+        """The same with all heads keeping their output."""
         return replace(self, keep=1.0)
 
     def literal(self) -> MapForm | None:

@@ -47,7 +47,7 @@ class Steer(VectorTool):
         return values + self.strength * self.vector(layer, values)
 
     def idle(self) -> Steer:
-        """Strength zero."""
+        """The same at strength zero."""
         return replace(self, strength=0.0)
 
     def literal(self) -> OutputForm:

@@ -77,7 +77,7 @@ class TidalDecode(Intervention):
         return {"recent columns": replace(self, choose="recent")} if self.choose == "top" else {}
 
     def idle(self) -> TidalDecode:
-        """All columns are kept."""
+        """The same with all columns kept."""
         return replace(self, budget=ALL)
 
     def literal(self) -> MapForm | None:

@@ -83,7 +83,7 @@ class Tool(Intervention):
         return edits(self, () if self == self.idle() else self.layers or ())
 
     def chosen(self, layer: int, like: Tensor) -> Tensor:
-        """Which heads of a layer are meant, "H 1 1", given "B H . ." values."""
+        """The heads of a layer that are meant, bool "H 1 1", given "B H . ." values."""
         heads = range(like.shape[1])
         found = [self.heads == "all" or (layer, head) in self.pairs for head in heads]
         return torch.tensor(found, device=like.device)[:, None, None]

@@ -69,7 +69,7 @@ class VAF(Intervention):
         return {"flipped sign": mirrored}
 
     def idle(self) -> VAF:
-        """Both factors are 1."""
+        """The same with both factors 1."""
         return replace(self, enhance=1.0, suppress=1.0)
 
     def literal(self) -> MapForm:

@@ -114,7 +114,7 @@ class VAR(Intervention):
         return 1e-6 if self.sense == "code" else 0.0
 
     def idle(self) -> VAR:
-        """Sinks keep all."""
+        """The same with sinks that keep all their weight."""
         return replace(self, p=1.0 if self.sense == "code" else 0.0)
 
     def literal(self) -> MapForm:
@@ -145,7 +145,7 @@ class VAR(Intervention):
         return torch.where(moved, z + factor.clamp(min=1e-30).log(), z)
 
     def literal_sinks(self, hidden: Tensor) -> Tensor:
-        """Which tokens of the residual stream "B K E" carry a sink dimension strongly enough."""
+        """The tokens of the residual stream "B K E" that carry a sink dimension strongly enough."""
         x = hidden.double()
         rms = x.square().mean(-1).sqrt()
         phi = x[..., list(self.sink_dims or ())].abs().amax(-1) / rms

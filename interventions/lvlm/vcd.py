@@ -71,7 +71,7 @@ class VCD(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Only without a second run, which reads whole prompts."""
+        """True without a second run, which would read whole prompts."""
         return self.alpha == 0
 
     def check(self) -> None:
@@ -86,7 +86,7 @@ class VCD(Intervention):
         return {"cut only": replace(self, alpha=0.0)} if self.alpha and self.beta else {}
 
     def idle(self) -> VCD:
-        """No contrast, and nothing is cut."""
+        """The same without contrast or cut."""
         return replace(self, alpha=0.0, beta=0.0)
 
     def literal(self) -> ScoreForm:

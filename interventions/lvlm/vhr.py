@@ -73,7 +73,7 @@ class VHR(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """Not: whole prompts are compared."""
+        """False: whole prompts are compared."""
         return False
 
     def check(self) -> None:
@@ -89,7 +89,7 @@ class VHR(Intervention):
         return choice_controls(self)
 
     def idle(self) -> VHR:
-        """Chosen heads keep their size."""
+        """The same with chosen heads at their own size."""
         return replace(self, alpha=1.0)
 
     def literal(self) -> HeadForm | None:

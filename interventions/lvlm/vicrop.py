@@ -131,12 +131,12 @@ class ViCrop(Looking):
 
     @property
     def reading_tokens(self) -> int:
-        """The first token's row is read."""
+        """Tokens that are generated while reading: the first one, whose row is read."""
         return 1
 
     @property
     def gradient(self) -> Literal["attention", "pixels"] | None:
-        """By attention or pixels, in the forms that take one."""
+        """The gradient by attention or pixels, in the forms that take one."""
         if self.form == "relative":
             return None
         return "attention" if self.form == "gradient" else "pixels"
@@ -154,7 +154,7 @@ class ViCrop(Looking):
         general: NDArray[np.floating],
         seen: Box | None = None,
     ) -> Look:
-        """From what was read to what to show; see `Looking.look`.
+        """Chooses what to show by what was read; see `Looking.look`.
 
         Raises:
             ValueError: No window stands out.

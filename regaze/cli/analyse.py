@@ -30,7 +30,7 @@ def group() -> None:
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked."""
+    """The benchmark to ask."""
 
     PANEL: ClassVar[str] = "Benchmark"
 
@@ -58,7 +58,7 @@ class Asked:
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draw of images.")] = 0
 
     def source(self, model: str) -> Source:
-        """Where the task comes from.
+        """The source of the task.
 
         Raises:
             ValueError: An unknown benchmark, or no data for a model that isn't the sandbox's.

@@ -26,7 +26,7 @@ _PAINTER = "painter-unet"
 
 @dataclass(frozen=True)
 class Steered(Source):
-    """Which pipeline, and the ControlNet on it."""
+    """The pipeline, and the ControlNet on it."""
 
     model: Annotated[
         str, typer.Option("--model", "-m", help=f"The pipeline: {_PAINTER}, a folder or a Hub id.")
@@ -48,7 +48,7 @@ class Steered(Source):
 
 @dataclass(frozen=True)
 class Motion:
-    """What moves, and how that is known."""
+    """The motion to follow, and how it is known."""
 
     PANEL: ClassVar[str] = "Motion"
 

@@ -17,7 +17,7 @@ from regaze.cli.terminal import resumable, say
 
 @dataclass(frozen=True)
 class FewPrompts(WorldPrompts):
-    """What to paint; the paper takes one or two prompts."""
+    """The prompts to paint; the paper takes one or two."""
 
     split: Annotated[
         str, typer.Option(help="Split of the painting world, where no prompts are given.")

@@ -109,7 +109,7 @@ def compose(
 
 
 def _box(text: str | None) -> tuple[float, ...] | None:
-    """What ``--box`` says.
+    """The numbers that ``--box`` gives.
 
     Raises:
         ValueError: It is something else than four numbers.

@@ -54,7 +54,7 @@ def sinks(
 
 @dataclass(frozen=True)
 class SearchPrompts(WorldPrompts):
-    """What to paint; heads are chosen on validation prompts."""
+    """The prompts to paint; heads are chosen on those of validation."""
 
     split: Annotated[
         str, typer.Option(help="Split of the painting world, where no prompts are given.")

@@ -30,7 +30,7 @@ _SEEDS = 3
 
 @dataclass(frozen=True)
 class Questions:
-    """What is asked."""
+    """The benchmarks to ask."""
 
     PANEL: ClassVar[str] = "Benchmark"
 
@@ -82,7 +82,7 @@ class Questions:
     ] = 0
 
     def sources(self, model: str) -> list[Source]:
-        """Where the tasks come from.
+        """The sources of the tasks.
 
         Raises:
             ValueError: An unknown benchmark, files for several at once, or no data for a model
@@ -142,13 +142,13 @@ class Questions:
 
     @property
     def on_both_splits(self) -> bool:
-        """Whether the sandbox's two test splits are asked about, apart."""
+        """True if the sandbox's two test splits are asked about, apart."""
         return not self.data and self.split is None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """How answers are written."""
+    """Settings of how answers are written."""
 
     PANEL: ClassVar[str] = "Answers"
 
@@ -189,7 +189,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Work:
-    """How the work is done."""
+    """Settings of how the work is done."""
 
     PANEL: ClassVar[str] = "Run"
 

@@ -64,7 +64,7 @@ def _presets(name: str) -> tuple[str, ...]:
 
 
 def _method(name: str) -> dict[str, Any]:
-    """What there is to say of a method, with the fields and sources of its presets."""
+    """A method's description, with the fields and sources of its presets."""
     from regaze.interventions import get
     from regaze.interventions.base import describe
 
@@ -80,7 +80,7 @@ def _method(name: str) -> dict[str, Any]:
 
 
 def _or_why_not(describe: Callable[[str], tuple[str, str]], name: str) -> tuple[str, str]:
-    """What there is to say of a name; of an installed package's that can't be loaded, why."""
+    """The description of a name; of an installed package's that can't be loaded, the reason."""
     try:
         return describe(name)
     except ImportError as error:

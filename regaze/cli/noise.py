@@ -1,4 +1,4 @@
-"""What libraries say of themselves, kept off the terminal unless ``--debug`` asks for it."""
+"""Messages of libraries, kept off the terminal unless ``--debug`` asks for them."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ def _in_panel(hint: Any, panel: str | None) -> Any:
 
 @dataclass(frozen=True)
 class Model:
-    """Which vision-language model, and how to hold it."""
+    """The vision-language model, and how to hold it."""
 
     PANEL: ClassVar[str] = "Model"
 
@@ -144,7 +144,7 @@ def on_one_thread() -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """What a model is run with, beside as it is."""
+    """The conditions that a model is run with, beside as it is."""
 
     PANEL: ClassVar[str] = "Conditions"
 
@@ -167,7 +167,7 @@ class Compared:
 
     @property
     def all(self) -> bool:
-        """Whether every method is asked for."""
+        """True if every method is asked for."""
         return _ALL in (self.with_ or ())
 
     @property
@@ -201,7 +201,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Printed:
-    """How scores are printed."""
+    """Settings of how scores are printed."""
 
     PANEL: ClassVar[str] = "Output"
 
@@ -216,7 +216,7 @@ class Printed:
 
     @property
     def plain(self) -> bool:
-        """Whether people read it."""
+        """True if the output is for people to read."""
         return not (self.as_json or self.as_markdown)
 
     def show(self, scores: Sequence[TaskScores], **more: Any) -> None:
@@ -252,7 +252,7 @@ def exit_if_silent(scores: Sequence[TaskScores], named: Sequence[str] | None = N
 
 
 def batch_size(text: str) -> int | Literal["auto"]:
-    """What ``--batch-size`` asks for.
+    """The batch size that ``--batch-size`` asks for.
 
     Raises:
         ValueError: It is neither a number of items nor ``auto``.

@@ -1,4 +1,4 @@
-"""What the commands about pipelines share: how to load one, how to call it, what to paint."""
+"""Options that the commands about pipelines share: loading one, its call, the prompts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Seeds = Annotated[
 
 @dataclass(frozen=True)
 class Source:
-    """Which pipeline, and how to hold it."""
+    """The pipeline, and how to hold it."""
 
     PANEL: ClassVar[str] = "Pipeline"
 
@@ -93,7 +93,7 @@ class Source:
 
     @property
     def scoring_device(self) -> str:
-        """Where to compute scores: where the pipeline is."""
+        """The device to compute scores on: the pipeline's."""
         import torch
 
         return self.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -101,7 +101,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Steps:
-    """How to call a pipeline, whatever it makes."""
+    """Arguments of a pipeline's call, whatever it makes."""
 
     PANEL: ClassVar[str] = "Pipeline"
 
@@ -141,7 +141,7 @@ class Steps:
 
 @dataclass(frozen=True)
 class Call(Steps):
-    """How to call a pipeline for pictures."""
+    """Arguments of a pipeline's call for pictures."""
 
     size: Annotated[
         str | None, typer.Option(help="Size of a picture in pixels, WIDTHxHEIGHT, e.g. 768x512.")
@@ -167,7 +167,7 @@ class Call(Steps):
 
 @dataclass(frozen=True)
 class Prompts:
-    """What to paint."""
+    """The prompts to paint."""
 
     PANEL: ClassVar[str] = "Prompts"
 
@@ -180,7 +180,7 @@ class Prompts:
     ] = None
 
     def read(self) -> list[Prompt]:
-        """What is asked for.
+        """The prompts that are asked for.
 
         Raises:
             ValueError: Neither is given, or both, or the file holds something else.
@@ -196,7 +196,7 @@ class Prompts:
 
 @dataclass(frozen=True)
 class WorldPrompts(Prompts):
-    """What to paint; for an embedded painter its own world's prompts by default."""
+    """The prompts to paint; for an embedded painter its own world's by default."""
 
     split: Annotated[
         str, typer.Option(help="Split of the painting world, where no prompts are given.")
@@ -214,7 +214,7 @@ class WorldPrompts(Prompts):
     ] = 50
 
     def of(self, model: str) -> list[Prompt]:
-        """What is asked of a pipeline.
+        """The prompts that a pipeline is asked for.
 
         Raises:
             ValueError: Nothing is, of a pipeline that has no world of its own.
@@ -229,7 +229,7 @@ class WorldPrompts(Prompts):
 
 
 def read_seeds(text: str) -> list[int]:
-    """What ``--seeds`` asks for.
+    """The seeds that ``--seeds`` asks for.
 
     Raises:
         ValueError: It is something else than a number of seeds or a list of different ones.

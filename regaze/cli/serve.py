@@ -23,7 +23,7 @@ _WAIT_FOR_ANSWERS = 5
 
 @dataclass(frozen=True)
 class Bounds:
-    """What requests may take."""
+    """Limits of what requests may take."""
 
     PANEL: ClassVar[str] = "Limits"
 

@@ -1,4 +1,4 @@
-"""What the commands that ask questions share."""
+"""Common parts of the commands that ask questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: text as it is, and mistakes in one line."""
+"""Output to the terminal: text as it is, and mistakes in one line."""
 
 from __future__ import annotations
 

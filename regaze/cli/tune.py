@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Search:
-    """What is searched, on what."""
+    """The method to search settings of, and the questions to search on."""
 
     PANEL: ClassVar[str] = "Search"
 

@@ -35,7 +35,7 @@ _MARKS = {
 
 @dataclass(frozen=True)
 class Target(Model):
-    """Which model or pipeline, and how to hold it."""
+    """The model or pipeline, and how to hold it."""
 
     model: Annotated[
         str,

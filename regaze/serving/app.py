@@ -25,7 +25,7 @@ from regaze.serving.jobs import Job
 from regaze.serving.replies import HungUpError, Reply, Stream, events, failure, hanging_up, unless
 
 _SECONDS = 30.0
-"""How long a request may take to arrive."""
+"""The longest that a request may take to arrive."""
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 

@@ -132,7 +132,7 @@ def read(body: object) -> Chat:
 
 
 def decoding(chat: Chat) -> tuple[Decoding, int | None]:
-    """How tokens are chosen, and the seed; greedily unless a temperature or a share is given.
+    """The decoding and the seed; greedy unless a temperature or a share is given.
 
     Raises:
         ApiError: A temperature too small to divide by.
@@ -158,7 +158,7 @@ def stops(chat: Chat) -> tuple[str, ...]:
 
 
 def new_tokens(chat: Chat, most: int) -> int | None:
-    """How many tokens a request asks for; None if it doesn't say.
+    """The number of tokens that a request asks for; None if it doesn't say.
 
     Raises:
         ApiError: More than the server gives.

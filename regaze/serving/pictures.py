@@ -28,7 +28,7 @@ class Picture:
     data: bytes
 
     def load(self) -> Image.Image:
-        """Its pixels, in RGB, turned upright as transformers does.
+        """The pixels, in RGB, turned upright as transformers does.
 
         Raises:
             ApiError: Its data is damaged.

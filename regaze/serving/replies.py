@@ -18,7 +18,7 @@ from regaze.serving.jobs import Answer, Event, Job
 
 
 class HungUpError(Exception):
-    """The client is gone, so there is nobody to answer."""
+    """Raised when the client is gone, so that there is nobody to answer."""
 
 
 class Reply:

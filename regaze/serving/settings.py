@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Limits:
-    """How much one request, and all that wait, may take.
+    """Limits of what one request, and all that wait, may take.
 
     Attributes:
         batch: Prompts that go through the model together.

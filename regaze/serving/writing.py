@@ -83,7 +83,7 @@ class Writer:
         return ""
 
     def _settled(self, text: str) -> int:
-        """How much of a text stays, whatever follows."""
+        """The length of a text's beginning that stays, whatever follows."""
         most = len(text.rstrip(_UNFINISHED))
         if self._rejoins:
             most = min(most, max(text.rfind(" "), 0))
