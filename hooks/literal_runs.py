@@ -64,7 +64,7 @@ def literally(
 
 
 def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
-    """Return the form that acts, after the run of the plain prompt that it may want to see first."""
+    """Return the form that acts, after a run of the plain prompt if it wants to see that first."""
     if not isinstance(form, ProbeForm) or not any(prompt.image):
         return form
     model: Any = host.model

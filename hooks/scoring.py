@@ -164,7 +164,7 @@ class Scoring(Openings):
         return {key: lane for key, lane in prompt.lanes.items() if key[0] in self.entries}
 
     def _flexes(self) -> bool:
-        """Return whether masks of attention are functions of a row's number, as flex attention's."""
+        """Return whether attention masks are functions of a row's number, as in flex attention."""
         return any(base == "flex_attention" for _, base in self._configs)
 
     def _keep_lanes(self, running: Running, lanes: Lanes) -> None:

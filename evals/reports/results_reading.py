@@ -153,7 +153,7 @@ def _luck(stored: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _captions(stored: Mapping[str, Any]) -> Iterator[str]:
-    """The settings that name fewer objects that aren't there, and those that name fewer that are."""
+    """The settings that name fewer absent objects, and those that name fewer present ones."""
     for _, table in _tables(stored, _CHAIR):
         every = [*_usual(stored, table), *_tuned(stored, table)]
         if every:

@@ -56,7 +56,7 @@ class DenoiserAttachment(Attachment):
         return run(*args, **kwargs)
 
     def detach(self) -> None:
-        """Take the interventions off. Others stay; a second call finishes what the first one couldn't."""
+        """Take these interventions off; a second call finishes what the first one couldn't."""
         self._calls.release()
         for seat in self._seats:
             for entry in reversed(self._entries):

@@ -33,7 +33,7 @@ from regaze.hooks.diffusion.works import Run, Work
 
 
 class Objective(ABC):
-    """The loss that one run of a pipeline minimises; may remember what it saw in the steps before."""
+    """The loss that one run of a pipeline minimises; it may remember earlier steps."""
 
     watches: bool = False
     """True if it wants to `watch` the denoiser's own passes."""

@@ -120,7 +120,7 @@ def _sketch(x: Tensor) -> Tensor:
 
 
 def reached(before: Tensor, after: Tensor) -> Tensor:
-    """The distance that each token moved, "N"; exactly 0 up to rounding where nothing reached it."""
+    """The distance that each token moved, "N"; 0 up to rounding where nothing reached it."""
     moved = (after - before).norm(dim=-1).amax(0)
     found: Tensor = moved.masked_fill(moved <= 1e-5 * before.norm(dim=-1).amax(), 0)
     return found
