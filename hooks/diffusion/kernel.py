@@ -9,6 +9,7 @@ edited in a pass is known to the thread that runs it, so threads don't see each 
 from __future__ import annotations
 
 import copy
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,9 +18,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion import modes
 from regaze.hooks.diffusion.call import Call, Editor, Entered
 from regaze.hooks.diffusion.sites import Layout, Site
 
@@ -144,11 +145,7 @@ def cleared() -> Iterator[None]:
 def _restore(before: Mapping[str, Any], depth: int) -> None:
     _HERE.edits, _HERE.module = before.get("edits"), before.get("module")
     _HERE.passes = before.get("passes", 0)
-    while torch._C._len_torch_function_stack() > depth:
-        last = torch._C._len_torch_function_stack() - 1
-        if not isinstance(torch._C._get_function_stack_at(last), _Kernel):
-            break
-        torch._C._pop_torch_function_stack()
+    modes.restore(depth, sys.exc_info()[1])
 
 
 # -- around one module's forward ---------------------------------------------------------------
@@ -215,7 +212,7 @@ def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any
     return (scaled, *streams[1:]) if isinstance(output, tuple) else scaled
 
 
-class _Kernel(TorchFunctionMode):
+class _Kernel(modes.Mode):
     """Hands editors the kernel calls of one forward of a module that are its own attention."""
 
     def __init__(

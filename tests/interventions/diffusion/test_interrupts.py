@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import inspect
 import random
 import signal
 import sys
@@ -211,3 +213,25 @@ def test_a_pipeline_saves_all_of_its_weights_in_the_middle_of_a_pass() -> None:
     hook.remove()
     assert seen
     assert all(one == (names, "UNet2DConditionModel") for one in seen)
+
+
+def test_an_interrupt_while_torch_has_the_mode_off_leaves_nothing() -> None:
+    popping = inspect.unwrap(torch.overrides._pop_mode_temporarily).__code__
+    case, hits = Case("sd", "pag"), 0
+
+    def trace(frame: FrameType, now: str, _: Any) -> Any:
+        nonlocal hits
+        if frame.f_code.co_name != "__exit__" or "contextlib" not in frame.f_code.co_filename:
+            return None
+        made = getattr(frame.f_locals.get("self"), "gen", None)
+        if getattr(made, "gi_code", None) is not popping:
+            return None
+        if now == "line":
+            hits += 1
+            raise KeyboardInterrupt
+        return trace
+
+    case.interrupted(lambda: sys.settrace(trace), lambda: sys.settrace(None))
+    gc.collect()
+    assert hits == 1
+    assert not _get_current_function_mode_stack()
