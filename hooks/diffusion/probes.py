@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from regaze.hooks.calls import Calls
+from regaze.hooks.diffusion import modes
 from regaze.hooks.diffusion.literal_maps import bias_of
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.rows import copy_containers
@@ -43,7 +44,7 @@ def attention_modules(denoiser: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-class _Kernel(TorchFunctionMode):
+class _Kernel(modes.Mode):
     def __init__(self, answer: Answer) -> None:
         super().__init__()
         self._answer = answer
@@ -74,7 +75,7 @@ def answering(denoiser: nn.Module, answer: Answer) -> Iterator[None]:
         finally:
             _HERE.inside.pop()
 
-    calls, before = Calls(), _HERE.inside
+    calls, before, depth = Calls(), _HERE.inside, torch._C._len_torch_function_stack()
     try:
         for module in attention_modules(denoiser).values():
             calls.around(module, enter, inner=True)
@@ -83,6 +84,7 @@ def answering(denoiser: nn.Module, answer: Answer) -> Iterator[None]:
             yield
     finally:
         _HERE.inside = before
+        modes.restore(depth, sys.exc_info()[1])
         calls.release()
 
 
