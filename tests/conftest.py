@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,16 @@ def data_dir() -> Path:
     if folder is None:
         pytest.skip("REGAZE_DATA does not name a folder with the benchmarks' own files")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def gradients_on() -> Iterator[None]:
+    """Fail the test that leaves gradients off, not one that comes later."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None and not torch.is_grad_enabled():
+        torch.set_grad_enabled(True)
+        pytest.fail("the test left gradients off, for the whole process")
 
 
 @pytest.fixture

@@ -128,6 +128,8 @@ def test_interrupts_at_random_moments_leave_nothing(model: Tiny, name: str) -> N
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+        # Struck as it ends, the `torch.no_grad` around `generate` itself leaves gradients off.
+        torch.set_grad_enabled(True)
     assert caught
     assert_untouched(model, before, plain)
 

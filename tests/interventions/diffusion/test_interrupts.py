@@ -200,6 +200,8 @@ def test_signals_at_random_moments_leave_nothing(family: str, method: str) -> No
             )
     finally:
         signal.signal(signal.SIGALRM, before)
+        # Struck as it ends, the `torch.no_grad` around a pipeline's own call leaves gradients off.
+        torch.set_grad_enabled(True)
 
 
 def test_a_pipeline_saves_all_of_its_weights_in_the_middle_of_a_pass() -> None:
