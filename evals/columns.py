@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,7 @@ from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.sandbox.smol.photographs import photograph_questions, read_photographs
 from regaze.evals.scoring.scored import Scored
 from regaze.evals.study import prepare, study
-from regaze.evals.tuning.tune import tune
-from regaze.evals.tuning.tuned import Tuned
+from regaze.evals.tuning.tune import tune_each
 from regaze.interventions.base import get
 
 TUNED = ("pai", "vaf", "vcd", "vhr")
@@ -92,7 +91,16 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
         methods = _with_heads(loaded, every_method(loaded), out / "heads.json", follow("heads"))
         usual = [Condition((spec,)) for spec in methods.specs]
         cheap = [one for one in usual if one.specs[0].name in CHEAP]
-        tuned = _tuned(loaded, methods, out / "tune", sizes, follow("tuning"))
+        searched = [spec for spec in methods.specs if sizes.validation and spec.name in TUNED]
+        tuned = tune_each(
+            loaded,
+            searched,
+            Source("pope", split=SMOL.validation, n_images=sizes.validation),
+            out=out / "tune",
+            trials=sizes.trials,
+            batch_size=_BATCH,
+            progress=follow("tuning"),
+        )
         best = [Condition((t.best.spec,)) for t in tuned.values() if t.best is not None]
 
         def ask(
@@ -121,7 +129,7 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
         "sizes": asdict(sizes),
         "left_out": dict(methods.left_out),
         "usual": {spec.name: spec.label for spec in methods.specs},
-        "tuned": {method: _chosen(search) for method, search in tuned.items()},
+        "tuned": {method: search.outcome() for method, search in tuned.items()},
         "tables": {where: table_of(run.scores[0]) for where, run in runs.items()},
         "why": {where: moves(runs[where].result) for where in ("smol", "twin") if where in runs},
         "visual_mass": seen,
@@ -145,39 +153,6 @@ def _with_heads(loaded: Loaded, methods: Every, path: Path, progress: Progress) 
     spec = kind(heads=files.read_json(path)["heads"])
     left = {name: why for name, why in methods.left_out.items() if name != "adhh"}
     return Every(sorted([*methods.specs, spec], key=lambda one: one.name), left)
-
-
-def _tuned(
-    loaded: Loaded, methods: Every, out: Path, sizes: Sizes, progress: Progress
-) -> dict[str, Tuned]:
-    if not sizes.validation:
-        return {}
-    source = Source("pope", split=SMOL.validation, n_images=sizes.validation)
-    return {
-        spec.name: tune(
-            loaded,
-            spec,
-            source,
-            out=out / spec.name,
-            trials=sizes.trials,
-            batch_size=_BATCH,
-            progress=progress,
-        )
-        for spec in methods.specs
-        if spec.name in TUNED
-    }
-
-
-def _chosen(search: Tuned) -> Mapping[str, Any]:
-    best, name = search.best, search.objective
-    return {
-        "with": best and best.spec.label,
-        "objective": name,
-        "baseline": search.baseline[name],
-        "usual": search.usual.metrics.get(name),
-        "value": best and best.metrics[name],
-        "trials": len(search.trials),
-    }
 
 
 def _photographs(folder: Path, asked: Path) -> Source:

@@ -33,13 +33,12 @@ from regaze.evals.runs.conditions import Condition, baseline_first
 from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.runs.work import Plan
-from regaze.evals.scoring.compare import to_json
 from regaze.evals.scoring.scores import TaskScores
 from regaze.evals.scoring.statistics import Change
 from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
-from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tune import tune_each
 from regaze.evals.tuning.tuned import Tuned
 from regaze.interventions.base import get
 
@@ -89,7 +88,15 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
     world = home(str(loaded.identity["name"])) or SHAPES
     with bars() as follow:
         methods = _with_heads(loaded, world, methods, out / "heads", sizes, follow("heads"))
-        tuned = _tuned(loaded, world, methods, out / "tune", sizes, follow("tuning"))
+        tuned = tune_each(
+            loaded,
+            [spec for spec in methods.specs if spec.name in SPACES],
+            Source("pope", split=world.validation, n_images=sizes.validation),
+            out=out / "tune",
+            trials=sizes.trials,
+            batch_size=_BATCH,
+            progress=follow("tuning"),
+        )
         conditions = _conditions(methods, tuned)
         jobs = [
             prepare(Source(name, split=split, n_images=count), out / name / split)
@@ -104,7 +111,7 @@ def results(loaded: Loaded, out: Path, sizes: Sizes) -> dict[str, Any]:
         "sizes": asdict(sizes),
         "times": times,
         "left_out": dict(methods.left_out),
-        "tuned": {name: _chosen(search) for name, search in tuned.items()},
+        "tuned": {name: _outcome(search) for name, search in tuned.items()},
         "usual": {spec.name: spec.label for spec in methods.specs},
         "tables": [table_of(scores) for scores in tables],
     }
@@ -142,30 +149,6 @@ def _heads(loaded: Loaded, name: str, source: Source, progress: Progress) -> Fou
     return Found(spec.label, by, model, source.title, len(subject.items), heads, ranked)
 
 
-def _tuned(
-    loaded: Loaded,
-    world: World,
-    methods: Every,
-    out: Path,
-    sizes: Sizes,
-    progress: Progress,
-) -> dict[str, Tuned]:
-    source = Source("pope", split=world.validation, n_images=sizes.validation)
-    return {
-        spec.name: tune(
-            loaded,
-            spec,
-            source,
-            out=out / spec.name,
-            trials=sizes.trials,
-            batch_size=_BATCH,
-            progress=progress,
-        )
-        for spec in methods.specs
-        if spec.name in SPACES
-    }
-
-
 def _conditions(methods: Every, tuned: Mapping[str, Tuned]) -> list[Condition]:
     """Defaults, controls of the defaults, and tuned settings that aren't the defaults."""
     usual = [Condition((spec,)) for spec in methods.specs]
@@ -173,17 +156,9 @@ def _conditions(methods: Every, tuned: Mapping[str, Tuned]) -> list[Condition]:
     return list(dict.fromkeys([*with_controls(usual), *best]))
 
 
-def _chosen(search: Tuned) -> dict[str, Any]:
-    best, name = search.best, search.objective
-    return {
-        "with": best and best.spec.label,
-        "objective": name,
-        "value": best and best.metrics[name],
-        "usual": to_json(search.usual.metrics.get(name)),
-        "baseline": search.baseline[name],
-        "trials": len(search.trials),
-        "refused": sum(trial.why_not is not None for trial in search.trials),
-    }
+def _outcome(search: Tuned) -> dict[str, Any]:
+    refused = sum(trial.why_not is not None for trial in search.trials)
+    return {**search.outcome(), "refused": refused}
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:

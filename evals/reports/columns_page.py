@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regaze.evals.reports.columns_reading import IN_SHORT, READ_OF, READINGS, UNFIT
-from regaze.evals.reports.results_page import changed, table_row
+from regaze.evals.reports.results_page import changed, percent, table_row, tuned_rows
 from regaze.evals.scoring.thresholds import AUC
 
 _POPE: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
@@ -94,7 +94,7 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
 
 def _baseline(table: Table, metric: str) -> str:
     first = next(iter(table["rows"].values()))
-    return _percent(first["metrics"][metric])
+    return percent(first["metrics"][metric])
 
 
 def _cell(table: Table, label: str | None, metric: str, way: int) -> str:
@@ -148,13 +148,8 @@ def _tuned(stored: Mapping[str, Any]) -> str:
         "These settings are asked of the twin and on photographs too; `sandbox` has its own.",
         "",
         table_row("method", "unedited", "as it comes", "tuned", "`--with`", "trials"),
-        table_row("---", "---:", "---:", "---:", "---", "---:"),
+        *tuned_rows(stored, "as it comes"),
     ]
-    for name, found in stored["tuned"].items():
-        numbers = [_percent(found[key]) for key in ("baseline", "usual", "value")]
-        same = found["with"] in (None, stored["usual"][name])
-        chosen = "as it comes" if same else f"`{found['with']}`"
-        lines.append(table_row(f"`{name}`", *numbers, chosen, str(found["trials"])))
     return "\n".join(lines)
 
 
@@ -214,7 +209,3 @@ def _row(values: Sequence[float]) -> str:
 def _left_out(stored: Mapping[str, Any]) -> str:
     left = [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
     return "\n".join(["## Left out on `smol`", "", *(left or ["- nothing"])])
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"

@@ -226,19 +226,36 @@ def _settings(stored: Mapping[str, Any]) -> str:
         "AUC on the validation scenes; it is the best of several and so too good.",
         "",
         table_row("method", "unedited", "default", "tuned", "`--with`", "unusable trials"),
-        table_row("---", "---:", "---:", "---:", "---", "---:"),
+        *tuned_rows(stored, "the default"),
     ]
-    for name, found in stored["tuned"].items():
-        numbers = [_share(found[key]) for key in ("baseline", "usual", "value")]
-        same = found["with"] in (None, stored["usual"][name])
-        chosen = "the default" if same else f"`{found['with']}`"
-        lines.append(
-            table_row(f"`{name}`", *numbers, chosen, f"{found['refused']} of {found['trials']}")
-        )
     return "\n".join(lines)
 
 
-def _share(value: float | None) -> str:
+def tuned_rows(stored: Mapping[str, Any], usual: str) -> list[str]:
+    """A table of searched settings below its headings, method by method.
+
+    Its columns are the method, a value each without it, with its usual and with its best setting,
+    the best setting, and the trials.
+
+    Args:
+        stored: What the page is made of.
+        usual: Stands for the best setting where that is the usual one.
+    """
+    lines = [table_row("---", "---:", "---:", "---:", "---", "---:")]
+    for name, found in stored["tuned"].items():
+        numbers = [percent(found[key]) for key in ("baseline", "usual", "value")]
+        same = found["with"] in (None, stored["usual"][name])
+        trials = (
+            f"{found['refused']} of {found['trials']}" if "refused" in found else found["trials"]
+        )
+        lines.append(
+            table_row(f"`{name}`", *numbers, usual if same else f"`{found['with']}`", str(trials))
+        )
+    return lines
+
+
+def percent(value: float | None) -> str:
+    """A share in percent; a dash where it is unknown."""
     return "–" if value is None else f"{100 * value:.1f}"
 
 

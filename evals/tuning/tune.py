@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,47 @@ def tune(
         )
         files.write_json(out / TUNED, result.to_dict())
     return result
+
+
+def tune_each(
+    loaded: Loaded,
+    specs: Iterable[Intervention],
+    source: Source,
+    *,
+    out: Path,
+    trials: int,
+    batch_size: int = 8,
+    progress: Progress = quiet,
+) -> dict[str, Tuned]:
+    """Search the settings of several methods, one after the other, or go on with it.
+
+    Args:
+        loaded: The model; left as it was found.
+        specs: The methods.
+        source: The questions, as for `tune`.
+        out: Gets a directory for each method, called like it.
+        trials: How many for each.
+        batch_size: Items per batch.
+        progress: As for `tune`.
+
+    Returns:
+        The searches by the methods' names.
+
+    Raises:
+        ValueError, ImportError, OSError: As for `tune`.
+    """
+    return {
+        spec.name: tune(
+            loaded,
+            spec,
+            source,
+            out=out / spec.name,
+            trials=trials,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for spec in specs
+    }
 
 
 class _Asking:

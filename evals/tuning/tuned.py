@@ -70,6 +70,18 @@ class Tuned:
         value = trial.metrics.get(self.objective, math.nan)
         return None if math.isnan(value) else self.direction * value
 
+    def outcome(self) -> dict[str, Any]:
+        """The best setting and its value beside those that were there before, JSON-able."""
+        best, name = self.best, self.objective
+        return {
+            "with": best and best.spec.label,
+            "objective": name,
+            "value": best and best.metrics[name],
+            "usual": to_json(self.usual.metrics.get(name)),
+            "baseline": self.baseline[name],
+            "trials": len(self.trials),
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON-able values."""
         best = self.best

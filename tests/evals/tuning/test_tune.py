@@ -11,7 +11,7 @@ from regaze.evals.asking.models import Loaded
 from regaze.evals.benchmarks.source import Source
 from regaze.evals.sandbox import scenes
 from regaze.evals.tuning import tune as tuning
-from regaze.evals.tuning.tune import tune
+from regaze.evals.tuning.tune import tune, tune_each
 from regaze.evals.tuning.tuned import Tuned, read_tuned
 from regaze.interventions import parse
 
@@ -111,3 +111,15 @@ def test_captions_are_searched_by_f1_and_mistaken_objectives_are_named(
     for name in ("acuracy", "yes_ratio"):
         with pytest.raises(ValueError, match=f"unknown objective of pope '{name}'"):
             tune(loaded, parse("pai"), VALIDATION, out=tmp_path / name, objective=name)
+
+
+def test_several_methods_are_searched_each_in_a_directory_of_its_own(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    specs = [parse("vhr:layers=[1]"), parse("pai:layers=[1]")]
+    found = tune_each(loaded, specs, VALIDATION, out=tmp_path, trials=1)
+    assert list(found) == ["vhr", "pai"]
+    for name, search in found.items():
+        assert read_tuned(tmp_path / name) == search
+        assert search.usual.spec.name == name and len(search.trials) == 1
+        assert search.outcome()["baseline"] == search.baseline["auc"]
