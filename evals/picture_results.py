@@ -4,7 +4,7 @@
 prompts with them and with their controls, measures what a picture costs, and writes
 ``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
 it was; another size wants another ``--out``. ``--only`` does some of the studies; the page is of
-those that are done.
+those that are done there, and with ``--keep`` also of those that ``picture-results.json`` held.
 """
 
 from __future__ import annotations
@@ -182,6 +182,26 @@ def _times(
     return found
 
 
+def stored_studies(path: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
+    """What a page was made of, by study.
+
+    Raises:
+        ValueError: The pictures had other sizes, or a study isn't one of today's.
+        OSError: The file can't be read.
+    """
+    stored = files.read_json(path)
+    for key, value in {"sizes": asdict(sizes), "dtype": _DTYPE}.items():
+        if stored[key] != value:
+            raise ValueError(f"{path} is of {key} {stored[key]}, not {value}: nothing to keep")
+    today = {study.name: study for study in STUDIES}
+    found: dict[str, dict[str, Any]] = {one["name"]: one for one in stored["studies"]}
+    for name, one in found.items():
+        fields = ("model", "subset", "guidance")
+        if name not in today or any(one[key] != getattr(today[name], key) for key in fields):
+            raise ValueError(f"{path} holds {name}, of a {one['model']} that isn't studied so now")
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     usual = Sizes()
@@ -192,6 +212,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[s.name for s in STUDIES], help="default: all studies"
     )
+    parser.add_argument(
+        "--keep", action="store_true", help="what isn't in --out stays as the JSON has it"
+    )
     for name, count in asdict(usual).items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
     given = parser.parse_args(arguments)
@@ -199,14 +222,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.page:
         torch.set_num_threads(1)
         sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
+        try:
+            kept = stored_studies(stored, sizes) if given.keep else {}
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         for study in STUDIES:
             if study.name in (given.only or [study.name]):
                 done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
                 files.write_json(given.out / study.name / _DONE, done)
-        paths = [given.out / study.name / _DONE for study in STUDIES]
-        found = [files.read_json(path) for path in paths if path.exists()]
-        kept = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
-        files.write_text(stored, json.dumps(kept, ensure_ascii=False, allow_nan=False) + "\n")
+        paths = {study.name: given.out / study.name / _DONE for study in STUDIES}
+        kept |= {name: files.read_json(path) for name, path in paths.items() if path.exists()}
+        found = [kept[name] for name in paths if name in kept]
+        whole = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
+        files.write_text(stored, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(given.docs / "results-diffusion.md", page(files.read_json(stored)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,57 @@ def test_the_page_is_made_of_what_is_stored(done: dict[str, Any], tmp_path: Path
     assert ", +0.50 [+0.05, +0.20]▼ |" in row
     assert row.endswith(f"| {study['times'][best]:g} |")
     assert "### Validation: tiny, negation, no guidance" in text
+
+
+def test_studies_that_are_not_done_again_stay_on_the_page(
+    done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def study(name: str) -> Study:
+        return Study(name, STUDY.model, STUDY.subset, STUDY.guidance)
+
+    def painted(study: Study, *rest: Any) -> dict[str, Any]:
+        return {**done, "name": study.name, "best": {}}
+
+    monkeypatch.setattr(picture_results, "STUDIES", [study(name) for name in "abc"])
+    monkeypatch.setattr(picture_results, "results", painted)
+    monkeypatch.setattr(picture_results, "load", lambda model, dtype: None)
+    path = tmp_path / "picture-results.json"
+    stored = [{**done, "name": name} for name in "cb"]
+    whole = {"sizes": asdict(Sizes()), "dtype": "bfloat16", "studies": stored}
+    files.write_json(path, whole)
+    again = ["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "b"]
+    picture_results.main([*again, "--keep"])
+    now = files.read_json(path)
+    assert now == {**whole, "studies": [painted(study("b")), {**done, "name": "c"}]}
+    picture_results.main(["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "a"])
+    assert [one["name"] for one in files.read_json(path)["studies"]] == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "study", "why"),
+    [
+        ({"dtype": "float32"}, {}, "is of dtype float32, not bfloat16"),
+        ({"sizes": asdict(Sizes(test=6))}, {}, "'test': 6"),
+        ({}, {"guidance": 2}, "isn't studied so now"),
+        ({}, {"name": "gone"}, "holds gone"),
+    ],
+)
+def test_what_was_made_otherwise_is_not_kept(
+    fields: dict[str, Any],
+    study: dict[str, Any],
+    why: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = STUDIES[0]
+    one = {key: getattr(first, key) for key in ("name", "model", "subset", "guidance")} | study
+    whole = {"sizes": asdict(Sizes()), "dtype": "bfloat16", "studies": [one], **fields}
+    path = tmp_path / "picture-results.json"
+    files.write_json(path, whole)
+    with pytest.raises(SystemExit):
+        picture_results.main(["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--keep"])
+    assert why in capsys.readouterr().err
+    assert files.read_json(path) == whole and not (tmp_path / "out").exists()
 
 
 def test_every_study_is_of_a_painter_and_names_settings_that_it_can_read() -> None:
