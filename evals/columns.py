@@ -50,7 +50,7 @@ _TESTED, _HEADS, _SEARCHED, _LOOKED_AT, _BATCH = next(iter(SMOL.tests)), 4, 16, 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked.
+    """Amounts to ask.
 
     Attributes:
         scenes: Prior-free test scenes, six questions each.
@@ -74,8 +74,8 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
 
     Args:
         name: The model; its twin is called ``NAME-twin``.
-        out: Where runs lie.
-        sizes: How much is asked.
+        out: The folder of the runs.
+        sizes: The amounts to ask.
         photographs: COCO's folder, if there is one.
 
     Returns:

@@ -21,14 +21,14 @@ from regaze.evals.sandbox.smol.words import question
 from regaze.evals.task import Item, QuestionTask
 
 ASKED_ABOUT = ("seen", "unseen", "partner", "other")
-"""What a question may ask about: an object that is there, in a picture that training showed or in
+"""Subjects of a question: an object that is there, in a picture that training showed or in
 one kept from it; the absent partner of one that is there; any other absent kind."""
 
 _KIND = {question(name): name for name in NAMES}
 
 
 def asked_about(item: Item) -> str:
-    """Which of `ASKED_ABOUT` a question about a scene of pictures is."""
+    """The one of `ASKED_ABOUT` that a question about a scene of pictures is on."""
     shown, kind = find_scene(str(item.image)), _KIND[item.prompt]
     if kind in shown.kinds:
         return "unseen" if kind in shown.unseen else "seen"
@@ -36,7 +36,7 @@ def asked_about(item: Item) -> str:
 
 
 def moves(result: RunResult, of: Callable[[Item], str] = asked_about) -> dict[str, Any]:
-    """What each condition of a finished POPE run does to the margin of yes over no.
+    """Effects of each condition of a finished POPE run on the margin of yes over no.
 
     Args:
         result: The run; the unedited model comes first.

@@ -20,7 +20,7 @@ from regaze.evals.task import QuestionTask
 
 _EQUAL = ("task", "data_sha256", "ids_sha256", "prompts_sha256", "noise", "noise_seeds", "plan")
 _ANSWERED = ("decoding", "seeds")
-"""What must be equal too where answers are words; pictures may take other numbers of steps."""
+"""Settings to compare, too, where answers are words; pictures may take other numbers of steps."""
 _MAY_DIFFER = (
     "model",
     "pipeline",
@@ -42,7 +42,7 @@ class Pair:
 
     Attributes:
         scores: One entry per profile.
-        differences: What differs between the runs and may, one line each.
+        differences: Allowed differences between the runs, one line each.
     """
 
     scores: Sequence[TaskScores]
@@ -115,7 +115,7 @@ def _config(out: Path) -> Mapping[str, Any]:
 def _differing(
     one: Mapping[str, Any], other: Mapping[str, Any], keys: Sequence[str]
 ) -> Iterator[str]:
-    """What differs, e.g. ``decoding.max_new_tokens: 10 in A, 64 in B``; hashes tell no more."""
+    """The differences, e.g. ``decoding.max_new_tokens: 10 in A, 64 in B``; hashes tell no more."""
     for key in keys:
         for name, (a, b) in _leaves(key, one.get(key), other.get(key)):
             # Each model names the tokens that end its answers by numbers of its own.

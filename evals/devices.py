@@ -1,4 +1,4 @@
-"""What a model is put on and computes in, by the names that users give."""
+"""Devices and dtypes of a model, by the names that users give."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def dtype(name: str, *more: str) -> torch.dtype:
     """The dtype of that name.
 
     Args:
-        name: Of a dtype that models compute in.
+        name: The name of a dtype that models compute in.
         *more: What else the caller knows, for the message.
 
     Raises:

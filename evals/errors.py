@@ -1,4 +1,4 @@
-"""What an error of a library says, in short."""
+"""A library's error message, in short."""
 
 from __future__ import annotations
 

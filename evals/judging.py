@@ -13,7 +13,7 @@ from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Opened, Scored
 
 VERDICTS = ".verdicts.json"
-"""What the name of a file of verdicts ends with, in the place of the answers' ``.json``."""
+"""The end of a verdict file's name, in the place of the answers' ``.json``."""
 
 
 def export_answers(run: Path, folder: Path) -> list[Path]:
@@ -21,7 +21,7 @@ def export_answers(run: Path, folder: Path) -> list[Path]:
 
     Args:
         run: The run's directory.
-        folder: Where to write; made if it isn't there.
+        folder: The folder to write to; made if it isn't there.
 
     Returns:
         The files. The judge's replies belong beside each, under its name with `VERDICTS`.
@@ -47,8 +47,8 @@ def score_verdicts(run: Path, folder: Path, seed: int = 0) -> Scored:
 
     Args:
         run: The run's directory.
-        folder: Of those files and the verdicts.
-        seed: Of the bootstrap.
+        folder: The folder of those files and the verdicts.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: No run of MMHal-Bench, no verdicts or not those of its answers, or verdicts of

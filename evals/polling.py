@@ -26,7 +26,7 @@ class Pair(NamedTuple):
         image: The image.
         present: One that is in it.
         absent: One that is not.
-        ranked: Whether the kind's ranking gave the absent one; otherwise it was drawn uniformly.
+        ranked: True if the kind's ranking gave the absent one; otherwise it was drawn uniformly.
     """
 
     image: str
@@ -53,9 +53,9 @@ def build_questions(
     Args:
         annotations: For each image its objects; repeats are ignored, and the first ``per_image``
             are the ones asked for.
-        kind: How absent objects are chosen: uniformly, by frequency, or by co-occurrence with the
-            object asked for just before. The last two fall back to the first when exhausted.
-        images: How many images to draw from those with at least ``per_image`` objects; ``None``
+        kind: The way to choose absent objects: uniformly, by frequency, or by co-occurrence with
+            the object asked for just before. The last two fall back to the first when exhausted.
+        images: Number of images to draw from those with at least ``per_image`` objects; ``None``
             takes all of them, in the given order.
         per_image: Questions of each sign per image.
         seed: Seed of the draw of images and of the random objects.

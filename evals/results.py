@@ -59,7 +59,7 @@ _ROUNDS = 3
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is asked.
+    """Amounts to ask.
 
     Attributes:
         pope: Scenes of each test split, six questions each.

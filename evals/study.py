@@ -27,7 +27,7 @@ class Job:
     """A task to run.
 
     Attributes:
-        source: What the task is built from.
+        source: The task's source.
         tasks: The task under each profile; the first one is asked.
         out: Directory of the run.
     """
@@ -70,7 +70,7 @@ def study(
     Args:
         jobs: The tasks.
         loaded: The model.
-        conditions: What to compare.
+        conditions: The conditions to compare.
         progress: Gives the callback of a task, by its title.
         seed: For the bootstrap.
         world: The processes that share the work; default: this one alone.

@@ -30,7 +30,7 @@ class Item:
         image: Key of the image for `QuestionTask.load_image`; None for a question about no image.
         prompt: The user's text, without chat template and without image placeholder.
         group: Subset the item belongs to, e.g. ``"adversarial"``; metrics are given per group.
-        target: What the scorer needs to know of the truth (JSON-able).
+        target: Truth that the scorer needs (JSON-able).
         choices: Answers to choose among by likelihood; the one with the lowest mean token
             cross-entropy is the answer. Empty: the answer is generated.
         cluster: The unit that statistics resample; default: the image.
@@ -81,7 +81,7 @@ class Total:
     """Metrics of several groups together.
 
     Attributes:
-        groups: Which ones.
+        groups: The groups' names.
         metrics: As `Task.metrics` gives them for one group, or some of them.
     """
 
@@ -103,7 +103,7 @@ class Task(ABC):
         items: All items, in a fixed order; items of one image are neighbours.
         headline: Metrics that stand in short tables, the most important one first.
         absolute: Metrics that are shown as they are; the others are shares, shown in percent.
-        units: What a cluster is, in the plural.
+        units: The plural of a cluster's name.
     """
 
     name: str
@@ -130,7 +130,7 @@ class Task(ABC):
         return text
 
     def picture(self, item: Item, folder: Path) -> Image.Image | None:
-        """What a condition painted, where answers are pictures; None where they are words.
+        """The pictures of a condition, where answers are pictures; None where they are words.
 
         Args:
             item: One that was answered.
@@ -197,7 +197,7 @@ class QuestionTask(Task):
 
     Attributes:
         max_new_tokens: Longest answer to generate.
-        yes_no: Whether answers are yes or no, so that the margin between the two tells whether an
+        yes_no: True if answers are yes or no, so that the margin between the two tells whether an
             intervention ranks answers better or only moved the threshold; ``target`` is then
             ``"yes"`` or ``"no"``, and ``metrics`` gives an ``accuracy`` to stand beside.
     """

@@ -49,7 +49,7 @@ def shards(index: Path, *, here: bool = True) -> list[Path]:
 
     Args:
         index: The JSON file that says which tensor is in which file.
-        here: Whether the files must be there by now.
+        here: True if the files must be there by now.
 
     Raises:
         ValueError: It names something else than safetensors beside it, or a file that isn't there.
@@ -76,8 +76,8 @@ def check_folder(folder: Path, name: str) -> None:
     """Check that nothing but whole safetensors of a folder would be read.
 
     Args:
-        folder: Of a model.
-        name: What to call it.
+        folder: A model's folder.
+        name: Its name for messages.
 
     Raises:
         ValueError: It holds pickles only, an index that names other files, or an adapter.
@@ -121,8 +121,8 @@ def check_loaded(name: str, info: Mapping[str, Any]) -> str:
     """Check that every weight of a model came from its files.
 
     Args:
-        name: What to call the model.
-        info: What ``from_pretrained(..., output_loading_info=True)`` says.
+        name: The model's name for messages.
+        info: The report of ``from_pretrained(..., output_loading_info=True)``.
 
     Returns:
         What to tell the user: files may hold more than the model has a place for; else "".

@@ -1,4 +1,4 @@
-"""Where does the model look? Attention of the answer row on the picture, with and without a method.
+"""Show where a model looks: attention of the answer row on the picture, with and without a method.
 
 Run:  python examples/attention_map.py [--model sandbox] [--out attention_map.png]
 

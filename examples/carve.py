@@ -1,4 +1,4 @@
-"""What does a question look at? CARVE's contrast map, mask and crop, and both answers.
+"""Show what a question looks at: CARVE's contrast map, mask and crop, and both answers.
 
 Run:  python examples/carve.py [--image photo.jpg --question "..." --model ID] [--out carve.png]
 """

@@ -1,4 +1,4 @@
-"""What does perturbed-attention guidance do? The same noise under several strengths, as a grid.
+"""Show what perturbed-attention guidance does: the same noise under several strengths, as a grid.
 
 Run:  python examples/compare_grid.py [--model painter-mmdit] [--out grid.png]
 """

@@ -1,4 +1,4 @@
-"""What motion modules do, led and guided: one clip from the same noise under several methods.
+"""Lead and guide motion modules: one clip from the same noise under several methods.
 
 ByTheWay strengthens temporal attention in the first steps, Enhance-A-Video by how much its frames
 see of each other, and STG leads away from a branch whose last motion modules see no other frame.

@@ -1,4 +1,4 @@
-"""How pipelines of diffusers run guidance: seen in their calls, read in their code, used by ours.
+"""Guidance in pipelines of diffusers: seen in their calls, read in their code, used by ours.
 
 The rows that hold the prompt are found by their text; nothing is taken from the table.
 """
@@ -198,7 +198,7 @@ def body_of(pipeline: Any) -> ast.FunctionDef:
 
 
 def calls_of(body: ast.FunctionDef) -> int:
-    """How many calls of a denoiser stand in a function."""
+    """Number of calls of a denoiser in a function."""
     names = ("self.unet", "self.transformer", "transformer", "unet", "current_model")
     return sum(
         isinstance(node, ast.Call) and ast.unparse(node.func) in names for node in ast.walk(body)

@@ -40,9 +40,9 @@ class Painter(diffusers.ModelMixin, ConfigMixin):  # type: ignore[misc]
     """An own transformer.
 
     Args:
-        order: How its stream lies: "text-image", "image-text", "image", or "both": the other way
+        order: Its stream's order: "text-image", "image-text", "image", or "both": the other way
             round in the second layer.
-        fault: What else it does.
+        fault: Another peculiarity of it, by name.
     """
 
     @register_to_config  # type: ignore[untyped-decorator]

@@ -1,1 +1,1 @@
-"""What attention heads do: statistics per layer and head, head maps, and sets of heads compared."""
+"""Attention heads: statistics per layer and head, head maps, and sets of heads compared."""

@@ -65,7 +65,7 @@ class Ablation:
     Attributes:
         heads: Heads in the order of the margins.
         rows: Margins of each item.
-        shared: Whether prompts were read once up to the image's end.
+        shared: True if prompts were read once up to the image's end.
         why: Why not.
     """
 
@@ -87,7 +87,7 @@ class Ablation:
         )
 
     def maps(self, host: Host, items: Sequence[Item]) -> list[HeadMap]:
-        """What heads do for the right answer, with its standard error, and for yes."""
+        """The heads' effects on the right answer, with its standard error, and for yes."""
         by_id = {item.id: item for item in items}
         asked = [by_id[row["item"]] for row in self.rows]
         plain = torch.tensor([row["plain"] for row in self.rows], dtype=torch.float64)
@@ -119,7 +119,7 @@ class Ablation:
 
 
 def effects(plain: Tensor, without: Tensor) -> Tensor:
-    """What each head adds to the margin: "N H" of margins "N" and "N H"."""
+    """Each head's share of the margin: "N H" of margins "N" and "N H"."""
     return plain[:, None] - without
 
 
@@ -157,8 +157,8 @@ def ablate(
         out: Directory of the margins.
         heads: Heads to try; by default all, of
         layers: these layers, by default of all that attend.
-        to: What becomes of a head; see `regaze.HeadAblate`.
-        identity: What tells this model from others, JSON-able.
+        to: The fate of a head; see `regaze.HeadAblate`.
+        identity: Facts that tell this model from others, JSON-able.
         rows: Heads at once.
         progress: Called with items done and items in all, of this process.
         world: This process among those that share the items.

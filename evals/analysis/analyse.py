@@ -26,7 +26,7 @@ _RANKED = ("ablation", "direct", "divergence", "mass")
 
 
 class Measure(Protocol):
-    """What looks at heads, batch by batch; made of a subject, it raises if it can't be measured."""
+    """Look at heads, batch by batch; made of a subject, it raises if it can't be measured."""
 
     def add(self, batch: Batch) -> None:
         """Run a batch, and take down what heads did."""
@@ -51,11 +51,11 @@ class Analysis:
 
     Attributes:
         model: Its name.
-        title: What it was asked.
-        items: How many items.
+        title: The benchmark, in words.
+        items: Number of items.
         maps: One for each measure, some have two.
         left_out: Measures that can't be taken, and why.
-        cost: What the ablation cost, in words; empty without.
+        cost: The ablation's cost, in words; empty without.
     """
 
     model: str
@@ -144,12 +144,12 @@ def analyse(
     Args:
         subject: The model and the items.
         out: Directory: ``heads.json``, and the ablation's margins, which are gone on with.
-        title: What is asked.
-        identity: What tells this model from others.
+        title: The benchmark, in words.
+        identity: Facts that tell this model from others.
         measures: Names in `ALL`; by default all that can be taken.
         heads: Heads to ablate; by default all, of
         layers: these layers, by default of all that attend.
-        to: What becomes of a head that is ablated.
+        to: The fate of an ablated head.
         rows: Heads ablated at once.
         progress: Called with a measure, items done and items in all.
         world: This process among those that share the ablation.

@@ -1,4 +1,4 @@
-"""What is measured on: a benchmark's items as batches of model inputs."""
+"""A benchmark's items as batches of model inputs, to measure on."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class Beginning:
         return cls(cache, ids, prefix, length, sharing.deltas(subject.model))
 
     def continued(self, model: Any, count: int) -> dict[str, Any]:
-        """What ``generate`` is given to read the rest in so many rows."""
+        """Arguments for ``generate`` to read the rest in so many rows."""
         ids = self.ids.repeat(count, 1)
         shared = sharing.Shared(self.prefix, ids, torch.ones_like(ids), count)
         return sharing.proceed(model, copy.deepcopy(self.cache), shared, 1, self.lag)

@@ -61,7 +61,7 @@ def places(grids: Sequence[Sequence[Tensor]], length: int) -> Places:
     """Lay out patches.
 
     Args:
-        grids: Of each sample its pictures' grids "rows cols" of columns.
+        grids: The grids "rows cols" of columns of each sample's pictures.
         length: Columns K.
 
     Raises:
@@ -88,7 +88,7 @@ def distances(weights: Tensor, rows: Tensor, where: Places) -> tuple[Tensor, Ten
     Args:
         weights: "B H R K".
         rows: "B R" columns that the rows are.
-        where: Of the K columns.
+        where: Positions of the K columns.
 
     Returns:
         "B H R" in patches and as shares of the diagonal; NaN for rows that are no patch or give
@@ -116,9 +116,9 @@ class _Distances:
         Args:
             layer: Layer index.
             logits: "B H R K".
-            plan: Which rows they are, counted from the first of the keys.
+            plan: The rows, counted from the first of the keys.
             valid: "B R", those that count.
-            where: Of the keys.
+            where: Positions of the keys.
         """
         on = Places(*(x.to(logits.device) for x in (where.at, where.picture, where.diagonal)))
         rows = plan.rows

@@ -1,4 +1,4 @@
-"""How far the image moves each head: VHR's vision-aware head divergence.
+"""Each head's distance to itself without the image: VHR's vision-aware head divergence.
 
 ``||A - A0||_2`` of a head's output before the output projection at the prompt's last row, with the
 image and with its tokens dropped. He et al., arXiv 2412.13949. Outputs grow with depth,

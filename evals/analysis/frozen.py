@@ -24,7 +24,7 @@ class Frozen:
     Attributes:
         gain: "E".
         scale: "B", of each row.
-        centred: Whether the mean is taken off first.
+        centred: True if the mean is taken off first.
     """
 
     gain: Tensor
@@ -32,7 +32,7 @@ class Frozen:
     centred: bool
 
     def back(self, direction: Tensor) -> Tensor:
-        """What a direction "B E" behind the norm is before it: ``<back(d), x> = <d, s g x>``."""
+        """A direction "B E" behind the norm, as one before it: ``<back(d), x> = <d, s g x>``."""
         found = direction * self.gain * self.scale[:, None]
         return found - found.mean(-1, keepdim=True) if self.centred else found
 
@@ -44,7 +44,7 @@ def freeze(norm: nn.Module, before: Tensor, after: Tensor, dtype: torch.dtype) -
         norm: The module.
         before: "B E" what went in.
         after: "B E" what came out.
-        dtype: What the model computes in; how exactly it must fit.
+        dtype: The type that the model computes in; how exactly it must fit.
 
     Returns:
         None if it is none of these norms.

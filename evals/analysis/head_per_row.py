@@ -14,7 +14,7 @@ from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention
 
 To = Literal["zero", "uniform"]
-"""What becomes of a head: it puts out nothing, or attends alike to all that it sees."""
+"""The fate of a head: it puts out nothing, or attends alike to all that it sees."""
 
 
 class HeadPerRow:

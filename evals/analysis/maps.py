@@ -19,11 +19,11 @@ class HeadMap:
 
     Attributes:
         name: Short, unique in an analysis: the name of its column in tables.
-        title: What a reader calls it.
-        unit: Of the values.
+        title: Its name for readers.
+        unit: The values' unit.
         values: "L H" float64; NaN where a layer doesn't attend or a head wasn't measured.
         tower: Whose heads.
-        about: What the number means, in a sentence or two, with its source.
+        about: The number's meaning, in a sentence or two, with its source.
         notes: Numbers that go with the whole map, by what they are.
     """
 

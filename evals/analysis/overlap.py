@@ -1,4 +1,4 @@
-"""Whether two tasks use the same heads: the overlap of their best ones, beside chance.
+"""Overlap of two tasks' best heads, beside chance.
 
 Of N heads the k best of each task share m: Jaccard ``m / (2k - m)``. If k heads were drawn twice,
 each as likely as any other, m would be hypergeometric; the Jaccard to be expected by chance is the
@@ -22,11 +22,11 @@ class Overlap:
     """The overlap of two sets of heads.
 
     Attributes:
-        measure: What they are the best by.
+        measure: The measure by which they are the best.
         heads: N, those that both tasks measured.
         top: k.
         shared: The heads that are in both sets.
-        jaccard: Of the sets.
+        jaccard: The sets' Jaccard index.
         chance: Expected Jaccard of sets drawn at random.
         p: Chance of so many shared heads or more.
     """

@@ -1,4 +1,4 @@
-"""What an analysis leaves beside its numbers: pictures, a table, and a page of both."""
+"""An analysis's pictures, its table, and a page of both."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE, TABLE, PICTURE = "heads.html", "heads.csv", "heads.png"
 
 
 def spec(heads: Pairs) -> str:
-    """What ``--with`` takes to ablate these heads; other methods take the same ``heads=``."""
+    """A method for ``--with`` that ablates these heads; other methods take the same ``heads=``."""
     return f"headablate:heads=[{','.join(f'[{layer},{head}]' for layer, head in heads)}]"
 
 
@@ -28,9 +28,9 @@ def write(out: Path, analysis: Analysis, chosen: Pairs, by: str) -> None:
 
     Args:
         out: The directory.
-        analysis: What was measured.
+        analysis: The measured statistics.
         chosen: The best heads.
-        by: What they are the best by.
+        by: The measure by which they are the best.
 
     Raises:
         OSError: A file can't be written.

@@ -36,12 +36,12 @@ class Found:
 
     Attributes:
         method: The method's label, as it was given.
-        by: How heads were ranked.
+        by: The measure that ranks heads.
         model: Whose heads.
-        task: What was asked.
-        items: How many items.
+        task: The benchmark, in words.
+        items: Number of items.
         heads: The best ones, the best first.
-        map: What was measured of each.
+        map: The measured value of each.
     """
 
     method: str
@@ -65,7 +65,7 @@ def by_margin(
     layers: Collection[int] | None = None,
     progress: Progress = quiet,
 ) -> HeadMap:
-    """How much farther the right answer is ahead when a method acts on one head.
+    """Gain of the right answer's lead when a method acts on one head.
 
     Args:
         subject: The model, and questions of yes and no.
@@ -107,7 +107,7 @@ def by_margin(
 
 
 def by_attribution(subject: Subject, *, progress: Progress = quiet) -> HeadMap:
-    """How much each head does for objects that aren't there, less for those that are.
+    """Effect of each head on objects that aren't there, less that on those that are.
 
     Args:
         subject: The model, and pictures to describe whose objects are known (CHAIR).
@@ -141,7 +141,7 @@ def by_attribution(subject: Subject, *, progress: Progress = quiet) -> HeadMap:
 
 @torch.inference_mode()
 def _caption(subject: Subject, task: Chair, item: Item) -> Caption:
-    """What the model says of a picture, with the places of object words."""
+    """The model's caption of a picture, with the places of object words."""
     answerer = subject.answerer
     inputs: Mapping[str, Any] = answerer.encode([item.prompt], [subject.image(item)])
     made = subject.model.generate(

@@ -30,12 +30,12 @@ class Asker:
     """Asks batches under one condition.
 
     Attributes:
-        task: What is asked.
+        task: The task to ask.
         answerer: Whom.
-        sizes: How many questions go through the model together.
+        sizes: The number of questions that go through the model together.
         plan: The condition.
         shown: For each image the one that is shown in its place.
-        share: Whether questions about one image share its prefix.
+        share: True if questions about one image share its prefix.
         attached: The condition's interventions.
         prepares: Changes questions first; None if the condition doesn't.
     """

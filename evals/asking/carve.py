@@ -38,7 +38,7 @@ class CarveReader:
     Args:
         answerer: Whose model is asked.
         spec: The resolved settings.
-        share: Whether what is read of one image may share its prefix.
+        share: True if readings of one image may share its prefix.
 
     Attributes:
         cost: The cost of reading, since it was last set.

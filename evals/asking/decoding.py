@@ -117,7 +117,7 @@ class Decoding:
 
         Args:
             seed: One of ``seeds``.
-            what: What tells the batch from others: its items' ids.
+            what: Words that tell the batch from others: its items' ids.
         """
         if not self.samples:
             yield

@@ -42,7 +42,7 @@ class Encoded:
     Attributes:
         rows: The prompts.
         inputs: The model's inputs, on the CPU; with ``shared`` those of the prefixes.
-        shared: How the prompts go on after their prefixes; None if they share none.
+        shared: The rests of the prompts, behind their prefixes; None if they share none.
         lengths: Prompt tokens of each row.
         images: Image columns among them.
     """
@@ -92,7 +92,7 @@ class Encoder:
 
         Args:
             rows: Prompts.
-            share: Whether prompts about one image share their beginning.
+            share: True if prompts about one image share their beginning.
         """
         refused: dict[int, Refused] = {}
         encoded = [

@@ -48,7 +48,7 @@ class Answerer:
     Attributes:
         model: An image-text-to-text model.
         processor: Its processor, with a chat template.
-        decoding: How tokens are chosen.
+        decoding: The way tokens are chosen.
         config: The model's own generation settings with those in their place.
         prompter: Makes the model's prompts.
         meter: Counts what answering costs, while it is `Meter.running`.
@@ -126,7 +126,7 @@ class Answerer:
         """Answer one batch; all questions have images or none has, all have choices or none has.
 
         Args:
-            questions: What is asked.
+            questions: The questions to answer.
             share: Read each image once for all questions about it.
             partial: `regaze.hooks.Attachment.partial_prompt`, where interventions are attached.
             drawing: Fixes what is drawn at random.

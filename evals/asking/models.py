@@ -41,8 +41,8 @@ class Loaded:
     Attributes:
         model: In evaluation mode, on its device.
         processor: Its processor, with a chat template.
-        identity: What tells this model from any other, JSON-able: name, revision, weights' hash.
-        notes: What its user should know of it, a line each: weights that are left out.
+        identity: Facts that tell this model from others, JSON-able: name, revision, weights' hash.
+        notes: Remarks for its user, a line each: weights that are left out.
     """
 
     model: PreTrainedModel

@@ -33,8 +33,8 @@ class Asked:
 
     Attributes:
         answer: The answer; its margin is that of yes over no.
-        picture: What the model was shown: a method may crop the picture.
-        report: What the methods did.
+        picture: The picture that the model was shown: a method may crop the one given.
+        report: The report on the methods.
         tokens: The answer's token ids.
         inputs: The model's inputs.
         seen: Attention of the rows that chose the answer's tokens, head by head; None where it
@@ -64,7 +64,7 @@ def ask(
     Args:
         loaded: The model; left as it was found.
         prompt: The question.
-        picture: What it is about; None for nothing.
+        picture: The picture asked about; None for none.
         specs: Methods, in the order in which they act; one may change the question.
         max_new_tokens: Longest answer.
         look: Capture attention, head by head.

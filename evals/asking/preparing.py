@@ -36,7 +36,7 @@ class Preparer(Protocol):
     """A question-stage method at work in one condition of a run.
 
     Attributes:
-        cost: What preparing cost since it was last set.
+        cost: The cost of preparing since it was last set.
     """
 
     cost: Cost
@@ -72,7 +72,7 @@ def preparer(spec: Intervention, answerer: Answerer, share: bool) -> Preparer:
     Args:
         spec: Its resolved settings.
         answerer: The model that is asked.
-        share: Whether questions about one image may share its prefix.
+        share: True if questions about one image may share its prefix.
 
     Raises:
         ValueError: Nobody registered one for this method.

@@ -19,7 +19,7 @@ class Question:
 
     Attributes:
         prompt: The user's text.
-        image: What is shown; None for nothing.
+        image: The picture shown; None for none.
         key: Questions with the same key show the same image.
         choices: Answers to choose among; empty: the answer is generated.
         more: Images shown after the first.
@@ -54,7 +54,7 @@ class Prompter(Turns):
         """Token ids of an answer as a whole turn, the template's end included.
 
         Args:
-            question: What is asked.
+            question: The question's text.
             text: Its prompt in the chat template.
             choice: The answer.
 

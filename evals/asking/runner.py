@@ -45,22 +45,23 @@ def run(
     """Answer all items under all conditions, or whatever part of that isn't on the disk yet.
 
     Args:
-        task: What to ask.
+        task: The task to ask.
         model: An image-text-to-text model; left as it was found.
         processor: Its processor, with a chat template.
-        conditions: What to compare; the unedited model is added in front where it is missing.
+        conditions: The conditions to compare; the unedited model is added in front where it is
+            missing.
         out: Directory of the run: one folder per condition.
         batch_size: Items per batch; ``auto`` begins with many and takes fewer when memory runs
             out. See `regaze.evals.asking.batching.plan`.
         limit: Ask only so many items, see `take`.
         max_new_tokens: Longest answer; default: the task's.
-        decoding: How tokens are chosen; default: greedily.
+        decoding: The way tokens are chosen; default: greedily.
         share: Read each image once for all questions about it, where model and interventions
             allow it; the manifest says where they don't and why.
-        identity: What tells this model from others; default: a hash of its weights.
+        identity: Facts that tell this model from others; default: a hash of its weights.
         source: Anything JSON-able from which the caller can build the task again; kept in the
             directory.
-        certificates: What `regaze.verify` found, as JSON, by a condition's label; kept in its
+        certificates: Findings of `regaze.verify`, as JSON, by a condition's label; kept in its
             manifest.
         progress: Called with a condition's label, items done and items in all, of this process.
         world: This process among those that share the work, see `distributed.join`.

@@ -56,7 +56,7 @@ def splice(
     Args:
         prompter: The model's.
         texts: The prompts in the chat template.
-        first: What the processor made of the first one and the image.
+        first: Token ids that the processor made of the first one and the image.
         image_ids: Token ids that stand for image columns.
 
     Raises:
@@ -149,7 +149,7 @@ def proceed(
         cache: Keys and values of the beginnings; used up.
         shared: Prompts.
         beams: Rows that ``generate`` will make of each prompt.
-        lag: What `deltas` said after the beginnings.
+        lag: The value of `deltas` after the beginnings.
 
     Raises:
         CannotShareError: The cache isn't one that can be continued by columns.

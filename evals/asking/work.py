@@ -25,12 +25,12 @@ class Asking:
     """Questions to a model, as work for `regaze.evals.runs.driver`.
 
     Args:
-        task: What is asked.
+        task: The task to ask.
         items: Those of its items that are.
-        limit: What they were limited to.
+        limit: Their limit.
         answerer: The model.
         batch_size: Items per batch, see `regaze.evals.asking.batching`.
-        identity: What tells the model from others.
+        identity: Facts that tell the model from others.
         apart: Why no questions share an image's prefix on this model; None if they can.
     """
 

@@ -31,12 +31,12 @@ GROUPS: Mapping[str, str] = {
     "discriminative-relation": "relation",
     "relation": "relation",
 }
-"""What AMBER's types are called in its tables; it labels its relations of truth no ``relation``."""
+"""Names of AMBER's types in its tables; it labels its relations of truth no ``relation``."""
 
 _ATTRIBUTES = ("state", "number", "action")
 _DIMENSIONS = ("existence", "attribute", "relation")
 START = 0.001
-"""Where the official script's counters start, instead of at zero."""
+"""First values of the official script's counters, instead of zero."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Profile:
     """Rules of how answers are read and added up.
 
     Attributes:
-        verdict: What an answer says.
+        verdict: A function that reads the verdict of an answer.
         suffix: Text added to each question.
         official: Use the official script's arithmetic: see `Amber.metrics`.
     """
@@ -109,7 +109,7 @@ class Amber(ProfiledQuestions):
         return ((place, _item(place, row, suffix)) for place, row in rows)
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What one answer says, ``denied`` (said no), ``absent`` (truth no), and its length."""
+        """One answer's verdict, ``denied`` (said no), ``absent`` (truth no), and its length."""
         said = PROFILES[self.profile].verdict(text)
         denied, absent = said == "no", item.target == "no"
         return {

@@ -129,7 +129,7 @@ class AmberGenerative(Questions):
         )
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What `count_objects` finds, and the length of the description."""
+        """The counts of `count_objects`, and the length of the description."""
         counts = count_objects(
             self.nouns(text),
             item.target["truth"],

@@ -1,4 +1,4 @@
-"""Which nouns of a description AMBER looks at, and what each of them stands for.
+"""The nouns of a description that AMBER looks at, and the objects that they stand for.
 
 junyangwang0410/AMBER@534babf ``inference.py``. NLTK finds the nouns and spaCy's word vectors
 compare them; both are only loaded where a description is scored.

@@ -1,4 +1,4 @@
-"""Which objects are in one's own pictures: COCO, Pascal VOC, a table or POPE's own lists."""
+"""Objects in one's own pictures, from COCO, Pascal VOC, a table or POPE's own lists."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Annotated:
     Attributes:
         objects: Classes in each picture, each once, in order of annotation; by its path in the
             folder, sorted by path.
-        form: What they were read from, in words.
+        form: The form they were read from, in words.
         absent: Annotated pictures that the folder lacks.
         extra: Pictures of the folder that aren't annotated.
     """

@@ -40,13 +40,13 @@ Target = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Profile:
-    """What is asked and what an answer earns.
+    """A way to ask and the credit of an answer.
 
     Attributes:
         prompt: The question, with ``{options}`` or without.
-        earned: Of an answer, given the item's target: between 0 and 1.
-        choices: Whether the model chooses among the choices by likelihood.
-        direct: Whether it answers in own words; difficult questions are then left out.
+        earned: A function that gives an answer's credit, 0 to 1, for the item's target.
+        choices: True if the model chooses among the choices by likelihood.
+        direct: True if it answers in own words; difficult questions are then left out.
     """
 
     prompt: str

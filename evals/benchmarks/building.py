@@ -1,4 +1,4 @@
-"""How tasks are built from files or from the sandbox's scenes."""
+"""Build tasks from files or from the sandbox's scenes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from regaze.evals.task import QuestionTask
 
 
 class Source(Protocol):
-    """What builders read of `regaze.evals.benchmarks.source.Source`."""
+    """The part of `regaze.evals.benchmarks.source.Source` that builders read."""
 
     @property
     def name(self) -> str: ...  # noqa: D102

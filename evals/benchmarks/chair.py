@@ -80,7 +80,7 @@ class Chair(Questions):
                 ``synonyms`` it is ``own``.
             count: Images to draw; default: 500, or all where there are fewer, which is logged.
             seed: Seed of the draw.
-            prompt: What to ask.
+            prompt: The prompt to ask.
             max_new_tokens: Longest caption to generate.
 
         Raises:
@@ -124,8 +124,8 @@ class Chair(Questions):
             truth: Objects by image key.
             extract: The objects that a text mentions, one entry per mention, by the same names.
             load_image: Gives the image of a key.
-            profile: What reports call these rules.
-            prompt: What to ask.
+            profile: The name of these rules in reports.
+            prompt: The prompt to ask.
             max_new_tokens: Longest caption to generate.
 
         Raises:
@@ -169,7 +169,7 @@ class Chair(Questions):
         }
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What `count_mentions` finds, and whether the caption is ``empty``."""
+        """The counts of `count_mentions`, and whether the caption is ``empty``."""
         counts = count_mentions(self.find(text), self.truth[item.id])
         return {**counts, "empty": int(not text.strip())}
 

@@ -1,4 +1,4 @@
-"""What CHAIR is made of: a word table, and the annotated pictures of a folder."""
+"""CHAIR's files: a word table, and the annotated pictures of a folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def finder(
     profile: str | None,
     known: Annotations,
 ) -> ObjectFinder | SynonymFinder:
-    """What reads captions by the table that was given.
+    """A reader of captions by the table that was given.
 
     Raises:
         ValueError: The table or the profile doesn't fit the annotations.

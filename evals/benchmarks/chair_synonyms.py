@@ -28,7 +28,7 @@ class SynonymFinder:
 
     Attributes:
         table: Class of each word or phrase, as `load_synonyms` reads it.
-        sentences: How sentences are split, see `chair_tokens.tokenize`.
+        sentences: The way sentences are split, see `chair_tokens.tokenize`.
     """
 
     table: Mapping[str, str] = field(repr=False)
@@ -102,7 +102,7 @@ def load_synonyms(path: Path, classes: Iterable[str]) -> dict[str, str]:
 
 
 def forms(phrase: str) -> set[Words]:
-    """How a caption's tokens may show a phrase: as one, or in the plural, as it stands here.
+    """Forms of a phrase among a caption's tokens: as one, or in the plural, as it stands here.
 
     Singulars aren't final: of "buses" they make "bus", and of "bus" itself "bu".
     """

@@ -1,4 +1,4 @@
-"""Which objects a caption mentions: CHAIR's word table and word rules.
+"""Objects that a caption mentions, by CHAIR's word table and word rules.
 
 LisaAnne/Hallucination@6e4d33c, ``utils/chair.py`` and ``data/synonyms.txt``.
 """
@@ -79,8 +79,8 @@ class ObjectFinder:
 
     Attributes:
         table: Class of each object word.
-        profile: How words are normalised: ``official`` or ``opera``.
-        sentences: How sentences are split, see `chair_tokens.tokenize`; by default
+        profile: The way words are normalised: ``official`` or ``opera``.
+        sentences: The way sentences are split, see `chair_tokens.tokenize`; by default
             as the scripts do where NLTK's data is there.
 
     Raises:
@@ -100,7 +100,7 @@ class ObjectFinder:
 
     @property
     def classes(self) -> Mapping[str, str]:
-        """What counts as the same class, by the class's name in annotations."""
+        """Names that count as the same class, by its name in annotations."""
         return self.table
 
     def __call__(self, text: str) -> Caption:

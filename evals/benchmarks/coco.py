@@ -23,7 +23,7 @@ _COCO_NAME = re.compile(r"(?:COCO_[a-z]+\d{4}_)?(\d{12})")
 
 @dataclass(frozen=True)
 class Annotations:
-    """What COCO's files say about images.
+    """COCO's annotations of images.
 
     Attributes:
         images: File name of every image by its id, also of those without objects; empty where the
@@ -64,7 +64,7 @@ def read_annotations(paths: Iterable[Path | str]) -> Annotations:
 
 
 def find_pictures(folder: Path, images: Mapping[Id, str]) -> dict[str, Id]:
-    """Which annotated images are in a folder or below it: ids by path in it, sorted by path.
+    """The annotated images in a folder or below it: ids by path in it, sorted by path.
 
     A picture is found by the path or the file name that its annotation gives; or, if it is named
     as COCO names its own, by the id in its name, so that annotations of 2014 fit pictures of 2017.
@@ -143,7 +143,7 @@ def coco_id(name: str) -> int | None:
 
 @dataclass
 class _Merged:
-    """What several files say together."""
+    """The annotations of several files together."""
 
     images: dict[Id, str] = field(default_factory=dict)
     objects: defaultdict[Id, dict[str, None]] = field(default_factory=lambda: defaultdict(dict))

@@ -1,4 +1,4 @@
-"""What the readers of benchmark data share: images, JSON files, a hash of the items."""
+"""Shared parts of the readers of benchmark data: images, JSON files, a hash of the items."""
 
 from __future__ import annotations
 
@@ -40,15 +40,15 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image upright, by its EXIF orientation."""
+"""The turn that makes an image upright, by its EXIF orientation."""
 
 
 def images_in(folder: Path | str, suffix: str = "") -> Loader:
     """Opens images of a folder by name, less a suffix; one that isn't there is told when asked for.
 
     Args:
-        folder: Of the images.
-        suffix: What a file's name has after the key.
+        folder: The images' folder.
+        suffix: The rest of a file's name behind the key.
     """
     return lambda key: open_image(Path(folder) / f"{key}{suffix}")
 
@@ -78,7 +78,7 @@ def read_image(data: bytes, name: str) -> Image.Image:
 
     Args:
         data: The file's content.
-        name: What messages call it.
+        name: Its name in messages.
 
     Raises:
         OSError: Damaged, cut off, empty, too large or no image; the message holds the name.

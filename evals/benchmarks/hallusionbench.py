@@ -42,7 +42,7 @@ class Profile:
     """Rules of how answers are read.
 
     Attributes:
-        verdict: What an answer says.
+        verdict: A function that reads the verdict of an answer.
         only_images: Questions without image don't count; where they do, saying neither yes nor no
             to one is right, as in the official script, since nobody can know.
     """
@@ -122,7 +122,7 @@ class HallusionBench(ProfiledQuestions):
         return ((place, _item(place, row)) for place, row in rows)
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What one answer says, and its length; all zero if the profile leaves the question out."""
+        """One answer's verdict and length; all zero if the profile leaves the question out."""
         profile = PROFILES[self.profile]
         said = profile.verdict(text)
         counts = {

@@ -23,7 +23,7 @@ class Hub:
         config: Name of the configuration; None: the default one.
         key: Key of a row's image, by which rows share one; where it isn't given or gives None, a
             hash of the image's file.
-        renamed: What the benchmark's own files call some of the fields.
+        renamed: Names of some of the fields in the benchmark's own files.
         images: Columns that hold images, if a split has them.
     """
 

@@ -1,4 +1,4 @@
-"""What a file is, for messages about files of something else than was asked for."""
+"""Name a file's content, for messages about files of something else than was asked for."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def looks_like(row: Mapping[str, Any]) -> str | None:
 
 
 def described(content: object) -> str:
-    """What parsed JSON holds, in words, as far as that can be told."""
+    """The content of parsed JSON in words, as far as it can be told."""
     if isinstance(content, list):
         if not content:
             return "an empty JSON list"
@@ -77,7 +77,7 @@ def described(content: object) -> str:
 
 
 def no_json(data: bytes) -> str | None:
-    """What the content of a file is that can't be JSON, in words; None if it may be.
+    """Name, in words, a file's content that can't be JSON; None if it may be.
 
     Args:
         data: The file's content or its beginning.

@@ -1,4 +1,4 @@
-"""Which option an answer names, by letter or by its text."""
+"""The option that an answer names, by letter or by its text."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Profile:
 
     Attributes:
         source: Repository@commit and file.
-        verdict: What an answer says.
+        verdict: A function that reads the verdict of an answer.
         ending: Replaces the questions' own "Please answer yes or no."; None keeps it.
     """
 
@@ -132,7 +132,7 @@ class Mme(ProfiledQuestions):
         return items
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What one answer says, and its length."""
+        """The verdict of one answer, and its length."""
         said = PROFILES[self.profile].verdict(text)
         return {
             "n": 1,

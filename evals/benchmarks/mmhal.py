@@ -37,7 +37,7 @@ class Verdict:
     Attributes:
         rating: From 0 to 6; 0 if the text doesn't hold exactly one rating, as in the authors'
             script.
-        clear: Whether it holds exactly one.
+        clear: True if it holds exactly one.
         judge: The judge's model, as its reply names it.
         text: The whole reply.
     """
@@ -57,7 +57,7 @@ class MmHal(Questions):
     """The task. An item's id is its place, its group the question's type, its target the row.
 
     Attributes:
-        verdicts: What is known; answers without a verdict are left out of the scores.
+        verdicts: Known verdicts; answers without one are left out of the scores.
     """
 
     profile: str = "official"
@@ -96,7 +96,7 @@ class MmHal(Questions):
         return cls(items, images_in(images), "official", max_new_tokens, known)
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What the judge said of one answer; it counts as ``correct`` without hallucination."""
+        """The judge's verdict on one answer; it counts as ``correct`` without hallucination."""
         verdict = self.verdicts.get((item.id, answer_key(text)))
         rating = verdict.rating if verdict else 0
         return {
@@ -131,7 +131,7 @@ class MmHal(Questions):
 
 
 def answer_key(text: str) -> str:
-    """What verdicts are found by: a hash of the answer."""
+    """The key of a verdict: a hash of the answer."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -161,8 +161,8 @@ def read_verdicts(answers: Path, replies: Path) -> dict[tuple[str, str], Verdict
 
     Args:
         answers: The file that `export` wrote.
-        replies: What the authors' script wrote to ``--evaluation``: the judge's replies in the same
-            order, each an OpenAI chat completion.
+        replies: The file that the authors' script wrote to ``--evaluation``: the judge's replies in
+            the same order, each an OpenAI chat completion.
 
     Raises:
         ValueError: Not such files, or of different length.

@@ -44,13 +44,13 @@ HUB = Hub("lmms-lab-eval/MMVP", ("train",), key=lambda row: str(row["Index"]))
 
 @dataclass(frozen=True)
 class Profile:
-    """How questions are asked, answers read and which labels count.
+    """A way to ask questions and to read answers, and the labels that count.
 
     Attributes:
         source: Repository@commit and file.
         letter: The letter that an answer names, given the options.
         prompt: Question and options in one text.
-        corrected: Whether the labels in `CORRECTED` are the corrected ones.
+        corrected: True if the labels in `CORRECTED` are the corrected ones.
     """
 
     source: str
@@ -131,7 +131,7 @@ class Mmvp(ProfiledQuestions):
             )
 
     def counts(self, item: Item, text: str) -> Counts:
-        """Which option one answer names, and its length."""
+        """The option that one answer names, and its length."""
         profile = PROFILES[self.profile]
         options, answer = item.target["options"], item.target["answer"]
         word, released, corrected = CORRECTED.get(item.id, ("", "", ""))

@@ -30,7 +30,7 @@ ENDINGS: Mapping[str, str] = {
     YES_NO: "Please answer Yes or No.",
     CHOICE: "Please output the letter corresponding to the correct option.",
 }
-"""What is asked for behind each type of question."""
+"""The request behind each type of question."""
 
 _TYPES = {YES_NO: YES_NO, CHOICE: CHOICE, "mcq": CHOICE}
 _ANSWERS = {YES_NO: ("yes", "no"), CHOICE: ("a", "b")}
@@ -45,11 +45,11 @@ HUB = Hub("BaiqiL/NaturalBench", ("train",), images=("Image_0", "Image_1"))
 
 @dataclass(frozen=True)
 class Profile:
-    """How questions are asked; answers are read alike.
+    """A way to ask questions; answers are read alike.
 
     Attributes:
         source: Repository@commit and file.
-        joint: What stands between a question and its ending.
+        joint: Text between a question and its ending.
     """
 
     source: str
@@ -119,7 +119,7 @@ class NaturalBench(ProfiledQuestions):
         return rules.joint
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What one answer says, and its length. The first yes or no, A or B decides."""
+        """The verdict of one answer, and its length. The first yes or no, A or B decides."""
         said = first(text) if item.group == YES_NO else _letter(text)
         return {
             "n": 1,

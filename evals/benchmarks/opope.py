@@ -60,9 +60,9 @@ class Opope(Questions):
                 ``objects``.
             images: Folder of the images; those with at least three objects can be drawn.
             count: Images to draw; None takes all.
-            seed: Of the draw and of the random objects, which the published script draws anew in
-                every run.
-            prompt: What to ask.
+            seed: Seed of the draw and of the random objects, which the published script draws anew
+                in every run.
+            prompt: The prompt to ask.
             max_new_tokens: Longest caption to generate.
 
         Raises:

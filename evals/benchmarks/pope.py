@@ -29,7 +29,7 @@ HUB = Hub(
 )
 SUBSETS = ("random", "popular", "adversarial")
 SOURCES = ("aokvqa", "gqa")
-"""Where images come from in files that aren't about COCO's own objects."""
+"""Source of the images in files that aren't about COCO's own objects."""
 
 _FIELDS = ("question_id", "image", "text", "label")
 

@@ -23,8 +23,8 @@ RULES: Mapping[str, str] = {
     "before; ties: seen first (utils.py, adversarial)",
     "exhausted": "where popular or adversarial has no class left, one at random",
 }
-"""What decides on what is asked, by RUCAIBox/POPE@3df3ba1 (arXiv 2305.10355, section 4). A class
-that the image shows, or that was asked for about it, is never a no."""
+"""Choices of absent objects, by RUCAIBox/POPE@3df3ba1 (arXiv 2305.10355, section 4). A class that
+the image shows, or that was asked for about it, is never a no."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Built:
 
     Attributes:
         records: As `regaze.evals.polling.build_questions` gives them, kind after kind.
-        images: How many they are about.
+        images: Number of images that they are about.
         usable: Pictures with enough classes to ask for.
-        drawn: Whether there were more than were asked for, so that the seed decided.
+        drawn: True if there were more than were asked for, so that the seed decided.
         at_random: For each kind how many of its negatives no ranking gave.
         rare: Classes left out, with the number of pictures that show them.
     """
@@ -77,11 +77,11 @@ def build(
     """Ask about pictures by POPE's rules; all kinds share images and positives.
 
     Args:
-        annotated: What is in the pictures.
-        kinds: How absent classes are chosen.
+        annotated: Objects in the pictures.
+        kinds: Ways to choose absent classes.
         images: Pictures to draw; default: 500, or all where there are fewer.
         questions: Per picture and kind; half of them are yes.
-        seed: Of the draws.
+        seed: Seed of the draws.
         rarest: A class that fewer pictures show is not asked for, as if it weren't annotated;
             POPE asks for all.
 

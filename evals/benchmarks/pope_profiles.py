@@ -1,4 +1,4 @@
-"""How published POPE scripts read an answer.
+"""Readings of an answer by published POPE scripts.
 
 The same answers score very differently under them, so a POPE number means nothing without the name
 of its profile. Each rule below was checked against what the script itself returns.
@@ -18,7 +18,7 @@ class Profile:
 
     Attributes:
         source: Repository@commit and file.
-        verdict: What an answer says, given the answer and the label ("yes" or "no").
+        verdict: A function of answer and label ("yes" or "no") that reads the answer's verdict.
         suffix: Text that the script adds to each question.
         max_new_tokens: Longest answer that its runner generates.
         other_excluded: Answers that say neither leave accuracy's denominator instead of counting

@@ -65,8 +65,8 @@ class ProfiledQuestions(Questions):
 
     Attributes:
         title: The benchmark's name as its authors write it.
-        profiles: How answers are read and, for some, what is asked, by name.
-        hub: Where a copy with the same fields lies on the Hub, if one does.
+        profiles: Ways to read answers and, for some, to ask, by name.
+        hub: The place of a copy with the same fields on the Hub, if there is one.
     """
 
     profile: str = "official"
@@ -93,7 +93,7 @@ class ProfiledQuestions(Questions):
         Args:
             records: Their fields are named in the description of the class.
             load_image: Gives the image of a key.
-            profile: How answers are read and, for some, what is asked; default: the class's.
+            profile: The way to read answers and, for some, to ask; default: the class's.
             max_new_tokens: Longest answer to generate; default: the class's.
 
         Raises:
@@ -161,7 +161,7 @@ class ProfiledQuestions(Questions):
 
     @staticmethod
     def _asked(rules: Any) -> object:
-        """What of a profile must be the same for answers to be read under it."""
+        """The part of a profile that must be the same for answers to be read under it."""
         return None
 
     @classmethod
@@ -182,7 +182,7 @@ class EarningQuestions(ProfiledQuestions):
         """The score that one answer earns."""
 
     def counts(self, item: Item, text: str) -> Counts:
-        """What one answer earns; it counts as ``correct`` if it earns more than half."""
+        """The credit of one answer; it counts as ``correct`` if it earns more than half."""
         earned = self.earned(item, text)
         return {"n": 1, "earned": earned, "correct": int(earned > 0.5), **length(text)}
 

@@ -34,17 +34,17 @@ from regaze.interventions import plugins
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What there is to know of a benchmark before any data are read.
+    """All that is known of a benchmark before any data are read.
 
     Attributes:
         title: Its name as its authors write it.
-        summary: What it asks.
-        paper: Where it is described.
+        summary: Its questions, in a line.
+        paper: The paper that describes it.
         profiles: The usual ones; the first decides what is asked.
         build: Makes the task from files or from the sandbox's scenes.
         hub: Makes it from a copy on the Hub, where there is one.
         sandbox: The usual profiles on the sandbox's scenes; empty: there is nothing to ask there.
-        draws: Whether files leave it open which images to ask about.
+        draws: True if files leave it open which images to ask about.
     """
 
     title: str
@@ -83,7 +83,7 @@ def find(name: str) -> Benchmark:
 
 
 def describe(name: str) -> tuple[str, str]:
-    """What a benchmark asks and where it is described.
+    """A benchmark's summary and its paper.
 
     Raises:
         ValueError: There is none; the message names the nearest.

@@ -1,4 +1,4 @@
-"""How rows of a benchmark's files become items, and what is said of rows of something else."""
+"""Items from rows of a benchmark's files, and errors about rows of something else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def require(place: str, row: Row, fields: Iterable[str], what: str) -> None:
 
     Args:
         place: File and line, for the message.
-        row: What was read.
+        row: The row as it was read.
         fields: Names that must have a value; what is asked must be text, and what names something
             text or a whole number.
         what: The benchmark, for the message.

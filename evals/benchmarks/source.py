@@ -1,4 +1,4 @@
-"""Where a task comes from, in what a command line can say."""
+"""A task's origin, in what a command line can say."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task comes from, in JSON-able words, so that it can be built again later.
+    """A task's origin, in JSON-able words, so that it can be built again later.
 
     Attributes:
         benchmark: A name in `regaze.evals.benchmarks.registry.BENCHMARKS`.
@@ -30,9 +30,9 @@ class Source:
         words: CHAIR's word table.
         synonyms: A table of one's own in its place, for classes of one's own.
         relabel: Corrected labels for POPE: a file or a folder of files.
-        split: Of a built-in world, see `worlds`.
+        split: The split of a built-in world, see `worlds`.
         n_images: Images to ask about, where they are drawn.
-        seed: Of that draw.
+        seed: Seed of that draw.
         profiles: Scoring rules; empty for the benchmark's usual ones.
     """
 

@@ -1,4 +1,4 @@
-"""How VQA scripts make answers alike before they compare them, and count who gave the same."""
+"""Make answers alike before comparing them, as VQA scripts do, and count who gave the same."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def without_punctuation(text: str, stop: str) -> str:
     digits, otherwise a blank.
 
     Args:
-        text: What to clean.
+        text: The text to clean.
         stop: Pattern of full stops to remove.
     """
     glue_all = re.search(r"\d,\d", text) is not None
@@ -74,8 +74,8 @@ def consensus(answer: str, given: Sequence[str]) -> float:
     """VQA accuracy: min(1, matches / 3) among the others' answers, averaged over leaving one out.
 
     Args:
-        answer: What the model says, made alike.
-        given: What people said, made alike; TextVQA has ten.
+        answer: The model's answer, made alike.
+        given: People's answers, made alike; TextVQA has ten.
     """
     same = [other == answer for other in given]
     total = sum(same)

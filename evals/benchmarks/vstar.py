@@ -56,7 +56,7 @@ def lmms_letter(text: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """What is asked and how answers are read.
+    """A way to ask questions and to read answers.
 
     Attributes:
         source: Repository@commit and file.
@@ -146,7 +146,7 @@ class VStar(ProfiledQuestions):
         return rules.prompt
 
     def counts(self, item: Item, text: str) -> Counts:
-        """Whether one answer is right, whether it is the option listed first, and its length."""
+        """Flags of one answer, right and first of the options, and its length."""
         options: list[str] = item.target["options"]
         letter = PROFILES[self.profile].letter
         if letter is None:

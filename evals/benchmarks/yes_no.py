@@ -1,4 +1,4 @@
-"""What an answer says: yes, no or neither.
+"""The verdict of an answer: yes, no or neither.
 
 Each rule was compared with what the script it names returns; the same answers score very
 differently under them.

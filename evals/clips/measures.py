@@ -1,4 +1,4 @@
-"""How well the frames of a clip follow their structure, and each other. Pure functions of arrays.
+"""Measures of how a clip's frames follow their structure and each other, from arrays alone.
 
 Pictures are float arrays "F H W C" with values from 0 to 1. A backward flow "F-1 H W 2" says where
 what a pixel of frame f shows was in frame f - 1: at its own place plus (dx, dy) pixels, x to the
@@ -65,7 +65,7 @@ def flicker(frames: Floats, still: Bools) -> float:
 
 
 def colour_drift(frames: Floats, silhouettes: Floats) -> float:
-    """How much objects change their colour from frame to frame along their true tracks.
+    """Change of objects' colours from frame to frame along their true tracks.
 
     An object's colour is the mean over its pixels, weighted by its silhouette. The mean over
     objects and neighbouring frames of the mean absolute difference of the channels; 0 is best.

@@ -30,7 +30,7 @@ from regaze.interventions.diffusion.flow import Flow, save
 
 ARGUMENTS: Mapping[str, Any] = {"num_inference_steps": 20, "guidance_scale": 1.0}
 FLOWS = ("exact", "own")
-"""Which flow a method gets that takes one: the clip's, or what the spec itself names."""
+"""The flow for a method that takes one: the clip's, or what the spec itself names."""
 
 _FLOWS = "flows"
 _FIELD = "flow"
@@ -53,8 +53,9 @@ def run(
     Args:
         pipeline: A ControlNet pipeline of the painting world, see `sandbox.video.pipeline`; left
             as it was found.
-        conditions: What to compare; the unedited pipeline is added in front where it is missing.
-        source: Which clips.
+        conditions: The conditions to compare; the unedited pipeline is added in front where it is
+            missing.
+        source: The source of the clips.
         out: Directory of the study: one folder per condition.
         identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.

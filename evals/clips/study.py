@@ -32,8 +32,8 @@ def run_video(
 
     Args:
         pipeline: A ControlNet pipeline of the painting world, see `sandbox.video.pipeline`.
-        conditions: What to compare.
-        source: Which clips.
+        conditions: The conditions to compare.
+        source: The source of the clips.
         out: Directory of the study.
         scorers: Scorers of pictures, beside the measures; see `regaze.evals.clips.task.Clips`.
         world: The processes that share the work; default: this one alone.

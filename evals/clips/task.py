@@ -76,7 +76,7 @@ class Clips(Task):
     """One item per clip and kind of prompt; clips are what statistics resample.
 
     Args:
-        source: Which clips.
+        source: The source of the clips.
         out: The study's directory, with the strips.
         scorers: Scorers of pictures. They see all frames but the first, compare each with the one
             before, and are averaged over the clip.

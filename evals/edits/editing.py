@@ -34,8 +34,8 @@ class Asked:
     """The source of an edit.
 
     Attributes:
-        prompt: What the picture shows.
-        edit: What it should show.
+        prompt: The picture's description.
+        edit: The description of the edited picture.
         words: Words of the prompt that say what may be edited; none: those that the edit changes.
         mask: Or where: a file, or "all".
         seed: Seed of the noise.
@@ -61,8 +61,8 @@ class Edited:
         title: The condition's.
         specs: Its interventions as they were resolved, JSON-able.
         picture: It.
-        mask: What it was allowed to change, tokens "rows columns" or pixels; None: all.
-        firing: What the interventions did; None for the unedited pipeline.
+        mask: The part that it was allowed to change, tokens "rows columns" or pixels; None: all.
+        firing: The interventions' firing; None for the unedited pipeline.
     """
 
     title: str
@@ -94,7 +94,7 @@ def edit(
         loaded: A pipeline with joint attention; left as it was found.
         conditions: By their titles; `ConsistEdit` gets the source, and the words or mask that were
             asked for if it has none of its own.
-        asked: What to edit.
+        asked: The edits to make.
         arguments: Arguments of the pipeline's call.
         image: A real picture; without it the source is painted.
         progress: Called with a label, runs done and runs in all.

@@ -87,7 +87,7 @@ def decode_mask(pairs: Sequence[int], side: int = 512) -> Mask:
 
 
 def background(source: Image.Image, edited: Image.Image, mask: Mask) -> PieScore:
-    """How far a background stayed.
+    """Differences of a background from its source's.
 
     Args:
         source: RGB.
@@ -166,7 +166,7 @@ def structure_distance(
     *,
     parity: bool = True,
 ) -> float:
-    """How far the structure of an edit is from its source's.
+    """Distance of an edit's structure from its source's.
 
     Args:
         keys_of: From a picture "1 3 H W" to the keys of the last layer "N D"; `dino_keys` gives
@@ -199,7 +199,7 @@ def dino_keys(folder: str | Path, device: str = "cpu") -> Callable[[Tensor], Ten
     Args:
         folder: Folder of a vision transformer in transformers' form, such as
             ``facebook/dino-vitb8``, the benchmark's.
-        device: Where to compute.
+        device: The device to compute on.
 
     Raises:
         ValueError: It can't be loaded, or is no such transformer.

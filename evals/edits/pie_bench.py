@@ -52,8 +52,8 @@ class PieItem:
         key: Its name in the file.
         kind: One of `KINDS`.
         image: The picture's path.
-        prompt: What it shows.
-        edit: What it should show.
+        prompt: Its description.
+        edit: The description of the edited picture.
         words: The prompt's words for what is edited; none where the file names none.
         mask: Starts and lengths of what is edited, see `regaze.evals.edits.pie.decode_mask`.
     """
@@ -109,8 +109,8 @@ def score(
     """An edit's metrics.
 
     Args:
-        item: What was asked for.
-        edited: What came of it; resized to the benchmark's 512 pixels.
+        item: The edit that was asked for.
+        edited: The edited picture; resized to the benchmark's 512 pixels.
         keys_of: DINO's keys, for the structure distance, as `regaze.evals.edits.pie.dino_keys`
             gives them.
     """

@@ -59,10 +59,10 @@ def run(
 
     Args:
         pipeline: The painting world's painter with joint attention; left as it was found.
-        conditions: What to compare; the unedited pipeline is added in front where it is missing.
-            ``consistedit:mask=exact`` gets the true mask of each edit, ``words=object`` the words
-            that name the object.
-        source: Which edits.
+        conditions: The conditions to compare; the unedited pipeline is added in front where it is
+            missing. ``consistedit:mask=exact`` gets the true mask of each edit, ``words=object``
+            the words that name the object.
+        source: The source of the edits.
         out: Directory of the study: one folder per condition.
         identity: ``name``, and what distinguishes the pipeline's weights, JSON-able.
         arguments: Arguments of the pipeline's call.

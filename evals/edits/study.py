@@ -30,8 +30,8 @@ def run_edits(
 
     Args:
         pipeline: The painting world's painter with joint attention.
-        conditions: What to compare.
-        source: Which edits.
+        conditions: The conditions to compare.
+        source: The source of the edits.
         out: Directory of the study.
         world: The processes that share the work; default: this one alone.
         **options: See `regaze.evals.edits.runner.run`.

@@ -65,7 +65,7 @@ class Edits(Task):
     of usable sources, those that show what their prompt says, whose share is ``sources``.
 
     Args:
-        source: Which edits.
+        source: The source of the edits.
         out: The study's directory, with the strips.
     """
 

@@ -42,8 +42,8 @@ class Change:
     Attributes:
         key: Split, kind and number, e.g. ``"test/colour/0007"``.
         kind: One of `KINDS`.
-        source: What the picture shows.
-        edit: What it should show.
+        source: The picture's description.
+        edit: The description of the edited picture.
     """
 
     key: str
@@ -161,14 +161,14 @@ class Verdict(NamedTuple):
     """An edited picture beside its source.
 
     Attributes:
-        usable: Whether the source shows what its prompt says, and nothing else.
-        edited: Whether the object is as asked: with its new colour or shape where it was; or where
+        usable: True if the source shows what its prompt says, and nothing else.
+        edited: True if the object is as asked: with its new colour or shape where it was; or where
             the new relation has it.
-        kept: Whether the other object is where it was.
-        clean: Whether there is nothing else.
+        kept: True if the other object is where it was.
+        clean: True if there is nothing else.
         background: Root of the mean squared difference of pixels that should have stayed, in grey
             levels of 255; a pixel beside what may change isn't counted.
-        outline: Where the colour is new: how far the outline stayed, intersection over union.
+        outline: Where the colour is new: intersection over union of both outlines.
     """
 
     usable: bool

@@ -1,4 +1,4 @@
-"""What lmms-eval reads to learn of ``regaze_hf``: the target of its entry point group."""
+"""The manifest by which lmms-eval learns of ``regaze_hf``: the target of its entry point group."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class RegazeHf(lmms):  # type: ignore[misc]
 
     @property
     def device(self) -> torch.device:
-        """Where prompts go."""
+        """The device that prompts go to."""
         return self._model.device
 
     def generate_until(self, requests: Sequence[Instance]) -> list[GenerationResult]:

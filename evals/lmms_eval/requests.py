@@ -18,7 +18,7 @@ from regaze.hooks.checks import unknown
 from regaze.interventions import Intervention
 
 MARK = "<image>"
-"""Where tasks of lmms-eval put an image inside a text, whatever the model's own token is."""
+"""The mark of an image inside a text of lmms-eval's tasks, whatever the model's own token is."""
 
 # What lmms-eval's own models generate at most where a task doesn't say.
 _MAX_NEW_TOKENS = 1024

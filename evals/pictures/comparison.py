@@ -27,10 +27,10 @@ class Column:
     """One condition's pictures.
 
     Attributes:
-        title: What stands above it.
+        title: The title above it.
         specs: Its interventions as they were resolved for the pipeline, JSON-able.
         pictures: One per shot.
-        firing: What the interventions did, as `regaze.hooks.report.Report.to_dict` gives it; None
+        firing: The interventions' firing, as `regaze.hooks.report.Report.to_dict` gives it; None
             for the unedited pipeline.
     """
 
@@ -92,7 +92,7 @@ def compare(
     Args:
         loaded: The pipeline; left as it was found.
         conditions: The columns by their titles.
-        shots: What to paint.
+        shots: The pictures to paint.
         arguments: Arguments of the pipeline's call.
         batch_size: Pictures to paint at once.
         progress: Called with a column's title, pictures done and pictures in all.

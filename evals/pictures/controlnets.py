@@ -23,7 +23,7 @@ def load(name: str, dtype: torch.dtype, folder: Path, index: Mapping[str, Any]) 
         name: A shipped one, a folder, or a Hub id.
         dtype: The weights' dtype.
         folder: Folder of the pipeline that it is for.
-        index: What that pipeline is made of.
+        index: The components of that pipeline.
 
     Raises:
         ValueError: It can't be loaded, or was made for another model.

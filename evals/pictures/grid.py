@@ -51,7 +51,7 @@ def blocks(
         prompts: One block each.
         seeds: One row each.
         columns: Pictures of each condition, all seeds of the first prompt first.
-        frame: Which frame of videos to show. Default: the first, middle and last, side by side.
+        frame: The frame of videos to show. Default: the first, middle and last, side by side.
     """
     for number, column in enumerate(columns):
         if len(column) != len(prompts) * len(seeds):

@@ -53,9 +53,9 @@ class Search:
     """The settings of a search.
 
     Attributes:
-        rounds: How often heads are chosen. The paper: 1 for quality in general, 5 for styles.
+        rounds: Number of rounds of choosing. The paper: 1 for quality in general, 5 for styles.
         picks: Heads chosen in each round; the paper: 24 and 3.
-        spec: What is done to the heads that are tried. The paper searches with u = 1, where
+        spec: The perturbation of the heads that are tried. The paper searches with u = 1, where
             effects are plain (appendix D.1 says 0.25 for quality in general; the code 1), at
             scale 3, and tunes u down afterwards.
         layers: Numbers of the layers whose heads are tried; None: all.
@@ -99,7 +99,7 @@ class Found:
 
     Attributes:
         spec: The guidance with all chosen heads.
-        rounds: What each round tried and chose.
+        rounds: The heads tried and chosen in each round.
         score: Mean score with all chosen heads, on the pictures that it was chosen for: expect
             less on others.
     """
@@ -136,10 +136,10 @@ def hunt(
         loaded: The pipeline; left as it was found.
         shots: Prompts and seeds, the same for all heads.
         objective: Scores pictures.
-        search: How to search.
+        search: The search's settings.
         out: Directory of the search.
         arguments: The pipeline call's. The paper searches without classifier-free guidance.
-        identity: What distinguishes this objective, JSON-able.
+        identity: Facts that tell this objective from others, JSON-able.
         batch_size: Pictures to paint at once.
         progress: Called with the round, heads done and heads in all, of this process.
         world: This process among those that share the work.

@@ -53,7 +53,7 @@ class Tester:
         painter: The pipeline.
         shots: Prompts and seeds.
         objective: Scores pictures.
-        spec: What is done to the heads.
+        spec: The perturbation of the heads.
         batch_size: Pictures to paint at once.
     """
 

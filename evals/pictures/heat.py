@@ -24,8 +24,8 @@ def save_heat(path: Path, found: Found, objective: str) -> None:
 
     Args:
         path: A PNG.
-        found: What the search found.
-        objective: What the score is, for the scale's label.
+        found: The heads that the search found.
+        objective: The score's meaning, for the scale's label.
 
     Raises:
         OSError: It can't be written.

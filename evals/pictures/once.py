@@ -22,8 +22,8 @@ class Painted:
 
     Attributes:
         picture: It.
-        report: What the methods did.
-        seen: What each head attended to; None where it wasn't looked at.
+        report: The report on the methods.
+        seen: Each head's attention; None where it wasn't looked at.
         unseen: Why it wasn't, where it was asked for.
     """
 
@@ -47,7 +47,7 @@ def paint(
 
     Args:
         loaded: The pipeline; left as it was found.
-        shot: What to paint.
+        shot: The picture to paint.
         specs: Methods, in the order in which they act.
         arguments: Arguments of the pipeline's call, over those that it was loaded with.
         words: Words of the prompt whose attention is looked at, head by head.

@@ -52,11 +52,11 @@ def calibrate(
     Args:
         loaded: The pipeline; left as it was found.
         shots: Prompts and seeds; the paper takes one or two prompts.
-        rule: How it is chosen.
+        rule: The rule that chooses orders and blocks.
         out: Directory; ``paro.safetensors`` in it is the plan.
         arguments: Call arguments; size, number of frames and steps are those that the plan
             is for.
-        layers: Which, as in `PARO.layers`; None: all of self- and joint attention.
+        layers: The layers, as in `PARO.layers`; None: all of self- and joint attention.
         progress: Called with the survey, prompts done and prompts in all.
 
     Raises:

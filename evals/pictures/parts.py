@@ -23,8 +23,8 @@ def classes(path: Path, index: Mapping[str, Any], name: str) -> dict[str, type]:
 
     Args:
         path: Path of the index, ``model_index.json``.
-        index: What it holds.
-        name: What to call the pipeline.
+        index: Its components.
+        name: The pipeline's name.
 
     Raises:
         ValueError: It names code of its own, another library's class, a class that isn't there, or
@@ -61,7 +61,7 @@ def load(
         folder: The pipeline's folder.
         kinds: The class of each part.
         dtype: The weights' dtype.
-        variant: Which of several copies of the weights to read, where there is such a copy.
+        variant: The copy of the weights to read, where there are several.
 
     Returns:
         The models by their parts' names, and notes on them for the user.

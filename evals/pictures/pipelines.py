@@ -44,9 +44,9 @@ class LoadedPipeline:
 
     Attributes:
         pipeline: A diffusers pipeline on its device, its own progress bars off.
-        identity: What distinguishes it from any other, JSON-able: name, revision, weights' hash.
+        identity: Facts that tell it from any other, JSON-able: name, revision, weights' hash.
         arguments: Arguments of its call, where its own defaults are made for larger models.
-        notes: What its user should know of it, a line each: weights that are left out.
+        notes: Remarks for its user, a line each: weights that are left out.
     """
 
     pipeline: Any
@@ -86,7 +86,7 @@ def load(
         device: Default: the first GPU, else the CPU.
         offload: Keep in GPU memory the part at work (``model``) or the layer at work
             (``sequential``) only.
-        variant: Which of several copies of the weights to read, e.g. ``fp16``.
+        variant: The copy of the weights to read, e.g. ``fp16``.
 
     Raises:
         ValueError: No such pipeline, no safetensors in it, weights that are missing, code of its

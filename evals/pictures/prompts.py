@@ -19,9 +19,9 @@ class Prompt:
 
     Attributes:
         id: Unique in its list, e.g. ``0003``.
-        text: What the pipeline is asked for.
+        text: The prompt, as scorers and readers get it.
         group: Subset that it belongs to; scores are given per group.
-        asked: What the pipeline is asked for, where that is something else.
+        asked: The prompt that the pipeline gets, where that is something else.
         negative: Its negative prompt.
     """
 

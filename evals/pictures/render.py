@@ -66,7 +66,7 @@ class Picture:
 
     Attributes:
         frames: RGB; one, unless the pipeline makes videos.
-        flagged: Whether the pipeline's safety checker held it back, so that it is black.
+        flagged: True if the pipeline's safety checker held it back, so that it is black.
     """
 
     frames: tuple[Image.Image, ...]
@@ -134,7 +134,7 @@ class Painter:
         from the same noise in every batch, on every device and under every intervention.
 
         Args:
-            shots: What to make.
+            shots: The pictures to make.
             told: Called after each sampling step with its number, from 0, by pipelines that have
                 ``callback_on_step_end``.
 

@@ -43,7 +43,8 @@ def run(
     Args:
         task: The prompts and seeds.
         loaded: The pipeline; left as it was found.
-        conditions: What to compare; the unedited pipeline is added in front where it is missing.
+        conditions: The conditions to compare; the unedited pipeline is added in front where it is
+            missing.
         arguments: Arguments of the pipeline's call.
         out: Directory of the run: one folder per condition, with its pictures in ``images``.
         batch_size: Pictures to paint at once.

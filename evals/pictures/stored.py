@@ -29,7 +29,7 @@ class PictureSource:
     """Prompts, seeds and scorers of a run; kept in its directory.
 
     Attributes:
-        prompts: What to paint.
+        prompts: The prompts to paint.
         seeds: Seeds of the noise.
         scorers: Labels of the scorers of single pictures.
         references: Folder of pictures to compare with, named like the run's own; None compares

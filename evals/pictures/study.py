@@ -73,13 +73,13 @@ def run_images(
     Of several processes only the first one scores; the others get None.
 
     Args:
-        source: What to paint and how to score it.
+        source: The prompts to paint and the scorers.
         loaded: The pipeline.
-        conditions: What to compare.
+        conditions: The conditions to compare.
         arguments: Arguments of the pipeline's call.
         out: Directory of the run.
         sets: Scorers of sets of pictures.
-        device: Where scorers compute.
+        device: The scorers' device.
         follow: Gives the callback of a part of the work, by its title.
         world: The processes that share the painting; default: this one alone.
         **options: See `regaze.evals.pictures.runner.run`.
@@ -133,7 +133,7 @@ def score(
 
     Args:
         out: The run's directory, which says what to score by.
-        device: Where scorers compute.
+        device: The scorers' device.
         seed: For the bootstrap.
         progress: Called with a scorer's name, pictures done and pictures in all.
 
@@ -178,7 +178,7 @@ def draw_samples(result: RunResult, n: int = 8) -> Path | None:
 
     Args:
         result: As `regaze.evals.pictures.runner.run` gives it.
-        n: How many prompts.
+        n: Number of prompts.
 
     Returns:
         The PNG's path; None if all these pictures were held back.

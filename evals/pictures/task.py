@@ -28,7 +28,7 @@ class Pictures(Task):
     pixel, and all statistics are those of every other task.
 
     Args:
-        prompts: What to paint.
+        prompts: The prompts to paint.
         seeds: Seeds of the noise; every prompt is painted with each.
         scorers: Whose scores to read.
 

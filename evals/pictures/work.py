@@ -34,7 +34,7 @@ class PictureWork(ABC, Generic[AnyTask]):
     """Items of which a pipeline makes pictures.
 
     Args:
-        task: What is made.
+        task: The task whose pictures are made.
         loaded: The pipeline; left as it was found.
         batch_size: Items to make at once.
     """
@@ -110,10 +110,10 @@ class PictureWork(ABC, Generic[AnyTask]):
 
         Args:
             plan: The condition.
-            item: What the picture is of.
+            item: The picture's item.
             picture: None if the safety checker held it back.
             name: The picture's name, see `path`.
-            about: What is kept inside the file, JSON-able.
+            about: Facts to keep inside the file, JSON-able.
         """
         if picture is None:
             return Record(item.id, item.cluster, finish="error", error=FLAGGED)

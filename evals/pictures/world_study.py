@@ -23,7 +23,7 @@ def judged(make: Callable[[World], object], task: Any, world: World | None) -> S
 
     Args:
         make: Makes the answers' files, as one of several processes.
-        task: What they answer.
+        task: The task that they answer.
         world: The processes that share the work; default: this one alone.
 
     Returns:

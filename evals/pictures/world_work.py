@@ -28,7 +28,7 @@ class Made(NamedTuple):
     Attributes:
         item: The item.
         picture: RGB; None if the pipeline's safety checker held it back.
-        firing: What the interventions did; None without any.
+        firing: The interventions' firing; None without any.
     """
 
     item: Item
@@ -40,7 +40,7 @@ class WorldWork(PictureWork[AnyTask]):
     """Items of a task of the painting world to make.
 
     Args:
-        task: What is made; it knows its source and its files' names.
+        task: The task whose pictures are made; it knows its source and its files' names.
         loaded: The pipeline; left as it was found.
         arguments: Arguments of the pipeline's call.
         batch_size: Items to make at once.

@@ -27,11 +27,11 @@ class Asked:
     """The parts of a composition.
 
     Attributes:
-        prompt: What the whole picture shows.
+        prompt: The whole picture's description.
         background: A picture's path.
         object: The path of what goes into it.
-        mask: Where it is there: a path; None: where it isn't transparent.
-        box: Where it goes, in shares of the background; None: where it is.
+        mask: The path of a mask of it; None: the opaque part.
+        box: Its place, in shares of the background; None: the place that it has.
         subject: The prompt's words for it.
     """
 
@@ -51,7 +51,7 @@ class Composed:
         title: The condition's.
         specs: Its interventions as they were resolved, JSON-able.
         pictures: One for each seed.
-        firing: What the interventions did; None for the unedited pipeline.
+        firing: The interventions' firing; None for the unedited pipeline.
     """
 
     title: str
@@ -79,7 +79,7 @@ def compose(
     Args:
         loaded: A pipeline with a U-Net; left as it was found.
         conditions: By their titles; `PrimeComposer` gets what is asked for.
-        asked: What to compose.
+        asked: The placements to compose.
         seeds: Seeds of the noise.
         arguments: Arguments of the pipeline's call.
         progress: Called with a title, conditions done and conditions in all.

@@ -55,10 +55,10 @@ def run(
 
     Args:
         loaded: One of the painting world's painters; left as it was found.
-        conditions: What to compare; the unedited pipeline is added in front where it is missing.
-            `PrimeComposer` gets each item's pictures, mask and box, and with ``subject=object`` the
-            words of its object; `Regions` its boxes and prompts.
-        source: Which placements.
+        conditions: The conditions to compare; the unedited pipeline is added in front where it is
+            missing. `PrimeComposer` gets each item's pictures, mask and box, and with
+            ``subject=object`` the words of its object; `Regions` its boxes and prompts.
+        source: The source of the placements.
         out: Directory of the study: one folder per condition.
         arguments: Arguments of the pipeline's call.
         batch_size: Pictures of the unedited pipeline to paint at once.

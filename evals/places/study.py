@@ -31,8 +31,8 @@ def run_places(
 
     Args:
         loaded: One of the painting world's painters.
-        conditions: What to compare.
-        source: Which placements.
+        conditions: The conditions to compare.
+        source: The source of the placements.
         out: Directory of the study.
         world: The processes that share the work; default: this one alone.
         **options: See `regaze.evals.places.runner.run`.

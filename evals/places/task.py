@@ -60,7 +60,7 @@ class Places(Task):
     placed has its picture's outline.
 
     Args:
-        source: Which placements.
+        source: The source of the placements.
         out: The study's directory, with the pictures.
     """
 

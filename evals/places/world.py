@@ -46,8 +46,8 @@ class Thing:
     Attributes:
         background: The picture.
         picture: That of the thing, in its middle.
-        mask: Where it is there, "H W".
-        region: Where it goes, "H W", all but its box.
+        mask: The mask of the thing in its picture, "H W".
+        region: Its place, "H W", all but its box.
         outline: Its own pixels at its place, "H W".
     """
 
@@ -65,9 +65,9 @@ class Placement:
     Attributes:
         key: Split, kind and number.
         kind: One of `KINDS`.
-        wanted: What the prompt says; of a composition last what is put there.
+        wanted: The prompt's objects; in a composition the placed one comes last.
         boxes: Those of the last objects of the prompt, in shares of the picture.
-        thing: What a composition puts there.
+        thing: The object that a composition places.
     """
 
     key: str
@@ -140,13 +140,13 @@ class Verdict(NamedTuple):
     """A picture, held against a placement.
 
     Attributes:
-        found: How many of the objects that have a box are anywhere in the picture.
-        placed: How many have their centre in their box.
-        kept: Whether the background's object is where it was; true without a background.
-        clean: Whether there is nothing else.
+        found: Number of objects with a box that are anywhere in the picture.
+        placed: Number of objects whose centre is in their box.
+        kept: True if the background's object is where it was; true without a background.
+        clean: True if there is nothing else.
         background: Root of the mean squared difference to the background outside of the box, in
             grey levels of 255; a pixel beside the box isn't counted.
-        outline: How far the thing has its picture's outline, intersection over union; 0 if it
+        outline: Overlap of the thing's outline with its picture's, intersection over union; 0 if it
             isn't placed.
     """
 
@@ -163,7 +163,7 @@ def judge(picture: Image.Image, asked: Placement) -> Verdict:
 
     Args:
         picture: RGB, 32 x 32.
-        asked: What it was painted for.
+        asked: The placement that it was painted for.
 
     Raises:
         ValueError: It is of another size.

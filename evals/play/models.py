@@ -45,8 +45,8 @@ class Shelf:
     Args:
         offered: Names to choose from, first.
         any_model: Allow other folders and Hub ids, too.
-        keep: How many stay in memory.
-        options: How to load one: ``dtype`` and ``device``.
+        keep: Number that stay in memory.
+        options: Options of loading one: ``dtype`` and ``device``.
     """
 
     def __init__(

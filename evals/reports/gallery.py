@@ -30,7 +30,7 @@ class Side:
         image: Data URI of the item's image as the model saw it (cropped, where its processor
             crops), or of the picture that is the answer; None for a question about no image.
         heat: Data URI of the attention map to lay over the image; None if there is none.
-        tiny: Whether the image is to be enlarged in plain pixels, which shows what was painted.
+        tiny: True if the image is to be enlarged in plain pixels, which shows what was painted.
     """
 
     answer: str
@@ -45,10 +45,10 @@ class Flip:
 
     Attributes:
         item: The item.
-        gained: Whether it went from wrong to right.
+        gained: True if it went from wrong to right.
         before: The unedited model's answer.
         after: The edited model's answer.
-        viewer: Where both looked, head by head, as HTML; empty where that isn't known.
+        viewer: Both conditions' attention, head by head, as HTML; empty where that isn't known.
     """
 
     item: Item

@@ -48,7 +48,7 @@ class Heats:
     """Attention maps of a run's items, made by asking again, many at a time.
 
     Args:
-        task: What was asked.
+        task: The benchmark that was asked.
         answerer: Who answers.
     """
 
@@ -70,7 +70,7 @@ class Heats:
         shows the model another picture than the page does.
 
         Args:
-            items: What was asked.
+            items: The items that were asked.
             specs: Interventions to look with; without them is looked too.
 
         Raises:
@@ -93,7 +93,7 @@ class Heats:
 
         Args:
             item: It.
-            picture: What the model saw.
+            picture: The picture that the model saw.
             titles: The conditions.
         """
         both = (self._plain.get(item.id), self._edited.get(item.id))

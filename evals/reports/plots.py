@@ -63,7 +63,7 @@ def forest(key: str, name: str, unit: str, rows: Sequence[Whisker]) -> str:
 
     Args:
         key: Tells this plot from the others on its page.
-        name: What the changes are of.
+        name: The name of the changed metric.
         unit: Label of the axis.
         rows: From top to bottom.
     """
@@ -103,7 +103,7 @@ def bars(
 
     Args:
         key: Tells this plot from the others on its page.
-        name: What the values are.
+        name: The name of the values.
         unit: Label of the axis.
         categories: From top to bottom.
         series: For each system, a bar per category; coloured ``series-0``, ``series-1``, ...

@@ -33,8 +33,8 @@ def write_report(path: Path, runs: Sequence[Scored], loaded: Loaded | None = Non
     """Write the page.
 
     Args:
-        path: Where.
-        runs: What it is about.
+        path: The file to write.
+        runs: The runs to report on.
         loaded: Is asked the flipped items again for attention maps; None leaves the maps out.
 
     Raises:

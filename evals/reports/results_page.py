@@ -238,7 +238,7 @@ def tuned_rows(stored: Mapping[str, Any], usual: str) -> list[str]:
     the best setting, and the trials.
 
     Args:
-        stored: What the page is made of.
+        stored: The page's numbers.
         usual: Stands for the best setting where that is the usual one.
     """
     lines = [table_row("---", "---:", "---:", "---:", "---", "---:")]

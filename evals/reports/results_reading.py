@@ -21,7 +21,7 @@ class Entry:
     Attributes:
         name: Its name, with "tuned" where it is.
         label: The setting.
-        row: What is stored of it.
+        row: Its stored numbers.
         time: Processor time beside the unedited model's, None if it wasn't taken.
     """
 

@@ -24,8 +24,8 @@ def head_maps(
     A row that ran twice (a method may look ahead, or run the last row again) counts as it ran last.
 
     Args:
-        seen: What was captured, of all heads.
-        inputs: What the processor made of the batch.
+        seen: The captured attention of all heads.
+        inputs: The processor's output for the batch.
         sample: Batch row.
         before: Leave out rows from this column on.
 
@@ -60,7 +60,7 @@ def within(budget: int, maps: Maps, names: Sequence[str]) -> tuple[tuple[str, ..
     Args:
         budget: Bytes that may be kept; the mean always is.
         maps: "rows heads rows cols".
-        names: What each row chose; fewer names leave the other rows out.
+        names: The tokens that rows chose; fewer names leave the other rows out.
     """
     each = maps[0].size
     kept = max(0, min(len(names), len(maps), budget // each - 1)) if len(maps) > 1 else 0

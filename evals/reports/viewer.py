@@ -46,8 +46,8 @@ class Side:
 
     Attributes:
         title: The condition.
-        picture: What was looked at, or what was painted.
-        looks: What looks: the whole answer and its tokens, or the prompt's words.
+        picture: The picture that was looked at, or painted.
+        looks: The readers: the whole answer and its tokens, or the prompt's words.
         maps: "looks heads rows cols", attention of each head (all layers' in order) per patch.
         shares: "looks heads", what share of each head's attention that is in all; for words in the
             prompt of a painting: the mean share that a patch gives them.
@@ -70,8 +70,8 @@ def element(heads: Heads, sides: Sequence[Side], unit: str) -> str:
 
     Args:
         heads: Whose maps these are.
-        sides: What is shown side by side; all on one scale.
-        unit: What shares are of, to follow a percentage: "of attention on the picture".
+        sides: The maps side by side; all on one scale.
+        unit: The whole that shares are of, to follow a percentage: "of attention on the picture".
 
     Raises:
         ValueError: A side's maps aren't those of the heads.

@@ -21,7 +21,7 @@ def controls(conditions: Sequence[Condition]) -> dict[Condition, str]:
     Where several interventions are combined, one at a time is replaced by its control.
 
     Args:
-        conditions: What is compared; the unedited model may be among them.
+        conditions: The conditions to compare; the unedited model may be among them.
     """
     found = {Condition(image=image): name for image, name in _IMAGES.items()}
     for condition in conditions:

@@ -38,7 +38,7 @@ class Cost:
             included: with a shared prefix fewer than ``prompt_tokens + new_tokens``.
         peak_bytes: Most memory allocated on a GPU; 0 on the CPU.
         rss_bytes: Most memory the process ever held.
-        extra: What preparing questions cost, by name. CARVE: ``carve_prompts`` read only to find
+        extra: Costs of preparing questions, by name. CARVE: ``carve_prompts`` read only to find
             out what to show, ``carve_tokens`` generated in doing so, and ``carve_seconds``, which
             neither ``prefill_s`` nor ``decode_s`` holds; ``forwards`` and ``columns`` count its
             passes too.

@@ -22,7 +22,7 @@ class World:
 
     Attributes:
         rank: 0 is the one that also puts everything together.
-        size: How many there are.
+        size: Number of processes.
     """
 
     rank: int = 0

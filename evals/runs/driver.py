@@ -41,12 +41,13 @@ def run(
     """Do all items under all conditions, or whatever part of that isn't on the disk yet.
 
     Args:
-        work: What is done.
-        conditions: What to compare; the unedited model is added in front where it is missing.
+        work: The work to do.
+        conditions: The conditions to compare; the unedited model is added in front where it is
+            missing.
         out: Directory of the run: one folder per condition.
         source: Anything JSON-able from which the caller can build the task again; kept in the
             directory.
-        certificates: What `regaze.verify` found, as JSON, by a condition's label; kept in its
+        certificates: Findings of `regaze.verify`, as JSON, by a condition's label; kept in its
             manifest.
         progress: Called with a condition's label, items done and items in all, of this process.
         world: This process among those that share the work, see `distributed.join`.

@@ -22,7 +22,7 @@ def read(path: Path, parse: Callable[[bytes], _T], what: str = "line") -> list[_
     Args:
         path: The file.
         parse: Makes something of a line.
-        what: What a line should be, in an error.
+        what: The name of a line's content, for errors.
 
     Raises:
         ValueError: A line can't be parsed; the message names file and line.

@@ -29,8 +29,8 @@ def alone(
 
     Args:
         out: The directory.
-        configs: What the contents of each of its folders depend on.
-        prepare: What the first process does before all begin.
+        configs: The configuration behind the contents of each of its folders.
+        prepare: The step that the first process takes before all begin.
         world: This process among the others.
 
     Raises:
@@ -65,7 +65,7 @@ def share_out(
     """This process's part of the units left, and a function to call when one of them is done.
 
     Args:
-        label: What is done, for progress.
+        label: The name of the work, for progress.
         left: Units in order, the same for all processes, and how many items each holds.
         done: Items that were done before.
         world: This process among the others.

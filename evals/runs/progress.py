@@ -21,7 +21,7 @@ def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
     """Show a bar for every task and condition; gives a task's callback by the task's title.
 
     Args:
-        shown: Whether the bars are shown; one of several processes shows its own.
+        shown: True if the bars are shown; one of several processes shows its own.
     """
     columns = (
         # Specs hold lists in brackets, which would be read as markup.

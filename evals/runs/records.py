@@ -41,7 +41,7 @@ class Record:
         margin: Log of the odds of yes to no at the first answer token of a yes/no question, from
             the model's logits before anything is cut off; see `prompts.yes_no_ids`.
         losses: Mean token cross-entropy of each choice of an item with choices, in nats.
-        extra: What a question-stage method says of how the question was made; None without one.
+        extra: A question-stage method's notes on how the question was made; None without one.
             CARVE: ``crop`` (left, top, right and bottom pixel of the part of the image that was
             shown) and ``tokens`` (generated to find it).
         prompt_sha256: SHA-256 of the prompt in the model's chat template, first 16 digits.
@@ -51,7 +51,7 @@ class Record:
         t_decode_s: Likewise, time after it.
         peak_bytes: Most memory allocated on GPUs during the batch; None on the CPU.
         attempt: 1 for the first try; every resumed run tries an item with an error once more.
-        error: What went wrong, where ``finish`` is ``error``.
+        error: The error's message, where ``finish`` is ``error``.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)

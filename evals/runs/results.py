@@ -24,7 +24,7 @@ class Answers:
         records: Answers and errors by item id; where answers are sampled, those of the first seed.
         manifest: As on the disk.
         by_seed: Answers and errors of every seed.
-        folder: Where they are stored.
+        folder: The folder that stores them.
     """
 
     label: str
@@ -65,7 +65,7 @@ class RunResult:
         items: The items that were asked, in order.
         answers: One entry per condition, the unedited model first.
         out: The directory.
-        controls: Which conditions are controls, and what each is.
+        controls: The controls by their labels, each with the kind of control that it is.
     """
 
     task: Task
@@ -125,7 +125,7 @@ class Inputs:
 
         Args:
             label: Their condition.
-            image: Which image it shows.
+            image: The image that was asked about.
             found: The answers.
 
         Raises:

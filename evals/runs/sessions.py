@@ -42,7 +42,7 @@ class Session:
     Args:
         folder: The condition's.
         world: This process among the others.
-        device: Where the model runs.
+        device: The model's device.
     """
 
     def __init__(self, folder: Path, world: World, device: str) -> None:
@@ -73,7 +73,7 @@ class Session:
             answered: Answers that are new.
             cost: The batch's cost.
             size: Most items that are asked together now.
-            firing: What the interventions did since the session began.
+            firing: The interventions' firing since the session began.
         """
         if self._warm_up is None:
             # Kernels are chosen and memory is claimed in the first batch.

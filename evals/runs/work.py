@@ -22,8 +22,8 @@ class Plan:
     Attributes:
         condition: The condition.
         specs: Its interventions with every field filled in.
-        folder: Where its answers go.
-        config: What its answers depend on.
+        folder: The folder of its answers.
+        config: The configuration that its answers depend on.
     """
 
     condition: Condition
@@ -45,7 +45,7 @@ class Done:
         records: Answers and errors.
         cost: The batch's cost.
         size: Most items that are done together now.
-        firing: What the interventions did since the condition began; None without any.
+        firing: The interventions' firing since the condition began; None without any.
     """
 
     records: Sequence[Record]
@@ -62,12 +62,12 @@ class Work(Protocol):
     """One kind of run.
 
     Attributes:
-        task: What is done, and how it is scored.
+        task: The task, which knows how it is scored.
         items: Those of its items that are done, in order.
-        limit: What they were limited to.
+        limit: Their limit.
         seeds: Sampling seeds; every item is done once with each.
         name: The model's name, for reports.
-        device: Where it runs.
+        device: The device that it runs on.
     """
 
     @property

@@ -113,7 +113,7 @@ def texts(
         scenes: The batch.
         tokenizer: The sandbox's.
         rng: Decides on questions, order of objects and hidden image columns.
-        blank: Which images will not show their scene.
+        blank: The images that will not show their scene.
     """
     prompts: list[str] = []
     answers: list[str] = []

@@ -1,4 +1,4 @@
-"""How a scene's objects become pixels.
+"""Draw a scene's objects.
 
 Pixel noise is made of raw PCG64 words, whose stream numpy guarantees; antialiasing is Pillow's, so
 another version of it may change single pixels.
@@ -124,7 +124,7 @@ def draw(objects: Sequence[Object], content: Box, seed: str, pieces: int = 0) ->
     """Draws objects on a noisy, cluttered background with small occluders: RGB, 64 x 64.
 
     Args:
-        objects: What there is to see.
+        objects: The objects to draw.
         content: Left, top, right and bottom pixel of the picture inside its border.
         seed: Decides on background, contrast, clutter, occluders and noise.
         pieces: Small pieces of clutter to add.

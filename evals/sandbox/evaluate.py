@@ -43,7 +43,7 @@ def evaluate(
         model: In float32.
         processor: Its processor.
         split: Whose scenes to ask about.
-        n_images: How many images each task has.
+        n_images: Number of images of each task.
         load: Gives the image of a key; another one than the scene's makes a control.
     """
     records = pope_records(split, n_images)

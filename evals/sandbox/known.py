@@ -15,7 +15,7 @@ def check_known(what: str, name: str, known: Sequence[str]) -> None:
     """Check that a name is known.
 
     Args:
-        what: What it names, for the message.
+        what: The kind of thing that it names, for the message.
         name: The name.
         known: All that are known.
 

@@ -12,8 +12,8 @@ def shipped(kind: str, name: str, names: Sequence[str]) -> Path:
     """Folder of a shipped model.
 
     Args:
-        kind: What it is, for the message.
-        name: Which one.
+        kind: The kind of model, for the message.
+        name: Its name.
         names: All of that kind.
 
     Raises:

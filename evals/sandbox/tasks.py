@@ -63,9 +63,9 @@ def pope_records(split: str, n_images: int, seed: int = 0) -> list[Record]:
     the three categories share their images and positives.
 
     Args:
-        split: Where the scenes come from.
+        split: The split of the scenes.
         n_images: The first so many scenes of the split.
-        seed: Of the random negatives.
+        seed: Seed of the random negatives.
 
     Returns:
         ``6 * n_images`` records with ``question_id``, ``image``, ``text``, ``label`` and

@@ -120,7 +120,7 @@ def train(
     Args:
         variant: ``"sink"`` or ``"plain"``.
         folder: Gets the model; holds the training state until the end.
-        schedule: What to do.
+        schedule: The steps and rates to train with.
         save_every: Steps between two saved states.
         scored_images: Images per split and task in the final scores.
 

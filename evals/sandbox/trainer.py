@@ -52,7 +52,7 @@ class Schedule:
         joint_rate: Highest learning rate.
         sinkless_steps: Steps of the second stage before sinks are planted; by their end the
             learning rate has halved.
-        seed: Of the initial weights and of all draws.
+        seed: Seed of the initial weights and of all draws.
     """
 
     vision_steps: int = 1500
@@ -108,7 +108,7 @@ class Trainer:
 
     Attributes:
         variant: One of ``VARIANTS``.
-        schedule: What to do.
+        schedule: The steps and rates to train with.
         step: Steps done.
         cpu_seconds: Processor time spent so far, over all runs.
         log: One record per ``LOG_EVERY`` steps.

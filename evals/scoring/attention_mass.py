@@ -99,7 +99,7 @@ def measure_vas(model: Any, prompts: Iterable[Mapping[str, Any]], processor: Any
 
     Args:
         model: An image-text-to-text model, or a pipeline that holds one.
-        prompts: What the processor made of each batch.
+        prompts: The processor's output for each batch.
         processor: The model's processor, where `regaze.attach` needs it.
 
     Raises:

@@ -111,7 +111,7 @@ def score(
 
     Args:
         task: Scores the answers.
-        items: What was asked.
+        items: The items asked.
         answers: Text by item id; further ids are ignored.
         draws: Bootstrap replicates.
         seed: Seed of the resampling.
@@ -136,7 +136,7 @@ def compare(
 
     Args:
         task: Scores the answers.
-        items: What both were asked.
+        items: The items that both were asked.
         baseline: Text by item id; further ids are ignored.
         other: The second system's texts.
         draws: Bootstrap replicates.
@@ -164,8 +164,8 @@ def assess(
 
     Args:
         task: Scores the answers.
-        items: What all were asked.
-        systems: What they said, under equally many seeds; the first one is the baseline.
+        items: The items that all were asked.
+        systems: Their answers, under equally many seeds; the first one is the baseline.
         draws: Bootstrap replicates.
         seed: Seed of the resampling.
 

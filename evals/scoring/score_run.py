@@ -30,7 +30,7 @@ def score_run(
         task: The same questions or some of them under another profile or with another truth;
             default: the run's own task.
         title: Default: the task's name.
-        controls: Which conditions are controls, and what each is; default: what the run notes.
+        controls: The controls among the conditions, each with its kind; default: as the run notes.
         draws: Bootstrap replicates.
         seed: Seed of the bootstrap.
 
@@ -132,7 +132,7 @@ def _answered(answers: Answers, item: Item) -> bool:
 
 
 def system_of(answers: Answers) -> System:
-    """What a condition said and, of yes/no questions, its margins."""
+    """A condition's answers and, for yes/no questions, their margins."""
     margins = {key: record.margin for key, record in answers.records.items()}
     return System(
         [
@@ -144,7 +144,7 @@ def system_of(answers: Answers) -> System:
 
 
 def _apart(result: RunResult, answers: Answers) -> str | None:
-    """What a condition's interventions have against sharing an image's prefix."""
+    """The objection of a condition's interventions to sharing an image's prefix."""
     found: str | None = answers.manifest.get("apart")
     return found if found != result.answers[0].manifest.get("apart") else None
 

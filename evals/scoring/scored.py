@@ -31,7 +31,7 @@ class Opened:
 
     Attributes:
         tasks: The task under each profile; the first one is the one that was done.
-        titles: What a reader calls each.
+        titles: The name of each for readers.
         result: Its answers, as the tasks score them.
         read: Reads those of another run of the task likewise.
     """

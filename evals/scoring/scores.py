@@ -19,7 +19,7 @@ class ConditionScores:
 
     Attributes:
         label: The condition's label.
-        control: What it is a control by, e.g. ``random heads``; None for what is compared.
+        control: The kind of control that it is, e.g. ``random heads``; None for what is compared.
         status: ``silent``: its intervention never acted, so nothing is reported of it;
             ``unanswered``: it has no answers yet.
         score: Metrics; None where nothing is reported.
@@ -28,10 +28,10 @@ class ConditionScores:
         errors: Items without an answer, for a stated reason, over all seeds.
         truncated: Answers cut at the length limit.
         config_sha256: Hash of everything its answers depend on.
-        firing: What the interventions did, as `regaze.hooks.report.Report.to_dict` gives it.
+        firing: The interventions' firing, as `regaze.hooks.report.Report.to_dict` gives it.
         apart: Why its questions didn't share the image's prefix; None if they did, or if none of
             the run's did.
-        cost: What its answers took; None where that isn't known.
+        cost: The cost of its answers; None where that isn't known.
     """
 
     label: str
@@ -82,18 +82,18 @@ class TaskScores:
     """One run under one scoring profile.
 
     Attributes:
-        title: What a reader calls it.
+        title: Its name for readers.
         task: The task's name.
         profile: The scoring rules.
         directions: For each metric +1, -1 or 0: which way is better.
         headline: Metrics that stand in short tables, the most important one first.
         absolute: Metrics that are no shares.
-        yes_no: Whether the questions are yes/no questions.
+        yes_no: True if the questions are yes/no questions.
         seeds: Answers per item.
         asked: Items asked.
         scored: Items that every reported condition has answered; only these are scored.
         clusters: Clusters (images) that the scored items are about.
-        units: What a cluster is, in the plural.
+        units: The plural of a cluster's name.
         conditions: The unedited model first.
         failures: Why items have no answer, by id.
     """

@@ -47,7 +47,7 @@ class Estimate:
         high: Upper end.
         dropped: Bootstrap replicates left out because the metric is undefined in them; above 1 %
             of the draws the interval is doubtful.
-        seeds: How it differs between seeds; None where there is one.
+        seeds: The metric's differences between seeds; None where there is one.
     """
 
     value: float

@@ -31,10 +31,10 @@ class Tallies:
 
     Attributes:
         groups: Names, in order of first appearance.
-        totals: Which groups each total takes together.
+        totals: The groups that each total takes together.
         cluster_of: Place of each item's cluster.
         group_of: Place of each item's group.
-        correct: Which items each system got right, "systems items"; with several seeds: under
+        correct: True where a system got an item right, "systems items"; with several seeds: under
             most of them.
     """
 

@@ -27,11 +27,11 @@ AUC, BEST = "auc", "best_accuracy"
 DIRECTIONS: Mapping[str, int] = {AUC: 1, BEST: 1}
 
 Reading = Literal["threshold", "ranking", "opposite"]
-"""What AUC says of a changed score: it didn't move, it moved along, or it moved the other way."""
+"""AUC's verdict on a changed score: it didn't move, it moved along, or it moved the other way."""
 
 
 class Ranking:
-    """How well each system's margins tell the yes items of each group from its no items.
+    """AUC and best accuracy of each system's margins, yes items against no items of each group.
 
     Args:
         items: Yes/no items; their ``target`` is "yes" or "no".
@@ -107,7 +107,7 @@ class _Part:
 
 
 def reading(metrics: Mapping[str, Change]) -> Reading | None:
-    """How to read a change of accuracy or F1; None where neither changed or AUC isn't known.
+    """The reading of a change of accuracy or F1; None where neither changed or AUC isn't known.
 
     Args:
         metrics: Changes of one group's metrics, accuracy or F1 and AUC among them.

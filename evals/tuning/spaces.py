@@ -21,7 +21,7 @@ class Range:
     Attributes:
         low: The least.
         high: The greatest.
-        log: Whether their logarithms are spread evenly.
+        log: True if their logarithms are spread evenly.
     """
 
     low: float
@@ -38,7 +38,7 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Bands:
-    """Which layers, as one of `BANDS`; "usual" leaves them to the method."""
+    """Layers, as one of `BANDS`; "usual" leaves them to the method."""
 
 
 BANDS: Mapping[str, tuple[float, float] | None] = {

@@ -60,7 +60,7 @@ def tune(
         spec: The method; fields that differ from their defaults are kept.
         source: The questions: the sandbox's validation scenes, or files of one's own.
         out: Gets the trials, all answers and ``tuned.json``.
-        trials: How many in all, those that are there already included.
+        trials: Number of trials in all, those that are there already included.
         objective: A metric; default: AUC of the yes margin for yes/no questions, which no moved
             threshold changes, F1 for captions, else the task's headline.
         seed: Seed of the sampler.
@@ -151,7 +151,7 @@ def tune_each(
         specs: The methods.
         source: The questions, as for `tune`.
         out: Gets a directory for each method, called like it.
-        trials: How many for each.
+        trials: Number of trials for each.
         batch_size: Items per batch.
         progress: As for `tune`.
 

@@ -48,7 +48,7 @@ class Tuned:
         trials: All trials in order.
         source: The questions' source, JSON-able.
         model: The model's name.
-        items: How many items.
+        items: Number of items.
     """
 
     objective: str

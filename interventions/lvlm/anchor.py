@@ -49,8 +49,8 @@ class AnchorAttention(Intervention):
     """Read long prompts sparsely: near columns, and those that come near their largest logits.
 
     Attributes:
-        theta: How far below a block's anchor a column may lie; 12 in the paper and the code. With
-            1e30 or more, attention is the unmodified model's, bit for bit.
+        theta: The greatest gap between a column and its block's anchor; 12 in the paper and the
+            code. With 1e30 or more, attention is the unmodified model's, bit for bit.
         block: Rows per block; the queries of a block are averaged.
         step: Blocks per superblock; a superblock shares its stripes.
         init: Number of first columns that every row sees: one block in the paper.
@@ -231,7 +231,7 @@ def anchored(
         scale: Factor of the logits.
         spec: Blocks and threshold.
         mask: Bool "1|H N N", which rows see which columns; None: those before and themselves.
-        maps: Whether the weights are wanted.
+        maps: True if the weights are wanted.
 
     Returns:
         "H N D", the share of the pairs under the diagonal that were computed, and weights "H N N"

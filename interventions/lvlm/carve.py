@@ -79,13 +79,13 @@ class CARVE(Looking):
         steps: Generated tokens that count: "last" (which the paper finds best), "first", or "all"
             with weight 1, 2, 3, ... (v4).
         top: Share of the pixels that may be kept; 0.2 in the code, 0.2 to 0.6 do best in the paper.
-        rule: Which regions are strongest: by "attention" (their summed contrast) or "size"; or
+        rule: The measure of a region's strength: "attention" (its summed contrast) or "size"; or
             only "drop_small" ones.
         regions: Regions kept; the paper's K, best at 2 or 3.
         share: Share of the regions that is kept where that is more. The paper has none (0), in
             the code 0.2, which makes ``regions`` a lower bound.
         shown: Pictures in the final query: the "refined" one alone (paper) or "both" (code).
-        fit: How the crop is enlarged: "fill" until both sides reach the picture's (code), "pad"
+        fit: The way the crop is enlarged: "fill" until both sides reach the picture's (code), "pad"
             until one does. The paper's sense pads for processors that cut out the middle of a
             picture (LLaVA-1.5's), because they would cut off what was found.
         lam: Constant added to the general attention; the paper gives no value.

@@ -36,7 +36,7 @@ class Reading:
 
     Attributes:
         attention: "T L rows cols", of each generated token and layer, mean over heads.
-        ended: Whether the answer ended by itself, so that there are no more tokens to read.
+        ended: True if the answer ended by itself, so that there are no more tokens to read.
         text: The answer.
     """
 

@@ -61,8 +61,8 @@ class DoLa(Intervention):
         rho: Tokens less likely than this share of the likeliest are never chosen; 0 contrasts raw
             scores instead of log-probabilities, uncut.
         divergence: "mixture" is the code's, "jsd" the paper's.
-        per_sample: Whether each sample has a layer of its own; the code has one for a batch.
-        norm: Whether the final norm stands before the output layer; it doesn't in the code.
+        per_sample: True if each sample has a layer of its own; the code has one for a batch.
+        norm: True if the final norm stands before the output layer; it doesn't in the code.
     """
 
     name: ClassVar[str] = "dola"
@@ -213,7 +213,7 @@ def distances(mature: Tensor, exits: Tensor, divergence: Divergence) -> Tensor:
     Args:
         mature: The model's scores, "... V"; tokens that were cut before (-inf) don't count.
         exits: The candidates', "C ... V".
-        divergence: Which way its terms run.
+        divergence: The direction of its terms.
     """
     log_p, log_q = mature.log_softmax(-1).expand_as(exits), exits.log_softmax(-1)
     log_m = torch.logaddexp(log_p, log_q) - math.log(2)
@@ -264,7 +264,7 @@ def score_answer(
         other: The chosen early exits' there.
         answer: "R" token ids.
         rho: Plausibility threshold, as in `DoLa`.
-        softmax: Whether the difference is made log-probabilities first.
+        softmax: True if the difference is made log-probabilities first.
     """
     log_p = mature.log_softmax(-1)
     mixed = log_p - other.log_softmax(-1)

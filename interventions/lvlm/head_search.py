@@ -99,9 +99,9 @@ class Caption:
     Attributes:
         inputs: The prompt, as for the model's ``forward``; one sample.
         answer: "A" token ids of the answer.
-        hallucinated: Which of them name what isn't in the picture, from 1: the first token of an
+        hallucinated: The tokens that name what isn't in the picture, from 1: the first token of an
             answer is predicted by the prompt itself.
-        true: Which of them name what is.
+        true: The tokens that name what is.
     """
 
     inputs: Mapping[str, Any]

@@ -210,7 +210,7 @@ def guided(
         scores: Scores of the run itself, "... V".
         other: Scores of the second run, "... V".
         scale: s.
-        space: Whether c and u are "log" probabilities or the "probability" itself.
+        space: The space of c and u: "log" probabilities or the "probability" itself.
         plausibility: Share of the likeliest token's probability, as in
             `regaze.interventions.lvlm.contrasts.cut`.
     """

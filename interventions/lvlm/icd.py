@@ -201,7 +201,7 @@ class Words:
         special: Ids of tokens that are no text, such as what opens a picture.
         bos: The one that begins texts, if there is one.
         pad: The token that fills rows up.
-        replaces: Whether the text before the picture makes way.
+        replaces: True if the text before the picture makes way.
     """
 
     ids: tuple[int, ...]

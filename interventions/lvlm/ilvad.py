@@ -60,7 +60,7 @@ class ILVAD(Intervention):
         layers: Layers to edit; by default 0 to 30 of 32 (POPE), at the same depth in other models.
             The ground is read in all layers.
         tokens: T, how long the first answer may be.
-        tau: How many times a layer's mean a patch must have to be in view.
+        tau: The multiple of a layer's mean that a patch needs to be in view.
         sense: "own" or "code", see above.
         patches: Place of M: as "found", or as a control "shuffled" over the image.
     """

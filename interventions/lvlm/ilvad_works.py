@@ -116,7 +116,7 @@ def _refuse(pass_: Pass, answered: bool) -> None:
 
     Args:
         pass_: The block.
-        answered: Whether an answer stands before it.
+        answered: True if an answer stands before it.
 
     Raises:
         NotImplementedError: It isn't.

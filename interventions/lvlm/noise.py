@@ -40,7 +40,7 @@ def noised(given: Mapping[str, Any], config: Any, step: int, seed: int) -> dict[
     Args:
         given: The arguments.
         config: The model's config.
-        step: How much noise.
+        step: The step of the noise schedule: the later, the more noise.
         seed: Another one draws other noise.
 
     Raises:

@@ -69,7 +69,7 @@ class PASTA(Intervention):
         layers: Layers to edit; by default those of the heads. Without heads, all heads of these.
         alpha: Factor of the weights, above 0; 1 is a no-op.
         mode: Columns whose weights are multiplied, the span's or the others'; see above.
-        sense: How several spans add up: "union", or as in the released "code".
+        sense: The way several spans add up: "union", or as in the released "code".
         take: "listed" heads, or as a control as many "others" of the same layers.
     """
 
@@ -191,7 +191,7 @@ def span_bias(
         prompt: "B P" bool: columns of the prompt, padding (which nothing sees) included.
         alpha: Factor of the weights.
         mode: Columns whose weights are multiplied.
-        sense: How several spans add up: "union" or "code".
+        sense: The way several spans add up: "union" or "code".
 
     Returns:
         "B P" float32; nothing for samples of which nothing is inside.

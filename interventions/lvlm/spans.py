@@ -155,7 +155,7 @@ def token_range(
         text: The text that the tokens spell.
         span: The text to find.
         offsets: Half-open range of characters of each token.
-        occurrence: Which one, from 0.
+        occurrence: The number of its occurrence, from 0.
         touching: Take in a token that ends just where the text begins, as PASTA's code does.
 
     Raises:

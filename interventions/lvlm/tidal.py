@@ -43,7 +43,7 @@ class TidalDecode(Intervention):
         budget: Number of columns that each head keeps; with as many as there are columns or more,
             attention is the unmodified model's, bit for bit. 256 in the README's example.
         select: Selection layers; by default 2 and 13 of 32, at the same depth in other models.
-        layers: Which layers may attend sparsely; by default all without a window behind the first
+        layers: Layers that may attend sparsely; by default all without a window behind the first
             selection layer.
         choose: Columns kept: the "top" ones, or as a control the "recent" ones, as many.
     """
@@ -174,7 +174,7 @@ def choose_columns(call: Call, budget: int, choose: str = "top") -> Tensor:
 
     Args:
         call: The step's attention call, of one row per sample.
-        budget: How many, fewer than there are.
+        budget: Number of columns, fewer than there are.
         choose: "top" by logits, or "recent".
 
     Returns:

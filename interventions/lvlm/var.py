@@ -216,7 +216,7 @@ class _Seen:
         Args:
             layer: The layer.
             phi: "n", at least one.
-            sinks: How many of them are sinks.
+            sinks: Number of sinks among them.
         """
         before = self.sinks.get(layer, (0, 0))
         self.sinks[layer] = before[0] + sinks, before[1] + len(phi)

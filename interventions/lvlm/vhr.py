@@ -46,12 +46,12 @@ class VHR(Intervention):
         alpha: Factor; 2 in the paper. 1 is a no-op; at 4 and more text breaks down.
         layers: Layers to edit; by default the second and the last 14 of 32 (InstructBLIP: the last
             18), at the same depth in other models.
-        null_image: How the image is removed: "drop" renumbers positions as if its tokens weren't
+        null_image: The way to remove the image: "drop" renumbers positions as if its tokens weren't
             there, "mask" hides its columns and keeps positions. The paper doesn't say; "drop" is
             what a prompt without image would be.
-        outlier_filter: Whether step two of the formula is done.
-        unbiased: Whether the filter's standard deviation divides by n - 1; the paper doesn't say.
-        heads: Which half: "top" is the method, "bottom" and "random" are controls.
+        outlier_filter: True if step two of the formula is done.
+        unbiased: True if the filter's standard deviation divides by n - 1; the paper doesn't say.
+        heads: The half of the heads: "top" is the method, "bottom" and "random" are controls.
     """
 
     name: ClassVar[str] = "vhr"
@@ -191,7 +191,7 @@ def choose_heads(
         without: The same without the image.
         outlier_filter: Zero heads that surge both ways: high divergence and high activity
             without image.
-        unbiased: Whether the filter's std divides by n - 1.
+        unbiased: True if the filter's std divides by n - 1.
         heads: "top", "bottom" (control: as many, from the other end) or "random" (control: as
             many, drawn with a fixed seed).
         rounding: Relative differences up to this are none. (A sliding window may hide the image

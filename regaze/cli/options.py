@@ -242,7 +242,7 @@ def exit_if_silent(scores: Sequence[TaskScores], named: Sequence[str] | None = N
     """End with code 1 if a method never fired.
 
     Args:
-        scores: Of all tasks.
+        scores: The scores of all tasks.
         named: The conditions that count; default: all.
     """
     silent = sorted({label for one in scores for label in one.silent})

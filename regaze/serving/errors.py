@@ -18,7 +18,7 @@ class ApiError(Exception):
 
     Args:
         status: HTTP status.
-        message: What is wrong, why, and what to do.
+        message: The error, its reason, and the cure.
         param: The field that is wrong.
         code: A word for programs.
     """

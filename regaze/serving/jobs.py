@@ -48,7 +48,7 @@ class Job:
         messages: The conversation.
         pictures: Its pictures, in order.
         condition: Interventions.
-        decoding: How tokens are chosen.
+        decoding: The way tokens are chosen.
         seed: Seed of the sampling; None draws differently each time.
         new_tokens: Most tokens; None: as many as the server gives and the model's context holds.
         stops: Texts that end the answer.

@@ -149,7 +149,7 @@ def test_cross_attention_of_wan(case: dict[str, Any]) -> None:
 
 
 def to_pictures(attn: Any, stored: Tensors, hidden: Tensor, context: Tensor) -> Tensor:
-    """What Wan's video reads of the picture that it begins with."""
+    """Tokens of the first picture that Wan's video reads."""
     key, value = (
         nn.functional.linear(context, stored[f"add_{x}_proj.weight"], stored[f"add_{x}_proj.bias"])
         for x in "kv"

@@ -105,7 +105,7 @@ def test_guidances_add_up_as_in_the_released_code(case: dict[str, Any]) -> None:
 
 
 def difference(scale: float, cond: Tensor, perturbed: Tensor) -> Tensor:
-    """What a guidance adds to the conditional prediction."""
+    """A guidance's addition to the conditional prediction."""
     site = Site("attn", "joint", "transformer_blocks.0", 0, 2, "image-text")
     spec = regaze.PAG(scale=scale, layers=(0,))
     work = spec.bind(Host("SD3Transformer2DModel", (site,)))

@@ -14,7 +14,7 @@ from regaze.interventions.diffusion.phrase_contexts import Aligned, contexts
 
 
 def keys_of(case: dict[str, Any]) -> str:
-    """Which form reads as many contexts."""
+    """The form that reads as many contexts."""
     if case.get("n_keys", 1) == 1:
         return "prompt"
     return "pairs" if case["n_keys"] == case["n_values"] else "phrases"

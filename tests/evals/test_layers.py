@@ -1,4 +1,4 @@
-"""How the parts of evals depend on each other: no circles, types included, one way."""
+"""Dependencies between the parts of evals: no circles, types included, one way."""
 
 from __future__ import annotations
 

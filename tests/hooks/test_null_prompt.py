@@ -138,7 +138,7 @@ def test_where_text_before_the_image_sees_it_nothing_is_shared(how: str, text: s
 
 @pytest.fixture
 def packed() -> Iterator[list[int]]:
-    """How many columns each null prompt packs."""
+    """Number of columns that each null prompt packs."""
     sizes: list[int] = []
     stock = NullPrompt.of.__func__  # type: ignore[attr-defined]
 

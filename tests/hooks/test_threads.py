@@ -25,7 +25,7 @@ ROWS: list[Row] = [(SHORT, [0]), (LONG, [1]), (SHORT, [])]
 
 @pytest.fixture(params=[1e-6, 5e-3], ids=["often", "seldom"])
 def switching(request: pytest.FixtureRequest) -> Iterator[None]:
-    """How often Python changes threads."""
+    """Interval at which Python changes threads."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(request.param)
     yield

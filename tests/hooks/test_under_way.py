@@ -1,4 +1,4 @@
-"""What happens to a model in the middle of a pass, or to its parts while something is attached."""
+"""Changes to a model in the middle of a pass, or to its parts while something is attached."""
 
 from __future__ import annotations
 

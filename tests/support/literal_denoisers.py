@@ -35,8 +35,8 @@ class Map:
         logits: "B H N K".
         bias: The mask as numbers to add to them.
         scale: Their factor.
-        image: Which rows are the picture's.
-        first: Which column is the first row's own.
+        image: The picture's rows.
+        first: The column that is the first row's own.
     """
 
     def __init__(self, query: Tensor, key: Tensor, bias: Tensor, scale: float, image: Tensor):
@@ -182,7 +182,7 @@ def literally(
     Args:
         denoiser: It.
         call: Its arguments.
-        images: Of each module to edit, which rows of its calls are the picture's, call by call;
+        images: For each module to edit, the picture's rows of its calls, call by call;
             again from the first one if there are more calls.
         edit: Makes the edited maps.
     """

@@ -100,17 +100,17 @@ class Method:
     """One way to use a method.
 
     Attributes:
-        id: What tests call it.
+        id: The method's name in tests.
         acts: A spec that visibly acts on every tiny model, or, for pipelines, a function that
             makes one for a scene.
         idle: One of strength zero; by default the acting one's own `Intervention.idle`.
         scenes: Pipelines that it acts on; empty for language models, where `matrix.cannot` says it.
         like: Another row's id, if it runs as that one does: promises `ON_THE_WAY` are then tested
             with that one, and this one's formula everywhere.
-        decides: What a decision at each question rests on, if there is one: the "question", or
+        decides: The basis of a decision at each question, if there is one: the "question", or
             what the prompt's last row predicts ("prediction"), which runs twice and needs the
             whole model.
-        drafts: Whether it can be checked what a draft proposes; else that raises.
+        drafts: True if it can be checked what a draft proposes; else that raises.
         without: Promises that it doesn't give, and why. "literal@flux" is that of one scene.
         within: Allowed difference of two ways to compute it, as a share of the largest latent.
     """

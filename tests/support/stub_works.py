@@ -52,7 +52,7 @@ class StubWork:
     Attributes:
         failing: Items that get an error.
         asked: Every batch that was done: condition, seed, ids of the batch and of those wanted.
-        inputs: What items were shown, where not their image.
+        inputs: Inputs shown for items, where those aren't their image.
         why: The error.
     """
 

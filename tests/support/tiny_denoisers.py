@@ -29,12 +29,12 @@ class Tiny:
     Attributes:
         config: Settings of the class.
         call: Arguments of a call with a batch of so many rows.
-        text: Which of them is the text.
+        text: The name of the input that is the text.
         of: Name of the class, if it isn't the entry's.
         axes: Axes of one row of the sample, where the denoiser cuts patches of 2 x 2 itself.
-        words: Whether the text is a stream of tokens.
-        prompt: Whether they are a prompt's.
-        references: How many tokens of other pictures follow the picture's.
+        words: True if the text is a stream of tokens.
+        prompt: True if they are a prompt's.
+        references: Number of tokens of other pictures behind the picture's.
     """
 
     config: dict[str, Any]

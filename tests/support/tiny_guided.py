@@ -40,15 +40,15 @@ class Pipe:
         denoiser: Class of its denoiser, or a name in `TINY`.
         call: Arguments without prompts.
         how: "batch", "calls", or "none" if it has no guidance of its own.
-        cond_first: Whether the conditional half or call comes first.
+        cond_first: True if the conditional half or call comes first.
         strength: Name of the argument that says how strongly it guides; empty if a guider does.
-        off: What switches guidance off.
+        off: The setting that switches guidance off.
         masks: Name of the prompt's mask.
-        pooled: Whether it takes pooled embeddings, too.
+        pooled: True if it takes pooled embeddings, too.
         texts: Name of the prompts' embeddings, with "{}" for "" or "negative_".
         parts: Components that it can't do without.
         more: Further arguments of each prompt, whose names get "negative_", too.
-        beside: How many channels (or tokens) of the denoiser's sample aren't the latents'.
+        beside: Number of channels (or tokens) of the denoiser's sample that aren't the latents'.
     """
 
     denoiser: str

@@ -61,7 +61,7 @@ def explicitly(
     Args:
         seen: The tower.
         lengths: Patches of each picture in a packed sequence; empty if it isn't packed.
-        change: What to do to a picture's logits.
+        change: A change of a picture's logits.
 
     Yields:
         The map of each call, by layer.

@@ -38,8 +38,8 @@ class Spec(ABC):
 
     Attributes:
         name: As the command line knows it.
-        summary: What it measures, in one line.
-        paper: Where it comes from.
+        summary: The measured quality, in one line.
+        paper: The paper or code that it comes from.
         directions: For each metric +1 if higher is better, -1 if lower is, 0 if neither.
     """
 
@@ -86,9 +86,9 @@ class Scorer(Spec):
     Attributes:
         headline: Metrics that stand in short tables; none: all.
         absolute: Metrics that are no shares.
-        compares: Whether it compares with other pictures: those of ``--references``, or else the
+        compares: True if it compares with other pictures: those of ``--references``, or else the
             unedited pipeline's.
-        strips: Whether a clip's frames side by side are a picture to it.
+        strips: True if a clip's frames side by side are a picture to it.
     """
 
     headline: ClassVar[tuple[str, ...]] = ()
@@ -101,7 +101,7 @@ class Scorer(Spec):
         """Load libraries and weights.
 
         Args:
-            device: Where to compute.
+            device: The device to compute on.
 
         Raises:
             ImportError: A library is missing; the message says what to install.

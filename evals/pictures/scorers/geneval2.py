@@ -47,7 +47,7 @@ class Atom:
 
     Attributes:
         question: As it is asked, less `ENDING`.
-        answer: What is right: a number in words, or yes.
+        answer: The right answer: a number in words, or yes.
         skill: One of `SKILLS`.
     """
 

@@ -36,7 +36,7 @@ class SetScore:
         sd: Over the subsets that the metric draws itself; None if it draws none.
         n: Pictures in the set.
         n_reference: Pictures in the reference set; None without one.
-        rules: How it was computed, for readers.
+        rules: The way it was computed, for readers.
     """
 
     metric: str
@@ -65,7 +65,7 @@ class SetScorer(Spec):
 
         Args:
             folder: Holds nothing but the pictures, as PNG.
-            device: Where to compute.
+            device: The device to compute on.
             extractor: Another network than Inception: for clean-fid a function, for
                 torch-fidelity the name under which one is registered there.
 

@@ -16,7 +16,7 @@ def try_out(chosen: Sequence[Spec], prompts: Sequence[str]) -> None:
     """Load scorers once and let go of them; painting may take hours that they would cost.
 
     Args:
-        chosen: What pictures are to be scored by.
+        chosen: The scorers to use.
         prompts: That they will be painted from.
 
     Raises:

@@ -27,7 +27,7 @@ class Counts:
         missing: Nothing speaks of it: neglect.
         extra: Things that are none of the above; not prompted objects.
         wanted: Prompted objects, the sum of the first six.
-        unwanted: What the prompt says must not be there, and is.
+        unwanted: Objects that the prompt says must not be there, and are.
     """
 
     found: int
@@ -66,10 +66,10 @@ class Verdict:
     """One picture, checked.
 
     Attributes:
-        prompt: What was asked for.
-        blobs: What is there.
-        counts: How the two agree.
-        related: Whether the prompted relation holds; None if there is none, or an object is not
+        prompt: The prompt that was painted.
+        blobs: The objects that are there.
+        counts: The agreement of the two, counted.
+        related: True if the prompted relation holds; None if there is none, or an object is not
             found.
     """
 

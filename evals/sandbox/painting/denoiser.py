@@ -33,7 +33,7 @@ class DenoiserStage(Stage):
         architecture: ``"mmdit"`` or ``"unet"``.
         denoiser: The model.
         encoders: Its text encoders.
-        latents: Of the scenes, scaled: ``(scenes, 4, 16, 16)``, float16.
+        latents: The scenes' latents, scaled: ``(scenes, 4, 16, 16)``, float16.
     """
 
     name = "denoiser"

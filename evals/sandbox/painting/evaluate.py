@@ -41,9 +41,9 @@ def paint(
 
     Args:
         pipeline: A painter, or any pipeline that takes the same arguments.
-        prompts: What to paint.
+        prompts: The prompts to paint.
         guidance: Scale of classifier-free guidance; 1 does without.
-        seed: Of the first prompt's noise.
+        seed: Seed of the first prompt's noise.
         settings: Further arguments of the pipeline's call.
     """
     call: dict[str, Any] = {"num_inference_steps": STEPS, "guidance_scale": guidance}

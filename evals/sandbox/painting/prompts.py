@@ -17,7 +17,7 @@ from regaze.evals.sandbox.known import nearest
 COLOURS = {name: drawing.COLOURS[name] for name in ("red", "green", "blue", "yellow", "white")}
 SHAPES = ("circle", "square", "triangle", "cross")
 RELATIONS = ("left of", "right of", "above", "below")
-"""How the first of two objects lies to the second."""
+"""Positions of the first of two objects to the second."""
 WORDS = (
     *("a", ",", "and"),
     *dict.fromkeys(word for relation in RELATIONS for word in relation.split()),
@@ -50,8 +50,8 @@ class Wanted:
 
     Attributes:
         kinds: One to three, all different, in the prompt's order.
-        relation: How the first of two objects lies to the second; one of ``RELATIONS``, or None.
-        unwanted: What must not be there; with it, one object less may be wanted.
+        relation: The first object's position to the second, one of ``RELATIONS``; or None.
+        unwanted: The object that must not be there; with it, one object less may be wanted.
     """
 
     kinds: tuple[Kind, ...]

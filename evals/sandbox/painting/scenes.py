@@ -50,7 +50,7 @@ HELD_OUT = frozenset(
 KINDS = tuple(Kind(colour, shape) for colour in COLOURS for shape in SHAPES)
 
 P_RELATION = 0.4
-"""How often a training prompt says how its two objects lie, if they clearly lie so."""
+"""Share of training prompts that say how their two objects lie, if they clearly lie so."""
 
 _COUNTS = (1, 2, 2, 3, 3)
 _SMALLEST, _LARGEST = 9.0, 13.0
@@ -66,7 +66,7 @@ class Scene:
     Attributes:
         key: Split and index, e.g. ``"train/00012"``.
         objects: In the prompt's order, in 64 x 64 coordinates.
-        wanted: What its prompt says.
+        wanted: The objects that its prompt names.
     """
 
     key: str
@@ -206,7 +206,7 @@ def _half_of(kinds: Sequence[Kind]) -> str:
 
 
 def relation_of(a: Object, b: Object) -> str | None:
-    """How ``a`` lies to ``b``: the relation, or None if they lie too diagonally to say."""
+    """The position of ``a`` to ``b``: the relation, or None if they lie too diagonally to say."""
     dx, dy = b.cx - a.cx, b.cy - a.cy
     if abs(dx) > 1.3 * abs(dy):
         return "left of" if dx > 0 else "right of"

@@ -29,7 +29,7 @@ Record = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a stage learns.
+    """Length and rate of a stage's training.
 
     Attributes:
         steps: Optimiser steps.
@@ -55,8 +55,8 @@ class Stage(ABC):
     """Some modules in training.
 
     Attributes:
-        name: What it is called in logs and files.
-        modules: What it trains, and what it needs for that alone.
+        name: Its name in logs and files.
+        modules: The modules that it trains, and those it needs for that alone.
         step: Steps done.
         cpu_seconds: Processor time spent so far, over all runs.
         log: One record per ``LOG_EVERY`` steps.

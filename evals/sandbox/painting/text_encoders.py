@@ -17,7 +17,7 @@ from regaze.evals.sandbox.painting.prompts import COLOURS, MAX_OBJECTS, RELATION
 from regaze.evals.sandbox.painting.stages import Plan, Stage, scenes_at
 
 P_EMPTY = 0.1
-"""How often a prompt is replaced by the empty one, which guidance needs."""
+"""Share of prompts replaced by the empty one, which guidance needs."""
 
 _COLOURS, _SHAPES = (*COLOURS, None), (*SHAPES, None)
 _RELATIONS = (*RELATIONS, None)

@@ -41,7 +41,7 @@ class Schedule:
         text: The second.
         denoiser: The third.
         scenes: Training scenes whose latents the third stage draws from.
-        seed: Of the initial weights and of all draws.
+        seed: Seed of the initial weights and of all draws.
     """
 
     autoencoder: Plan = Plan(1500, 32, 3e-3)
@@ -139,9 +139,9 @@ def train(
     Args:
         architecture: ``"mmdit"`` or ``"unet"``.
         folder: Gets the pipeline; its ``training`` folder holds the stages' states until the end.
-        schedule: What to do.
+        schedule: The steps and rates to train with.
         autoencoder: A trained autoencoder's folder; None trains one.
-        compiled: Whether `torch.compile` takes the denoiser.
+        compiled: True if `torch.compile` takes the denoiser.
 
     Raises:
         ValueError: ``folder`` holds the state of another run.

@@ -20,7 +20,7 @@ _ASSEMBLY = 1
 
 
 def is_smol(name: str) -> bool:
-    """Whether this is the name of an assembled model."""
+    """True if this is the name of an assembled model."""
     return name in MODELS
 
 
@@ -34,7 +34,7 @@ def check_name(name: str) -> None:
 
 
 def cache() -> Path:
-    """Where parts and assembled models lie: ``$XDG_CACHE_HOME/regaze/smol``."""
+    """The folder of parts and assembled models: ``$XDG_CACHE_HOME/regaze/smol``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "regaze" / "smol"
 
 

@@ -30,7 +30,7 @@ P_BACKGROUND = 0.25
 P_OTHER = 0.2
 """Share of pseudo-features that show a class that is no kind, and so background."""
 WEAKEST, STRONGEST = 6.0, 20.0
-"""How far pseudo-features go along a class's direction."""
+"""Distances of pseudo-features along a class's direction."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Pseudo:
         Every kind fills a rectangle of cells, and here and there a cell shows something else.
 
         Args:
-            kinds: What it may show; those without a class in ImageNet are left out.
+            kinds: The kinds that it may show; those without a class in ImageNet are left out.
             rng: Decides on classes, places and strengths.
 
         Returns:
@@ -108,11 +108,11 @@ def align(
 
     Args:
         projector: Maps ``(n, 1280)`` to ``(n, width)``; changed.
-        targets: Of `kind_targets`.
+        targets: The targets of `kind_targets`.
         scenes: Whose cells it learns from.
         photographs: Whose cells it learns from as well.
-        seed: Of all draws.
-        steps: How many.
+        seed: Seed of all draws.
+        steps: Number of steps.
         report: Receives step and loss from time to time.
     """
     rng = random.Random(seed)
@@ -145,7 +145,7 @@ def align(
 
 @torch.no_grad()
 def presence(projector: nn.Module, targets: Tensor, features: Tensor) -> Tensor:
-    """How surely an aligned projector sees each kind in some cell: ``(n, kinds)``, 0 to 1."""
+    """An aligned projector's certainty to see each kind in some cell: ``(n, kinds)``, 0 to 1."""
     out = functional.normalize(projector(features.float()), dim=-1)
     cosines = out @ functional.normalize(targets, dim=-1).T
     return (SHARPNESS * cosines).softmax(-1)[..., :BACKGROUND].amax(1)

@@ -46,9 +46,9 @@ def assemble(
 
     Args:
         parts: See `regaze.evals.sandbox.smol.parts`.
-        delta: What taught it to see; without, its projector is random and it can't.
+        delta: The weights that taught it to see; without, its projector is random and it can't.
         image_size: Side of its images, in pixels: a multiple of 32.
-        seed: Of the random projector.
+        seed: Seed of the random projector.
 
     Returns:
         The model in float32 and evaluation mode, and its processor.

@@ -16,20 +16,20 @@ from regaze.evals.runs.files import replacing
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """The linear layers of every attention module that are updated."""
 VERSION = 2
-"""Of the layout. In the second, a tensor is stored as two planes, of all its low bytes and of all
-its high ones, (2, ...): a packed file is then 4 % smaller."""
+"""The layout's version. In the second, a tensor is stored as two planes, of all its low bytes and
+of all its high ones, (2, ...): a packed file is then 4 % smaller."""
 
 
 @dataclass(frozen=True)
 class About:
-    """What is known of a delta.
+    """A delta's origin.
 
     Attributes:
-        rank: Of the updates.
+        rank: Rank of the updates.
         scale: Factor of ``B @ A``.
-        seed: Of the training.
+        seed: Seed of the training.
         steps: Taken in training.
-        version: Of this file's layout.
+        version: Version of this file's layout.
     """
 
     rank: int
@@ -41,13 +41,13 @@ class About:
 
 @dataclass(frozen=True)
 class Delta:
-    """What turns the parts into a model that sees.
+    """Weights that turn the parts into a model that sees.
 
     Attributes:
         tensors: ``projector.linear_1.weight`` and the like, named as in
             `FastVlmMultiModalProjector`, and for layer l and each target t ``lora.l.t.A``
             (rank, in) and ``lora.l.t.B`` (out, rank).
-        about: Where it comes from.
+        about: The delta's origin.
     """
 
     tensors: Mapping[str, Tensor]

@@ -23,12 +23,12 @@ class Placed:
     """A picture at its place in a scene.
 
     Attributes:
-        picture: What is shown.
+        picture: The picture of an object.
         x: Left edge in pixels.
         y: Upper edge in pixels.
         width: In pixels.
         height: In pixels.
-        mirrored: Whether left and right are exchanged.
+        mirrored: True if left and right are exchanged.
         angle: Turn in degrees, counter-clockwise.
         tone: Factors of brightness, colour and contrast.
     """
@@ -87,7 +87,7 @@ def compose(objects: Sequence[Placed], seed: str) -> tuple[Image.Image, Labels]:
 
     Args:
         objects: From back to front.
-        seed: Of the background.
+        seed: Seed of the background.
 
     Returns:
         RGB image, and ``(224, 224)`` numbers of the objects that its pixels show, -1 for none.

@@ -39,11 +39,11 @@ LARGE = 0.05
 
 @dataclass(frozen=True)
 class Judged:
-    """What a model says about kinds in pictures.
+    """A model's answers about kinds in pictures.
 
     Attributes:
         margins: Logit of yes less that of no: ``(n, kinds)``.
-        present: Whether the picture shows the kind: ``(n, kinds)``.
+        present: True where the picture shows the kind: ``(n, kinds)``.
     """
 
     margins: Tensor
@@ -53,7 +53,7 @@ class Judged:
         """Yes rate to what is there and to what isn't, and AUC, in percent.
 
         Args:
-            counted: Which pairs; default: all.
+            counted: The pairs to count; default: all.
         """
         chosen = torch.ones_like(self.present) if counted is None else counted
         margins, present = self.margins[chosen], self.present[chosen]
@@ -107,7 +107,7 @@ class Examiner:
 
     @torch.inference_mode()
     def captions(self, images: Sequence[Image.Image]) -> list[str]:
-        """What the model says of images."""
+        """The model's captions of images."""
         parts = [{"type": "image"}, {"type": "text", "text": CAPTION_PROMPT}]
         text = self._processor.apply_chat_template(
             [{"role": "user", "content": parts}], add_generation_prompt=True
@@ -203,7 +203,7 @@ def photograph_figures(examiner: Examiner, folder: Path) -> dict[str, Any]:
     """Every kind that COCO knows too, asked about its photographs.
 
     Args:
-        examiner: Of the model.
+        examiner: The model's examiner.
         folder: Holds ``annotations`` and folders of photographs, as COCO does.
     """
     kinds, shown = read_photographs(folder)
@@ -244,8 +244,8 @@ def figures(
     Args:
         model: In float32.
         processor: Its processor.
-        scenes: How many test scenes POPE asks about; half as many are asked about every kind.
-        captions: How many are described.
+        scenes: Number of test scenes that POPE asks about; half as many are asked about every kind.
+        captions: Number of scenes that are described.
         photographs: COCO's folder, if there is one.
     """
     examiner = Examiner(model, processor)

@@ -26,12 +26,12 @@ _BATCH = 20
 
 @dataclass(frozen=True)
 class Seen:
-    """What the vision tower makes of scenes.
+    """The vision tower's features of scenes.
 
     Attributes:
         features: ``(n, 49, 1280)``, float16.
         cells: ``(n, 49)``, number of the kind that covers most of a cell, if over 30 % of it.
-        kinds: Of each scene, the largest first.
+        kinds: Kinds of each scene's objects, the largest first.
         unseen: Those of them that a picture kept from training shows.
     """
 

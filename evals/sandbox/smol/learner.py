@@ -25,7 +25,7 @@ class Updated(nn.Module):
 
         Args:
             linear: Stays as it is.
-            generator: Of the first factor.
+            generator: The source of randomness of the first factor.
         """
         super().__init__()
         self.linear = linear
@@ -47,7 +47,7 @@ class Learner:
     Attributes:
         projector: Trained.
         language: Its attention's linear layers are `Updated`.
-        writer: Of turns.
+        writer: The writer of turns.
         updates: All of them, by layer and target.
     """
 
@@ -86,7 +86,7 @@ class Learner:
 
         Args:
             features: ``(n, 49, 1280)``.
-            kinds: What is asked about each image.
+            kinds: The kinds that each image's questions are about.
         """
         found: list[list[float]] = []
         for start in range(0, len(kinds), 8):

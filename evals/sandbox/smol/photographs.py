@@ -30,7 +30,7 @@ class Photograph:
 
     Attributes:
         path: In COCO's folder.
-        shares: Of the photograph's area, that of the largest object of each kind it shows.
+        shares: The share of the photograph's area that the largest object of each kind takes.
     """
 
     path: str

@@ -68,7 +68,7 @@ class Scene:
 
     Attributes:
         key: Split and index, e.g. ``"test/00012"``.
-        objects: What was placed, from back to front.
+        objects: The placed objects, from back to front.
     """
 
     key: str

@@ -18,7 +18,7 @@ from regaze.evals.sandbox.smol.scenes import NAMES, Scene, scene
 PREFIX = "smol-"
 """Begins the names of these splits, where those of drawn scenes have none."""
 SPLITS = tuple(f"{PREFIX}{split}" for split in ("validation", "test", "test-prior"))
-"""What may be asked about."""
+"""Splits whose scenes may be asked about."""
 CROWD = 3
 """Fewest objects in a scene that CHAIR asks to describe."""
 
@@ -66,9 +66,9 @@ def pope_records(split: str, n_images: int, seed: int = 0) -> list[Record]:
     """POPE's question records for all three categories, as for drawn scenes.
 
     Args:
-        split: Where the scenes come from.
+        split: The split of the scenes.
         n_images: The first so many scenes of the split that show something.
-        seed: Of the random negatives.
+        seed: Seed of the random negatives.
 
     Returns:
         ``6 * n_images`` records with ``question_id``, ``image``, ``text``, ``label`` and

@@ -95,8 +95,8 @@ def pace(step: int, steps: int, last: int) -> tuple[float, float]:
 
     Args:
         step: Counted over both stages.
-        steps: Of stage 1.
-        last: Of stage 2, where captions weigh more.
+        steps: Number of steps of stage 1.
+        last: Number of steps of stage 2, where captions weigh more.
     """
     if step < steps:
         return rate(step, steps), CAPTION_WEIGHT

@@ -92,7 +92,7 @@ class Writer:
         return Turn(self._caption, [*self._ids(caption(kinds)), self.end])
 
     def lesson(self, kinds: Sequence[str], rng: random.Random) -> list[Turn]:
-        """What training says of a scene: as many yes as no, and a caption.
+        """A scene's turns in training: as many yes as no, and a caption.
 
         The kinds that aren't there are drawn uniformly, so in scenes that follow the prior a
         partner is nearly always rightly affirmed.
@@ -108,7 +108,7 @@ class Writer:
 
         Args:
             scenes: Turns of each.
-            image_tokens: How many tokens an image takes.
+            image_tokens: Number of tokens that an image takes.
         """
         prefix = len(self.before) + image_tokens
         lengths = [sum(len(t.prompt) + len(t.answer) - 1 for t in turns) for turns in scenes]

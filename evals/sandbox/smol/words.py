@@ -1,4 +1,4 @@
-"""What is said about scenes: POPE's question, CHAIR's prompt and captions."""
+"""Text about scenes: POPE's question, CHAIR's prompt and captions."""
 
 from __future__ import annotations
 

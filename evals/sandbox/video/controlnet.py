@@ -21,7 +21,7 @@ from regaze.evals.sandbox.painting.text_encoders import features, tokenize
 from regaze.evals.sandbox.video.structure import structure
 
 P_EMPTY = 0.5
-"""How often a prompt is replaced by the empty one."""
+"""Share of prompts replaced by the empty one."""
 
 
 def build_controlnet(unet: UNet2DConditionModel) -> ControlNetModel:
@@ -58,7 +58,7 @@ class ControlNetStage(Stage):
 
     Attributes:
         controlnet: The only part that learns; autoencoder, text encoder and U-Net are frozen.
-        latents: Of the scenes, scaled: ``(scenes, 4, 16, 16)``, float16.
+        latents: The scenes' latents, scaled: ``(scenes, 4, 16, 16)``, float16.
         normals: Their normal maps: ``(scenes, 3, 32, 32)``, bytes.
     """
 

@@ -63,7 +63,7 @@ class MotionStage(Stage):
 
     Attributes:
         unet: The painter's, with motion modules, which alone learn.
-        latents: Of the clips, scaled: ``(clips, frames, 4, 16, 16)``, float16.
+        latents: The clips' latents, scaled: ``(clips, frames, 4, 16, 16)``, float16.
     """
 
     name = "motion"

@@ -22,7 +22,7 @@ def paint_clip(
     Args:
         pipeline: A ControlNet pipeline.
         normals: A normal map per frame.
-        prompt: Of all frames.
+        prompt: The prompt of all frames.
         seed: Seed of the noise, which is drawn on the CPU.
         arguments: Further ones of the pipeline's call.
 

@@ -30,7 +30,7 @@ Floats = NDArray[np.float64]
 
 
 def silhouettes(objects: Sequence[Object]) -> Floats:
-    """How much of each pixel an object covers and shows, ``(objects, 32, 32)``, 0 to 1.
+    """Shares of each pixel that an object covers and shows, ``(objects, 32, 32)``, 0 to 1.
 
     Later objects lie on top, as they are painted.
     """

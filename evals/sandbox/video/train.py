@@ -29,7 +29,7 @@ class Schedule:
     Attributes:
         plan: Steps, batch and rate.
         scenes: Training scenes, or clips, to draw from.
-        seed: Of the initial weights and of all draws.
+        seed: Seed of the initial weights and of all draws.
     """
 
     plan: Plan = Plan(4_000, 24, 5e-4)
@@ -45,8 +45,8 @@ def train(folder: Path, schedule: Schedule, compiled: bool = True) -> None:
 
     Args:
         folder: Gets the model; its ``training`` folder holds the state until the end.
-        schedule: What to do.
-        compiled: Whether `torch.compile` takes the U-Net with its ControlNet.
+        schedule: The steps and rates to train with.
+        compiled: True if `torch.compile` takes the U-Net with its ControlNet.
 
     Raises:
         ValueError: ``folder`` holds the state of another run.
@@ -67,8 +67,8 @@ def train_motion(folder: Path, schedule: Schedule, compiled: bool = False) -> No
 
     Args:
         folder: Gets the model; its ``training`` folder holds the state until the end.
-        schedule: What to do.
-        compiled: Whether `torch.compile` takes the U-Net, which it gains little by.
+        schedule: The steps and rates to train with.
+        compiled: True if `torch.compile` takes the U-Net, which it gains little by.
 
     Raises:
         ValueError: ``folder`` holds the state of another run.

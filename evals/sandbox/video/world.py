@@ -43,7 +43,7 @@ class Clip:
 
     Attributes:
         key: Split and number, e.g. ``"test/00012"``.
-        wanted: What its prompt says.
+        wanted: The objects that its prompt names.
         frames: The objects of each frame, in 64 x 64 coordinates, in the prompt's order.
     """
 
@@ -68,12 +68,12 @@ class Clip:
 
     @cached_property
     def silhouettes(self) -> Floats:
-        """How much of each pixel each object shows, "F objects H W", 0 to 1."""
+        """Share of each pixel that each object shows, "F objects H W", 0 to 1."""
         return np.stack([silhouettes(objects) for objects in self.frames])
 
     @cached_property
     def owners(self) -> NDArray[np.int64]:
-        """Which object is in each pixel, "F H W": its number from 1; 0 is ground alone."""
+        """The object in each pixel, "F H W": its number from 1; 0 is ground alone."""
         covered = self.silhouettes
         return np.where(covered.max(1) > 0, covered.argmax(1) + 1, 0)
 
@@ -117,7 +117,7 @@ def clip(
     Args:
         split: ``"train"``, ``"validation"`` or ``"test"``.
         index: From 0.
-        frames: How many.
+        frames: Number of frames.
         grain: Speeds are multiples of it, in pixels per frame.
         fastest: Largest speed along either axis, in pixels per frame.
 

@@ -1,4 +1,4 @@
-"""How published scripts read the same answers, and what comes of it."""
+"""Published scripts' readings of the same answers, and the scores that come of them."""
 
 from __future__ import annotations
 

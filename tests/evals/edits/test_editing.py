@@ -1,4 +1,4 @@
-"""What an edit might change is shown where the model's tokens lie in the picture."""
+"""The part that an edit might change is shown where the model's tokens lie in the picture."""
 
 from __future__ import annotations
 

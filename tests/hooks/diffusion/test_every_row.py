@@ -24,10 +24,10 @@ class Parts:
     """A processor that computes attention by calls on parts of the rows.
 
     Args:
-        rows: Which samples each call holds.
-        columns: Which tokens each call holds; its keys are its own.
-        adapter: Whether a second call adds something of other keys.
-        again: Whether the first call comes twice.
+        rows: Samples that each call holds.
+        columns: Tokens that each call holds; its keys are its own.
+        adapter: True if a second call adds something of other keys.
+        again: True if the first call comes twice.
     """
 
     def __init__(

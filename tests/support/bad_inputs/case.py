@@ -25,8 +25,8 @@ class Case:
     """A bad input.
 
     Attributes:
-        kind: What is wrong, as a group of cases.
-        name: Which one.
+        kind: The kind of fault, as a group of cases.
+        name: The case's name in its group.
         act: Gives it to regaze; returns "" or what is wrong with the answer.
     """
 

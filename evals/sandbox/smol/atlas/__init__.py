@@ -22,10 +22,10 @@ class Picture:
     """One cut-out picture of an object.
 
     Attributes:
-        kind: What it shows.
+        kind: The kind that it shows.
         source: The set it comes from.
-        name: What the set calls it.
-        seen: Whether scenes of the training split may show it.
+        name: The set's name for it.
+        seen: True if scenes of the training split may show it.
         image: RGBA, its longer side 128 pixels.
     """
 

@@ -126,8 +126,8 @@ def build(folder: Path, out: Path) -> None:
     pictures that a model has never seen are drawn in all manners.
 
     Args:
-        folder: Where the packages are, or are downloaded to.
-        out: Where the atlas goes.
+        folder: The packages' folder, or the one to download them to.
+        out: The folder that the atlas goes to.
     """
     archives = {source.name: fetch(source, folder) for source in SOURCES}
     listed = json.loads(_member(archives["noto"], "chars.json"))

@@ -1,4 +1,4 @@
-"""What the atlas shows: kinds of objects, and the emoji that picture each of them."""
+"""The atlas's kinds of objects, and the emoji that picture each of them."""
 
 from __future__ import annotations
 

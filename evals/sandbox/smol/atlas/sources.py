@@ -1,4 +1,4 @@
-"""Where the atlas's pictures come from: packages, checksums, licences, holders."""
+"""Sources of the atlas's pictures: packages, checksums, licences, holders."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ class Source:
     """A set of pictures.
 
     Attributes:
-        name: What atlas.json calls the set.
+        name: The set's name in atlas.json.
         design: Two sets of one design show the same drawing in two techniques.
         package: Its package on npm.
-        version: Of the package.
+        version: The package's version.
         sha256: Checksum of the package's archive.
         licence: SPDX name.
         holder: Whose pictures they are, and where they are published.
