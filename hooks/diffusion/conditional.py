@@ -60,6 +60,11 @@ def _of_pipeline(family: Family, call: Mapping[str, Any], running: Running) -> R
         cond = _is_named(pipeline, said)
         return Rows(batch, every if cond else None, None if cond else every, split=count > 1)
     convention = convention_of(pipeline)
+    if running.through:
+        raise UntoldError(
+            f"{running.through} calls the denoiser while {type(pipeline).__name__} runs, and which "
+            f"of these {batch} rows are conditional isn't known; {SAY}"
+        )
     aside = [name for name in convention.aside if call.get(name)]
     if aside:
         raise ValueError(

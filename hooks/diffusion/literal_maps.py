@@ -78,7 +78,9 @@ def bias_of(mask: Tensor | None, like: Tensor) -> Tensor:
 def kernels(
     denoiser: Any, names: Sequence[str], kernel: Callable[[str], Callable[..., Tensor]]
 ) -> Iterator[None]:
-    """Give some attention modules another kernel than torch's.
+    """Give some attention modules another kernel than torch's, but for an IP-Adapter's attention.
+
+    That is a further call on the queries of one before.
 
     Args:
         denoiser: The model.
@@ -92,11 +94,16 @@ def kernels(
     came: set[str] = set()
 
     def enter(name: str, other: Callable[..., Tensor]) -> Callable[..., None]:
-        def noted(*args: Any, **kwargs: Any) -> Tensor:
-            came.add(name)
-            return other(*args, **kwargs)
-
         def hook(module: Any, args: Any) -> None:
+            asked: list[Tensor] = []
+
+            def noted(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+                if any(query is one for one in asked):
+                    return stock(query, *args, **kwargs)
+                came.add(name)
+                asked.append(query)
+                return other(query, *args, **kwargs)
+
             F.scaled_dot_product_attention = noted
 
         return hook

@@ -297,8 +297,7 @@ class OnePass:
         wanted = []
         for entry, branch in branches:
             own = "its inputs are its own" if branch.inputs is not None else reason
-            note = f"whole extra passes: {own}" if own else "forks at its first block"
-            entry.tally.note = "; ".join(filter(None, (note, pass_.rows.told)))
+            entry.tally.note = f"whole extra passes: {own}" if own else "forks at its first block"
             if own is None:
                 wanted.append(_fork_of(branch, pass_))
         if not wanted:

@@ -1,20 +1,19 @@
 """The rows of a denoiser's call that no pipeline makes: those of a loop of one's own.
 
 Equal latents with different text are branches of guidance, in one batch or in a call each. In which
-order they lie, only the pipeline that was attached to knows; without one they are refused.
+order they lie only who wrote the loop knows, so they are refused unless that is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from regaze.hooks.diffusion.conventions import convention_of
 from regaze.hooks.diffusion.families import Family
-from regaze.hooks.diffusion.rows import Rows, call_of_rows, halves, is_halved, same, starts_of
+from regaze.hooks.diffusion.rows import Rows, call_of_rows, is_halved, same, starts_of
 
 SAY = "say which rows are: attach(..., cond_rows=slice(start, stop))"
 
@@ -56,15 +55,22 @@ def outside_rows(family: Family, call: Mapping[str, Any], attached: Any, outside
                 f"{SAY}, or cond_rows=slice(None) if all rows of all calls are"
             )
         return Rows(batch, slice(0, batch), None)
-    if is_halved(call[family.sample]) and _guides(family, call, (0, batch // 2), batch // 2):
-        convention = convention_of(attached)
-        if convention.branches == "batch":
-            told = f"{convention.cond} half conditional, as in {type(attached).__name__}"
-            return replace(halves(batch, convention.cond), told=told)
     raise ValueError(
         f"the denoiser of this {type(attached).__name__} was called by something else than a "
-        f"pipeline of its own, so which of {batch} rows are conditional isn't known; {SAY}, with "
-        "slice(None) if all of them are"
+        f"pipeline of its own, so which of {batch} rows are conditional isn't known; "
+        f"{_ways(family, call)}"
+    )
+
+
+def _ways(family: Family, call: Mapping[str, Any]) -> str:
+    """The words that say which rows of a call are conditional, one of which holds."""
+    batch = len(call[family.sample])
+    half = batch // 2
+    if not is_halved(call[family.sample]) or not _guides(family, call, (0, half), half):
+        return f"{SAY}, with slice(None) if all of them are"
+    return (
+        f"say which half is: attach(..., cond_rows=slice({half}, {batch})) for the last, as in "
+        f"torch.cat([negative, prompt]), or slice(0, {half}) for the first"
     )
 
 

@@ -22,14 +22,12 @@ class Rows:
         cond: The conditional ones, or None if the call has none.
         uncond: The unconditional ones, or None if the call has none.
         split: Whether the other branch comes in a call of its own.
-        told: What reports say of how they are known; empty if the running pipeline says it.
     """
 
     batch: int
     cond: slice | None
     uncond: slice | None
     split: bool = False
-    told: str = ""
 
     @property
     def branches(self) -> int:
@@ -111,9 +109,17 @@ def take_rows(
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     if isinstance(value, dict):
         return {
-            k: take_rows(v, rows, batch, multiples=multiples, made=made) for k, v in value.items()
+            k: v if k in _OF_NO_ROW else take_rows(v, rows, batch, multiples=multiples, made=made)
+            for k, v in value.items()
         }
     return value
+
+
+_OF_NO_ROW = ("ip_adapter_masks",)
+"""Arguments of attention that don't run over the batch, whatever their first size happens to be."""
+
+_SEVERAL = ("attention_kwargs", "cross_attention_kwargs", "joint_attention_kwargs")
+"""Arguments that may hold several rows for each of the batch: an IP-Adapter's pictures."""
 
 
 def call_of_rows(
@@ -126,7 +132,8 @@ def call_of_rows(
             return value
         if name in family.lists and isinstance(value, (list, tuple)) and len(value) == batch:
             return value[rows]
-        return take_rows(value, rows, batch, multiples=name in family.per_frame)
+        several = name in family.per_frame or name in _SEVERAL
+        return take_rows(value, rows, batch, multiples=several)
 
     return {name: cut(name, value) for name, value in call.items()}
 
@@ -143,16 +150,23 @@ def join_rows(
         family: The denoiser's.
     """
 
-    def joined(one: Any, other: Any) -> Any:
+    def joined(one: Any, other: Any, several: bool) -> Any:
         if isinstance(one, Tensor):
-            return torch.cat([one, other]) if one.ndim and len(one) == batch else one
+            each, rest = divmod(len(one) if one.ndim else 0, batch)
+            whole = rest == 0 and (each == 1 or (each > 1 and several))
+            return torch.cat([one, other]) if whole else one
         if isinstance(one, (list, tuple)):
-            return type(one)(map(joined, one, other))
+            return type(one)(joined(a, b, several) for a, b in zip(one, other, strict=True))
         if isinstance(one, dict):
-            return {name: joined(one[name], other[name]) for name in one}
+            return {
+                n: x if n in _OF_NO_ROW else joined(x, other[n], several) for n, x in one.items()
+            }
         return one
 
-    return {n: v if n in family.per_token else joined(v, more[n]) for n, v in call.items()}
+    return {
+        name: value if name in family.per_token else joined(value, more[name], name in _SEVERAL)
+        for name, value in call.items()
+    }
 
 
 def copy_containers(value: Any) -> Any:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.host import inner, is_pipeline
 
+_BETWEEN = ("accelerate", "contextlib", "diffusers", "functools", "peft", "regaze", "torch")
+"""Packages whose code may lie between a pipeline and its denoiser's call."""
+
 
 @dataclass(frozen=True)
 class Running:
@@ -23,12 +26,15 @@ class Running:
         run: Number that tells this run from others.
         guider: Which branch the guider of a modular pipeline says that this call is, and how many
             there are in this step; None in other pipelines.
+        through: The function that calls the denoiser, if it isn't the pipeline's own code, such as
+            a callback; empty if it is.
     """
 
     pipeline: Any
     variables: Mapping[str, Any]
     run: int
     guider: tuple[str, int] | None = None
+    through: str = ""
 
     @property
     def step(self) -> tuple[int, int] | None:
@@ -50,13 +56,18 @@ def running(denoiser: Any) -> Running | None:
         denoiser: The denoiser that is called, maybe compiled.
     """
     frame: FrameType | None = sys._getframe(1)
+    others: list[FrameType] = []
     while frame is not None:
         if frame.f_code.co_name == "__call__":
             pipeline = frame.f_locals.get("self")
             if is_pipeline(pipeline) and _has(pipeline, denoiser):
-                return Running(pipeline, frame.f_locals, id(frame))
+                through = [f for f in others if f.f_locals.get("self") is not pipeline]
+                name = through[0].f_code.co_name if through else ""
+                return Running(pipeline, frame.f_locals, id(frame), through=name)
             if (found := _modular(frame, denoiser)) is not None:
                 return found
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _BETWEEN:
+            others.append(frame)
         frame = frame.f_back
     return None
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from regaze.interventions.diffusion.texts_literally import attention
+from regaze.interventions.diffusion.texts_literally import attention, refuse_pictures
 
 Triple = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values "B H N D"."""
@@ -76,6 +76,7 @@ def forward(
     for name in ("controlnet_block_samples", "controlnet_single_block_samples"):
         if call.get(name) is not None:
             raise NotImplementedError("FLUX with a ControlNet isn't written out")
+    refuse_pictures(call)
     first = call["pooled_projections"]
     embs = [_modulation(model, call, x) for x in (first, first if pooled is None else pooled)]
     picture = model.x_embedder(call["hidden_states"])

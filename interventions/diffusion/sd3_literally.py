@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regaze.interventions.diffusion.texts_literally import Texts, attention
+from regaze.interventions.diffusion.texts_literally import Texts, attention, refuse_pictures
 
 Triple = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values "B H N D"."""
@@ -29,7 +29,11 @@ def forward(model: Any, call: Mapping[str, Any], texts: Texts, unguided: int, mi
         texts: What the conditional rows read beside their prompts.
         unguided: How many rows come before the conditional ones.
         mix: What is made of all that they read.
+
+    Raises:
+        NotImplementedError: An adapter takes part.
     """
+    refuse_pictures(call)
     latents, pooled, time = (call[n] for n in ("hidden_states", "pooled_projections", "timestep"))
     hidden, emb = model.pos_embed(latents), model.time_text_embed(time, pooled)
     own = model.context_embedder(call["encoder_hidden_states"])

@@ -82,6 +82,16 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = N
     return output.to(query.dtype)
 
 
+def refuse_pictures(call: Mapping[str, Any]) -> None:
+    """Check that joint attention is to the text and the picture alone.
+
+    Raises:
+        NotImplementedError: An IP-Adapter takes part.
+    """
+    if any(name.startswith("ip_") for name in call.get("joint_attention_kwargs") or ()):
+        raise NotImplementedError("joint attention beside an IP-Adapter's isn't written out")
+
+
 @contextmanager
 def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
     """Run a method literally in the pipeline that is called inside.

@@ -56,17 +56,39 @@ def test_a_sibling_pipeline_works_as_if_attached_to() -> None:
     assert attached.report().interventions[0].steps == 2
 
 
-def test_a_loop_of_ones_own_has_the_half_that_its_pipeline_has() -> None:
+@pytest.mark.parametrize("cond_first", [False, True])
+def test_a_loop_of_ones_own_says_which_half_is_conditional(cond_first: bool) -> None:
+    """Both orders are common, and nothing in the call tells them apart."""
     pipe = tiny("sd")
+    text = torch.cat(TEXTS.chunk(2)[::-1]) if cond_first else TEXTS
+    rows = slice(0, 2) if cond_first else slice(2, 4)
 
     def run() -> Tensor:
-        return loop(pipe.unet)
+        return loop(pipe.unet, text)
 
-    assert torch.equal(guided(pipe, run), guided(pipe.unet, run, cond_rows=slice(2, 4)))
-    assert not torch.equal(guided(pipe, run), run())
-    with regaze.attach(pipe, PAG) as attached:
+    said = r"cond_rows=slice\(2, 4\)\) for the last, .* or slice\(0, 2\) for the first"
+    with regaze.attach(pipe, PAG), pytest.raises(ValueError, match=said):
         run()
-    assert "last half conditional, as in StableDiffusionPipeline" in str(attached.report())
+    got = guided(pipe, run, cond_rows=rows)
+    assert torch.equal(got, guided(pipe.unet, run, cond_rows=rows))
+    assert not torch.equal(got, run())
+
+
+@pytest.mark.parametrize("scale", [5.0, 1.0])
+def test_a_callback_that_runs_the_denoiser_says_which_half_is_conditional(scale: float) -> None:
+    """Its rows aren't those of the pipeline that runs around it."""
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+
+    def again(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
+        latents: Tensor = tensors["latents"]
+        guided = pipe.unet(torch.cat([latents] * 2), time, torch.cat(TEXTS.chunk(2)[::-1])).sample
+        return {"latents": latents + 0.1 * guided.chunk(2)[0]}
+
+    with (
+        regaze.attach(pipe, PAG),
+        pytest.raises(ValueError, match="again calls the denoiser while StableDiffusionPipeline"),
+    ):
+        kind.run(pipe, guided=scale > 1, callback_on_step_end=again)
 
 
 def test_a_bare_denoiser_with_two_halves_raises() -> None:
