@@ -13,7 +13,7 @@ from tiny import tiny
 
 from regaze.hooks import attach
 from regaze.interventions import PAI, VHR, AnchorAttention, from_dict
-from regaze.interventions.lvlm.anchor import anchored
+from regaze.interventions.lvlm.anchor_stripes import anchored
 
 SPEC = AnchorAttention(theta=0.1, block=2, step=2, init=2)
 
