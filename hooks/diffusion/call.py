@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Layout, Site
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ class Call:
         pass_: The denoiser's forward pass.
         given: What an edit before this one made of it.
         factors: What the module's output will be multiplied by; see `amplify`.
+        made: What `once` keeps.
     """
 
     site: Site
@@ -112,6 +115,18 @@ class Call:
     pass_: Pass | None = None
     given: Tensor | None = None
     factors: list[Tensor] = field(default_factory=list)
+    made: list[Any] = field(default_factory=list)
+
+    def once(self, make: Callable[[], Made]) -> Made:
+        """Make something at the first time alone, so that the edit's measurement costs nothing.
+
+        Args:
+            make: Makes what a work needs of this call, be it to edit it or to leave it unedited.
+        """
+        if not self.made:
+            self.made.append(make())
+        found: Made = self.made[0]
+        return found
 
     def amplify(self, factor: Tensor) -> None:
         """Multiply what the module returns, its projection's bias included; the text's rows aren't.

@@ -27,8 +27,9 @@ from regaze.hooks.diffusion.sites import blocks
 Fork = tuple[frozenset[str], tuple[int, int]]
 """The blocks that a branch's edits are in, and the first and last of the rows that it runs on."""
 
-Instead = Callable[[Callable[[], Any], Mapping[str, Any]], Any]
-"""Code in a block's place: ``instead(run, arguments)``; ``run()`` runs the block itself."""
+Instead = Callable[[Callable[..., Any], Mapping[str, Any]], Any]
+"""Code in a block's place: ``instead(run, arguments)``; ``run()`` runs the block itself, and
+``run(name=value)`` with other arguments of these names."""
 
 
 class _Here(threading.local):
@@ -182,8 +183,15 @@ def _block(block: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs: 
     found = None if _HERE.blocks is None else _HERE.blocks.get(id(block))
     if found is None:
         return call(*args, **kwargs)
-    given = inspect.signature(type(block).forward).bind(block, *args, **kwargs).arguments
-    return found(lambda: call(*args, **kwargs), given)
+    given = inspect.signature(type(block).forward).bind(block, *args, **kwargs)
+
+    def run(**others: Any) -> Any:
+        if not others:
+            return call(*args, **kwargs)
+        given.arguments.update(others)
+        return call(*given.args[1:], **given.kwargs)
+
+    return found(run, given.arguments)
 
 
 def watch(calls: Calls, denoiser: nn.Module, more: Iterable[str] = ()) -> None:

@@ -30,6 +30,7 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
+from regaze.hooks.diffusion.fork import Instead
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
@@ -38,6 +39,7 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion import nag_literally
+from regaze.interventions.diffusion.one_picture import with_one_picture
 from regaze.interventions.diffusion.second_text import (
     CROSS,
     JOINT,
@@ -90,9 +92,8 @@ class NAG(Intervention):
             ``{"text": (prompts, tokens, size), "pooled": (prompts, size)}``, which are kept in a
             file under their hash, or such a safetensors file.
         text_stream: In SD3: whether the negative prompt's stream is modulated by its own pooled
-            text ("own", as in the node), which takes a second row for each sample, or by the
-            prompt's ("shared", as in a public copy of the author's pipeline), which costs the text
-            alone.
+            text ("own", as in the node) or by the prompt's ("shared", as in a public copy of the
+            author's pipeline), which costs slightly less.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
         until: Where it ends in training time: it acts while the timestep is at least so many
@@ -246,18 +247,9 @@ class _Negative(Work):
         """Every layer that sees the text, in passes with conditional rows."""
         return () if pass_.rows.cond is None else self.sites
 
-    def blocks(self, pass_: Pass) -> dict[str, Any]:
-        """The block where FLUX's streams part: the second begins with the first one's picture."""
-        if self.model != "FluxTransformer2DModel" or pass_.rows.cond is None:
-            return {}
-        batch, cond = pass_.rows.batch, pass_.rows.cond
-
-        def same_picture(run: Any, arguments: Any) -> Any:
-            text, image = run()
-            return text, torch.cat([image[:batch], image[cond]])
-
-        doubles = len(pass_.denoiser.transformer_blocks)
-        return {f"transformer_blocks.{doubles - 1}": same_picture} if doubles else {}
+    def blocks(self, pass_: Pass) -> dict[str, Instead]:
+        """Blocks of two streams, which have one picture; FLUX's others begin with a copy of it."""
+        return with_one_picture(pass_) if self.rows and pass_.rows.cond is not None else {}
 
     def attend(self, call: Call) -> Tensor:
         """The guided head outputs."""
@@ -273,10 +265,10 @@ class _Negative(Work):
         own = int(call.pass_.call[call.pass_.family.text].shape[1])
         if self.model in CROSS:
             return on_cross(call, own, guide)
-        if not self.rows:
-            return on_one_stream(call, own, guide)
-        apart = call.site.block.startswith("single_")
-        return on_two_streams(call, own, self.encoded.text.shape[1], guide, not apart)
+        lengths = own, int(self.encoded.text.shape[1])
+        if call.site.block.startswith("single_"):
+            return on_two_streams(call, lengths, guide)
+        return on_one_stream(call, lengths, max(lengths) if self.rows else own, guide)
 
     def _guided(self, positive: Tensor, negative: Tensor) -> Tensor:
         spec = self.spec

@@ -29,6 +29,7 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice, check_number, shown
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.encode import Encoded, encode, keep, read
+from regaze.hooks.diffusion.fork import Instead
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
@@ -36,6 +37,7 @@ from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.diffusion import regional, regions_literally
+from regaze.interventions.diffusion.one_picture import with_one_picture
 from regaze.interventions.diffusion.places import (
     check_place,
     first_overlap,
@@ -212,16 +214,26 @@ class _Regional(Work):
         """Every layer that sees the text, in passes with conditional rows."""
         return () if pass_.rows.cond is None else self.sites
 
+    def blocks(self, pass_: Pass) -> dict[str, Instead]:
+        """FLUX's blocks of two streams, which have one picture; its others begin with a copy."""
+        flux = self.model == "FluxTransformer2DModel" and pass_.rows.cond is not None
+        return with_one_picture(pass_) if flux else {}
+
     def attend(self, call: Call) -> Tensor:
         """Head outputs, the regions' and the base's mixed."""
-        if call.pass_ is None:
-            raise RuntimeError("regions edits passes of a denoiser")
+        if call.pass_ is None or self.encoded is None:
+            raise RuntimeError("regions edits passes of a denoiser that was given their prompts")
         own = int(call.pass_.call[call.pass_.family.text].shape[1])
         if self.model in CROSS:
             return self._cross(call, own)
-        if self.model == "FluxTransformer2DModel":
-            return self._flux(call, own)
-        return self._sd3(call, own)
+        start, length = call.text().start, self.encoded.text.shape[0] * self.encoded.text.shape[1]
+        words, prompts = slice(start, start + own), slice(start, start + length)
+        apart = call.site.block.startswith("single_")
+        if self.model != "FluxTransformer2DModel":
+            prompts = slice(start + own, start + own + length)
+        elif not apart:  # Both are padded to the longer one.
+            words = slice(start + max(own, length), start + max(own, length) + own)
+        return self._joint(call, words, prompts, apart)
 
     def unedited(self, call: Call) -> Tensor:
         """The same with nothing but the base prompt's share."""
@@ -229,43 +241,40 @@ class _Regional(Work):
 
     def _cross(self, call: Call, own: int) -> Tensor:
         rows, count = conditional(call), len(self.masks)
-        output = call.kernel(call.query, call.key[:, :, :own], call.value[:, :, :own])
-        texts = torch.stack([x[rows, :, own:] for x in (call.key, call.value)])
-        base, query = output[rows], call.query[rows]
-        found = self._groups(call, query.shape[2])
-        mixed = regional.cross(call.kernel, query, texts.unflatten(3, (count, -1)), found, base)
-        return torch.cat([output[: rows.start], self._mixed(mixed, base), output[rows.stop :]])
 
-    def _sd3(self, call: Call, own: int) -> Tensor:
-        rows, image, text = conditional(call), picture_of(call), call.text()
-        first, others = slice(text.start, text.start + own), slice(text.start + own, text.stop)
-        every = slice(0, len(call.query))
-        output = torch.zeros_like(call.query)
-        found = joint_outputs(call, part_of(call, every, image), part_of(call, every, first))
-        output[:, :, image], output[:, :, first] = found
-        picture, texts = (part_of(call, rows, tokens) for tokens in (image, others))
-        region, read = self._regions(call, picture, texts)
-        output[rows, :, image] = self._mixed(region, found[0][rows])
-        output[rows, :, others] = read
-        return output
+        def read() -> tuple[Tensor, Tensor]:
+            output = call.kernel(call.query, call.key[:, :, :own], call.value[:, :, :own])
+            texts = torch.stack([x[rows, :, own:] for x in (call.key, call.value)])
+            texts, query = texts.unflatten(3, (count, -1)), call.query[rows]
+            groups = self._groups(call, query.shape[2])
+            return output, regional.cross(call.kernel, query, texts, groups, output[rows])
 
-    def _flux(self, call: Call, own: int) -> Tensor:
-        batch, image, text = len(call.query) // 2, picture_of(call), call.text()
-        regions, base = slice(0, batch), slice(batch, None)
-        words = slice(text.start, text.start + own)
-        # What is longer in either's rows is padding.
-        encoded = self.encoded.text.shape if self.encoded is not None else (1, own)
-        prompts = slice(text.start, text.start + encoded[0] * encoded[1])
+        output, region = call.once(read)
+        mixed = self._mixed(region, output[rows])
+        return torch.cat([output[: rows.start], mixed, output[rows.stop :]])
+
+    def _joint(self, call: Call, words: slice, prompts: slice, apart: bool) -> Tensor:
+        """Joint attention.
+
+        Args:
+            call: It.
+            words: Tokens of the base's text.
+            prompts: Those of the regions' texts.
+            apart: Whether the base's are in rows behind the regions', with a picture of their own.
+        """
+        image, half, every = picture_of(call), len(call.query) // 2, slice(0, len(call.query))
+        rows, others = (slice(0, half), slice(half, None)) if apart else (conditional(call), every)
+
+        def read() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            base = joint_outputs(call, part_of(call, others, image), part_of(call, others, words))
+            picture, texts = (part_of(call, rows, tokens) for tokens in (image, prompts))
+            return *base, *self._regions(call, picture, texts)
+
+        plain, text, region, texts = call.once(read)
         output = torch.zeros_like(call.query)
-        picture, texts = (part_of(call, regions, tokens) for tokens in (image, prompts))
-        region, output[regions, :, prompts] = self._regions(call, picture, texts)
-        # Both rows hold the same picture in double blocks.
-        plain, output[base, :, words] = joint_outputs(
-            call, part_of(call, base, image), part_of(call, base, words)
-        )
-        output[regions, :, image] = self._mixed(region, plain)
-        single = call.site.block.startswith("single_")
-        output[base, :, image] = plain if single else output[regions, :, image]
+        output[others, :, image], output[others, :, words] = plain, text
+        output[rows, :, image] = self._mixed(region, plain if apart else plain[rows])
+        output[rows, :, prompts] = texts
         return output
 
     def _regions(self, call: Call, picture: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:

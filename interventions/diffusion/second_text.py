@@ -3,12 +3,12 @@
 Behind the first one in the same rows, where text is processed token by token (cross-attention) or
 by attention alone: that costs the second text's tokens. Or in further rows of the batch, behind the
 others, where each text has a modulation of its own. There, too, SD3 and FLUX's double blocks have
-one picture: its queries, keys and values are the first rows'.
+one picture (`regaze.interventions.diffusion.one_picture`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -144,79 +144,105 @@ def on_cross(call: Call, own: int, guide: Guide) -> Tensor:
     """Cross-attention whose keys are the first text's, then the second's."""
     rows = conditional(call)
     first, second = slice(None, own), slice(own, None)
-    output = call.kernel(call.query, call.key[:, :, first], call.value[:, :, first])
-    other = call.kernel(call.query[rows], call.key[rows, :, second], call.value[rows, :, second])
+
+    def read() -> tuple[Tensor, Tensor]:
+        query, key, value = call.query, call.key, call.value
+        return (
+            call.kernel(query, key[:, :, first], value[:, :, first]),
+            call.kernel(query[rows], key[rows, :, second], value[rows, :, second]),
+        )
+
+    output, other = call.once(read)
     return torch.cat([output[: rows.start], guide(output[rows], other), output[rows.stop :]])
 
 
-def on_one_stream(call: Call, own: int, guide: Guide) -> Tensor:
-    """Joint attention with both texts in the same rows, of which none sees the other."""
-    rows, text, image = conditional(call), call.text(), picture_of(call)
-    first, second = slice(text.start, text.start + own), slice(text.start + own, text.stop)
-    parts = [part_of(call, rows, columns) for columns in (image, first, second)]
-    positive, one, negative, other = _two_texts(call, *parts)
-    output = torch.zeros_like(call.query)
-    for branch in (slice(0, rows.start), slice(rows.stop, len(output))):
-        if branch.start < branch.stop:  # Another branch reads its own text.
-            found = joint_outputs(call, part_of(call, branch, image), part_of(call, branch, first))
-            output[branch, :, image], output[branch, :, first] = found
-    output[rows, :, image] = guide(positive, negative)
-    output[rows, :, first], output[rows, :, second] = one, other
-    return output
-
-
-def on_two_streams(call: Call, own: int, other: int, guide: Guide, shared: bool) -> Tensor:
-    """Joint attention with the second text in rows of its own.
+def on_one_stream(call: Call, lengths: tuple[int, int], apart: int, guide: Guide) -> Tensor:
+    """Joint attention of one picture with two texts in the same rows, which don't see each other.
 
     Args:
         call: It.
-        own: Length of the first text; what is longer in its rows is padding.
-        other: Length of the second.
+        lengths: Those of both texts.
+        apart: How far the second begins behind the first; what lies between them is padding.
         guide: What the picture's rows get.
-        shared: Whether both have the first rows' picture.
     """
-    batch, cond = _whose(call.pass_)
-    text, image, behind = call.text(), picture_of(call), slice(batch, len(call.query))
-    first, second = (slice(text.start, text.start + n) for n in (own, other))
+    rows, start, image = conditional(call), call.text().start, picture_of(call)
+    texts = [
+        slice(n, n + length) for n, length in zip((start, start + apart), lengths, strict=True)
+    ]
+    others = [x for x in (slice(0, rows.start), slice(rows.stop, len(call.query)))
+              if x.start < x.stop]  # fmt: skip
+
+    def read() -> tuple[tuple[Tensor, Tensor], list[tuple[Tensor, Tensor]]]:
+        parts = [(part_of(call, x, image), part_of(call, x, texts[0])) for x in others]
+        return _two_texts(call, rows, image, texts), [joint_outputs(call, *x) for x in parts]
+
+    (positive, negative), unguided = call.once(read)
+    tokens = image.stop - image.start
     output = torch.zeros_like(call.query)
-    for branch in (slice(0, cond.start), slice(cond.stop, batch)):
-        if branch.start < branch.stop:
-            found = joint_outputs(call, part_of(call, branch, image), part_of(call, branch, first))
-            output[branch, :, image], output[branch, :, first] = found
-    picture, one, two = (
-        part_of(call, rows, columns)
-        for rows, columns in ((cond, image), (cond, first), (behind, second))
-    )
-    if shared:
-        positive, one_out, negative, two_out = _two_texts(call, picture, one, two)
-    else:
-        positive, one_out = joint_outputs(call, picture, one)
-        negative, two_out = joint_outputs(call, part_of(call, behind, image), two)
-    output[cond, :, image] = output[behind, :, image] = guide(positive, negative)
-    output[cond, :, first], output[behind, :, second] = one_out, two_out
+    for branch, found in zip(others, unguided, strict=True):  # It reads its own text.
+        output[branch, :, image], output[branch, :, texts[0]] = found
+    output[rows, :, image] = guide(positive[:, :, :tokens], negative[:, :, :tokens])
+    for text, joint in zip(texts, (positive, negative), strict=True):
+        output[rows, :, text] = joint[:, :, tokens:]
     return output
 
 
-def _two_texts(call: Call, picture: Tensor, one: Tensor, two: Tensor) -> tuple[Tensor, ...]:
-    """The picture's rows and the text's on each of two texts, picture on picture once if possible.
+def on_two_streams(call: Call, lengths: tuple[int, int], guide: Guide) -> Tensor:
+    """Joint attention with a second text, and a picture of its own, in rows behind the others.
+
+    Args:
+        call: It.
+        lengths: Those of both texts; what is longer in its rows is padding.
+        guide: What the picture's rows get.
+    """
+    batch, cond = _whose(call.pass_)
+    start, image, behind = call.text().start, picture_of(call), slice(batch, len(call.query))
+    first, second = (slice(start, start + length) for length in lengths)
+
+    def read() -> list[tuple[Tensor, Tensor]]:
+        return [joint_outputs(call, part_of(call, rows, image), part_of(call, rows, text))
+                for rows, text in ((slice(0, batch), first), (behind, second))]  # fmt: skip
+
+    (picture, one), (negative, two) = call.once(read)
+    output = torch.zeros_like(call.query)
+    output[:batch, :, image], output[:batch, :, first], output[behind, :, second] = (
+        picture,
+        one,
+        two,
+    )
+    output[cond, :, image] = output[behind, :, image] = guide(picture[cond], negative)
+    return output
+
+
+def _two_texts(
+    call: Call, rows: slice, image: slice, texts: Sequence[slice]
+) -> tuple[Tensor, Tensor]:
+    """Joint attention of the picture with each of two texts, the picture's rows first.
+
+    What all rows read of the picture is computed once, where a kernel tells its log-sum-exp.
 
     Args:
         call: Whose kernel it is.
-        picture: Its queries, keys and values, "3 B H N D".
-        one: The same of a text.
-        two: The same of another.
+        rows: Rows of its batch.
+        image: The picture's tokens.
+        texts: Those of each text.
     """
-    query, found = picture[0], []
-    alone = with_lse(query, picture[1], picture[2], call.scale)
-    for text in (one, two):
-        columns = torch.cat([picture[1:], text[1:]], 3)
-        on_text = None if alone is None else with_lse(query, text[1], text[2], call.scale)
-        if alone is None or on_text is None:
-            found.append(call.kernel(query, *columns))
+
+    def of(x: Tensor, *tokens: slice) -> Tensor:
+        return torch.cat([x[:, :, one] for one in tokens], 2)
+
+    query, key, value = (x[rows] for x in (call.query, call.key, call.value))
+    on_image = with_lse(query, key[:, :, image], value[:, :, image], call.scale)
+    found = []
+    for text in texts:
+        asking = of(query, image, text)
+        on_text = with_lse(asking, key[:, :, text], value[:, :, text], call.scale)
+        if on_image is None or on_text is None:
+            found.append(call.kernel(asking, of(key, image, text), of(value, image, text)))
         else:
-            found.append(together(alone, on_text))
-        found.append(call.kernel(text[0], *columns))
-    return tuple(found)
+            output, weight = on_image
+            found.append(together((of(output, image, text), of(weight, image, text)), on_text))
+    return found[0], found[1]
 
 
 def joint_outputs(call: Call, picture: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
@@ -233,7 +259,10 @@ def part_of(call: Call, rows: slice, tokens: slice) -> Tensor:
 def picture_of(call: Call) -> slice:
     """The tokens that aren't the text's, reference pictures included."""
     text, tokens = call.text(), call.query.shape[2]
-    return slice(text.stop, tokens) if text.start == 0 else slice(0, text.start)
+    if text.start:
+        return slice(0, text.start)
+    beside = 0 if call.entered is None else call.entered.text  # It may hold several texts.
+    return slice(beside or text.stop, tokens)
 
 
 def conditional(call: Call) -> slice:

@@ -112,8 +112,10 @@ def test_regions_in_single_calls_of_flux(case: dict[str, Any]) -> None:
         call = {"hidden_states": torch.cat([inputs[f"{name}.hidden_states"], base])}
     else:
         hidden, own = inputs[f"{name}.hidden_states"], inputs[f"{name}.context_base"]
-        both = torch.cat([inputs[f"{name}.context_regional"], longer(own)])
-        call = {"hidden_states": hidden.repeat(2, 1, 1), "encoder_hidden_states": both}
+        both = torch.cat([inputs[f"{name}.context_regional"], longer(own)], 1)
+        call = {"hidden_states": hidden, "encoder_hidden_states": both}
+        rotary = (torch.cat([rotary[0][:whole], rotary[0]]),
+                  torch.cat([rotary[1][:whole], rotary[1]]))  # fmt: skip
     calls = Calls()
     try:
         with (
@@ -123,8 +125,10 @@ def test_regions_in_single_calls_of_flux(case: dict[str, Any]) -> None:
             got = attn(**call, image_rotary_emb=rotary)
     finally:
         calls.release()
-    pairs = {"image": got[0][:1], "text_regional": got[1][:1], "text_base": got[1][1:, :length]}
-    if single:
+    if not single:
+        regional_, base_ = got[1][:, :whole], got[1][:, whole : whole + length]
+        pairs = {"image": got[0], "text_regional": regional_, "text_base": base_}
+    else:
         kept = torch.cat([got[1:, :length], got[1:, whole:]], 1)
         pairs = {"regional": got[:1], "base": kept}
     for part, value in pairs.items():

@@ -6,9 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from methods import METHODS
+from safetensors.torch import load_file
 from scenes import differ
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, tiny
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import regaze
 
@@ -79,3 +83,75 @@ def test_windows_in_steps_and_in_training_time() -> None:
         times = [float(t) for t in pipe.scheduler.timesteps]
         want = sum(t >= 500 for t in times) if steps is None else steps
         assert run.report().interventions[0].steps == want
+
+
+def nag(family: str) -> regaze.NAG:
+    """A spec whose second text is longer than the first, for two samples."""
+    pooled = FAMILIES[family].call(2, False)["pooled_prompt_embeds"]
+    more = {"text": noise(2, TEXT + 2, WIDTH, seed=9), "pooled": torch.randn_like(pooled)}
+    return regaze.NAG(embeddings=more)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_blocks_of_two_streams_hold_one_picture(family: str) -> None:
+    pipe, seen = tiny(family), set()
+    block = pipe.transformer.transformer_blocks[0]
+    for name in ("ff", "ff_context"):
+        block.get_submodule(name).register_forward_hook(
+            lambda _, given, out, name=name: seen.add((name, len(given[0]), given[0].shape[1]))
+        )
+    with regaze.attach(pipe, nag(family)):
+        FAMILIES[family].run(pipe, guided=False)
+    assert {rows for name, rows, _ in seen if name == "ff"} == {2}
+    assert {(rows, n) for name, rows, n in seen if name == "ff_context"} == {(4, TEXT + 2)}
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
+class _Attention(TorchDispatchMode):
+    """Counts what kernels of attention run."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "scaled_dot_product" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
+def test_measuring_computes_no_attention(family: str) -> None:
+    """In the first step, which is measured, and in the third, which isn't."""
+    pipe, each = tiny(family), [0]
+    spec = nag(family) if family != "sd" else regaze.NAG(embeddings={"text": noise(1, 7, WIDTH)})
+
+    def end(*_: Any) -> dict[str, Any]:
+        each.append(counter.count)
+        return {}
+
+    with _Attention() as counter, regaze.attach(pipe, spec):
+        FAMILIES[family].run(pipe, guided=False, callback_on_step_end=end)
+    assert each[1] == each[3] - each[2] > 0
+
+
+def test_an_adapter_of_pictures_reads_each_samples_own() -> None:
+    pipe, kind = tiny("flux"), FAMILIES["flux"]
+    size = pipe.transformer.inner_dim
+    torch.manual_seed(3)
+    for block in pipe.transformer.transformer_blocks:
+        block.attn.set_processor(FluxIPAdapterAttnProcessor(size, size, num_tokens=(3,)))
+    call, pictures, spec = kind.call(2, False), noise(2, 1, 3, size, seed=4), nag("flux")
+
+    def paint(rows: slice) -> Tensor:
+        own = {k: x[rows] if k.endswith(("embeds", "latents")) else x for k, x in call.items()}
+        more = {"joint_attention_kwargs": {"ip_hidden_states": [pictures[rows]]}}
+        negative = load_file(spec.embeddings)
+        part = regaze.NAG(embeddings={k: x[rows].contiguous() for k, x in negative.items()})
+        with regaze.attach(pipe, part):
+            found: Tensor = pipe(**own, **more)[0]
+        return found
+
+    both = paint(slice(0, 2))
+    assert differ(both[1:], paint(slice(1, 2))) < 1e-5
+    pictures = pictures + 1
+    assert differ(paint(slice(0, 2)), both) > 1e-3
