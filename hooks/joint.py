@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from regaze.hooks.caches import NAMES, find_cache, with_cache
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit
+from regaze.hooks.others import hooked
 from regaze.hooks.running import Running
 
 # Arguments of a step that are known to have a row for each sample.
@@ -215,7 +216,10 @@ class Together:
 
 
 def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:
-    """Return whether further rows could join this step: one whose arguments are all understood."""
+    """Return whether further rows could join this step.
+
+    All its arguments must be understood, and hooks of others would be given all runs at once.
+    """
     cache, ids = find_cache(given), given.get("input_ids")
     mask, config = given.get("attention_mask"), getattr(scorer, "config", None)
     known = all(name in _KNOWN or not isinstance(v, Tensor) for name, v in given.items())
@@ -224,6 +228,7 @@ def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:
         isinstance(ids, Tensor)
         and known
         and not shown
+        and not hooked(scorer)
         and given.get("use_cache") is not False
         and (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2))
         and not (scorer.training and torch.is_grad_enabled())

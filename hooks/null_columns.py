@@ -63,8 +63,11 @@ class NullColumns:
         so each is read once.
         """
         window = real.kwargs.get("sliding_window")
-        key = (given, window, real.query.device, real.key.shape[2])
-        for known, seen, bias in self._masks:
+        # Hooks of others may write to a mask between layers; of inference tensors it isn't seen.
+        counts = isinstance(given, Tensor) and not given.is_inference()
+        version = given._version if counts else None
+        key = (given, version, window, real.query.device, real.key.shape[2])
+        for known, seen, bias in self._masks if counts or not isinstance(given, Tensor) else ():
             if known[0] is given and known[1:] == key[1:]:
                 return seen, bias
         self._check_shared(real)

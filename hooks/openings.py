@@ -21,6 +21,7 @@ from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.null_prompt import NullPrompt, shares_beginning
+from regaze.hooks.others import go_inside
 from regaze.hooks.passes import Pass
 from regaze.hooks.prompts import Prompt, prompt_on, put_prompt
 from regaze.hooks.reading import Block, Reader
@@ -84,6 +85,8 @@ class Openings(Stack):
             given = dict(zip(("input_ids",), args, strict=False)) | kwargs
             self._here.outer, self._here.reached = (call_of(model), given), False
             self._here.embedded = None, None
+            if (tower := self.tower()) is not None:
+                go_inside(tower, self)  # Now, for hooks of a call are listed when it begins.
 
     def _leave(self, model: nn.Module, args: Any, output: Any) -> None:
         if model is not self._model():

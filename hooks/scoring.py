@@ -46,7 +46,8 @@ class Scoring(Openings):
             self._run_again,
         )
         self._note(scorer)
-        scorer.register_forward_pre_hook(self._ask, with_kwargs=True)
+        # Outside of others' hooks, which are called for second runs too.
+        scorer.register_forward_pre_hook(self._ask, with_kwargs=True, prepend=True)
         scorer.register_forward_hook(self._answer, always_call=True)
 
     def _hosts(self) -> set[nn.Module]:

@@ -16,12 +16,15 @@ from regaze.hooks.edits import overrides
 from regaze.hooks.host import Host
 from regaze.hooks.joint import JointCache, Together
 from regaze.hooks.keywords import sees_keywords
+from regaze.hooks.null_prompt import NullPrompt
 from regaze.hooks.openings import null_prompt_of
+from regaze.hooks.others import go_inside, hooked
 from regaze.hooks.packing import Inputs
 from regaze.hooks.reading import Reader
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.running import Running
 from regaze.hooks.scoring import Scoring
+from regaze.hooks.shown import show_each
 from regaze.hooks.sites import counts_beyond, rescales_beyond
 from regaze.hooks.stack import KWARG, LayerEntry
 
@@ -154,6 +157,10 @@ class Seat(Scoring):
             return None  # Detached since the hooks of this call were listed.
         _refuse_tracing()
         self._check_names()
+        inside = go_inside(tower, self)
+        for index, layer in enumerate(self._alive().layers):
+            if layer in self._layers or index not in self._paths:
+                go_inside(layer, self)
         kwargs = dict(zip(self._names, args, strict=False)) | kwargs
         for name in self._drops:
             kwargs.pop(name, None)
@@ -169,6 +176,7 @@ class Seat(Scoring):
             kwargs = dict(second.enter(kwargs, running.pass_))
         null = null_prompt_of(running, kwargs)
         if null is not None:
+            self._show_hooks(tower, inside)
             entries = list(running.works)
             drop_or_mask = next(e.work.null_positions for e in entries if e.work.null_prompt)
             kwargs = null.pack(kwargs, drop_or_mask, tower, self._inputs)
@@ -182,6 +190,31 @@ class Seat(Scoring):
             hand_on(tower, kwargs, running)
         self._here.running = running
         return (), kwargs
+
+    def _show_hooks(self, tower: nn.Module, inside: bool) -> None:
+        """Show hooks of others one prompt at a time, where two stand in one row.
+
+        Args:
+            tower: The tower, which is being called.
+            inside: Whether ours stand inside of others' there.
+
+        Raises:
+            NotImplementedError: Hooks of others would be given both at once.
+        """
+        if not inside or (checkpoints(tower) and hooked(tower)):
+            raise NotImplementedError(
+                "this intervention compares the prompt with itself without images, which stands "
+                "behind it in the same rows, and a hook that isn't regaze's would be given both: "
+                "call the whole model rather than its text tower, and disable gradient "
+                "checkpointing, or take the hook off"
+            )
+        for module in show_each(tower, self._packing, self):
+            self._note(module)
+
+    def _packing(self) -> NullPrompt | None:
+        """The prompt without images in the pass under way, if there is one."""
+        running = self._here.running
+        return running.null if isinstance(running, Running) else None
 
     def _end(self, tower: nn.Module, args: Any, output: Any) -> Any:
         if tower is not self.tower():

@@ -23,6 +23,7 @@ from regaze.hooks.caches import cache_name, with_cache
 from regaze.hooks.edits import Branch, Edit
 from regaze.hooks.joint import Together
 from regaze.hooks.lanes import Lane
+from regaze.hooks.others import run_before
 from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.prompts import Lanes
 from regaze.hooks.running import Running
@@ -207,8 +208,8 @@ class SecondRuns:
         self._here.given, self._here.running = inputs, None
         try:
             with self._second(inputs, edits, n_last, enter, ahead):
-                # Not by the module's call: what hooks it is for the main run.
-                output = scorer.forward(**inputs)
+                # Not by the module's call: what we hook it with is for the main run.
+                output = scorer.forward(**run_before(scorer, inputs))
             second = self._here.running
         finally:
             self._here.given = self._here.running = None

@@ -25,6 +25,7 @@ from regaze.hooks.dispatch import (
     stock_attention,
 )
 from regaze.hooks.edits import Edit
+from regaze.hooks.shown import give_back
 from regaze.hooks.tally import Entry
 
 LayerEntry = Entry[Edit, int]
@@ -300,7 +301,8 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _unhook(module: nn.Module, stack: Stack) -> None:
-    """Take a stack's hooks off a module, found by whose they are."""
+    """Take a stack's hooks off a module, found by whose they are; others' are as they were."""
+    give_back(module, stack)
     for hooks, extras in (
         (module._forward_pre_hooks, [module._forward_pre_hooks_with_kwargs]),
         (
