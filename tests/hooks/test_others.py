@@ -197,21 +197,28 @@ def test_hooks_on_the_model_itself_are_called_for_second_runs(how: str, late: bo
 def test_who_only_looks_sees_the_prompt(late: bool) -> None:
     model = tiny("llava", fresh=True)
     inputs, seen = ask(model, (SHORT, [0])), list[Tensor]()
+    layer = model.tower.layers[1]
 
-    def look(module: nn.Module, args: Any, output: Any) -> None:
+    def enter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        seen.append(args[0] if args else kwargs["inputs_embeds"])
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
         seen.append(output if isinstance(output, Tensor) else output[0])
 
-    parts = [model.tower, model.tower.layers[1], model.tower.layers[1].mlp]
-    if not late:
-        hooks = [part.register_forward_hook(look) for part in parts]
+    def watch() -> list[Any]:
+        hooks = [part.register_forward_hook(leave) for part in (model.tower, layer, layer.mlp)]
+        before = (model.tower, layer)
+        return hooks + [p.register_forward_pre_hook(enter, with_kwargs=True) for p in before]
+
+    hooks = [] if late else watch()
     with attach(model.model, COMPARES["drop"]):
-        if late:
-            hooks = [part.register_forward_hook(look) for part in parts]
+        hooks = watch() if late else hooks
         steps(model, inputs, 0)
-    assert [one.shape[1] for one in seen] == [inputs["input_ids"].shape[1]] * 3
+        assert [one.shape[1] for one in seen] == [inputs["input_ids"].shape[1]] * 5
+    assert leave in layer.mlp._forward_hooks.values()
     for hook in hooks:
         hook.remove()
-    assert not any(module._forward_hooks for module in parts[1].modules() if module is not parts[1])
+    assert not layer.mlp._forward_hooks
 
 
 def test_what_two_prompts_share_must_stay_alike() -> None:
