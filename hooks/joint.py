@@ -209,10 +209,10 @@ class Together:
         for run, rows in zip(self.runs, self.joint.split(hidden), strict=True):
             run.show(layer, rows)
 
-    def finish(self, n_layers: int) -> None:
+    def finish(self, tower: Any) -> None:
         """End the pass of each run."""
         for run in self.runs:
-            run.finish(n_layers)
+            run.finish(tower)
 
 
 def joinable(scorer: Any, given: Mapping[str, Any]) -> bool:

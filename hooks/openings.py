@@ -221,14 +221,14 @@ def _with_works(
     """The prompt with each edit's state, prepared for a pass."""
     works = {}
     for entry in entries:
-        known: Edit | None = entry.work
-        if before is not None and not entry.work.idle:
-            known = before.works.get(entry)
+        known = None if before is None else before.works.get(entry)
         if known is None:
-            raise ValueError(
-                "an intervention was attached in the middle of a prompt, which was encoded "
-                "without it; attach first, then prefill"
-            )
+            if before is not None and not entry.work.idle:
+                raise ValueError(
+                    "an intervention was attached in the middle of a prompt, which was encoded "
+                    "without it; attach first, then prefill"
+                )
+            known = entry.work
         works[entry] = edit = known.fork()
         edit.begin(pass_)
         # At its end: a beginning may be shared by several prompts.

@@ -63,6 +63,7 @@ class Columns:
     Attributes:
         image: Image patches.
         system: Text before the first image; nothing in a vision tower.
+        seen: Which columns the rows see, "B 1|H R K"; None: all of them.
         offset: The prompt's (in a vision tower the picture's) column that key 0 is; more than 0
             once a sliding window has moved on, or where a picture is seen in windows.
         class_token: The class token's column, in a vision tower.
@@ -74,6 +75,7 @@ class Columns:
     offset: int = 0
     class_token: Tensor | None = None
     pictures: tuple[int, ...] = ()
+    seen: Tensor | None = None
 
     def of(self, mask: GrowingMask) -> Tensor:
         """A mask of the edit's own, "B ... K", at this call's keys."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -140,6 +140,8 @@ class RowJob:
             with torch.no_grad():
                 plain = mix_values(logits.softmax(-1), call.value)
         columns = self.pass_.columns(self.offset, n_keys, logits.device)
+        if visible is not None:
+            columns = replace(columns, seen=visible)
         for entry, edit in self.edits:
             if edit.reads_only:
                 with torch.no_grad():

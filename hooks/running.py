@@ -297,18 +297,17 @@ class Running:
                 with torch.no_grad():
                     edit.see_hidden(layer, hidden[:, : self.pass_.length], self.pass_)
 
-    def finish(self, n_layers: int) -> None:
+    def finish(self, tower: Any) -> None:
         """End the pass: see that every layer was edited that should have been.
-
-        Args:
-            n_layers: How many layers the tower runs; fewer than it has where a draft is made by
-                its first ones.
 
         Raises:
             RuntimeError: A layer never called its attention function.
         """
         self.over = True
-        missing = [i for i in self.by_layer if i < n_layers and not self._calls[i]]
+        missing = [i for i in self.by_layer if not self._calls[i]]
+        if missing:  # A draft that the first layers make runs no others.
+            n_layers = getattr(tower.config, "num_hidden_layers", len(tower.layers))
+            missing = [i for i in missing if i < n_layers]
         if missing and bool(self.pass_.tokens.has_image.any()):
             raise RuntimeError(
                 f"layers {missing} never called transformers' attention interface in this forward "

@@ -222,8 +222,7 @@ class Seat(Scoring):
         running, self._here.running = self._here.running, None
         if output is None or running is None or isinstance(running, Again):
             return None
-        config: Any = self._alive().config
-        running.finish(getattr(config, "num_hidden_layers", len(self._paths)))
+        running.finish(self._alive())
         if running.null is not None:
             output = running.null.cut(output)
         for one in running.runs if isinstance(running, Together) else (running,):

@@ -178,5 +178,6 @@ def silence_text(weights: Tensor, text: Tensor, heads: Tensor, threshold: float)
         heads: Bool "H 1 1".
         threshold: Least text mass.
     """
-    mass = (weights * text).sum(-1, keepdim=True)
-    return weights.masked_fill(heads & (mass >= threshold) & text, 0.0)
+    on_text = weights * text
+    silent = heads & (on_text.sum(-1, keepdim=True) >= threshold)
+    return torch.addcmul(weights, on_text, silent.to(weights.dtype), value=-1)

@@ -130,4 +130,4 @@ def guide_image(logits: Tensor, image: Tensor, alpha: float, guides: int | None 
         rank = mass.argsort(1, descending=True).argsort(1)
         sizes = sizes.masked_fill(rank >= guides, 0.0)
     guide = sizes.sum(1, keepdim=True) / (guides or logits.shape[1])
-    return torch.where(image, logits + alpha * guide, logits)
+    return logits + torch.where(image, alpha * guide, 0.0)

@@ -135,4 +135,4 @@ def boost_image(logits: Tensor, image: Tensor, alpha: float) -> Tensor:
         image: Bool, broadcastable to the logits.
         alpha: Share added.
     """
-    return torch.where(image, logits + alpha * logits.abs(), logits)
+    return torch.addcmul(logits, logits.abs(), image.to(logits.dtype), value=alpha)

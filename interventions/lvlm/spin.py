@@ -142,7 +142,7 @@ class _SPINEdit(Edit):
         spec = self.spec
         score = logits if spec.score == "logits" else weights
         # A sliding window may hide the image; then no head is better than another.
-        seen = columns.image & (logits > -torch.inf)
+        seen = columns.image if columns.seen is None else columns.image & columns.seen
         sums = torch.where(seen, score, 0.0).sum(-1)
         factor = head_factors(sums, spec.keep, spec.factor, spec.heads)
         blind = ~seen.any(-1, keepdim=True)
