@@ -48,7 +48,7 @@ def methods(pooled: bool) -> dict[str, Any]:
     if pooled:
         found[TWICE] = found["NAG"]
         found["NAG, shared text stream"] = regaze.NAG(embeddings=text, text_stream="shared")
-    return found | {"two regions": regaze.Regions(HALVES, stop=1.0, embeddings=both)}
+    return found | {"Regions, two": regaze.Regions(HALVES, stop=1.0, embeddings=both)}
 
 
 def step(

@@ -3,8 +3,9 @@
 (Or ``make picture-results``.) Chooses each method's settings on validation prompts, paints test
 prompts with them and with their controls, measures what a picture costs, and writes
 ``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
-it was; another size wants another ``--out``. ``--only`` does some of the studies; the page is of
-those that are done there, and with ``--keep`` also of those that ``picture-results.json`` held.
+it was; another size wants another ``--out``. ``--only`` does some of the studies, ``--methods``
+some of their methods, to which others can be added later; the page is of those that are done there,
+and with ``--keep`` also of those that ``picture-results.json`` held.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,9 @@ def _times(
     Turn and turn about on one batch, the least of some rounds each: a busy machine changes how
     long a process waits, not how much it computes.
     """
-    if path.exists():
-        found: dict[str, float] = files.read_json(path)
+    found: dict[str, float] = files.read_json(path) if path.exists() else {}
+    todo = [condition for condition in conditions if condition.label not in found]
+    if not todo:
         return found
     prompts = painting_world("validation", [study.subset], 2 * _TIMED)[:_TIMED]
     shots = [Shot(one.asked or one.text, 0, one.negative) for one in prompts]
@@ -173,13 +175,18 @@ def _times(
 
     plain = Condition()
     once(plain)
-    found = {}
-    for condition in conditions:
+    for condition in todo:
         rounds = [(once(plain), once(condition)) for _ in range(_ROUNDS)]
         least = [min(each) for each in zip(*rounds, strict=True)]
         found[condition.label] = round(least[1] / least[0], 2)
     files.write_json(path, found)
     return found
+
+
+def of_methods(study: Study, methods: Sequence[str] | None) -> Study:
+    """A study with some of its methods; with all of them for None."""
+    kept = {name: specs for name, specs in study.grids.items() if name in (methods or [name])}
+    return replace(study, grids=kept)
 
 
 def stored_studies(path: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
@@ -212,6 +219,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", nargs="+", choices=[s.name for s in STUDIES], help="default: all studies"
     )
+    every = sorted({name for study in STUDIES for name in study.grids})
+    parser.add_argument("--methods", nargs="+", choices=every, help="default: all of a study")
     parser.add_argument(
         "--keep", action="store_true", help="what isn't in --out stays as the JSON has it"
     )
@@ -226,10 +235,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             kept = stored_studies(stored, sizes) if given.keep else {}
         except (ValueError, OSError) as error:
             parser.error(str(error))
-        for study in STUDIES:
-            if study.name in (given.only or [study.name]):
-                done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
-                files.write_json(given.out / study.name / _DONE, done)
+        asked = [one for one in STUDIES if one.name in (given.only or [one.name])]
+        todo = [one for one in (of_methods(one, given.methods) for one in asked) if one.grids]
+        if not todo:
+            parser.error(f"none of these studies is of {' or '.join(given.methods)}")
+        for study in todo:
+            done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
+            files.write_json(given.out / study.name / _DONE, done)
         paths = {study.name: given.out / study.name / _DONE for study in STUDIES}
         kept |= {name: files.read_json(path) for name, path in paths.items() if path.exists()}
         found = [kept[name] for name in paths if name in kept]

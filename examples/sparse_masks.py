@@ -1,4 +1,4 @@
-"""Draw which blocks of a video's attention map Radial Attention and PAROAttention compute.
+"""Draw which parts of a map Radial Attention, PAROAttention and AnchorAttention compute.
 
 Run:  python examples/sparse_masks.py sparse.png
 """
@@ -14,6 +14,7 @@ from torch import Tensor
 from regaze.interventions.diffusion.paro_plan import permutation
 from regaze.interventions.diffusion.paro_survey import best_blocks
 from regaze.interventions.diffusion.radial import block_mask
+from regaze.interventions.lvlm.anchor import AnchorAttention, anchored
 
 SIDE, GAP, HEAD, SIZE = 300, 16, 52, 64
 GRID = (12, 12, 12)
@@ -57,12 +58,33 @@ def paro(weights: Tensor, order: str) -> list[tuple[Image.Image, str, str]]:
     ]
 
 
+def anchor(tokens: int) -> list[tuple[Image.Image, str, str]]:
+    """The map of a prompt whose rows look near by and at a few columns, and what is kept of it."""
+    draw, at = torch.Generator().manual_seed(0), 0.08 * torch.arange(tokens)
+    sought, less = torch.rand(2, tokens, generator=draw)
+    # A logit is the column's place, or the row's own less 1 to 5 where the column is sought.
+    few = sought < 0.03
+    key = torch.stack([torch.where(few, -1 - 4 * less, at), few.float()], -1)[None]
+    query = torch.stack([torch.ones(tokens), at], -1)[None]
+    spec = AnchorAttention(theta=4, block=16, step=4, init=16)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    whole = (query[0] @ key[0].T).masked_fill(~causal, -torch.inf).softmax(-1)
+    _, density, kept = anchored(query, key, key, 1.0, spec, maps=True)
+    read = kept[0] > 0 if kept is not None else causal
+    share = float(whole[read].sum() / tokens)
+    dark = (whole / whole.amax(-1, keepdim=True)).sqrt()
+    return [
+        (shown(dark), "a prompt's map", f"{tokens} tokens"),
+        (shown(read), f"anchor's, {density:.2f} of it", f"hold {share:.1%} of its weights"),
+    ]
+
+
 def main(path: str) -> None:
-    """Draw two rows of three panels."""
+    """Draw two rows of four panels."""
     masks = [radial("Wan", 18, 0.2, True), radial("HunyuanVideo", 30, 0.95, False)]
-    pairs = [paro(along_time(), order) for order in ("fhw", "hwf")]
+    pairs = [*(paro(along_time(), order) for order in ("fhw", "hwf")), anchor(576)]
     panels = [[masks[row], *(pair[row] for pair in pairs)] for row in range(2)]
-    picture = Image.new("RGB", (3 * (SIDE + GAP) + GAP, 2 * (SIDE + HEAD) + GAP), "white")
+    picture = Image.new("RGB", (4 * (SIDE + GAP) + GAP, 2 * (SIDE + HEAD) + GAP), "white")
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
     for row, line in enumerate(panels):
         for column, (image, title, note) in enumerate(line):

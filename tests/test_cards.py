@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 from builder import cards, drawings, pages, specs
 
-from regaze.interventions import PAG, SPIN, VAF, AttendAndExcite, Devils, get
+from regaze.interventions import (
+    PAG,
+    SPIN,
+    VAF,
+    AStar,
+    AttendAndExcite,
+    Devils,
+    PrimeComposer,
+    get,
+)
 from regaze.interventions.shipped import outlines
 
 each_method = pytest.mark.parametrize("name", sorted(outlines()))
@@ -62,6 +71,10 @@ def test_what_other_pages_say_is_found() -> None:
     assert pages.notes(AttendAndExcite).startswith("**Attend-and-Excite.**")
     assert pages.notes(PAG).startswith("**PAG.**")
     assert any("decode step" in line for line in pages.costs(VAF))
+    assert any(
+        line.startswith("What moving latents costs, whole pass.") for line in pages.costs(AStar)
+    )
+    assert pages.beside_pictures(PrimeComposer) and not pages.beside_pictures(PAG)
     (reason,) = [why for why in pages.refusals(VAF) if "resampler" in why]
     assert "InstructBLIP" in pages.refusals(VAF)[reason]
 

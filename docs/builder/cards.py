@@ -119,7 +119,10 @@ def _measured(cls: type[Intervention]) -> Iterator[str]:
         links = [f"[{Path(page).parent.name}](../../{page})" for page in found]
         yield f"Also measured in the cards of {', '.join(links)}."
         yield ""
-    if not (language or diffusion or found):
+    if pages.beside_pictures(cls):
+        yield "Measured beside its pictures: [pictures](../pictures.md)."
+        yield ""
+    elif not (language or diffusion or found):
         yield "Not measured yet; the built-in models may have nothing for it to act on."
         yield ""
 

@@ -86,14 +86,15 @@ def costs(cls: type[Intervention]) -> list[str]:
     found = []
     for table in tables("benchmarks/README.md"):
         for row in table.rows:
-            if _key(row[0]) in _names(cls):
+            name, _, how = row[0].partition(", ")
+            if _key(name) in _names(cls):
                 said = [
                     f"{column}: {value}"
                     for column, value in zip(table.header[1:], row[1:], strict=False)
                     if value and value != "-"
                 ]
                 heading = table.heading.partition(": `")[0]
-                found.append(f"{heading}. {'; '.join(said)}.")
+                found.append(f"{heading}{how and f', {how}'}. {'; '.join(said)}.")
     return found
 
 
@@ -118,6 +119,12 @@ def cards(cls: type[Intervention]) -> list[str]:
     pages = sorted(ROOT.glob("evals/sandbox/models/*/README.md"))
     shown = [page.relative_to(ROOT).as_posix() for page in pages]
     return [page for page in shown if re.search(rf"`{cls.name}\b|\b{cls.__name__}\b", text(page))]
+
+
+def beside_pictures(cls: type[Intervention]) -> bool:
+    """Whether a table of the page of pictures measures it."""
+    rows = [row for table in tables("docs/pictures.md") for row in table.rows]
+    return any(re.search(rf"`{cls.name}\b", row[0]) for row in rows)
 
 
 def _between(text_: str, name: str) -> str:

@@ -45,7 +45,8 @@ makes this page and goes on where it was stopped; its numbers are in
 - **Asked**: `composition`, what painters get wrong most (three objects, or two that share a
   colour or a shape), and `negation`, one or two objects *without* another one. A painter is asked
   for "a blue square and a red circle" with the negative prompt "a red circle": text encoders read
-  "without" as "and". *Right* is a picture with all that is wanted and nothing that isn't.
+  "without" as "and". *Right* is a picture with all that is wanted and without the unwanted;
+  anything further counts as *extra*.
 - **Settings** are those with the most right pictures on validation prompts
   ([below](#what-was-tried)). Then test prompts were painted once, {sizes["steps"]} steps in
   {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR take those

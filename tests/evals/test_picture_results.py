@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 import tiny_painter
 
 from regaze.evals import picture_results
-from regaze.evals.picture_results import Sizes, results
+from regaze.evals.picture_results import Sizes, of_methods, results
 from regaze.evals.pictures.studies import STUDIES, Study
 from regaze.evals.reports.picture_page import page
 from regaze.evals.runs import files
@@ -52,6 +52,18 @@ def test_what_did_best_on_validation_is_painted_on_test_with_its_control(
     assert test["prompts"] == 6 and validation["prompts"] == 4
 
 
+def test_methods_can_be_added_to_a_study_later(done: dict[str, Any], tmp_path: Path) -> None:
+    some = of_methods(STUDY, ["pag"])
+    first = results(some, tiny_painter.shared(), tmp_path, SIZES)
+    assert list(first["best"]) == list(some.grids) == ["pag"]
+    assert list(first["times"]) == ["pag:scale=1.0"]
+    assert list(first["tables"]["validation"]["rows"]) == ["none"]
+    whole = results(of_methods(STUDY, None), tiny_painter.shared(), tmp_path, SIZES)
+    assert (whole["tables"], whole["best"]) == (done["tables"], done["best"])
+    assert set(whole["times"]) == set(done["times"])
+    assert whole["times"].items() >= first["times"].items()
+
+
 def test_the_page_is_made_of_what_is_stored(done: dict[str, Any], tmp_path: Path) -> None:
     study = copy.deepcopy(done)
     rows = study["tables"]["test"]["rows"]
@@ -79,7 +91,7 @@ def test_studies_that_are_not_done_again_stay_on_the_page(
     done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def study(name: str) -> Study:
-        return Study(name, STUDY.model, STUDY.subset, STUDY.guidance)
+        return replace(STUDY, name=name)
 
     def painted(study: Study, *rest: Any) -> dict[str, Any]:
         return {**done, "name": study.name, "best": {}}
@@ -97,6 +109,15 @@ def test_studies_that_are_not_done_again_stay_on_the_page(
     assert now == {**whole, "studies": [painted(study("b")), {**done, "name": "c"}]}
     picture_results.main(["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "a"])
     assert [one["name"] for one in files.read_json(path)["studies"]] == ["a", "b"]
+
+
+def test_a_method_that_no_such_study_is_of_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["--only", "mmdit-negation-1", "--methods", "slg", "tpg"]
+    with pytest.raises(SystemExit):
+        picture_results.main([*asked, "--docs", str(tmp_path), "--out", str(tmp_path)])
+    assert "none of these studies is of slg or tpg" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
