@@ -14,7 +14,8 @@ from torch import Tensor
 from regaze.interventions.diffusion.paro_plan import permutation
 from regaze.interventions.diffusion.paro_survey import best_blocks
 from regaze.interventions.diffusion.radial import block_mask
-from regaze.interventions.lvlm.anchor import AnchorAttention, anchored
+from regaze.interventions.lvlm.anchor import AnchorAttention
+from regaze.interventions.lvlm.anchor_stripes import anchored
 
 SIDE, GAP, HEAD, SIZE = 300, 16, 52, 64
 GRID = (12, 12, 12)
