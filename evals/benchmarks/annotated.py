@@ -151,9 +151,10 @@ def _table(paths: Iterable[Path]) -> dict[Id, tuple[str, ...]]:
         reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
         columns = [name.strip().lower() for name in reader.fieldnames or ()]
         if columns.count("image") != 1 or columns.count("object") != 1:
+            first = ", ".join(map(repr, reader.fieldnames or ()))
             raise ValueError(
-                f"{path}:1: the first line must name the columns, image and object among them; it "
-                f"is {', '.join(map(repr, reader.fieldnames or ()))}"
+                f"{path}:1: the first line must name the columns, image and object among them, "
+                f"separated by commas; it is {first or 'empty'}"
             )
         reader.fieldnames = columns
         try:
@@ -166,6 +167,8 @@ def _table(paths: Iterable[Path]) -> dict[Id, tuple[str, ...]]:
                 found.setdefault(image, {})[name] = None
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: malformed CSV: {error}") from error
+    if not found:
+        raise ValueError(f"{', '.join(map(str, paths))} names no object: a row for each is needed")
     return {image: tuple(names) for image, names in found.items()}
 
 

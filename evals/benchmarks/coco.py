@@ -111,6 +111,8 @@ def pictures_in(folder: Path) -> list[str]:
         OSError: The folder can't be read.
     """
     folder.stat()
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{folder} is a file: name the folder that it is in")
     files = (path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     return sorted(path.relative_to(folder).as_posix() for path in files if path.is_file())
 

@@ -108,7 +108,9 @@ def build(
     if not usable or (images is not None and usable < images):
         raise ValueError(
             f"{usable} of {len(truth)} annotated pictures show {half} classes or more{left_out}, "
-            f"{'some' if images is None else images} are asked for: lower --n-images or --questions"
+            f"{'and some are' if images is None else f'{images} are'} needed: lower "
+            f"{'' if images is None else '--n-images or '}{'--min-images or ' if rare else ''}"
+            "--questions"
         )
     if classes < 2 * half:
         raise ValueError(

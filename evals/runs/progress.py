@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 from rich import progress
 from rich.console import Console
+from rich.table import Column
+from rich.text import Text
 
 Progress = Callable[[str, int, int], None]
 """Called with a condition's label, items done and items in all."""
@@ -14,6 +16,18 @@ Progress = Callable[[str, int, int], None]
 
 def quiet(label: str, done: int, total: int) -> None:
     """Show nothing."""
+
+
+class _Label(progress.ProgressColumn):
+    """What a bar is about, cut at the end of a narrow terminal, so that its numbers stay whole."""
+
+    def get_table_column(self) -> Column:
+        """The column of the table of bars: the one that gives way."""
+        return Column(no_wrap=False)
+
+    def render(self, task: progress.Task) -> Text:
+        """Give the text as it is: specs hold lists in brackets, which would be read as markup."""
+        return Text(task.description, no_wrap=True, overflow="ellipsis")
 
 
 @contextmanager
@@ -24,9 +38,8 @@ def bars(*, shown: bool = True) -> Iterator[Callable[[str], Progress]]:
         shown: True if the bars are shown; one of several processes shows its own.
     """
     columns = (
-        # Specs hold lists in brackets, which would be read as markup.
-        progress.TextColumn("{task.description}", markup=False),
-        progress.BarColumn(),
+        _Label(),
+        progress.BarColumn(bar_width=16),
         progress.MofNCompleteColumn(),
         progress.TimeRemainingColumn(),
     )

@@ -108,7 +108,9 @@ def heads(
     ] = None,
     chosen: Annotated[
         str | None,
-        typer.Option("--heads", help="Ablate only these heads, [layer,head] each: [[4,0],[4,3]]."),
+        typer.Option(
+            "--heads", help="Ablate only these heads, a layer and a head each: [[4,0],[4,3]]."
+        ),
     ] = None,
     to: Annotated[
         str, typer.Option(help="What becomes of an ablated head: zero or uniform.")

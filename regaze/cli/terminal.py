@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 import sys
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -86,9 +88,23 @@ def in_one_line(error: Exception) -> str:
         part in said.lower() for part in _OUT_OF_MEMORY
     ):
         return f"out of memory: give a smaller --batch-size or auto, and another --out ({said})"
+    if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
+        return _about_file(Path(os.fsdecode(error.filename)), error)
     if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)):
         return said or kind
     return f"{kind}: {said} (--debug shows where)" if said else f"{kind} (--debug shows where)"
+
+
+def _about_file(path: Path, error: OSError) -> str:
+    """The system's own error about a file, without its number; a missing one by its nearest."""
+    if not isinstance(error, FileNotFoundError):
+        return f"cannot use {path}: {error.strerror}"
+    try:
+        beside = [one.name for one in path.parent.iterdir()]
+    except OSError:
+        return f"there is no {path}, nor the folder that it should be in"
+    near = difflib.get_close_matches(path.name, beside, n=1)
+    return f"there is no {path}" + (f"; did you mean {path.with_name(near[0])}?" if near else "")
 
 
 def allow_any_encoding() -> None:

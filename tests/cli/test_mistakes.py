@@ -14,6 +14,7 @@ from regaze.evals import sandbox
     ("args", "message"),
     [
         (["eval", "pop"], "unknown benchmark 'pop'; did you mean pope"),
+        (["eval", "image"], "unknown benchmark 'image'; did you mean regaze eval images?"),
         (["eval", "pope", "--with", "vrh"], "unknown intervention 'vrh'; did you mean vhr"),
         (["eval", "pope", "--with", "vhr:alfa=2"], "did you mean alpha?"),
         (["eval", "pope", "--with", "vhr:alpha=-1"], "alpha must be"),

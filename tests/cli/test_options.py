@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
+import regaze
 from regaze.cli.commands import app
 from regaze.cli.options import spread
 
@@ -48,11 +50,29 @@ def test_help_shows_the_options_of_a_group_under_its_panel() -> None:
     assert found == {Shown: "What is said", Group: None}
 
 
-def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
-    def commands(one: Any) -> list[Any]:
-        inner = getattr(one, "commands", None)
-        return [one] if inner is None else [c for each in inner.values() for c in commands(each)]
+def commands(one: Any) -> list[Any]:
+    inner = getattr(one, "commands", None)
+    return [one] if inner is None else [c for each in inner.values() for c in commands(each)]
 
+
+def test_brackets_in_help_are_text_not_markup() -> None:
+    for one in commands(typer.main.get_command(app)):
+        for told in (one.help or "", *(getattr(option, "help", "") or "" for option in one.params)):
+            shown = Text.from_markup(told).plain
+            assert shown == told.replace("\\[", "["), one.name
+
+
+def test_the_version_is_an_option() -> None:
+    for option in ("--version", "-V"):
+        assert CliRunner().invoke(app, [option]).stdout == f"regaze {regaze.__version__}\n"
+
+
+def test_every_command_has_a_place_in_the_help() -> None:
+    for name, one in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert isinstance(getattr(one, "rich_help_panel", None), str), name
+
+
+def test_every_option_has_a_help_text_that_is_a_sentence() -> None:
     for one in commands(typer.main.get_command(app)):
         for option in one.params:
             if option.name not in ("help", "ctx"):

@@ -41,6 +41,23 @@ def test_a_mistyped_name_does_not_colour_the_terminal() -> None:
         assert "\\x1b" in result.stderr
 
 
+def test_the_systems_errors_about_files_name_the_nearest_and_no_number(tmp_path: Path) -> None:
+    (tmp_path / "answers.json").touch()
+
+    def about(path: Path) -> str:
+        with pytest.raises(OSError) as caught:
+            path.read_bytes()
+        return in_one_line(caught.value)
+
+    missing = tmp_path / "answer.json"
+    assert about(missing) == f"there is no {missing}; did you mean {tmp_path / 'answers.json'}?"
+    assert about(tmp_path / "q") == f"there is no {tmp_path / 'q'}"
+    nowhere = tmp_path / "no" / "q"
+    assert about(nowhere) == f"there is no {nowhere}, nor the folder that it should be in"
+    assert about(tmp_path) == f"cannot use {tmp_path}: Is a directory"
+    assert in_one_line(OSError("said by regaze")) == "said by regaze"
+
+
 class OutOfMemoryError(RuntimeError):
     pass
 

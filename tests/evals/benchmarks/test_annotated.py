@@ -122,6 +122,8 @@ def test_pictures_are_found_by_path_by_name_and_by_coco_s_id(tmp_path: Path) -> 
     # A number in another tool's name is no id.
     with pytest.raises(ValueError, match=r"none of the 1 annotated images .* e\.g\. IMG_0001\.jpg"):
         find_pictures(tmp_path, {1: "IMG_0001.jpg"})
+    with pytest.raises(NotADirectoryError, match="b.png is a file: name the folder"):
+        find_pictures(tmp_path / "x" / "b.png", {1: "b.png"})
     with pytest.raises(ValueError, match="holds 2 pictures that image 1 .* may be: x/b.png and y"):
         find_pictures(tmp_path, {1: "b.png"})
     with pytest.raises(ValueError, match=r"images 7 and 8 are both x/b\.png"):
@@ -167,6 +169,9 @@ def test_files_whose_ids_count_other_pictures_are_not_merged(tmp_path: Path) -> 
     ("name", "text", "message"),
     [
         ("a.csv", "picture,object\na.jpg,dog\n", "first line must name the columns"),
+        ("a.csv", "image;object\na.jpg;dog\n", "separated by commas; it is 'image;object'"),
+        ("a.csv", "", "separated by commas; it is empty"),
+        ("a.csv", "image,object\n", "names no object: a row for each is needed"),
         ("a.csv", "image,object\na.jpg\nb.jpg,x\n", "lacks object"),
         ("a.csv", "image,object\na.jpg, \nb.jpg,x\n", ":2: image and object must not be empty"),
         ("a.csv", 'image,object\na.jpg,"x\nb.jpg,x\n', "malformed CSV"),
@@ -261,7 +266,10 @@ def test_classes_that_too_few_pictures_show_are_left_out_on_demand() -> None:
     made = build(seen, KINDS, rarest=2)
     assert made.rare == {"unicorn": 1}
     assert "unicorn" not in made.text and "x.jpg" not in made.text
-    with pytest.raises(ValueError, match=r"besides 10 that fewer than 99 pictures show \(class0"):
+    told = (
+        r"besides 10 that fewer than 99 pictures show \(class0.*lower --min-images or --questions"
+    )
+    with pytest.raises(ValueError, match=told):
         build(seen, KINDS, rarest=99)
 
 
@@ -269,9 +277,13 @@ def test_requests_that_cannot_be_met_are_refused() -> None:
     for questions in (0, 5, -2):
         with pytest.raises(ValueError, match=f"so {questions} per picture can't be"):
             build(rich(), KINDS, questions=questions)
-    with pytest.raises(ValueError, match="12 of 12 .* show 3 classes or more, 13 are asked for"):
+    with pytest.raises(
+        ValueError, match="12 of 12 .* show 3 classes or more, 13 are needed: lower --n-images or"
+    ):
         build(rich(), KINDS, images=13)
-    with pytest.raises(ValueError, match="0 of 12 .* show 5 classes or more, some are asked for"):
+    with pytest.raises(
+        ValueError, match="5 classes or more, and some are needed: lower --questions"
+    ):
         build(rich(), KINDS, questions=10)
     few = Annotated({"a.jpg": ("a", "b", "c"), "b.jpg": ("b", "c", "d")}, "memory", 0, 0)
     with pytest.raises(ValueError, match="the pictures show 4 classes.* takes 6 at least"):
@@ -300,7 +312,7 @@ def test_the_command_writes_a_file_and_says_how_it_was_made(pictures: Path, tmp_
     [
         (["--strategy", "common"], "unknown strategy 'common'"),
         (["--strategy", ","], "--strategy is one or more of random"),
-        (["--n-images", "9"], "2 of 4 annotated pictures show 2 classes or more, 9 are asked for"),
+        (["--n-images", "9"], "2 of 4 annotated pictures show 2 classes or more, 9 are needed"),
     ],
 )
 def test_a_command_that_cannot_be_met_leaves_the_old_file(
