@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -55,10 +56,21 @@ def shown(value: object) -> str:
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({len(text)} letters)"
 
 
+def reason(error: Exception) -> str:
+    """What an error says, less the number and the path that the system's own begin and end with."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def unknown(what: str, given: str, known: Iterable[str]) -> str:
     """The message for a name that isn't known: nearest matches first, else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+    folded = {name.lower(): name for name in known}
+    # "VHR", or "vhr alpha=2": what comes behind the name isn't what is wrong with it.
+    word = re.split(r"[^\w-]", given.lower(), maxsplit=1)[0]
+    if (exact := folded.get(given.lower()) or folded.get(word)) is not None:
+        near = [exact]
+    else:
+        near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return f"unknown {what} {shown(given)}; {hint}"
 
@@ -84,7 +96,8 @@ def check_number(
         except OverflowError:  # Hundreds of digits.
             number = math.inf
     if not (abs(number) <= _LARGEST and low <= number <= high):
-        domain = f"a finite number in [{low:g}, {high:g}]" + (f" ({why})" if why else "")
+        within = "" if low == -high == -math.inf else f" in [{low:g}, {high:g}]"
+        domain = f"a finite number{within}" + (f" ({why})" if why else "")
         raise ValueError(f"{method}: {field} must be {domain}, got {shown(value)}")
 
 
@@ -109,7 +122,11 @@ def check_indices(method: str, field: str, values: object, size: int, of: str) -
     if not isinstance(values, tuple):
         raise ValueError(f"{method}: {field} must be a list such as [1,2,3], got {shown(values)}")
     for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < size:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(
+                f"{method}: {field} must hold whole numbers such as [1,2,3], not {shown(value)}"
+            )
+        if not 0 <= value < size:
             raise ValueError(
                 f"{method}: {field} holds {shown(value)}, but {of} has {size} (0 to {size - 1})"
             )

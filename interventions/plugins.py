@@ -60,17 +60,17 @@ def load_file(path: Path) -> None:
     sys.modules[name] = module  # Dataclasses look their module up there.
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = _line_in(path, error)
+        line = _line_in(spec.loader.path, error)
         raise ImportError(f"--load: {path}{line}: {type(error).__name__}: {error}") from error
 
 
-def _line_in(path: Path, error: BaseException) -> str:
+def _line_in(path: str, error: BaseException) -> str:
     """The last line of the file that an error came through, as `, line N`."""
     number, at = None, error.__traceback__
     while at is not None:
-        if at.tb_frame.f_code.co_filename == str(path):
+        if at.tb_frame.f_code.co_filename == path:
             number = at.tb_lineno
         at = at.tb_next
     return "" if number is None else f", line {number}"

@@ -235,6 +235,8 @@ def _json_text(path: Path) -> str:
 
 
 def _start(path: Path) -> bytes:
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, which is read once: save it as a file")
     with path.open("rb") as file:
         return file.read(4096)
 
@@ -258,6 +260,8 @@ def _parse(path: Path, line: int, text: str) -> Any:
         raise ValueError(f"{path}:{line}: {error}") from None
     except RecursionError:
         raise ValueError(f"{path}:{line}: malformed JSON: nested too deeply") from None
+    except ValueError:  # Python's own limit.
+        raise ValueError(f"{path}:{line}: a number has thousands of digits") from None
 
 
 def _refuse_halves(where: str, value: Any) -> None:

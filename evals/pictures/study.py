@@ -252,6 +252,8 @@ def _references(
 def _reference(task: Pictures, item: Item, folder: str) -> Path:
     """One reference per picture, or one per prompt."""
     names = task.references(item)
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"--references: there is no folder {folder}")
     path = next((path for name in names if (path := Path(folder) / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(

@@ -210,8 +210,12 @@ def check_config(folder: Path, config: Mapping[str, Any]) -> None:
     given = dict(_flat(json.loads(json.dumps(config))))
     keys = [key for key in {**stored, **given} if stored.get(key) != given.get(key)]
     if keys:
+        keys.sort(key=lambda key: key.endswith("_sha256"))
         shown = "; ".join(
-            f"{key}: {brief(stored.get(key))} there, {brief(given.get(key))} now"
+            # Of a hash only that it is another one says anything.
+            f"other {key.removesuffix('_sha256')}"
+            if key.endswith("_sha256")
+            else f"{key}: {brief(stored.get(key))} there, {brief(given.get(key))} now"
             for key in keys[:4]
         )
         more = f"; and {len(keys) - 4} more" if len(keys) > 4 else ""

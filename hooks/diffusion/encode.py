@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import reason
 from regaze.hooks.diffusion.running import variables_of
 
 POOLED: Mapping[str, int | None] = {
@@ -83,7 +84,7 @@ def read(method: str, path: str) -> Encoded:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{method}: embeddings {path!r} can't be read: {error}") from None
+        raise ValueError(f"{method}: embeddings {path!r} can't be read: {reason(error)}") from None
     text, pooled = found.get("text"), found.get("pooled")
     if text is None or text.ndim != 3 or (pooled is not None and pooled.ndim != 2):
         shapes = {name: tuple(x.shape) for name, x in found.items()}

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from regaze.hooks.checks import shown
+from regaze.hooks.checks import reason, shown
 from regaze.interventions.diffusion.places import cached, fresh, read_mask, sized
 
 Box = tuple[float, float, float, float]
@@ -73,7 +73,7 @@ def opened(method: str, what: str, path: str) -> Image.Image:
     except FileNotFoundError:
         raise ValueError(f"{method}: there is no {what} {shown(path)}") from None
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"{method}: {what} {shown(path)} is no picture: {error}") from None
+        raise ValueError(f"{method}: {what} {shown(path)} is no picture: {reason(error)}") from None
 
 
 def arrange(

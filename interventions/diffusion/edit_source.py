@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regaze.hooks.checks import reason
 from regaze.hooks.diffusion.call import Call
 from regaze.hooks.diffusion.host import host_of, inner
 from regaze.hooks.diffusion.passes import Pass
@@ -60,7 +61,9 @@ class Source:
         try:
             found = load_file(path)
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"consistedit: source {path!r} can't be read: {error}") from None
+            raise ValueError(
+                f"consistedit: source {path!r} can't be read: {reason(error)}"
+            ) from None
         latents, timesteps = found.get("latents"), found.get("timesteps")
         if latents is None or timesteps is None or len(latents) != len(timesteps):
             shapes = {name: tuple(x.shape) for name, x in found.items()}

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from regaze.hooks.checks import reason
+
 
 def keep(mask: Any) -> str:
     """The path of a mask: its own, or its place in ``$XDG_CACHE_HOME/regaze/masks``.
@@ -63,7 +65,7 @@ def read(path: str) -> Tensor:
             with Image.open(path) as picture:
                 found = np.asarray(picture.convert("L")) > 127
     except (OSError, ValueError) as error:
-        raise ValueError(f"mask {path} can't be read: {error}") from None
+        raise ValueError(f"mask {path} can't be read: {reason(error)}") from None
     if found.ndim not in (2, 3) or not found.size:
         raise ValueError(f"mask {path} is of shape {found.shape}; it must be (rows, columns)")
     return torch.from_numpy(np.ascontiguousarray(found))

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regaze.hooks.checks import shown
+from regaze.hooks.checks import reason, shown
 from regaze.interventions.diffusion.regional import on_grid
 
 _FINE = (256, 256)
@@ -93,7 +93,7 @@ def read_mask(place: Any) -> Any:
         with Image.open(place) as picture:
             return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
     except OSError as error:
-        raise ValueError(f"the mask {shown(place)} can't be read: {error}") from None
+        raise ValueError(f"the mask {shown(place)} can't be read: {reason(error)}") from None
 
 
 def sized(method: str, place: Any, finest: Sequence[int], grid: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from regaze.cli.options import Json, Model, absolute, spread
+from regaze.cli.options import Json, Model, absolute, check_model, spread
 from regaze.cli.terminal import note, out, resumable, say
 
 if TYPE_CHECKING:
@@ -69,6 +69,8 @@ class Asked:
 
         find(self.benchmark)
         world = home(model)
+        if world is None:
+            check_model(model)
         if not self.data and world is None and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {self.benchmark.upper()}'s files? (--split "

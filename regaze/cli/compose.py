@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,10 +14,21 @@ from regaze.cli.pipelines import Call, Seeds, Source, With, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
 
+_PAINTER = "painter-unet"
+
+
+@dataclass(frozen=True)
+class Composing(Source):
+    """The pipeline; the built-in one is that which PrimeComposer can act on."""
+
+    model: Annotated[
+        str, typer.Option("--model", "-m", help=f"The pipeline: {_PAINTER}, a folder or a Hub id.")
+    ] = _PAINTER
+
 
 @spread
 def compose(
-    source: Source,
+    source: Composing,
     call: Call,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="What the whole picture shows.")],
     background: Annotated[Path, typer.Option(help="The picture that something is put into.")],

@@ -16,6 +16,7 @@ from regaze.cli.options import (
     Profile,
     absolute,
     batch_size,
+    check_model,
     exit_if_silent,
     spread,
 )
@@ -110,6 +111,8 @@ class Questions:
                 f"{' and '.join(names)} one at a time"
             )
         world = home(model)
+        if world is None:
+            check_model(model)
         if not self.data and world is None and self.split is None:
             raise ValueError(
                 f"--data is missing: where are {names[0].upper()}'s files? (--split test "

@@ -18,6 +18,9 @@ from typer.models import OptionInfo
 from regaze.cli.noise import hush
 from regaze.cli.terminal import fail, note, out
 from regaze.evals import sandbox
+from regaze.evals.sandbox import smol
+from regaze.evals.sandbox.video import PIPELINES
+from regaze.hooks.checks import unknown
 
 if TYPE_CHECKING:
     from regaze.evals.asking.models import Loaded
@@ -262,6 +265,22 @@ def batch_size(text: str) -> int | Literal["auto"]:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
         raise ValueError(f"--batch-size must be a number of items or auto, got {text!r}")
     return int(text)
+
+
+def check_model(name: str) -> None:
+    """Check that a model's name is no slip, before it is blamed for lacking data.
+
+    Raises:
+        ValueError: It is empty, or neither a folder nor a Hub id; the message names the nearest.
+    """
+    check_text("--model", name)
+    if "/" in name or Path(name).is_dir() or name in smol.MODELS:
+        return
+    if Path(name).exists():
+        raise ValueError(f"--model {name} is a file: name the folder that it is in")
+    if name in PIPELINES:
+        raise ValueError(f"--model {name} paints: `regaze eval images` scores pictures")
+    raise ValueError("--model: " + unknown("model", name, [*sandbox.MODELS, *smol.MODELS]))
 
 
 def check_text(option: str, text: str | None) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from regaze.hooks.checks import reason
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -22,4 +24,4 @@ def read_picture(path: Path) -> Image.Image:
             opened.load()
             return opened.convert("RGB")
     except OSError as error:
-        raise ValueError(f"--image {path} can't be read: {error}") from None
+        raise ValueError(f"--image {path} can't be read: {reason(error)}") from None

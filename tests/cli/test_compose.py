@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import QUICK, on_tiny
+from command_line import QUICK, call, on_tiny
 from PIL import Image
 
 from regaze.evals.pictures import grid
@@ -67,3 +67,12 @@ def test_mistakes_are_said_in_one_line(
     assert result.exit_code == 2
     assert message in result.stderr.replace("\n", " ")
     assert "Traceback" not in result.stderr
+
+
+def test_the_default_pipeline_is_one_that_primecomposer_acts_on(
+    pictures: tuple[str, ...], tmp_path: Path
+) -> None:
+    out = ("--out", str(tmp_path / "x.png"))
+    result = call("compose", *PROMPT, *pictures, *out, *QUICK, "--seeds", "1")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "x.png").is_file()

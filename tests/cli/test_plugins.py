@@ -129,6 +129,7 @@ def test_a_package_that_cannot_be_loaded_is_named_and_spoils_nothing_else(
         ("own.txt", "", "its name must end in .py"),
         ("own.py", "x = 1\ny = z\n", "own.py, line 2: NameError: name 'z' is not defined"),
         ("own.py", "x = (\n", "SyntaxError"),
+        ("own.py", "import sys\nsys.exit(0)\n", "own.py, line 2: SystemExit: 0"),
         (
             "own.py",
             METHOD.replace('"sharpen"', '"vhr"'),
@@ -137,10 +138,12 @@ def test_a_package_that_cannot_be_loaded_is_named_and_spoils_nothing_else(
     ],
 )
 def test_a_file_that_cannot_be_loaded_is_one_line(
-    name: str, text: str | None, message: str, tmp_path: Path
+    name: str, text: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    result = call("eval", "pope", "--load", str(tmp_path / name))
-    assert result.exit_code == 2
-    assert message in one_line(result)
+    monkeypatch.chdir(tmp_path)
+    for path in (str(tmp_path / name), name):
+        result = call("eval", "pope", "--load", path)
+        assert result.exit_code == 2
+        assert message in one_line(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -292,3 +293,14 @@ def test_no_item_holds_half_a_surrogate_pair(field: str) -> None:
     with pytest.raises(ValueError, match=r"item 'a' holds half"):
         Item("a", "b", "c", choices=("x", "\udcff"))
     assert Item("\U0001f600", "b", "c").cluster == "b"
+
+
+def test_what_json_readers_cannot_take_is_told_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"id": 1' + "0" * 5000 + "}")
+    with pytest.raises(ValueError, match=f"^{path}:1: a number has thousands of digits$"):
+        read_json(path)
+    pipe = tmp_path / "pipe.json"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"^{pipe} is a pipe or a device"):
+        read_json(pipe)
