@@ -62,7 +62,7 @@ def load_file(path: Path) -> None:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = _line_in(spec.loader.path, error)
+        line = _line_in(spec.origin or str(path), error)
         raise ImportError(f"--load: {path}{line}: {type(error).__name__}: {error}") from error
 
 

@@ -10,7 +10,7 @@ import typer
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import say
-from regaze.evals.outputs import check_place
+from regaze.evals.outputs import check_place, whole
 
 if TYPE_CHECKING:
     from regaze.evals.benchmarks.pope_files import Built
@@ -54,13 +54,13 @@ def pope(
     """Build POPE's yes/no questions about your own pictures, by its own rules."""
     from regaze.evals.benchmarks.annotated import read_objects
     from regaze.evals.benchmarks.pope_files import build
-    from regaze.evals.runs.files import write_text
 
     kinds = _kinds(strategy)
     check_place(file)
     found = read_objects(annotations, images)
     made = build(found, kinds, images=n_images, questions=questions, seed=seed, rarest=min_images)
-    write_text(file, made.text)
+    with whole(file) as path:
+        path.write_text(made.text, encoding="utf-8")
     if as_json:
         told = {"out": str(file), "seed": seed, "form": found.form, **made.to_dict()}
         typer.echo(json.dumps(told, ensure_ascii=False))

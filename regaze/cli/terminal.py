@@ -90,6 +90,8 @@ def in_one_line(error: Exception) -> str:
         return f"out of memory: give a smaller --batch-size or auto, and another --out ({said})"
     if isinstance(error, OSError) and isinstance(error.filename, (str, bytes)) and error.strerror:
         return _about_file(Path(os.fsdecode(error.filename)), error)
+    if isinstance(error, OSError) and said.startswith("[Errno"):
+        return f"cannot read or write: {error.strerror}"
     if isinstance(error, (ValueError, OSError, ImportError, NotImplementedError)):
         return said or kind
     return f"{kind}: {said} (--debug shows where)" if said else f"{kind} (--debug shows where)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -56,6 +57,8 @@ def test_the_systems_errors_about_files_name_the_nearest_and_no_number(tmp_path:
     assert about(nowhere) == f"there is no {nowhere}, nor the folder that it should be in"
     assert about(tmp_path) == f"cannot use {tmp_path}: Is a directory"
     assert in_one_line(OSError("said by regaze")) == "said by regaze"
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert in_one_line(full) == "cannot read or write: No space left on device"
 
 
 class OutOfMemoryError(RuntimeError):
