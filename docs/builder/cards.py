@@ -200,7 +200,7 @@ def _row(*cells: str) -> str:
 
 
 def _domain(text: str) -> str:
-    said = re.sub(r"^\[-inf, inf\]", "any number", text)
+    said = re.sub(r"^a finite number", "any number", text)
     said = re.sub(r"^\[(\S+), inf\]", r"\1 or more", said)
     return re.sub(r"^\[(\S+), (\S+)\]", r"\1 to \2", said)
 
