@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from regaze.interventions.base import from_dict as from_dict
     from regaze.interventions.base import get as get
     from regaze.interventions.base import names as names
-    from regaze.interventions.base import parse as parse
     from regaze.interventions.base import register as register
     from regaze.interventions.diffusion.a_star import AStar as AStar
     from regaze.interventions.diffusion.attend_and_excite import AttendAndExcite as AttendAndExcite
@@ -72,5 +71,6 @@ if TYPE_CHECKING:
     from regaze.interventions.lvlm.vcd import VCD as VCD
     from regaze.interventions.lvlm.vhr import VHR as VHR
     from regaze.interventions.lvlm.vicrop import ViCrop as ViCrop
+    from regaze.interventions.parsing import parse as parse
 else:
     __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -8,7 +8,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 from regaze.hooks.checks import check_flag, shown, unknown
@@ -16,7 +15,6 @@ from regaze.interventions import plugins
 from regaze.interventions.shipped import outlines
 
 _REGISTRY: dict[str, type[Intervention]] = {}
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
 _T = TypeVar("_T", bound="type[Intervention]")
 _I = TypeVar("_I", bound="Intervention")
 
@@ -70,10 +68,16 @@ class Intervention(ABC):
             raise ValueError(f"{cls.name} has no presets, so none named {name!r}")
         if name not in cls.presets:
             raise ValueError(unknown(f"preset of {cls.name}", name, cls.presets))
-        return cls._of({**cls.presets[name].fields, **fields})
+        return cls.from_fields({**cls.presets[name].fields, **fields})
 
     @classmethod
-    def _of(cls: type[_I], fields: Mapping[str, Any]) -> _I:
+    def from_fields(cls: type[_I], fields: Mapping[str, Any]) -> _I:
+        """The method with some fields, all of them checked.
+
+        Raises:
+            ValueError: An unknown field; the message names the nearest ones. Or a value out of its
+                domain.
+        """
         known = [f.name for f in dataclasses.fields(cls)]
         for field in fields:
             if field not in known:
@@ -254,84 +258,7 @@ def from_dict(spec: Mapping[str, Any]) -> Intervention:
     fields = dict(spec)
     if "name" not in fields:
         raise ValueError(f'an intervention needs a "name": one of {", ".join(names())}')
-    return get(str(fields.pop("name")))._of(fields)
-
-
-def parse(text: str) -> Intervention:
-    """Read the command line's form ``name``, ``name:field=value,field=value`` or ``name@preset``.
-
-    A preset may be followed by fields to set otherwise, as in ``name@preset:field=value``. Values
-    are JSON (numbers, ``true``, ``null``, lists); anything else is a plain string, in lists too.
-    ``field=@FILE`` takes the value from a JSON file, or from its entry of that name.
-
-    Raises:
-        ValueError: Unknown name, preset or field, a missing ``=``, a value out of its domain, or a
-            file that doesn't hold one.
-        OSError: The file can't be read.
-    """
-    if not isinstance(text, str):
-        raise ValueError(f"a spec is text such as vhr:alpha=2, got a {type(text).__name__}")
-    head, _, rest = text.strip().partition(":")
-    name, at, preset = (part.strip() for part in head.partition("@"))
-    fields: dict[str, Any] = {}
-    for part in _parts(rest):
-        field, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"{text!r}: expected field=value, got {part!r}")
-        field, value = field.strip(), value.strip()
-        if field in fields:
-            raise ValueError(f"{text!r}: {field} is given twice")
-        try:
-            fields[field] = _stored(field, value[1:]) if value[:1] == "@" else read_value(value)
-        except RecursionError as error:
-            raise ValueError(f"{name}: {field} is nested too deeply") from error
-    cls = get(name)
-    return cls.preset(preset, **fields) if at else cls._of(fields)
-
-
-def _parts(text: str) -> list[str]:
-    """Split at commas, except those in brackets or quotes, which belong to a value.
-
-    Raises:
-        ValueError: A quotation mark isn't closed.
-    """
-    parts, depth, quoted = [""], 0, False
-    for before, char in zip(" " + text, text, strict=False):
-        quoted ^= char == '"' and before != "\\"
-        if not quoted:
-            depth += (char in "[{") - (char in "]}")
-        if char == "," and depth == 0 and not quoted:
-            parts.append("")
-        else:
-            parts[-1] += char
-    if quoted:
-        raise ValueError(f"a quotation mark isn't closed in {shown(text)}")
-    return [part for part in parts if part.strip()]
-
-
-def read_value(text: str) -> Any:
-    """A field's value: JSON, a list that may hold bare words such as ``[mid]``, or a bare word."""
-    try:
-        return json.loads(_PYTHON_WORDS.get(text, text))
-    except ValueError:  # No JSON, or a number of thousands of digits.
-        if text.startswith("[") and text.endswith("]"):
-            return [read_value(part.strip()) for part in _parts(text[1:-1])]
-        return text
-
-
-def _stored(field: str, name: str) -> Any:
-    """A field's value from a JSON file, as a search of heads writes one."""
-    if not name:
-        raise ValueError(f"{field} names no file: write {field}=@FILE")
-    try:
-        found = json.loads(Path(name).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{name}, which {field} is to be read from, is no JSON file") from error
-    if not isinstance(found, Mapping):
-        return found
-    if field not in found:
-        raise ValueError(f"{name} has no entry {field!r}, only {', '.join(sorted(found))}")
-    return found[field]
+    return get(str(fields.pop("name"))).from_fields(fields)
 
 
 def _plain(value: Any) -> Any:

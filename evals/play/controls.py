@@ -18,7 +18,8 @@ from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from regaze.hooks.checks import Domain, noting
-from regaze.interventions.base import Intervention, from_dict, read_value
+from regaze.interventions.base import Intervention, from_dict
+from regaze.interventions.parsing import read_value
 
 Kind = Literal["flag", "choice", "number", "slider", "line", "text"]
 UNSET = ""

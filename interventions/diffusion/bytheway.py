@@ -39,9 +39,9 @@ from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.sites import TEMPORAL, Site
 from regaze.hooks.diffusion.works import Attend
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.temporal import places
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _FIRST = "up_blocks.1"
 _SOURCE = "arXiv 2410.06241, code Bujiazi/ByTheWay@1ae7294, README"
@@ -49,7 +49,7 @@ _SOURCE = "arXiv 2410.06241, code Bujiazi/ByTheWay@1ae7294, README"
 
 @register
 @dataclass(frozen=True)
-class ByTheWay(Intervention):
+class ByTheWay(ByLayers):
     """Temporal self-guidance and Fourier motion enhancement.
 
     Attributes:
@@ -76,11 +76,6 @@ class ByTheWay(Intervention):
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
     stop: float = 0.2
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

@@ -18,16 +18,15 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
 from regaze.hooks.diffusion.works import Run
-from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps, literal_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _Self = TypeVar("_Self", bound="ConceptUpdate")
 
 
 @dataclass(frozen=True)
-class ConceptUpdate(Intervention):
+class ConceptUpdate(ByLayers):
     """Latents moved so that the prompt's concepts get places of their own.
 
     Attributes:
@@ -71,8 +70,6 @@ class ConceptUpdate(Intervention):
     stop: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
         if isinstance(self.tokens, int) or (isinstance(self.tokens, str) and self.tokens != "auto"):
             object.__setattr__(self, "tokens", (self.tokens,))
         super().__post_init__()

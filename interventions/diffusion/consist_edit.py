@@ -44,14 +44,14 @@ from regaze.interventions.diffusion import consist_edit_literally, masks
 from regaze.interventions.diffusion.consistent import Consistent
 from regaze.interventions.diffusion.consistent_source import OfSource
 from regaze.interventions.diffusion.edit_source import Source, joint_sites, over_of
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _CODE = "zxYin/ConsistEdit_Code@0b73d6a"
 
 
 @register
 @dataclass(frozen=True)
-class ConsistEdit(Intervention):
+class ConsistEdit(ByLayers):
     """Consistent edits in joint attention.
 
     Attributes:
@@ -109,8 +109,6 @@ class ConsistEdit(Intervention):
             object.__setattr__(self, "source", str(self.source.keep()))
         if isinstance(self.words, (str, int)) and self.words != "auto":
             object.__setattr__(self, "words", (self.words,))
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
         super().__post_init__()
 
     def check(self) -> None:

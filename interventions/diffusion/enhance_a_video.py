@@ -35,9 +35,9 @@ from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import as_query_heads
 from regaze.hooks.diffusion.sites import PERTURBED, TEMPORAL, Site
 from regaze.hooks.diffusion.works import Attend
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.temporal import places
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _CODE = "arXiv 2502.07508, code NUS-HPC-AI-Lab/Enhance-A-Video@16a7899"
 _WEIGHTS = {
@@ -52,7 +52,7 @@ _CHUNK = 2**24
 
 @register
 @dataclass(frozen=True)
-class EnhanceAVideo(Intervention):
+class EnhanceAVideo(ByLayers):
     """Video attention amplified by its cross-frame intensity.
 
     Attributes:
@@ -81,11 +81,6 @@ class EnhanceAVideo(Intervention):
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
     stop: float = 1.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

@@ -37,17 +37,17 @@ from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Attend
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion import flow as flows
 from regaze.interventions.diffusion.flow import Flow
 from regaze.interventions.diffusion.flow_maps import on_tokens, seen, warp_matrix
 from regaze.interventions.diffusion.flow_warping import EMPTY, Warped
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 
 @register
 @dataclass(frozen=True)
-class FlowWarp(Intervention):
+class FlowWarp(ByLayers):
     """Flow-warped self-attention.
 
     Attributes:
@@ -87,8 +87,6 @@ class FlowWarp(Intervention):
     recursive: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
         if self.flow is not None and not isinstance(self.flow, str):
             object.__setattr__(self, "flow", _kept(self.flow))
         super().__post_init__()

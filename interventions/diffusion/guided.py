@@ -13,14 +13,13 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.interventions.base import Intervention
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _Self = TypeVar("_Self", bound="Guided")
 
 
 @dataclass(frozen=True)
-class Guided(Intervention):
+class Guided(ByLayers):
     """Guidance away from a perturbed branch: ``eps + scale (eps_cond - eps_perturbed)``.
 
     Attributes:
@@ -43,11 +42,6 @@ class Guided(Intervention):
     start: float = 0.0
     stop: float = 1.0
     adaptive: float = 0.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

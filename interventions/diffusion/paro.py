@@ -32,15 +32,15 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion.paro_plan import Plan, group_of, permutation, read
 from regaze.interventions.diffusion.sparse import Part, Sparse, image_first
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 
 @register
 @dataclass(frozen=True)
-class PARO(Intervention):
+class PARO(ByLayers):
     """Attention reordered for each head and computed by blocks, as a calibration chose.
 
     Attributes:
@@ -63,11 +63,6 @@ class PARO(Intervention):
     start: float = 0.0
     stop: float = 1.0
     kernel: str = "auto"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

@@ -39,9 +39,9 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import AttendForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.sparse import Part, Sparse, clip_of, image_first
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _THRESHOLD = 128
 _SCRIPTS = "mit-han-lab/radial-attention@72788d4 scripts"
@@ -54,7 +54,7 @@ _CODE: dict[str, dict[str, Any]] = {
 
 @register
 @dataclass(frozen=True)
-class RadialAttention(Intervention):
+class RadialAttention(ByLayers):
     """Video attention whose window shrinks with the distance in time.
 
     Attributes:
@@ -90,11 +90,6 @@ class RadialAttention(Intervention):
     stop: float = 1.0
     block: int = 128
     kernel: str = "auto"
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

@@ -35,13 +35,13 @@ from regaze.hooks.diffusion.sites import TEXT, Site
 from regaze.hooks.diffusion.works import Work
 from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion.reweighting import Weighted
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 from regaze.interventions.diffusion.word_columns import read_weights
 
 
 @register
 @dataclass(frozen=True)
-class Reweight(Intervention):
+class Reweight(ByLayers):
     """Strengths of words.
 
     Attributes:
@@ -91,8 +91,6 @@ class Reweight(Intervention):
             pairs = self.windows.items()
             given = ((word, tuple(w) if isinstance(w, list) else w) for word, w in pairs)
             object.__setattr__(self, "windows", tuple(given))
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
         super().__post_init__()
 
     def check(self) -> None:

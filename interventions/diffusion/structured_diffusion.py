@@ -35,18 +35,18 @@ from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
-from regaze.interventions.base import Intervention, register
+from regaze.interventions.base import register
 from regaze.interventions.diffusion import structured_literally
 from regaze.interventions.diffusion.nouns import noun_phrases
 from regaze.interventions.diffusion.phrase_contexts import Aligned, Made, aligned, contexts
-from regaze.interventions.diffusion.where import check_where, chosen
+from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _MODELS = ("UNet2DConditionModel", "UNetMotionModel")
 
 
 @register
 @dataclass(frozen=True)
-class StructuredDiffusion(Intervention):
+class StructuredDiffusion(ByLayers):
     """Noun phrases read by themselves in cross-attention.
 
     Attributes:
@@ -73,11 +73,6 @@ class StructuredDiffusion(Intervention):
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
     stop: float = 1.0
-
-    def __post_init__(self) -> None:
-        if isinstance(self.layers, (str, int)):
-            object.__setattr__(self, "layers", (self.layers,))
-        super().__post_init__()
 
     def check(self) -> None:
         """Check the fields' domains."""

@@ -7,6 +7,18 @@ from collections.abc import Sequence
 from regaze.hooks.checks import check_number, shown
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.sites import PERTURBED, Kind, Site, choose
+from regaze.interventions.base import Intervention
+
+
+class ByLayers(Intervention):
+    """A method with a field ``layers``, where a single layer stands for a list of it."""
+
+    layers: tuple[str | int, ...] | None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.layers, (str, int)):
+            object.__setattr__(self, "layers", (self.layers,))
+        super().__post_init__()
 
 
 def check_where(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from regaze.cli.options import spread
-from regaze.cli.pipelines import Call, Prompts, Seeds, Source, With, read_seeds
+from regaze.cli.pipelines import Call, Cell, Prompts, Seeds, Source, With, check_png, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
 
@@ -30,15 +30,10 @@ def compare(
     gif: Annotated[
         bool, typer.Option("--gif", help="Save an animation too, for pipelines that make videos.")
     ] = False,
-    cell: Annotated[
-        int | None, typer.Option(min=16, help="Longer side of a picture in the grid, in pixels.")
-    ] = None,
+    cell: Cell = None,
 ) -> None:
     """Paint the same prompts from the same noise under several conditions, side by side."""
-    if file.suffix.lower() != ".png":
-        raise ValueError(
-            f"--out must name a .png, got {file}: a grid's settings are kept inside it"
-        )
+    check_png(file)
     movie = file.with_suffix(".gif")
     check_place(file, *([movie] if gif else ()))
     asked = prompts.read()

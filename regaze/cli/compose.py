@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from regaze.cli.options import Json, spread
-from regaze.cli.pipelines import Call, Seeds, Source, With, read_seeds
+from regaze.cli.pipelines import Call, Cell, Seeds, Source, With, check_png, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
 
@@ -59,14 +59,11 @@ def compose(
     file: Annotated[Path, typer.Option("--out", "-o", help="File of the strip, a PNG.")] = Path(
         "composed.png"
     ),
-    cell: Annotated[
-        int | None, typer.Option(min=16, help="Longer side of a picture in the strip, in pixels.")
-    ] = None,
+    cell: Cell = None,
     as_json: Json = False,
 ) -> None:
     """Put an object into a picture under several conditions (default: primecomposer)."""
-    if file.suffix.lower() != ".png":
-        raise ValueError(f"--out must name a .png, got {file}: settings are kept inside it")
+    check_png(file)
     folder = file.with_suffix("")
     check_place(file, folder / "background")
     numbers, place, given = read_seeds(seeds), _box(box), call.arguments

@@ -10,7 +10,7 @@ import typer
 
 from regaze.cli.options import Json, spread
 from regaze.cli.pictures import read_picture
-from regaze.cli.pipelines import Seeds, Source, Steps, With, read_seeds
+from regaze.cli.pipelines import Cell, Seeds, Source, Steps, With, check_png, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
 
@@ -51,14 +51,11 @@ def edit(
     file: Annotated[Path, typer.Option("--out", "-o", help="File of the strip, a PNG.")] = Path(
         "edit.png"
     ),
-    cell: Annotated[
-        int | None, typer.Option(min=16, help="Longer side of a picture in the strip, in pixels.")
-    ] = None,
+    cell: Cell = None,
     as_json: Json = False,
 ) -> None:
     """Edit a picture by a second prompt under several conditions, and show what may change."""
-    if file.suffix.lower() != ".png":
-        raise ValueError(f"--out must name a .png, got {file}: settings are kept inside it")
+    check_png(file)
     if words and mask is not None:
         raise ValueError("give either --words or --mask: both say what may change")
     if prompt == edit_prompt:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from regaze.cli.noise import hush
-from regaze.cli.options import Json, exit_if_silent
+from regaze.cli.options import Json
 from regaze.cli.pipelines import With
-from regaze.cli.terminal import out, resumable, say
+from regaze.cli.terminal import resumable
+from regaze.cli.worlds import Denoising, Folder, Guidance, Split, Threads, report, set_up
 
 if TYPE_CHECKING:
     from regaze.evals.pictures.scorers import Scorer
@@ -19,9 +18,7 @@ if TYPE_CHECKING:
 
 def video(
     with_: With = None,
-    split: Annotated[
-        str, typer.Option(help="Split of the world: choose settings on validation, report test.")
-    ] = "validation",
+    split: Split = "validation",
     clips: Annotated[
         int, typer.Option(min=2, help="Clips to paint: the first so many of the split.")
     ] = 30,
@@ -41,10 +38,8 @@ def video(
             help="Flow that a method gets: exact (the clip's) or own (named in its spec)."
         ),
     ] = "exact",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 20,
-    guidance: Annotated[
-        float, typer.Option(help="Scale of classifier-free guidance; 1 turns it off.")
-    ] = 1.0,
+    steps: Denoising = 20,
+    guidance: Guidance = 1.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first clip's noise.")] = 0,
     controlnet: Annotated[
         Path | None, typer.Option(help="Folder of another ControlNet than the built-in one.")
@@ -58,31 +53,23 @@ def video(
             "frames, clip:model=DIR. Repeatable.",
         ),
     ] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Threads that torch computes on.")] = 1,
-    folder: Annotated[Path, typer.Option("--out", help="Directory of the run.")] = Path(
-        "runs/video"
-    ),
+    threads: Threads = 1,
+    folder: Folder = Path("runs/video"),
     as_json: Json = False,
 ) -> None:
     """Paint clips whose motion is known under several conditions, and measure them."""
-    import torch
-
     from regaze.evals.clips.study import run_video
     from regaze.evals.clips.task import PROMPTS, ClipSource
     from regaze.evals.outputs import check_place
     from regaze.evals.pictures import comparison
-    from regaze.evals.reports import tables
-    from regaze.evals.reports.report import REPORT, write_report
+    from regaze.evals.reports.report import REPORT
     from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
     from regaze.evals.runs.store import RUN
     from regaze.evals.sandbox.video import controlnet_path
     from regaze.evals.sandbox.video.pipeline import identity, load_pipeline
-    from regaze.evals.scoring.scored import as_json as scores_as_json
 
-    hush("transformers")
-    hush("diffusers")
-    torch.set_num_threads(threads)
+    set_up(threads)
     conditions = list(comparison.parse(with_ or ["none"]).values())
     source = ClipSource(split, clips, tuple(prompts or PROMPTS), frames, grain, seed)
     scorers = [_scorer(text) for text in scores or ()]
@@ -101,15 +88,7 @@ def video(
             progress=follow((controlnet or controlnet_path()).name),
             world=world,
         )
-    if scored is None:
-        return
-    write_report(folder / REPORT, [scored])
-    if as_json:
-        typer.echo(json.dumps(scores_as_json(scored.scores)))
-    else:
-        out.print(*map(tables.render, scored.scores))
-        say(f"Report: {folder / REPORT}")
-    exit_if_silent(scored.scores)
+    report(folder, scored, as_json)
 
 
 def _scorer(text: str) -> Scorer:

@@ -52,7 +52,7 @@ def heads_lvlm(
 ) -> None:
     """Find the heads that a method should act on, by PASTA's profiling or AD-HH's attribution."""
     from regaze.hooks.checks import check_choice
-    from regaze.interventions.base import parse
+    from regaze.interventions.parsing import parse
 
     spec = parse(method)
     ranked_by = by or ("attribution" if asked.benchmark == "chair" else "margin")

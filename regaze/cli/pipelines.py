@@ -29,6 +29,9 @@ With = Annotated[
         "--with", "-w", help="A condition: none, pag, softpag:u=0.5, or pag+softpag. Repeatable."
     ),
 ]
+Cell = Annotated[
+    int | None, typer.Option(min=16, help="Longer side of a picture in the PNG, in pixels.")
+]
 Seeds = Annotated[
     str,
     typer.Option(
@@ -226,6 +229,16 @@ class WorldPrompts(Prompts):
         if model not in PIPELINES:
             raise ValueError("--prompts is missing: which prompts should be painted?")
         return prompts.painting_world(self.split, self.subsets or SUBSETS, self.n_prompts)
+
+
+def check_png(file: Path) -> None:
+    """Check the name of a file of pictures, which keeps their settings inside.
+
+    Raises:
+        ValueError: It isn't a PNG's.
+    """
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--out must name a .png, got {file}: settings are kept inside it")
 
 
 def read_seeds(text: str) -> list[int]:

@@ -7,7 +7,17 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
+from asking import (
+    LONG,
+    SHORT,
+    Row,
+    answer,
+    answer_and_report,
+    ask,
+    assert_literal,
+    decoded,
+    logits,
+)
 from matrix import CONTRASTS, pairs
 from methods import LAYERS, Method
 from threads import together
@@ -31,28 +41,10 @@ ROWS: list[Row] = [(SHORT, [0]), (LONG, [1])]
 IMAGE_METHODS = ("vcd", "icd", "avisc", "m3id")
 
 
-@torch.no_grad()
-def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores behind the prompt, and ids and scores of greedy decoding."""
-    options = {"max_new_tokens": 4, "do_sample": False}
-    told = {"output_logits": True, "return_dict_in_generate": True}
-    prompt = model.model(**inputs).logits
-    made = model.model.generate(**inputs, **options, **told)
-    return prompt, made.sequences, torch.stack(made.logits)
-
-
 def check(model: Tiny, inputs: dict[str, Any], *specs: Intervention) -> None:
-    """Compare what is attached with its literal form."""
-    with attach(model.model, *specs, processor=model.processor) as attached:
-        prompt, ids, steps = run(model, inputs)
-    assert attached.report().fired
-    with literally(model, inputs, attached.specs):
-        prompt_literal, ids_literal, steps_literal = run(model, inputs)
-    error = 2e-5 * float(prompt_literal[prompt_literal.isfinite()].std())
-    torch.testing.assert_close(prompt, prompt_literal, rtol=0, atol=error)
-    assert torch.equal(ids, ids_literal)
-    torch.testing.assert_close(steps, steps_literal, rtol=0, atol=error)
-    assert not torch.equal(steps, run(model, inputs)[2])
+    """Compare what is attached with its literal form, and with nothing."""
+    steps = assert_literal(model, inputs, *specs, within=2e-5)
+    assert not torch.equal(steps, decoded(model, inputs)[2])
 
 
 @pairs(*CONTRASTS, families=FAMILIES)

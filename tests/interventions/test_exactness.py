@@ -2,52 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
-from asking import LONG, SHORT, ask, literally
+from asking import LONG, SHORT, ask, assert_literal, decoded, literally
 from matrix import EDITS, pairs
 from methods import LAYERS, SINKS, Method
-from tiny import FAMILIES, Tiny, tiny
+from tiny import FAMILIES, tiny
 
 from regaze.hooks import attach
-from regaze.interventions import PAI, VAF, VAR, VHR, Intervention
+from regaze.interventions import PAI, VAF, VAR, VHR
 
 FEW = ("llava", "qwen2_vl", "gemma3")  # MHA; GQA and M-RoPE; GQA, sliding and bidirectional
 PAIRED = tuple(family for family in FAMILIES if family not in ("instructblip", "mllama"))
 
 
-@torch.no_grad()
-def run(model: Tiny, inputs: dict[str, Any], tokens: int = 4) -> tuple[Any, Any, Any]:
-    """Logits of the prompt's rows, then ids and logits of greedy decoding."""
-    prompt = model.model(**inputs).logits
-    made = model.model.generate(
-        **inputs,
-        max_new_tokens=tokens,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    return prompt, made.sequences, torch.stack(made.logits)
-
-
-def check(model: Tiny, inputs: dict[str, Any], *specs: Intervention) -> None:
-    with attach(model.model, *specs, processor=model.processor) as attached:
-        prompt, ids, steps = run(model, inputs)
-    assert attached.report().fired
-    with literally(model, inputs, attached.specs):
-        prompt_literal, ids_literal, steps_literal = run(model, inputs)
-    error = 1e-5 * float(prompt_literal.std())
-    torch.testing.assert_close(prompt, prompt_literal, rtol=0, atol=error)
-    assert torch.equal(ids, ids_literal)
-    torch.testing.assert_close(steps, steps_literal, rtol=0, atol=error)
-
-
 @pairs(*EDITS)
 def test_fused_edits_equal_edited_maps(family: str, method: Method) -> None:
     model = tiny(family)
-    check(model, ask(model, (SHORT, [0])), method.acts)
+    assert_literal(model, ask(model, (SHORT, [0])), method.acts)
 
 
 @pairs(families=("llava", "qwen2_vl"))
@@ -65,12 +37,12 @@ def test_a_picture_at_the_very_end_equals_edited_maps_or_raises(
             attach(model.model, method.acts, processor=model.processor),
             pytest.raises(NotImplementedError, match="ends with its picture: put text behind it"),
         ):
-            run(model, begun)
+            decoded(model, begun)
         return
     with attach(model.model, method.acts, processor=model.processor) as attached:
-        edited = run(model, begun)
+        edited = decoded(model, begun)
     with literally(model, begun, attached.specs):
-        literal = run(model, begun)
+        literal = decoded(model, begun)
     for got, want in zip(edited, literal, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(literal[0].std()))
 
@@ -78,20 +50,20 @@ def test_a_picture_at_the_very_end_equals_edited_maps_or_raises(
 @pairs("vaf", "var", families=PAIRED)
 def test_several_images_equal_edited_maps(family: str, method: Method) -> None:
     model = tiny(family)
-    check(model, ask(model, (SHORT, [0, 1])), method.acts)
+    assert_literal(model, ask(model, (SHORT, [0, 1])), method.acts)
 
 
 @pairs(families=FEW)
 def test_edits_over_eager_attention_equal_edited_maps(family: str, method: Method) -> None:
     model = tiny(family, attn_implementation="eager")
-    check(model, ask(model, (SHORT, [1])), method.acts)
+    assert_literal(model, ask(model, (SHORT, [1])), method.acts)
 
 
 @pytest.mark.parametrize("family", FEW)
 @pytest.mark.parametrize("order", [("pai", "vaf"), ("vaf", "pai"), ("var", "pai"), ("pai", "var")])
 def test_row_edits_act_on_logits_in_the_order_given(family: str, order: tuple[str, str]) -> None:
     model = tiny(family)
-    check(model, ask(model, (SHORT, [0])), *(EDITS[name].acts for name in order))
+    assert_literal(model, ask(model, (SHORT, [0])), *(EDITS[name].acts for name in order))
 
 
 @torch.no_grad()
@@ -109,7 +81,7 @@ def test_the_order_of_row_edits_matters() -> None:
 def test_head_scaling_and_row_edits_compose(family: str) -> None:
     model = tiny(family)
     specs = VHR(layers=LAYERS), VAR(rho=0.45, p=0.8, **SINKS), PAI(alpha=0.5, layers=(1, 2))
-    check(model, ask(model, (LONG, [1])), *specs)
+    assert_literal(model, ask(model, (LONG, [1])), *specs)
 
 
 @pytest.mark.parametrize("method", ["vhr", "var"])
@@ -119,15 +91,15 @@ def test_head_scaling_within_the_sliding_window_equals_edited_maps(method: str) 
     for layer in model.model.get_decoder().layers:
         if layer.self_attn.sliding_window is not None:
             layer.self_attn.sliding_window = 64
-    check(model, ask(model, (SHORT, [0])), EDITS[method].acts)
+    assert_literal(model, ask(model, (SHORT, [0])), EDITS[method].acts)
 
 
 @pytest.mark.parametrize("size", [0.0, 1.0])
 def test_the_extremes_equal_edited_maps(size: float) -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
-    check(model, inputs, VAF(enhance=2 * size, suppress=0, layers=LAYERS))
-    check(model, inputs, PAI(alpha=-1 + 3 * size, layers=LAYERS))
+    assert_literal(model, inputs, VAF(enhance=2 * size, suppress=0, layers=LAYERS))
+    assert_literal(model, inputs, PAI(alpha=-1 + 3 * size, layers=LAYERS))
     if size:
-        check(model, inputs, VAR(rho=0.45, p=1, **SINKS))
-        check(model, inputs, VHR(alpha=0, layers=LAYERS))
+        assert_literal(model, inputs, VAR(rho=0.45, p=1, **SINKS))
+        assert_literal(model, inputs, VHR(alpha=0, layers=LAYERS))

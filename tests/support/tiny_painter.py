@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from torch import Tensor
 
 from regaze.evals.pictures import pipelines
 from regaze.evals.pictures.pipelines import LoadedPipeline
 from regaze.evals.sandbox.painting import build
+from regaze.hooks import attach
 
 CALL = {"num_inference_steps": 2, "guidance_scale": 2.0}
 """Arguments for a picture in a blink."""
@@ -58,6 +60,22 @@ def fresh() -> LoadedPipeline:
 def shared() -> LoadedPipeline:
     """A copy that whoever uses it leaves as it was."""
     return fresh()
+
+
+def paint(prompt: Any, *specs: Any, **call: Any) -> Tensor:
+    """The latents that the shared copy makes of one noise under interventions.
+
+    Args:
+        prompt: A prompt, or several.
+        specs: The interventions.
+        call: Arguments of the pipeline's call.
+    """
+    pipe: Any = shared().pipeline
+    generator = torch.Generator().manual_seed(0)
+    with attach(pipe, *specs):
+        latents = pipe(prompt, generator=generator, output_type="latent", **call)[0]
+    assert isinstance(latents, Tensor)
+    return latents
 
 
 _HOLDERS: list[tempfile.TemporaryDirectory[str]] = []

@@ -9,17 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from diffusers import ControlNetModel, DiffusionPipeline, MotionAdapter
 
 from regaze.evals.sandbox.painting import painter_path
-from regaze.evals.sandbox.painting.stages import Plan
+from regaze.evals.sandbox.painting.stages import Plan, Stage
 from regaze.evals.sandbox.painting.train import finish, write_log
 from regaze.evals.sandbox.video.controlnet import ControlNetStage
 from regaze.evals.sandbox.video.motion import MotionStage, adapter_of
+
+_S = TypeVar("_S", bound=Stage)
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,7 @@ def train(folder: Path, schedule: Schedule, compiled: bool = True) -> None:
     Raises:
         ValueError: ``folder`` holds the state of another run.
     """
-    states = folder / "training"
-    states.mkdir(parents=True, exist_ok=True)
-    painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
-    stage = ControlNetStage(painter, schedule.plan, schedule.seed, schedule.scenes, compiled)
-    finish(stage, states)
-    stage.take_means()
-    export(stage.controlnet, folder)
-    write_log(stage.log, folder)
-    shutil.rmtree(states)
+    _train(ControlNetStage, lambda stage: stage.controlnet, folder, schedule, compiled)
 
 
 def train_motion(folder: Path, schedule: Schedule, compiled: bool = False) -> None:
@@ -73,13 +69,23 @@ def train_motion(folder: Path, schedule: Schedule, compiled: bool = False) -> No
     Raises:
         ValueError: ``folder`` holds the state of another run.
     """
+    _train(MotionStage, lambda stage: adapter_of(stage.unet), folder, schedule, compiled)
+
+
+def _train(
+    kind: Callable[[Any, Plan, int, int, bool], _S],
+    model_of: Callable[[_S], ControlNetModel | MotionAdapter],
+    folder: Path,
+    schedule: Schedule,
+    compiled: bool,
+) -> None:
     states = folder / "training"
     states.mkdir(parents=True, exist_ok=True)
     painter = DiffusionPipeline.from_pretrained(painter_path("painter-unet"))
-    stage = MotionStage(painter, schedule.plan, schedule.seed, schedule.scenes, compiled)
+    stage = kind(painter, schedule.plan, schedule.seed, schedule.scenes, compiled)
     finish(stage, states)
     stage.take_means()
-    export(adapter_of(stage.unet), folder)
+    export(model_of(stage), folder)
     write_log(stage.log, folder)
     shutil.rmtree(states)
 

@@ -86,6 +86,30 @@ class Case:
         assert torch.equal(self.run(), self.plain)
 
 
+class Lines:
+    """Counts the lines of the engine that run, and interrupts at one of them."""
+
+    def __init__(self) -> None:
+        self.count, self.at = 0, -1
+
+    def begin(self) -> None:
+        self.count = 0
+        sys.settrace(self._call)
+
+    def end(self) -> None:
+        sys.settrace(None)
+
+    def _call(self, frame: FrameType, event: str, arg: Any) -> Any:
+        return self._line if frame.f_code.co_filename.startswith(PACKAGE) else None
+
+    def _line(self, frame: FrameType, event: str, arg: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self.at:
+                raise KeyboardInterrupt
+        return self._line
+
+
 def every_case(*families: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(
         ("family", "method"), [(family, method) for family in families for method in SPECS]
@@ -123,61 +147,36 @@ def test_interrupts_at_every_module_leave_nothing(family: str, method: str) -> N
 @every_case("sd", "sd3")
 def test_interrupts_at_any_line_leave_nothing(family: str, method: str) -> None:
     case = Case(family, method)
-    count, at = [0], [-1]
+    lines = Lines()
 
-    def line(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            count[0] += 1
-            if count[0] == at[0]:
-                raise KeyboardInterrupt
-        return line
-
-    def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
-
-    def begin() -> None:
-        count[0] = 0
-        sys.settrace(trace)
-
-    case.interrupted(begin, lambda: sys.settrace(None))
-    lines = count[0]
-    for point in random.Random(0).sample(range(1, lines + 1), 12):
-        at[0] = point
-        case.interrupted(begin, lambda: sys.settrace(None))
-        assert count[0] >= point
+    case.interrupted(lines.begin, lines.end)
+    for point in random.Random(0).sample(range(1, lines.count + 1), 12):
+        lines.at = point
+        case.interrupted(lines.begin, lines.end)
+        assert lines.count >= point
 
 
 @every_case("sd")
 def test_interrupts_while_attaching_and_detaching_leave_nothing(family: str, method: str) -> None:
     case = Case(family, method)
-    count, at = [0], [-1]
-
-    def line(frame: FrameType, event: str, arg: Any) -> Any:
-        if event == "line":
-            count[0] += 1
-            if count[0] == at[0]:
-                raise KeyboardInterrupt
-        return line
-
-    def trace(frame: FrameType, event: str, arg: Any) -> Any:
-        return line if frame.f_code.co_filename.startswith(PACKAGE) else None
+    lines = Lines()
 
     def both() -> None:
-        attached, count[0] = None, 0
+        attached = None
         try:
-            sys.settrace(trace)
+            lines.begin()
             attached = regaze.attach(case.pipe, case.spec)
             attached.detach()
         except KeyboardInterrupt:
             pass
         finally:
-            sys.settrace(None)
+            lines.end()
         if attached is not None:
             attached.detach()
 
     both()
-    for point in random.Random(0).sample(range(1, count[0] + 1), 60):
-        at[0] = point
+    for point in random.Random(0).sample(range(1, lines.count + 1), 60):
+        lines.at = point
         both()
         assert case.state() == case.before
     assert torch.equal(case.run(), case.plain)

@@ -37,13 +37,8 @@ def differ(one: Tensor, other: Tensor) -> float:
 
 
 def paint(*specs: Any, prompt: Any = PROMPT, **more: Any) -> Tensor:
-    pipe = tiny_painter.shared().pipeline
-    call = {"num_inference_steps": 4, "output_type": "latent", "guidance_scale": 2.0, **more}
-    generator = torch.Generator().manual_seed(0)
-    with regaze.attach(pipe, *specs):
-        latents = pipe(prompt, generator=generator, **call)[0]
-    assert isinstance(latents, Tensor)
-    return latents
+    call = {"num_inference_steps": 4, "guidance_scale": 2.0, **more}
+    return tiny_painter.paint(prompt, *specs, **call)
 
 
 # -- formulas ----------------------------------------------------------------------------------

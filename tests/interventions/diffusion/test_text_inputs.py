@@ -24,13 +24,8 @@ def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def paint(*specs: Any, prompt: Any = PROMPT, **more: Any) -> Tensor:
-    pipe = tiny_painter.shared().pipeline
-    call = {"num_inference_steps": 2, "output_type": "latent", "guidance_scale": 1.0, **more}
-    generator = torch.Generator().manual_seed(0)
-    with regaze.attach(pipe, *specs):
-        latents = pipe(prompt, generator=generator, **call)[0]
-    assert isinstance(latents, Tensor)
-    return latents
+    call = {"num_inference_steps": 2, "guidance_scale": 1.0, **more}
+    return tiny_painter.paint(prompt, *specs, **call)
 
 
 def embedded(text: str) -> dict[str, Tensor]:
