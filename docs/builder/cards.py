@@ -93,6 +93,10 @@ def _cost(cls: type[Intervention]) -> Iterator[str]:
     yield ""
     yield from [f"- {line}" for line in lines] or ["Not measured by itself yet."]
     yield ""
+    if results.language(cls.name) and (made := _spec(cls)) and not made.shares_prefix:
+        yield "Much of POPE's time is the picture's: the unedited model reads a picture once for"
+        yield "its six questions, and with this method it is read again for each."
+        yield ""
     if pages.costs(cls):
         yield "Times are relative to the unedited model: [benchmarks](../../benchmarks/README.md)."
         yield ""

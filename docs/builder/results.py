@@ -14,6 +14,7 @@ _METRICS = {
     "chair": {"chair_i": "CHAIR_i", "recall": "recall"},
 }
 _LONGEST = 70
+_NOTHING = "0.0"
 _DOCS = ROOT / "docs"
 
 
@@ -110,7 +111,8 @@ def losses(name: str) -> list[str]:
             change = (table["rows"].get(label, {}).get("changes") or {}).get(metric)
             if change and change["delta"] is not None:
                 p = change["p"] if change["p_holm"] is None else change["p_holm"]
-                if p < 0.05 and change["delta"] * way < 0:
+                lost = change["delta"] * way < 0 and _signed(change["delta"]) != _NOTHING
+                if p < 0.05 and lost:
                     title = _METRICS[table["task"]][metric]
                     found.append(f"{title} {_points(change)} ({_title(table)})")
     return found
@@ -126,11 +128,11 @@ def _short(label: str) -> str:
 
 
 def _points(change: Mapping[str, float]) -> str:
-    sign = "" if change["low"] <= 0 <= change["high"] else "*"
     delta, low, high = (_signed(change[name]) for name in ("delta", "low", "high"))
+    sign = "" if change["low"] <= 0 <= change["high"] or delta == _NOTHING else "*"
     return f"{delta} [{low}, {high}]{sign}"
 
 
 def _signed(share: float) -> str:
     number = f"{100 * share:+.1f}"
-    return "0.0" if number in ("+0.0", "-0.0") else number
+    return _NOTHING if number in ("+0.0", "-0.0") else number

@@ -46,9 +46,9 @@ class AStar(ConceptUpdate):
     Attributes:
         segregation: Weight of L_seg; 1 in the paper.
         retention: Weight of L_ret; 1 in the paper.
-        threshold: What belongs to B: places above this share of the way from a map's smallest to
+        threshold: B's bound: places above this share of the way from a map's smallest to
             its largest value, or "otsu". Half, because the paper shows B as a map's bright region.
-        masks: Where the maps that B is made of come from: the denoiser's own pass, "after" the
+        masks: Source of the maps that B is made of: the denoiser's own pass, "after" the
             update, which costs next to nothing and is what is denoised; or the gradient pass,
             "before" it, as a plain reading of the paper's algorithm has it.
         layout: Masks to use for B in all steps, the paper's layout mode: per concept rows of

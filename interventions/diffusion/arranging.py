@@ -27,8 +27,8 @@ class Arranged:
         background: RGB, of the picture's size.
         reference: The thing at its place, on the background's mean colour.
         pasted: The thing pasted into the background.
-        mask: Which pixels are the thing's, "H W" bool.
-        region: Which pixels lie in the box, "H W" bool.
+        mask: The thing's pixels, "H W" bool.
+        region: The box's pixels, "H W" bool.
     """
 
     background: Image.Image
@@ -90,9 +90,9 @@ def arrange(
         method: Whose messages they are.
         background: RGB.
         thing: RGB or RGBA.
-        mask: Where the thing is in its picture, a box or a path; None for where it isn't
+        mask: The thing's place in its picture, a box or a path; None for where it isn't
             transparent.
-        box: Where it goes, in shares of the background: as large as fits, in the middle. None
+        box: Its place in shares of the background: as large as fits, in the middle. None
             leaves it where it is, in a picture of the background's proportions.
         size: Width and height of the picture to make.
 

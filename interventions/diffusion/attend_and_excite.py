@@ -41,7 +41,7 @@ class AttendAndExcite(ConceptUpdate):
         refine: At which shares of the steps latents are moved until every peak is at least how
             high: ``{0: 0.05, 0.2: 0.5, 0.4: 0.8}``, the code's steps 0, 10 and 20 of 50; also
             written ``"0:0.05+0.2:0.5+0.4:0.8"``, which is how it is kept. Empty: never.
-        refinements: How often at most in one step.
+        refinements: Most updates in one step.
     """
 
     name: ClassVar[str] = "attend_and_excite"

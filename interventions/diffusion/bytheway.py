@@ -56,7 +56,7 @@ class ByTheWay(ByLayers):
         alpha: Share of up_blocks.1's map; 0 leaves that out.
         beta: Factor of the high band; 1 leaves it to the energy alone.
         tau: Half width of the high band; a clip must have 2 tau + 2 frames.
-        layers: Where: temporal self-attention; by default all of it in up_blocks.1, 2 and 3.
+        layers: Temporal self-attention to edit; by default all of it in up_blocks.1, 2 and 3.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends: the first fifth, as in the code.
     """
@@ -176,8 +176,8 @@ class ByTheWay(ByLayers):
         Args:
             own: The layer's, every place of every row.
             first: Those that lead, of the same shape.
-            branches: How many branches of guidance there are, one after the other.
-            cond: Which is the conditional one.
+            branches: Number of branches of guidance, one after the other.
+            cond: The number of the conditional one.
             rows: Rows of the denoiser's batch.
 
         Raises:

@@ -19,8 +19,8 @@ class Inverted:
         background: "T+1 C H W", the noisiest first.
         reference: The same, of the object at its place.
         pasted: The same, of the object pasted into the background; None unless it is needed.
-        mask: Which latents are the object's, "H W" bool.
-        region: Which lie in the box, "H W" bool.
+        mask: The object's latents, "H W" bool.
+        region: The box's latents, "H W" bool.
     """
 
     background: Tensor

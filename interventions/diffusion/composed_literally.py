@@ -32,7 +32,7 @@ def composed(spec: Any, pipeline: Any, running: Manner) -> Iterator[None]:
     Args:
         spec: A resolved `regaze.interventions.PrimeComposer`.
         pipeline: A diffusers pipeline with nothing attached.
-        running: How it will be called.
+        running: The run that is to come.
     """
     if not spec.acts:
         yield

@@ -91,7 +91,7 @@ def infused(
         query: "B H N D".
         key: The same.
         value: The same.
-        prior: What was read of the same rows and tokens.
+        prior: The reading of the same rows and tokens.
         subject: Its tokens.
     """
     inside, outside = subject

@@ -38,7 +38,7 @@ def concept_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
 
     Args:
         maps: "F R C T", mean attention over layers and heads.
-        columns: Which of T are what.
+        columns: The kinds of the T columns.
         sharpen: Factor before the softmax over the inner columns; 0 leaves the maps as they are.
         sigma: Width of the 3 x 3 blur; 0 doesn't blur.
     """

@@ -35,15 +35,16 @@ class ConceptUpdate(ByLayers):
             concept, all its tokens together), or "auto" for the prompt's nouns. One list for all
             prompts, or a list per prompt: ``[["cat", "frog"], [2, [5, 6]]]``, where an inner list
             is a concept of several columns. Empty: a no-op.
-        absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
-        layers: Where maps are read: parts of module paths as in diffusers ("up_blocks.1", "mid";
-            regular expressions work) or in joint attention numbers ("L7"), all of one resolution.
-            By default, in a U-Net, the layers whose grid is nearest to a quarter of the latents'
-            at the model's own size: 16 x 16 in Stable Diffusion, as in both papers, 32 x 32 in
-            SDXL. In a transformer the second half of the blocks; FLUX's double ones, 9 to 18.
+        absent: The answer to a prompt that lacks one of the words: "raise", or "skip" it.
+        layers: Layers whose maps are read: parts of module paths as in diffusers ("up_blocks.1",
+            "mid"; regular expressions work) or in joint attention numbers ("L7"), all of one
+            resolution. By default, in a U-Net, the layers whose grid is nearest to a quarter of the
+            latents' at the model's own size: 16 x 16 in Stable Diffusion, as in both papers,
+            32 x 32 in SDXL. In a transformer the second half of the blocks; FLUX's double ones, 9
+            to 18.
         encoder: Whose columns are read in SD3, whose text stream has both: "clip", "t5" or "both".
             Others have one. CLIP's by default: T5's is optional there.
-        cut: Where the tokens end that compete for attention: before the "last" column, as in
+        cut: End of the tokens that compete for attention: before the "last" column, as in
             Attend-and-Excite's code for Stable Diffusion 1, or before the end token, "eos", as in
             its branch for Stable Diffusion 2. By default "eos" for text encoders that pad with
             another token than that (Stable Diffusion 2, T5), else "last".

@@ -55,10 +55,10 @@ class ConsistEdit(ByLayers):
     """Consistent edits in joint attention.
 
     Attributes:
-        words: What may be edited: words of the source prompt, one or several (``"hat"``), in a list
-            of lists those of each edit; or columns of the text, by numbers. "auto" are the words
+        words: Editable words of the source prompt, one or several (``"hat"``), in a list of lists
+            those of each edit; or columns of the text, by numbers. "auto" are the words
             that the edit prompt doesn't hold. Not used where ``mask`` says it.
-        mask: What may be edited: a file (.npy, or a picture, light inside), an array (rows,
+        mask: The editable part: a file (.npy, or a picture, light inside), an array (rows,
             columns) with the picture's proportions; of a clip also (frames, rows, columns); a list
             of files or arrays, one for each edit of a batch; or "all".
         strength: Consistency strength: in this share of the steps all queries and keys are the
@@ -67,12 +67,12 @@ class ConsistEdit(ByLayers):
             file; without it, the source is painted beside the edit. A mask that was read with them
             is used.
         threshold: Share of a map's range from which on a token belongs to the words.
-        region: Whether the "inside" of words or mask may be edited, or the "outside".
+        region: The side of words or mask that may be edited, "inside" or "outside".
         rounds: Edits of a source, each made of the one before: a batch holds ``rounds + 1`` prompts
             for each.
-        over: What attention to words is a share of: all "joint" columns, or the "text"'s alone. By
+        over: Columns whose attention sums to 1: all "joint" ones, or the "text"'s alone. By
             default the code's for the model: text alone in CogVideoX.
-        layers: Where: numbers or parts of paths, joint or self-attention; by default every joint
+        layers: Layers: numbers or parts of paths, joint or self-attention; by default every joint
             attention, in FLUX that of the single blocks.
     """
 

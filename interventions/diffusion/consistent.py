@@ -42,9 +42,9 @@ class _State:
     Attributes:
         seen: Attention to the words.
         mean: Its mean over the steps before.
-        free: What may be edited, by grid: "E N" bool, for each edit of the batch, in its order.
-        began: Whether its first pass was checked.
-        last: What the last call gave, of which the sources' rows are unedited.
+        free: Editable tokens, by grid: "E N" bool, for each edit of the batch, in its order.
+        began: True if its first pass was checked.
+        last: The last call's output, of which the sources' rows are unedited.
     """
 
     seen: Running = field(default_factory=Running)

@@ -52,10 +52,10 @@ def shares(call: Call, rows: Attended, which: Tensor, members: Tensor, over: str
 
     Args:
         call: A call of joint attention.
-        rows: What its rows are made of.
+        rows: The source of its rows.
         which: Their numbers in the call's batch, "S".
         members: "S T", 1 for a row's words among the T tokens of the text, else 0.
-        over: What a row's map sums to 1 over: the "joint" columns, or those of the "text" alone.
+        over: Columns whose attention sums to 1: the "joint" ones, or those of the "text" alone.
     """
     image, text = call.image(), call.text()
     query, members = rows.query[:, :, image], members.to(rows.query.device)
@@ -107,7 +107,7 @@ class Running:
     """The mean of `shares` over all calls so far, "S N".
 
     Attributes:
-        calls: How many.
+        calls: Number of calls.
     """
 
     def __init__(self) -> None:

@@ -158,7 +158,7 @@ class Recorder(Work):
 
     Attributes:
         words: Words of every prompt, or a list of them for each; none: attention isn't read.
-        into: Where it goes.
+        into: The place that it goes to.
         over: See `regaze.interventions.diffusion.edit_mask.shares`.
         members: "S T", which columns hold the words.
     """
@@ -225,7 +225,7 @@ def recorded(pipeline: Any, words: Any = ()) -> Iterator[Recording]:
 
     Args:
         pipeline: A diffusers pipeline with joint attention.
-        words: What will be edited: words of the prompt, or column numbers of its text; or a list of
+        words: Words of the prompt that will be edited, or column numbers of its text; or a list of
             them for each prompt. Without them only latents are kept.
 
     Raises:

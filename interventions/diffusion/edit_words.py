@@ -31,7 +31,7 @@ def check_pairs(prompts: int, chain: int) -> None:
     """Check that a batch holds as many prompts for each source.
 
     Args:
-        prompts: How many it holds.
+        prompts: Number of prompts that it holds.
         chain: A source and its edits, together.
 
     Raises:

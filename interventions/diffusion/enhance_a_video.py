@@ -58,9 +58,9 @@ class EnhanceAVideo(ByLayers):
     Attributes:
         weight: Added to the number of frames in the factor. By default the code's for Wan,
             CogVideoX and HunyuanVideo; other models must be given one. Short clips need less.
-        per: What shares a factor: each sample has its own ("item"), or one for the whole call
+        per: The extent of a factor: each sample has its own ("item"), or one for the whole call
             ("call"), as in the code.
-        layers: Where, as in `Guided.layers`; by default all temporal attention of a model that has
+        layers: Layers, as in `Guided.layers`; by default all temporal attention of a model that has
             some, else all layers of self- and joint attention.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends; all steps by default, as in the code.

@@ -56,7 +56,7 @@ class FlowWarp(ByLayers):
             which is kept in a cache under its hash. Any size of the pictures' shape will do.
         weight: Share of the warped map where something moves, in [0, 1]; 0 is a no-op, whatever
             ``static`` says. Half by default, because the patent combines both maps.
-        layers: Where: numbers, "L7" or parts of module paths, as for guidance. By default the
+        layers: Layers: numbers, "L7" or parts of module paths, as for guidance. By default the
             self-attention of a U-Net's up blocks, or the second half of a transformer's layers.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
@@ -64,9 +64,9 @@ class FlowWarp(ByLayers):
             half of its pixels do. None: all tokens count as moving.
         static: The map of tokens that don't move: that of the frame before ("previous", because
             the paper claims a background without flicker), or their own ("own").
-        axis: What is warped: where a row looks from ("query"), or its columns too, renormalised
+        axis: The warped axis: where a row looks from ("query"), or its columns too, renormalised
             ("both").
-        recursive: Whether the map that is warped is the edited one of the frame before, so that
+        recursive: True if the map that is warped is the edited one of the frame before, so that
             what the first frame sees reaches the last one within a step. Exact, without stored
             maps, for (F - 1) / 2 more runs of the kernel over all F frames in place of one.
     """

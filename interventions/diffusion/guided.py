@@ -24,14 +24,14 @@ class Guided(ByLayers):
 
     Attributes:
         scale: Weight of the difference; 0 is a no-op. 3 in the PAG and SEG papers' experiments.
-        layers: Where: numbers (``[7, 8]``), "L7", or parts of module paths as in diffusers ("mid",
+        layers: Layers: numbers (``[7, 8]``), "L7", or parts of module paths as in diffusers ("mid",
             "up_blocks.1", "blocks.13"; regular expressions work); `regaze.hooks.diffusion.sites`
             lists them. By default the middle block of a U-Net, as in the PAG paper and in
             diffusers, and of a transformer the layer at 9/24 of its depth, which is the one that
             arXiv 2506.10978 sweeps in SD3.
         start: Share of the sampling steps at which the guidance begins.
         stop: Share of the sampling steps at which it ends; all steps by default, as in the papers.
-        adaptive: What the scale loses per timestep, as in diffusers:
+        adaptive: Loss of the scale per timestep, as in diffusers:
             ``max(0, scale - adaptive (1000 - t))``.
     """
 

@@ -44,11 +44,11 @@ def invert(
 
     Args:
         pipeline: That of a flow model, with a `FlowMatchEulerDiscreteScheduler`; left as it was.
-        prompt: What the pictures show, one for each.
+        prompt: The pictures' descriptions, one for each.
         image: The pictures, as the pipeline's image processor takes them: PIL pictures whose sides
             are multiples of what it needs.
         latents: Or what the pipeline would decode to them, in the form of its own ``latents``.
-        words: What will be edited; see `recorded`.
+        words: The part that will be edited; see `recorded`.
         **call: Arguments of the pipeline's call: ``num_inference_steps``,
             ``max_sequence_length``, ... By default guidance is off, as in the code.
 

@@ -38,7 +38,7 @@ class PAG(Guided):
     """Perturbed-attention guidance.
 
     Attributes:
-        variant: What the identity covers in joint attention: the whole map ("joint"), or its
+        variant: Part of joint attention that the identity covers: the whole map ("joint"), or its
             image-image block alone ("image"). The same in image self-attention, where there is no
             text.
     """

@@ -46,10 +46,10 @@ class PARO(ByLayers):
     Attributes:
         plan: The calibration's file, from ``regaze discover paro``.
         digest: The first 16 digits of the file's SHA-256, filled in when the spec is resolved.
-        layers: Where, as in `Guided.layers`, of those that were calibrated; by default all of them.
+        layers: Some of the calibrated layers, as in `Guided.layers`; by default all of them.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
-        kernel: What computes the blocks, as in `RadialAttention`.
+        kernel: The kernel of the blocks, as in `RadialAttention`.
     """
 
     name: ClassVar[str] = "paro"

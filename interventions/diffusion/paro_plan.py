@@ -66,7 +66,7 @@ class Plan:
     """A calibration.
 
     Attributes:
-        identity: Which model it is of.
+        identity: The model that it is of.
         grid: Frames, rows and columns of the picture's tokens.
         steps: Sampling steps.
         size: Tokens of a block.
@@ -75,7 +75,7 @@ class Plan:
         masks: By layer: "groups heads bytes", `packed` from "groups heads R R" for the R blocks
             that the picture fills.
         digest: SHA-256 of its file, the first 16 digits.
-        parts: What each layer's last call was given, and for what.
+        parts: Each layer's last part, and the call that it was for.
     """
 
     identity: Identity

@@ -41,9 +41,9 @@ class Rule:
         density: Share of the blocks that are kept; the paper's are 0.5, 0.3 and 0.2.
         size: Tokens of a block, the paper's 64.
         small: Below which a weight is small, the paper's example.
-        share: How much of a block's weights must be small for the block to be.
+        share: The share of a block's weights that must be small for the block to be.
         alpha: Weight of sparsity against evenness.
-        orders: Which orders are tried.
+        orders: The orders to try.
     """
 
     density: float = 0.5
@@ -70,14 +70,14 @@ class Survey(Work):
     """Looks at the maps of a pipeline's own branches.
 
     Attributes:
-        rule: How it is chosen.
+        rule: The rule of the choice.
         chosen: By layer: each head's order, in the second survey; None in the first.
         grids: Sizes of the clips that were seen.
         steps: Numbers of steps of the runs that were seen.
         scores: First survey, by layer, of each call: share of small blocks and unevenness, as
             "orders 2 heads".
         sums: Second survey, by layer and group: "heads R R" sums of a block's weights.
-        counts: How many maps these are of.
+        counts: Number of maps behind these.
     """
 
     counted: ClassVar[bool] = False
@@ -144,7 +144,7 @@ def best_orders(scores: Tensor, rule: Rule) -> list[str]:
 
     Args:
         scores: "orders 2 heads", means of what the first survey saw.
-        rule: How it is chosen.
+        rule: The rule of the choice.
     """
     dense, uneven = 1 - scores[:, 0], scores[:, 1]
     shares = [x / x.sum(0).clamp(min=1e-12) for x in (dense, uneven)]

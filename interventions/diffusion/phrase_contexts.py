@@ -19,7 +19,7 @@ class Aligned:
     """A phrase in its prompt.
 
     Attributes:
-        columns: Where its tokens are in the prompt, once for each time that it occurs.
+        columns: Places of its tokens in the prompt, once for each time that it occurs.
         embeddings: Its own "tokens C".
     """
 

@@ -58,23 +58,23 @@ class PrimeComposer(Intervention):
         background: A picture's path, a PIL image, or an array "H W 3" of bytes; both are kept in a
             file under their hash.
         object: The same, of what to put there; it may be transparent elsewhere.
-        mask: Where the object is in its picture: a mask of the picture's size (an array, .npy or
+        mask: The object's place in its picture: a mask of the picture's size (an array, .npy or
             an image), or a box. By default where it isn't transparent.
-        box: Where it goes: (left, top, right, bottom) in shares of the background, as large as
+        box: Its place: (left, top, right, bottom) in shares of the background, as large as
             fits. By default it stays where it is.
-        subject: What the prompt calls it: its words, or columns of the text; None leaves
+        subject: The prompt's name for it: its words, or columns of the text; None leaves
             cross-attention as it is.
         domain: "same" for a photograph in a photograph: then the first latents are those of the
             pasted picture; "cross" else.
         correlate: Share of the steps with infused logits.
         keep: Share of the steps with the background's latents outside of the box.
         paste: Share of the steps with the background's latents outside of the object.
-        initial: Whether latents begin as described; else as noise.
-        around: What lies around the latents of the object in the second run beside: its "reference"
+        initial: True if latents begin as described; else as noise.
+        around: Surroundings of the object's latents in the second run beside: its "reference"
             as in the code, or the "background".
         invert: Under what prompt pictures are inverted: "exceptional" or "empty".
-        refine: How often each step of the inversion is solved again.
-        layers: Which self-attention; by default all.
+        refine: Number of times that each step of the inversion is solved again.
+        layers: Layers of self-attention; by default all.
         latents: Inverted latents in place of pictures: ``{"background": (steps + 1, C, H, W),
             "object": ...}`` and for the same domain "pasted", at the pipeline's own levels and
             scale, which are kept in a file; or such a safetensors file. Then ``mask`` is the

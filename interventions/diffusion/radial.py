@@ -60,14 +60,14 @@ class RadialAttention(ByLayers):
     Attributes:
         decay: Factor of the window. By default the scripts' for Wan (0.2) and HunyuanVideo (0.95);
             other models must be given one.
-        sink: Whether all tokens see all of the first frame; by default as in the code for
+        sink: True if all tokens see all of the first frame; by default as in the code for
             HunyuanVideo (no), and as in the paper elsewhere.
-        dense_layers: How many of the first layers stay dense; by default 1 for Wan, else 0.
-        layers: Where, as in `Guided.layers`; by default all layers of self- and joint attention.
+        dense_layers: Number of first layers that stay dense; by default 1 for Wan, else 0.
+        layers: Layers, as in `Guided.layers`; by default all layers of self- and joint attention.
         start: Share of the sampling steps before which attention is dense; 12 of the scripts' 50.
         stop: Share of the sampling steps at which it ends.
         block: Tokens of a block, the code's 128.
-        kernel: What computes the blocks: "gather" (the stock kernel over gathered keys), "flex"
+        kernel: The kernel of the blocks: "gather" (the stock kernel over gathered keys), "flex"
             (FlexAttention, compiled at the first call of each shape), or "auto": flex on CUDA.
     """
 
@@ -192,7 +192,7 @@ def block_mask(
         places: Tokens of a frame.
         total: Tokens in all, with text and padding.
         decay: Factor of the window.
-        sink: Whether the first frame is seen by all.
+        sink: True if the first frame is seen by all.
         size: Tokens of a block.
     """
     covered = -(-places // size)

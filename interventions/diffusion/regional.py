@@ -28,7 +28,7 @@ class Group(NamedTuple):
     """Tokens of the picture in the same regions.
 
     Attributes:
-        rows: Which tokens.
+        rows: The tokens' places.
         regions: The regions that they are in.
         mates: Tokens of the picture that they may see.
     """

@@ -77,8 +77,8 @@ class Regions(Intervention):
             apart; in the others every token sees every region's prompt.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends: 10 of 24 in the code's examples.
-        overlap: What tokens in several regions read: the prompts of "all" of them, as in the code,
-            or of the "first" or the "last" one; by default regions that overlap raise.
+        overlap: Prompts that tokens in several regions read: those of "all", as in the code, or
+            of the "first" or the "last" one; by default regions that overlap raise.
     """
 
     name: ClassVar[str] = "regions"

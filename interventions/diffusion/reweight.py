@@ -51,12 +51,12 @@ class Reweight(ByLayers):
             of 1 is a no-op.
         how: "values" or "logits"; by default "values" in models with cross-attention, "logits" in
             those with joint attention.
-        absent: What happens if a prompt lacks one of the words: "raise", or "skip" it.
+        absent: The answer to a prompt that lacks one of the words: "raise", or "skip" it.
         maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
         windows: Shares of the sampling steps from and to which single words are scaled, within
             ``start`` and ``stop``: ``{"red": [0.2, 0.5]}``; before and after, a word is as it
             would be, with ``maps="first"`` in its prompt's own map.
-        layers: Where: parts of module paths or numbers of joint attention; all by default.
+        layers: Layers: parts of module paths or numbers of joint attention; all by default.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
     """

@@ -20,7 +20,7 @@ class Skipping(Guidance):
     """Guidance away from a branch with blocks left out.
 
     Attributes:
-        strict: Whether step i of N acts if ``start N < i < stop N``, so that the first step never
+        strict: True if step i of N acts if ``start N < i < stop N``, so that the first step never
             does: diffusers' rule.
     """
 

@@ -52,8 +52,8 @@ class SoftPAG(Guided):
     Attributes:
         u: Strength of the perturbation, in [0, 1]; 0 is a no-op. The paper's figures use 0.2 to 1;
             it recommends 0.5 for heads that were found with 1.
-        target: What the heads are perturbed towards.
-        heads: Which heads: ``{"L18": [11], "L0": [17]}``, or in the paper's notation
+        target: The map that heads are perturbed towards.
+        heads: The heads: ``{"L18": [11], "L0": [17]}``, or in the paper's notation
             ``"L18H11+L0H17"``, which is how it is kept. ``{"L18": {"11": 0.3}}`` and
             ``"L18H11*0.3"`` give a head its own u. All heads of ``layers`` by default.
         tau: Temperature, with ``target="temperature"``: above 1 flattens, below 1 sharpens.

@@ -42,9 +42,9 @@ class Sparse(Work):
     """Attention to a part of each call's map, in the pipeline's own branches.
 
     Attributes:
-        part: Which part.
-        kernel: What computes it.
-        meter: What it was worth.
+        part: The part that is computed.
+        kernel: The kernel that computes it.
+        meter: Keeps its density, error and time.
         fits: Raises if a denoiser isn't the one that the part is chosen for.
         seen: Denoisers that fit.
     """

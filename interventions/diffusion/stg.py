@@ -47,7 +47,7 @@ class STG(Guided):
         layers: Blocks, by the numbers or paths of their attention: see
             `regaze.hooks.diffusion.sites`. Layer 34 of Mochi, 11 of CogVideoX, 19 of LTX, 2 of
             HunyuanVideo and of Wan are in the blocks of these numbers.
-        skip: What is skipped: "block", "attention" or "diagonal".
+        skip: The part that is skipped: "block", "attention" or "diagonal".
     """
 
     name: ClassVar[str] = "stg"

@@ -53,11 +53,11 @@ class StructuredDiffusion(ByLayers):
         phrases: Phrases of the prompt, such as ``["a red circle", "a blue square"]``; a list of
             lists has one for each prompt; "auto" are all noun phrases of more than one word that
             spaCy finds, at every level, as the code takes them from a parser.
-        absent: What happens if a prompt lacks one of the phrases: "raise", or "skip" it, for whole
-            files of prompts and one list.
+        absent: The answer to a prompt that lacks one of the phrases: "raise", or "skip" it, for
+            whole files of prompts and one list.
         keys: Whose keys are used: the "prompt"'s, with averaged values, the code's default; the
             "phrases"'s, the code's form for conjunctions; or those in "pairs" with their values.
-        layers: Where: parts of module paths; by default every cross-attention layer.
+        layers: Layers: parts of module paths; by default every cross-attention layer.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends; all steps by default, as in the code.
     """

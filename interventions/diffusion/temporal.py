@@ -13,11 +13,11 @@ def places(
 
     Args:
         method: Whose call it is, for the message.
-        site: Where.
+        site: The attention module.
         count: Samples of the call: places of all rows.
         rows: Rows of the denoiser's batch.
         frames: Tokens of the call.
-        layout: How the pass is laid out.
+        layout: The pass's layout.
 
     Raises:
         RuntimeError: It holds other things than every place of every row, with all frames.

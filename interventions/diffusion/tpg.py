@@ -51,10 +51,9 @@ class TPG(Guided):
     """Token-perturbation guidance, on U-Nets.
 
     Attributes:
-        seed: What permutations are drawn from, with the timestep and the spatial transformer.
-
-    ``layers`` says which spatial transformers shuffle: those that one of them is in. By default
-    those of the deepest down block that attends, which in SDXL are the code's.
+        layers: Layers whose spatial transformers shuffle; by default those of the deepest down
+            block that attends, which in SDXL are the code's.
+        seed: Seed of the permutations, with the timestep and the spatial transformer.
     """
 
     name: ClassVar[str] = "tpg"
@@ -125,7 +124,7 @@ class TPG(Guided):
         Args:
             transformer: Its path.
             t: The timestep.
-            tokens: How many it has.
+            tokens: Number of its tokens.
         """
         text = f"{self.seed} {float(t)!r} {transformer}"
         draw = torch.Generator().manual_seed(zlib.crc32(text.encode()))

@@ -38,7 +38,7 @@ class Level(NamedTuple):
         t: The step's timestep.
         signal: Factor of the picture.
         noise: Factor of the noise.
-        factor: What the pipeline's latents are multiples by.
+        factor: The pipeline's latents, in multiples of these.
     """
 
     t: Tensor
@@ -84,8 +84,8 @@ def invert(
         predict: The model's output at latents (of factor 1) and a timestep.
         clean: The pictures' latents, "B ...".
         found: The levels.
-        prediction: What the model predicts: "epsilon" or "v_prediction".
-        refine: How often a step is solved again.
+        prediction: The model's prediction: "epsilon" or "v_prediction".
+        refine: Number of times that a step is solved again.
 
     Raises:
         ValueError: Another prediction, or a step that can't be solved.
@@ -117,7 +117,7 @@ def inverted(
         pictures: RGB, of the size to make.
         steps: Sampling steps.
         text: Under what prompt, one of `TEXTS`.
-        refine: How often a step is solved again.
+        refine: Number of times that a step is solved again.
 
     Raises:
         ValueError: Its scheduler, autoencoder or text encoder isn't known, or it has two.

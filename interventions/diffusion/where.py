@@ -36,7 +36,7 @@ def check_where(
         layers: Numbers or parts of paths; None for the method's own choice.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
-        empty: Whether the method is idle with an empty list.
+        empty: True if the method is idle with an empty list.
 
     Raises:
         ValueError: The steps are none, or something else than layers is listed.
