@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from regaze.evals.reports.columns_reading import IN_SHORT, READ_OF, READINGS, UNFIT
-from regaze.evals.reports.results_page import changed, percent, table_row, tuned_rows
+from regaze.evals.reports.results_page import changed, left_out, percent, table_row, tuned_rows
 from regaze.evals.scoring.thresholds import AUC
 
 _POPE: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
@@ -207,5 +207,4 @@ def _row(values: Sequence[float]) -> str:
 
 
 def _left_out(stored: Mapping[str, Any]) -> str:
-    left = [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
-    return "\n".join(["## Left out on `smol`", "", *(left or ["- nothing"])])
+    return "\n".join(["## Left out on `smol`", "", *(left_out(stored) or ["- nothing"])])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -259,9 +260,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
+def left_out(stored: Mapping[str, Any]) -> list[str]:
+    """Methods that weren't asked, and why, a line each; what looks like a tag is set as code."""
+    said = {name: re.sub(r"<\w+>", r"`\g<0>`", why) for name, why in stored["left_out"].items()}
+    return [f"- `{name}`: {why}" for name, why in said.items()]
+
+
 def _left_out(stored: Mapping[str, Any]) -> str:
     lines = ["## Left out", ""]
-    lines += [f"- `{name}`: {why}" for name, why in stored["left_out"].items()]
+    lines += left_out(stored)
     methods = {*stored["usual"].values(), *(t["with"] for t in stored["tuned"].values())}
     tables = [(set(table["silent"]), table["title"]) for table in stored["tables"]]
     for label in sorted(methods - {None}):
