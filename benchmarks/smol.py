@@ -47,12 +47,17 @@ from regaze.hooks.literal_runs import literally
 from regaze.interventions import GIFT, PAI, SPIN, VAF, VAR, VHR, Intervention
 
 PARTS = ("cost", "memory", "question", "long", "compiled")
+_SHORT = VHR(layers=(1, 17, 29))
 _SENTENCE = "One of these shapes is larger than it looks at first. "
 
 
-def conditions() -> dict[str, tuple[Intervention, ...]]:
-    """Methods at their defaults; VAR with a threshold that only the text sink exceeds."""
-    return {
+def conditions(only: Sequence[str] | None = None) -> dict[str, tuple[Intervention, ...]]:
+    """Methods at their defaults; VAR with a threshold that only the text sink exceeds.
+
+    Args:
+        only: Names beside the unmodified model; None: all.
+    """
+    every: dict[str, tuple[Intervention, ...]] = {
         "none": (),
         "attached, off": (PAI(alpha=0.0),),
         "VAR": (VAR(sink_dims=(507,), tau=0.64, floor=0.0),),
@@ -62,6 +67,7 @@ def conditions() -> dict[str, tuple[Intervention, ...]]:
         "GIFT": (GIFT(),),
         "VHR": (VHR(),),
     }
+    return {k: specs for k, specs in every.items() if only is None or k in ("none", *only)}
 
 
 def pictures(count: int) -> list[Image.Image]:
@@ -127,7 +133,7 @@ class Runner:
 def cost(model: Any, processor: Any, options: argparse.Namespace, *, long: bool) -> Table:
     """Times of reading a prompt and of decoding."""
     inputs = prompt(model, processor, long=long, columns=options.columns)
-    named = conditions()
+    named = conditions(options.only)
     runners = {name: Runner(model, specs, inputs) for name, specs in named.items()}
     columns = inputs["input_ids"].shape[1]
     title = f"{columns} columns, {4 if long else 1} pictures, {model.dtype}"
@@ -166,7 +172,7 @@ def memory(options: argparse.Namespace) -> Table:
     title = f"peak above the loaded model, about {options.columns} columns, 4 pictures"
     table = make_table(title, ("", *(f"{dtype}, / none" for dtype in options.dtype)))
     found: dict[str, list[int | None]] = {}
-    for name in conditions():
+    for name in conditions(options.only):
         found[name] = [
             in_fresh_process(options.threads, peak, name, dtype, options.columns)
             for dtype in options.dtype
@@ -183,12 +189,12 @@ def question(model: Any, processor: Any, options: argparse.Namespace) -> Table:
     """Seconds of a question about a picture that is asked several."""
     answerer = Answerer(model, processor, 2)
     words = ("circle", "square", "cow", "train", "cup", "dog")
+    whole = ("VHR",)  # Compares the whole prompt with one without its image.
     table = make_table(
         f"a question of {len(words)} about a picture, {model.dtype}",
         ("", "shared prefix", "one at a time"),
     )
-    for name in ("none", "PAI", "VAF"):  # VHR needs the whole prompt in one block.
-        specs = conditions()[name]
+    for name, specs in conditions(options.only or ("PAI", "VAF", "VHR")).items():
         times: dict[bool, list[float]] = {True: [], False: []}
         with attach(model, *specs) as attached:
 
@@ -199,9 +205,12 @@ def question(model: Any, processor: Any, options: argparse.Namespace) -> Table:
             for picture in pictures(options.repeats):
                 asked = [Question(f"Is there a {w} in the image?", picture, "0") for w in words]
                 for shared, parts in ((True, [asked]), (False, [[one] for one in asked])):
+                    if shared and name in whole:
+                        continue
                     taken = seconds(partial(ask, parts), options)
                     times[shared].append(taken / len(words))
-        table.add_row(name, *(f"{statistics.median(times[s]):.3f} s" for s in (True, False)))
+        cells = (f"{statistics.median(t):.3f} s" if t else "-" for t in times.values())
+        table.add_row(name, *cells)
     return table
 
 
@@ -217,8 +226,11 @@ def long(model: Any, processor: Any, options: argparse.Namespace) -> Table:
     )
     plain = model(**inputs).logits.float()
     spread = float(plain.std())
-    for name in ("PAI", "VAF", "VHR"):
-        with attach(model, *conditions()[name], processor=processor) as attached:
+    # Its literal form runs the prompt twice a layer.
+    for name, specs in {**conditions(("PAI", "VAF")), "VHR, 3 layers": (_SHORT,)}.items():
+        if not specs:
+            continue
+        with attach(model, *specs, processor=processor) as attached:
             got = model(**inputs).logits.float()
         forms = [spec.literal() for spec in attached.specs]
         with literally(host, inputs, forms):
@@ -236,8 +248,8 @@ def compiled(model: Any, processor: Any, options: argparse.Namespace) -> Table:
         "standard deviations",
         ("", "from the uncompiled", "first call", "later calls", "uncompiled"),
     )
-    for name in ("none", "PAI", "VHR"):
-        with attach(model, *conditions()[name], processor=processor):
+    for name, specs in conditions(options.only or ("PAI", "VHR")).items():
+        with attach(model, *specs, processor=processor):
             want = model(**inputs).logits
             eager = statistics.median(seconds(lambda: model(**inputs), options) for _ in range(5))
             torch.compiler.reset()
@@ -263,6 +275,10 @@ def main() -> None:
     add(
         "--parts", nargs="+", choices=PARTS, default=[*PARTS[:-1]], help="default: all but the last"
     )
+    add("--only", nargs="+", choices=conditions(), help="instead of all conditions")
+    add(
+        "--prompts", nargs="+", choices=("short", "long"), default=["short", "long"], help="of cost"
+    )
     add("--dtype", nargs="+", default=["float32", "bfloat16"])
     add("--columns", type=int, default=2000, help="about how many the long prompt has")
     add("--decode", type=int, default=8, help="decode steps a round")
@@ -279,14 +295,14 @@ def main() -> None:
         for dtype in options.dtype:
             loaded = load("smol", dtype=dtype, device=options.device)
             model, processor = loaded.model, loaded.processor
-            if "cost" in options.parts:
+            if "cost" in options.parts and "short" in options.prompts:
                 console.print(cost(model, processor, options, long=False))
             if "question" in options.parts:
                 console.print(question(model, processor, options))
             for name, part in (("long", long), ("compiled", compiled)):
                 if name in options.parts:
                     console.print(part(model, processor, options))
-            if "cost" in options.parts:
+            if "cost" in options.parts and "long" in options.prompts:
                 console.print(cost(model, processor, options, long=True))
     if "memory" in options.parts:
         console.print(memory(options))

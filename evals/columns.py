@@ -2,17 +2,18 @@
 
 Asks POPE of ``smol`` with every method as it comes, and with some that are tuned on validation
 scenes, about scenes of its world and, where they are given, about photographs; likewise its twin
-that was trained without the prior, with the cheaper methods; then has scenes described. The changes
-go beside those of the drawn scenes into ``results-smol.json``, with what stands behind them
-(`columns_why`). Stopped, it goes on where it was.
+that was trained without the prior, with the cheaper methods; then has scenes described with every
+method. The changes go beside those of the drawn scenes into ``results-smol.json``, with what stands
+behind them (`columns_why`). Stopped, it goes on where it was; with ``--only`` it asks some tables
+anew, with the settings of the stored results, and keeps the others.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.models import Loaded, load
 from regaze.evals.benchmarks.source import Source
 from regaze.evals.benchmarks.worlds import SMOL
-from regaze.evals.columns_why import moves, visual_mass
+from regaze.evals.columns_why import moves, told, visual_mass
 from regaze.evals.reports.columns_page import page
 from regaze.evals.results import table_of
 from regaze.evals.runs import files
@@ -44,7 +45,13 @@ CHEAP = (
     *("adaptvis", "avar", "devils", "dola", "gift", "highlight"),
     *("pai", "scalingvis", "spin", "vaf", "vcd", "vhr"),
 )
-"""Methods that the twin is asked with, and scenes are described with."""
+"""Methods that the twin is asked with."""
+TABLES = {"smol": "scenes", "photographs": "limit", "twin": "twin", "captions": "captions"}
+"""Tables, and the field of `Sizes` that says how much is asked for each."""
+WHY = {"smol": moves, "twin": moves, "captions": told}
+"""The numbers behind a table, where there are some."""
+Known = Mapping[str, Any]
+"""The result of `columns`."""
 _TESTED, _HEADS, _SEARCHED, _LOOKED_AT, _BATCH = next(iter(SMOL.tests)), 4, 16, 48, 24
 
 
@@ -69,7 +76,14 @@ class Sizes:
     captions: int = 32
 
 
-def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dict[str, Any]:
+def columns(
+    name: str,
+    out: Path,
+    sizes: Sizes,
+    photographs: Path | None,
+    known: Known | None = None,
+    only: Collection[str] = tuple(TABLES),
+) -> dict[str, Any]:
     """Run everything that isn't on the disk yet.
 
     Args:
@@ -77,6 +91,9 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
         out: The folder of the runs.
         sizes: The amounts to ask.
         photographs: COCO's folder, if there is one.
+        known: The result of an earlier run, whose settings are used again and whose other tables
+            are kept; default: there is none.
+        only: The tables to ask, of `TABLES`.
 
     Returns:
         What the page is made of, JSON-able.
@@ -87,21 +104,15 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
         OSError: It can't be written.
     """
     loaded = load(name)
+    model = Path(str(loaded.identity["name"])).name
+    if known and known["model"] != model:
+        raise ValueError(f"the stored results are of {known['model']}, not of {model}")
     with bars() as follow:
-        methods = _with_heads(loaded, every_method(loaded), out / "heads.json", follow("heads"))
-        usual = [Condition((spec,)) for spec in methods.specs]
+        chosen = known or _choose(loaded, out, sizes, follow)
+        usual = [Condition.parse(label) for label in chosen["usual"].values()]
         cheap = [one for one in usual if one.specs[0].name in CHEAP]
-        searched = [spec for spec in methods.specs if sizes.validation and spec.name in TUNED]
-        tuned = tune_each(
-            loaded,
-            searched,
-            Source("pope", split=SMOL.validation, n_images=sizes.validation),
-            out=out / "tune",
-            trials=sizes.trials,
-            batch_size=_BATCH,
-            progress=follow("tuning"),
-        )
-        best = [Condition((t.best.spec,)) for t in tuned.values() if t.best is not None]
+        said = [found["with"] for found in chosen["tuned"].values()]
+        best = [Condition.parse(label) for label in said if label is not None]
 
         def ask(
             where: str, source: Source, of: Loaded, said: list[Condition], limit: int | None = None
@@ -111,28 +122,57 @@ def columns(name: str, out: Path, sizes: Sizes, photographs: Path | None) -> dic
             (run,) = study([job], of, told, progress=follow, batch_size=_BATCH, limit=limit)
             return run
 
-        scenes = Source("pope", split=_TESTED, n_images=sizes.scenes)
-        runs = {"smol": ask("smol", scenes, loaded, [*usual, *best])}
-        seen = {"smol": visual_mass(loaded, scenes.tasks()[0], _LOOKED_AT)}
-        if photographs is not None:
+        runs: dict[str, Scored] = {}
+        seen: dict[str, list[float]] = {}
+        if "smol" in only:
+            scenes = Source("pope", split=_TESTED, n_images=sizes.scenes)
+            runs["smol"] = ask("smol", scenes, loaded, [*usual, *best])
+            seen["smol"] = visual_mass(loaded, scenes.tasks()[0], _LOOKED_AT)
+        if photographs is not None and "photographs" in only:
             shown = _photographs(photographs, out / "photographs.jsonl")
             runs["photographs"] = ask("photographs", shown, loaded, [*usual, *best], sizes.limit)
             seen["photographs"] = visual_mass(loaded, shown.tasks()[0], _LOOKED_AT)
-        if sizes.twin:
-            source = replace(scenes, n_images=sizes.twin)
+        if sizes.twin and "twin" in only:
+            source = Source("pope", split=_TESTED, n_images=sizes.twin)
             runs["twin"] = ask("twin", source, load(f"{name}-twin"), [*cheap, *best])
-        if sizes.captions:
+        if sizes.captions and "captions" in only:
             source = Source("chair", split=_TESTED, n_images=sizes.captions)
-            runs["captions"] = ask("captions", source, loaded, [*cheap, *best])
+            runs["captions"] = ask("captions", source, loaded, [*usual, *best])
+    asked = asdict(sizes)
+    if known:
+        asked = {**known["sizes"], **{TABLES[where]: asked[TABLES[where]] for where in runs}}
+    found: dict[str, dict[str, Any]] = {
+        "tables": {where: table_of(run.scores[0]) for where, run in runs.items()},
+        "why": {where: WHY[where](run.result) for where, run in runs.items() if where in WHY},
+        "visual_mass": seen,
+    }
     return {
-        "model": Path(str(loaded.identity["name"])).name,
-        "sizes": asdict(sizes),
+        "model": model,
+        "sizes": asked,
+        **{key: chosen[key] for key in ("left_out", "usual", "tuned")},
+        **{key: {**known[key], **new} if known else new for key, new in found.items()},
+    }
+
+
+def _choose(
+    loaded: Loaded, out: Path, sizes: Sizes, follow: Callable[[str], Progress]
+) -> dict[str, Any]:
+    """The methods that can act, and settings that are searched for."""
+    methods = _with_heads(loaded, every_method(loaded), out / "heads.json", follow("heads"))
+    searched = [spec for spec in methods.specs if sizes.validation and spec.name in TUNED]
+    tuned = tune_each(
+        loaded,
+        searched,
+        Source("pope", split=SMOL.validation, n_images=sizes.validation),
+        out=out / "tune",
+        trials=sizes.trials,
+        batch_size=_BATCH,
+        progress=follow("tuning"),
+    )
+    return {
         "left_out": dict(methods.left_out),
         "usual": {spec.name: spec.label for spec in methods.specs},
         "tuned": {method: search.outcome() for method, search in tuned.items()},
-        "tables": {where: table_of(run.scores[0]) for where, run in runs.items()},
-        "why": {where: moves(runs[where].result) for where in ("smol", "twin") if where in runs},
-        "visual_mass": seen,
     }
 
 
@@ -170,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"), metavar="DIR")
     for name, count in asdict(Sizes()).items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
+    only = "ask these again, as the stored results say, and keep their other tables"
+    parser.add_argument("--only", nargs="+", choices=TABLES, metavar="TABLE", help=only)
     parser.add_argument("--page", action="store_true", help="only write the page")
     given = parser.parse_args(arguments)
     stored = given.docs / "results-smol.json"
@@ -180,6 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given.out.absolute(),
             Sizes(**{name: getattr(given, name) for name in asdict(Sizes())}),
             given.photographs and given.photographs.absolute(),
+            files.read_json(stored) if given.only else None,
+            given.only or TABLES,
         )
         files.write_text(stored, json.dumps(found, ensure_ascii=False, allow_nan=False) + "\n")
     drawn = files.read_json(given.docs / "results.json")

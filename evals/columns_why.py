@@ -75,6 +75,31 @@ def moves(result: RunResult, of: Callable[[Item], str] = asked_about) -> dict[st
     return found
 
 
+def told(result: RunResult) -> dict[str, Any]:
+    """The changes that each condition of a finished run makes to captions.
+
+    Args:
+        result: The run; the unedited model comes first.
+
+    Returns:
+        By label: ``same``, the share of captions that stay word for word; ``tokens``, their mean
+        length; ``cut``, the share that went on beyond the length limit.
+    """
+    plain = {key: record.text for key, record in result.answers[0].records.items()}
+    found = {}
+    for answers in result.answers:
+        records = answers.records
+        if answers.silent or len(records) < len(plain):
+            continue
+        same = [record.text == plain[key] for key, record in records.items()]
+        found[answers.label] = {
+            "same": round(statistics.mean(same), 4),
+            "tokens": round(statistics.mean(r.n_new_tokens for r in records.values()), 1),
+            "cut": round(statistics.mean(r.finish == "length" for r in records.values()), 4),
+        }
+    return found
+
+
 def acted(answers: Answers) -> dict[str, float] | None:
     """In how many layers a condition acted, and where most, as its report measured it.
 

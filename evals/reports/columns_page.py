@@ -40,11 +40,14 @@ def page(stored: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
     """
     asked = {where: t for where, t in stored["tables"].items() if where != "captions"}
     worlds = {"sandbox": _first(drawn, "pope"), **asked}
-    parts = [_head(worlds), _readings(stored)]
-    parts += [_changes(worlds, stored, drawn, name, way) for name, way in _POPE.items()]
+    told = {}
     if "captions" in stored["tables"]:
         told = {"sandbox": _first(drawn, "chair"), "captions": stored["tables"]["captions"]}
+    parts = [_head(worlds, told), _readings(stored)]
+    parts += [_changes(worlds, stored, drawn, name, way) for name, way in _POPE.items()]
+    if told:
         parts += [_changes(told, stored, drawn, name, way) for name, way in _CHAIR.items()]
+        parts += [_wording(stored)]
     parts += [_tuned(stored)] if stored["tuned"] else []
     parts += [_moves(stored), _mass(stored), _left_out(stored)]
     return "\n\n".join(parts) + "\n"
@@ -83,6 +86,30 @@ def _changes(
     return "\n".join(lines)
 
 
+def _wording(stored: Mapping[str, Any]) -> str:
+    """The section on what becomes of captions."""
+    lines = [
+        "## Captions: what becomes of them",
+        "",
+        f"Of the {stored['tables']['captions']['items']} captions by `smol`: those that stay word "
+        "for word, their mean length, those that run on past the length limit.",
+        "",
+        table_row("method", "unchanged", "tokens", "cut"),
+        table_row("---", *["---:"] * 3),
+    ]
+    names = _named(stored)
+    for label, found in stored["why"]["captions"].items():
+        same, cut = (f"{100 * found[key]:.0f} %" for key in ("same", "cut"))
+        lines.append(table_row(names.get(label, "none"), same, f"{found['tokens']:.0f}", cut))
+    return "\n".join(lines)
+
+
+def _named(stored: Mapping[str, Any]) -> dict[str, str]:
+    """Names of rows, by label."""
+    names = {label: f"`{method}`" for method, label in stored["usual"].items()}
+    return names | {label: f"`{m}`, tuned" for m, label in _settings(stored).items()}
+
+
 def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
     """Tuned settings that aren't the defaults, by method."""
     return {
@@ -107,21 +134,23 @@ def _cell(table: Table, label: str | None, metric: str, way: int) -> str:
     return changed(table["rows"][label], metric, way)
 
 
-def _head(worlds: Mapping[str, Table]) -> str:
+def _head(worlds: Mapping[str, Table], told: Mapping[str, Table]) -> str:
     sizes = ", ".join(
         f"{table['items']} questions about {table['scenes']} images ({_TITLES[where]})"
         for where, table in worlds.items()
     )
+    described = " and ".join(f"{t['scenes']} ({_TITLES[where]})" for where, t in told.items())
+    captions = f" Described: {described}." if told else ""
     return f"""# Results in several worlds
 
-Every method for vision-language models as it comes, asked POPE: on the drawn scenes of the built-in
-model `sandbox`, on prior-free scenes of [`smol`](../evals/sandbox/smol/README.md), whose language
-model is a real one, on the same scenes of its twin that was trained without the prior, and of
-`smol` on COCO's photographs. `make results-smol` makes this page; its numbers are in
-[results-smol.json](results-smol.json) and [results.json](results.json), the readings in
-`evals/reports/columns_reading.py`.
+Every method for vision-language models as it comes, asked POPE and for captions: on the drawn
+scenes of the built-in model `sandbox`, on prior-free scenes of
+[`smol`](../evals/sandbox/smol/README.md), whose language model is a real one, on the same scenes of
+its twin that was trained without the prior, and of `smol` on COCO's photographs.
+`make results-smol` makes this page; its numbers are in [results-smol.json](results-smol.json) and
+[results.json](results.json), the readings in `evals/reports/columns_reading.py`.
 
-- **Asked**: {sizes}; the mean of random, popular and adversarial questions. **So few questions
+- **Asked**: {sizes}; the mean of random, popular and adversarial questions.{captions} **So few
   decide little: the intervals are wide, and most include 0.**
 - **Changes** are in points, with 95 % intervals from a paired bootstrap over images. ▲ better,
   ▼ worse, ● moved: the interval excludes 0; **bold**: also after Holm's correction.
@@ -170,8 +199,7 @@ def _moves(stored: Mapping[str, Any]) -> str:
         table_row("method", *_ASKED_ABOUT, "broken", "acts"),
         table_row("---", *["---:"] * 6, "---"),
     ]
-    names = {label: f"`{method}`" for method, label in stored["usual"].items()}
-    names |= {label: f"`{m}`, tuned" for m, label in _settings(stored).items()}
+    names = _named(stored)
     for label, found in why.items():
         cells = [_moved(found, group) for group in ("seen", "unseen", "partner")]
         cells.append(_moved(twin[label], "partner") if label in twin else "not asked")

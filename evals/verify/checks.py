@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from regaze.evals.verify.certificate import Line, Verdict
-from regaze.evals.verify.choices import HALVES, chooses, held_again
+from regaze.evals.verify.choices import held_again
 from regaze.evals.verify.plain import Plain, at_once, first_line
+from regaze.evals.verify.rounding import HALVES, held_in_float32
 from regaze.evals.verify.subject import Outputs, Subject
 from regaze.hooks import Report
 from regaze.hooks.report import SCORES
@@ -74,9 +74,9 @@ def check_method(
     progress(f"{label}: detached")
     undo = _undo(subject, plain, label, before)
     progress(f"{label}: literal form")
-    for line in _against_literal(subject, plain, label, resolved, alone[0], report):
+    lines = [*_against_literal(subject, plain, label, resolved, alone[0], report), both]
+    for line in held_in_float32(subject, plain, resolved, lines):
         yield held_again(subject, plain.apart, resolved, line)
-    yield held_again(subject, plain.apart, resolved, both)
     progress(f"{label}: strength zero")
     yield _idle(subject, plain, label, resolved)
     yield undo
@@ -123,10 +123,6 @@ def _against_literal(
             if not report.fired or all(one.exempt for one in report.interventions):
                 detail = "nothing to compare"
             line = Line(label, part, "skipped", detail, line.difference, line.tolerance)
-        if line.verdict == "failed" and subject.dtype in HALVES and not chooses(specs):
-            # Methods choose: sinks by a threshold, columns by their rank.
-            more = "; rounding may choose sinks or columns otherwise: verify in float32"
-            line = replace(line, detail=line.detail + more)
         yield line
 
 

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor
 
 from regaze.evals.verify.certificate import Line
+from regaze.evals.verify.rounding import HALVES
 from regaze.evals.verify.subject import Outputs, Subject, Which
 from regaze.hooks.literal import HeadForm
 from regaze.interventions import Intervention
-
-HALVES = (torch.float16, torch.bfloat16)
 
 Factors = Mapping[int, Tensor]
 """By layer, "B H"."""

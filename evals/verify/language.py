@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.evals.sandbox.scenes import scene
+from regaze.evals.verify.rounding import HALVES, upcast
 from regaze.evals.verify.subject import Outputs, Subject, Which, median
 from regaze.hooks import Attachment, attach
 from regaze.hooks.host import Host, find_host
@@ -99,6 +100,23 @@ class Language(Subject):
     def literally(self, forms: Sequence[Any]) -> AbstractContextManager[Any]:
         """Run literal forms on the first prompt."""
         return literally(self.host, self._given[0], forms)
+
+    @contextmanager
+    def in_float32(self) -> Iterator[None]:
+        """Hold the same weights and inputs in float32 inside."""
+        given = self._given
+        with upcast(self.module):
+            self._given = {
+                which: {
+                    key: x.float() if isinstance(x, Tensor) and x.dtype in HALVES else x
+                    for key, x in inputs.items()
+                }
+                for which, inputs in given.items()
+            }
+            try:
+                yield
+            finally:
+                self._given = given
 
     @torch.no_grad()
     def run(self, which: Which) -> list[Outputs]:

@@ -80,6 +80,14 @@ class Subject(ABC):
         """Make the model one that two threads can share as far as the plain one can be."""
         return nullcontext()
 
+    def in_float32(self) -> AbstractContextManager[None]:
+        """Hold the same weights and inputs in float32 inside, to see what rounding does.
+
+        Raises:
+            NotImplementedError: They wouldn't be the same.
+        """
+        raise NotImplementedError("pipelines draw other noise in float32")
+
     def prepared(self, spec: Intervention) -> Intervention:
         """A spec with what it needs to act on these inputs."""
         return spec

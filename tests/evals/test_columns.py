@@ -77,8 +77,61 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     assert lines["| `m3id`"][0] == "can't act" and "not asked" in lines["| `m3id`"][2]
     assert "- `paint`: no vision tower" in text
     assert "Written about a run of other sizes" in text
+    assert "Described: 2 (drawn scenes, `sandbox`) and 2 (scenes, `smol`)." in text
+    become = text.split("## Captions: what becomes of them")[1].split("##")[0]
+    assert "Of the 2 captions" in become and "| none | 100 % |" in become
+    assert {*stored["why"]["captions"]} >= {"none", "pai", "m3id"}
     columns.main([*given, "--page"])
     assert (tmp_path / "results-smol.md").read_text("utf-8") == text
+
+
+def test_a_table_is_asked_again_with_the_stored_settings_and_the_others_stay(
+    drawn: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = Loaded(*toy_model(), TOY_IDENTITY)
+    monkeypatch.setattr(columns, "load", lambda name: loaded)
+    monkeypatch.setattr(columns, "every_method", lambda loaded: Every([parse("pai")], {}))
+    files.write_json(tmp_path / "results.json", drawn)
+    docs = ["--docs", str(tmp_path)]
+    first = ["--scenes", "2", "--validation", "0", "--twin", "0", "--captions", "0"]
+    columns.main([*docs, "--out", str(tmp_path / "first"), *first])
+    before = files.read_json(tmp_path / "results-smol.json")
+    assert "## Captions" not in (tmp_path / "results-smol.md").read_text("utf-8")
+    # What is stored decides, not what could act by now.
+    stored = {**before, "usual": {"pai": "pai:alpha=0.5"}, "left_out": {"vhr": "known"}}
+    files.write_json(tmp_path / "results-smol.json", stored)
+    again = ["--out", str(tmp_path / "again"), "--only", "captions", "--captions", "3"]
+    columns.main([*docs, *again, "--scenes", "40"])
+    after = files.read_json(tmp_path / "results-smol.json")
+    assert after["sizes"] == {**before["sizes"], "captions": 3}
+    assert after["tables"]["smol"] == before["tables"]["smol"]
+    assert after["why"]["smol"] == before["why"]["smol"]
+    assert after["visual_mass"] == before["visual_mass"]
+    assert (after["usual"], after["left_out"]) == (stored["usual"], stored["left_out"])
+    captions = after["tables"]["captions"]
+    assert captions["scenes"] == 3
+    assert {*captions["rows"], *captions["silent"]} == {"none", "pai:alpha=0.5"}
+    assert not (tmp_path / "again" / "smol").exists()
+    files.write_json(tmp_path / "results-smol.json", {**stored, "model": "other"})
+    with pytest.raises(ValueError, match="the stored results are of other, not of"):
+        columns.main([*docs, *again])
+
+
+def test_what_becomes_of_captions() -> None:
+    def answers(label: str, said: list[tuple[str, int, End]]) -> Answers:
+        records = {
+            str(key): Record(str(key), "i", text, n_new_tokens=count, finish=finish)
+            for key, (text, count, finish) in enumerate(said)
+        }
+        return Answers(label, records, {"sessions": []})
+
+    plain = answers("none", [("a cat", 2, "eos"), ("a dog", 2, "eos")])
+    edited = answers("vaf", [("a cat", 2, "eos"), ("a dog dog", 5, "length")])
+    items = [Item(key, "i", "q") for key in ("0", "1")]
+    task = Source("chair", split="smol-test", n_images=2).tasks()[0]
+    found = columns_why.told(RunResult(task, items, [plain, edited], Path()))
+    assert found["none"] == {"same": 1, "tokens": 2, "cut": 0}
+    assert found["vaf"] == {"same": 0.5, "tokens": 3.5, "cut": 0.5}
 
 
 def test_what_a_question_asks_about() -> None:

@@ -132,7 +132,7 @@ def test_rows_of_a_left_padded_batch_of_sixteen_are_what_they_are_alone(smol: Lo
 
 
 def test_a_lora_on_top_is_part_of_the_model(smol: Loaded) -> None:
-    peft = pytest.importorskip("peft", reason="peft is not installed")
+    peft = pytest.importorskip("peft", reason="peft is not installed (pip install peft torchao)")
     model = copy.deepcopy(smol.model)
     settings = peft.LoraConfig(
         r=4, target_modules=r".*language_model.*(q_proj|v_proj|o_proj)", init_lora_weights=False
@@ -146,7 +146,7 @@ def test_a_lora_on_top_is_part_of_the_model(smol: Loaded) -> None:
 
 def test_weights_of_eight_bits_are_edited_like_others(smol: Loaded) -> None:
     quantization = pytest.importorskip(
-        "torchao.quantization", reason="torchao, which quantizes, is not installed"
+        "torchao.quantization", reason="torchao is not installed (pip install peft torchao)"
     )
     model: Any = copy.deepcopy(smol.model)
     quantization.quantize_(model.model.language_model, quantization.Int8WeightOnlyConfig())

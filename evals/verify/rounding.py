@@ -1,0 +1,133 @@
+"""In 16 bits: is a difference rounding, or an error?
+
+The attached model and the literal form both round, and so do a batch and its rows; methods that
+rank, cut off or contrast magnify what is rounded otherwise. So both sides are held against the same
+weights in float32. If they agree there, and in 16 bits the one is about as near to that as the
+other, the edit is right and rounds no worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from regaze.evals.verify.certificate import Line
+from regaze.evals.verify.plain import Plain, first_line
+from regaze.evals.verify.subject import Outputs, Subject
+from regaze.interventions import Intervention
+
+HALVES = (torch.float16, torch.bfloat16)
+FARTHER = 2.0
+"""The ratio up to which two roundings count as equal: by chance alone, what lies farthest out of
+some thousands of numbers differs that much."""
+
+Pairs = Sequence[tuple[Outputs, Outputs]]
+"""The attached model's outputs, and what they must equal."""
+
+
+def held_in_float32(
+    subject: Subject,
+    plain: Plain,
+    specs: Sequence[Intervention],
+    lines: Sequence[Line],
+) -> Iterator[Line]:
+    """Lines, of which those that failed in 16 bits are held once more against float32.
+
+    Args:
+        subject: The model, with nothing attached.
+        plain: Its outputs.
+        specs: The methods, resolved.
+        lines: About the literal form or the batch.
+
+    Yields:
+        The lines; where the difference is rounding, passed, or skipped if the method moves less
+        than that.
+    """
+    found: dict[bool, _Found | str] = {}
+    for line in lines:
+        batch = line.promise == "batch"
+        if line.verdict != "failed" or line.difference is None or subject.dtype not in HALVES:
+            yield line
+            continue
+        if batch not in found:
+            found[batch] = _find(subject, specs, batch)
+        yield _held(subject, plain, line, found[batch])
+
+
+@dataclass(frozen=True)
+class _Found:
+    halves: Pairs
+    exact: Pairs
+    unmoved: Sequence[Outputs]
+    allowed: float
+
+
+def _find(subject: Subject, specs: Sequence[Intervention], batch: bool) -> _Found | str:
+    """Run both sides in 16 bits and in float32; why not, where that can't be."""
+    try:
+        halves = _pairs(subject, specs, batch)
+        with subject.in_float32():
+            exact = _pairs(subject, specs, batch)
+            unmoved = [subject.run(which)[0] for which in ((0, 1) if batch else (0,))]
+            return _Found(halves, exact, unmoved, subject.tolerance)
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        return f"float32 would tell rounding from an error, but: {first_line(error)}"
+
+
+def _pairs(subject: Subject, specs: Sequence[Intervention], batch: bool) -> Pairs:
+    with subject.attach(specs):
+        alone = subject.run(0)[0]
+        if batch:
+            return list(zip(subject.run("both"), (alone, subject.run(1)[0]), strict=True))
+    with subject.literally([spec.literal() for spec in specs]):
+        return [(alone, subject.run(0)[0])]
+
+
+def _held(subject: Subject, plain: Plain, line: Line, found: _Found | str) -> Line:
+    if isinstance(found, str):
+        return _saying(line, found)
+    part = None if line.promise == "batch" else line.promise
+    exact = [other for _, other in found.exact]
+
+    def apart(ones: Iterable[Outputs]) -> float:
+        return max(plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True))
+
+    mine, others = (apart(ones) for ones in zip(*found.halves, strict=True))
+    left, moves = apart(one for one, _ in found.exact), apart(found.unmoved)
+    said = ("in the batch", "alone") if part is None else ("attached", "literal")
+    detail = (
+        f"from float32 {said[0]} {mine:.1e}, {said[1]} {others:.1e}; there the two differ by "
+        f"{left:.1e} ({found.allowed:.0e} allowed)"
+    )
+    if not left <= found.allowed:  # NaN fails.
+        return _saying(line, detail)
+    if not mine <= FARTHER * others:
+        # Methods choose: sinks by a threshold, columns by their rank.
+        more = "rounding may choose sinks or columns otherwise: verify in float32"
+        return _saying(line, f"{detail}; {more}")
+    if moves <= mine:
+        more = f"the method moves the {subject.what} by {moves:.1e}, less than that"
+        return _saying(replace(line, verdict="skipped"), f"{detail}; {more}: verify in float32")
+    return _saying(replace(line, verdict="passed"), f"rounding: {detail}")
+
+
+@contextmanager
+def upcast(module: nn.Module) -> Iterator[None]:
+    """Hold a module's weights in float32 inside; afterwards it has its own again, untouched."""
+    tensors = [*module.parameters(), *module.buffers()]
+    own: list[tuple[Tensor, Tensor]] = [(one, one.data) for one in tensors if one.dtype in HALVES]
+    try:
+        for one, data in own:
+            one.data = data.float()
+        yield
+    finally:
+        for one, data in own:
+            one.data = data
+
+
+def _saying(line: Line, more: str) -> Line:
+    return replace(line, detail=f"{line.detail}; {more}")
