@@ -160,7 +160,8 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
 
     @functools.wraps(base.__call__)  # Signatures of calls are read by others.
     def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-        stock = super(made, self).__call__
+        # Whoever took this method may call it when the object has its own class again.
+        stock = functools.partial(base.__call__, self)
         if torch.compiler.is_compiling():
             return _apart(self, stock, args, kwargs) if opaque else stock(*args, **kwargs)
         return _run(self, stock, args, kwargs)
@@ -187,8 +188,8 @@ def _called(base: Any, inner: bool, opaque: bool) -> Any:
 
         @functools.wraps(base.forward)
         def forward(self: Any, /, *args: Any, **kwargs: Any) -> Any:
-            stock = super(made, self).forward
-            if torch.compiler.is_compiling():
+            stock = functools.partial(base.forward, self)
+            if torch.compiler.is_compiling() or "forward" in vars(self):
                 return stock(*args, **kwargs)
             return _nested(self, _arounds(self, True), stock)(*args, **kwargs)
 
@@ -237,8 +238,8 @@ def _run(thing: Any, stock: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     return _nested(thing, arounds, stock)(*args, **kwargs)
 
 
-# A frame that is never compiled, so that compiled code breaks where it is called.
-_apart = torch.compiler.disable(_run, recursive=False)
+# Compiled code breaks where it is called, and nothing that runs inside is compiled.
+_apart = torch.compiler.disable(_run)
 
 
 def _arounds(thing: Any, inner: bool) -> list[Around]:

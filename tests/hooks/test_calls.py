@@ -151,6 +151,23 @@ def test_compiled_code_takes_no_notice_or_breaks() -> None:
     assert log == [1]
 
 
+def test_what_others_made_of_it_meanwhile_runs_it_once_and_still_runs_afterwards() -> None:
+    """They keep methods of the class that it had while something was registered."""
+    torch._dynamo.reset()
+    module, log, calls = Doubling(), [], Calls()  # type: ignore[var-annotated]
+    calls.around(module, plus(1, log), inner=True)
+    calls.around(module, plus(10, log), opaque=True)
+    compiled = torch.compile(module, backend="eager")
+    assert compiled(ONE) == 13
+    stock = module.forward
+    module.forward = lambda x: stock(x) + 100  # type: ignore[method-assign]
+    log.clear()
+    assert module(ONE) == 113
+    assert sorted(log) == [1, 10]
+    calls.release()
+    assert module(ONE) == compiled(ONE) == 102
+
+
 def test_a_module_compiled_in_place_keeps_its_class_and_isnt_compiled_anew() -> None:
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("eager")
