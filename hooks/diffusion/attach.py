@@ -16,7 +16,13 @@ from regaze.hooks.diffusion.conventions import defining
 from regaze.hooks.diffusion.entries import Entry, refuse_clashes
 from regaze.hooks.diffusion.families import CHECKED, FAMILIES
 from regaze.hooks.diffusion.fork import is_compiled
-from regaze.hooks.diffusion.host import host_of, inner, is_pipeline, refuse_caches
+from regaze.hooks.diffusion.host import (
+    host_of,
+    inner,
+    is_pipeline,
+    refuse_caches,
+    refuse_parallel,
+)
 from regaze.hooks.diffusion.seat import Seat, known_seat, seat_of
 from regaze.hooks.diffusion.works import Guidance
 from regaze.hooks.report import Report
@@ -117,6 +123,7 @@ def attach_denoisers(
                 "there is nothing to perturb"
             )
         refuse_caches(inner(module))
+        refuse_parallel(inner(module))
     specs = [one.resolve(infos[0]) for one in interventions]
     entries = [Entry(spec.bind(infos[0])) for spec in specs]
     for spec, entry in zip(specs, entries, strict=True):

@@ -82,12 +82,15 @@ class Encoder:
         prompt: Variable of ``__call__`` with what it reads; ``prompt`` if that is None.
         length: Attribute of the pipeline that says how many columns it has, where the next encoder
             has the rest; all of them if empty.
+        beside: Variable of ``__call__`` with another prompt, which a second encoder reads into the
+            same columns; ``prompt`` if that is None.
     """
 
     kind: Literal["clip", "t5"]
     tokenizer: str = "tokenizer"
     prompt: str = "prompt"
     length: str = ""
+    beside: str = ""
 
 
 def _scale(pipeline: Any, variables: Mapping[str, Any]) -> bool:
@@ -106,13 +109,13 @@ def _guider(pipeline: Any, variables: Mapping[str, Any]) -> bool:
     return len(variables["guider_state"]) > 1
 
 
-_CLIP, _T5 = (Encoder("clip"),), (Encoder("t5"),)
+_CLIP, _T5 = (Encoder("clip", beside="prompt_2"),), (Encoder("t5"),)
 _SD = Convention("batch", encoders=_CLIP)
 _SD3 = Convention(
     "batch",
     aside=("skip_layers",),
     encoders=(
-        Encoder("clip", length="tokenizer_max_length"),
+        Encoder("clip", length="tokenizer_max_length", beside="prompt_2"),
         Encoder("t5", "tokenizer_3", "prompt_3"),
     ),
 )

@@ -26,6 +26,7 @@ POOLED: Mapping[str, int | None] = {
 """The place of the pooled text that a denoiser needs, by its class, among what its pipelines'
 ``encode_prompt`` returns; the text stream comes first. Read off diffusers 0.42."""
 
+_ALIKE: Mapping[str, Any] = {}
 _SETTINGS = ("device", "max_sequence_length", "clip_skip", "lora_scale")
 
 
@@ -42,13 +43,16 @@ class Encoded:
     pooled: Tensor | None = None
 
 
-def encode(pipeline: Any, denoiser: str, prompts: Sequence[str]) -> Encoded:
+def encode(
+    pipeline: Any, denoiser: str, prompts: Sequence[str], others: Mapping[str, Any] = _ALIKE
+) -> Encoded:
     """Encode prompts as a running pipeline encodes its own.
 
     Args:
         pipeline: The pipeline, with its text encoders.
         denoiser: The class of its denoiser, one of `POOLED`.
         prompts: What to encode.
+        others: What further encoders read in their place, as arguments of ``encode_prompt``.
 
     Raises:
         ValueError: It has no text encoder.
@@ -62,7 +66,10 @@ def encode(pipeline: Any, denoiser: str, prompts: Sequence[str]) -> Encoded:
     taken = inspect.signature(pipeline.encode_prompt).parameters
     variables = variables_of(pipeline)
     settings = {n: variables[n] for n in _SETTINGS if n in taken and n in variables}
-    settings |= {n: None for n in ("prompt_2", "prompt_3") if n in taken}
+    for name in ("prompt_2", "prompt_3"):
+        if name in taken:
+            given = others.get(name)
+            settings[name] = [given] * len(prompts) if isinstance(given, str) else given
     settings |= {n: 1 for n in ("num_images_per_prompt", "num_videos_per_prompt") if n in taken}
     if "do_classifier_free_guidance" in taken:
         settings["do_classifier_free_guidance"] = False

@@ -105,6 +105,20 @@ def refuse_caches(denoiser: Any) -> None:
         )
 
 
+def refuse_parallel(denoiser: Any) -> None:
+    """Check that a denoiser's attention isn't spread over processes.
+
+    Raises:
+        ValueError: It was given a ``parallel_config``, of context or of tensor parallelism.
+    """
+    if getattr(denoiser, "_parallel_config", None) is not None:
+        raise ValueError(
+            f"this {type(denoiser).__name__} runs in parallel over processes, each of which "
+            "attends with a part of the tokens or heads, so edits would reach that part alone; "
+            "load it without parallel_config"
+        )
+
+
 def is_pipeline(thing: Any) -> bool:
     """True if a thing is a diffusers pipeline."""
     return _is_a(thing, "DiffusionPipeline")

@@ -17,7 +17,7 @@ from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import thawed
-from regaze.hooks.diffusion.host import inner, refuse_caches
+from regaze.hooks.diffusion.host import inner, refuse_caches, refuse_parallel
 from regaze.hooks.diffusion.one_pass import OnePass, PerThread, has_branches
 from regaze.hooks.diffusion.sites import blocks
 from regaze.hooks.locks import BriefLock
@@ -107,6 +107,7 @@ class Seat:
         if not entries:
             return run(*args, **kw)
         refuse_caches(inner(module))  # Switched on since something was attached.
+        refuse_parallel(inner(module))
         owner = Calls()
         with _cleared(owner):
             return OnePass(self, module, entries, owner)(run, args, kw)

@@ -116,12 +116,14 @@ class Part:
         prompts: What each row asks for; None if the pipeline was given embeddings, or if how it
             reads prompts isn't known.
         pads_apart: Whether what follows the end token is another token, as in Stable Diffusion 2.
+        unread: Why there are no prompts, for messages.
     """
 
     encoder: str
     columns: slice
     prompts: tuple[Prompt, ...] | None
     pads_apart: bool = False
+    unread: str = "the pipeline was given embeddings (or how it reads prompts isn't known)"
 
 
 def read_text(pipeline: Any, rows: int, n_text: int) -> tuple[Part, ...]:
@@ -151,13 +153,21 @@ def _part(pipeline: Any, rows: int, encoder: Encoder, columns: slice) -> Part:
     pads_apart = reader.pad_token_id not in (None, reader.eos_token_id)
     if given is None:
         return Part(encoder.kind, columns, None, pads_apart)
-    texts = [given] if isinstance(given, str) else list(given)
+    texts = _listed(given)
+    other = variables.get(encoder.beside) or given
+    if _listed(other) != texts:
+        why = f"{encoder.beside} is another prompt, whose words lie in the same columns"
+        return Part(encoder.kind, columns, None, pads_apart, why)
     if hasattr(pipeline, "maybe_convert_prompt"):  # Textual inversion.
         texts = [pipeline.maybe_convert_prompt(text, reader) for text in texts]
     length = columns.stop - columns.start
     prompts = [read_prompt(reader, text, length) for text in texts]
     each = rows // len(prompts)
     return Part(encoder.kind, columns, tuple(_repeated(prompts, each)), pads_apart)
+
+
+def _listed(given: Any) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
 
 
 def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:

@@ -83,8 +83,8 @@ def _inner(spec: Concepts, part: Part, sample: int) -> range:
         return range(first, part.columns.stop - 1)
     if part.prompts is None:
         raise ValueError(
-            f"{spec.name}: where the prompt ends isn't known, because the pipeline was given "
-            'embeddings (or how it reads prompts isn\'t known); give cut="last"'
+            f"{spec.name}: where the prompt ends isn't known, because {part.unread}; give "
+            'cut="last"'
         )
     return range(first, part.columns.start + part.prompts[sample].end)
 
@@ -115,9 +115,8 @@ def _occurrences(
     for part in parts:
         if part.prompts is None:
             raise ValueError(
-                f"{spec.name}: which columns hold which words isn't known, because the pipeline "
-                "was given embeddings (or how it reads prompts isn't known); give tokens as "
-                "column numbers"
+                f"{spec.name}: which columns hold which words isn't known, because {part.unread}; "
+                "give tokens as column numbers"
             )
         prompt = part.prompts[sample]
         spans = noun_spans(prompt.text) if words is None else None

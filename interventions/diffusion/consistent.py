@@ -110,7 +110,7 @@ class Consistent(Work):
             return found
         prompts = text[0].prompts
         if prompts is None:
-            raise ValueError(UNREAD.format("the edit's words"))
+            raise ValueError(UNREAD.format("the edit's words", text[0].unread))
         return changed_words(prompts[row - images].text, prompts[row].text)
 
     def before(self, pass_: Pass) -> None:

@@ -266,8 +266,7 @@ def over_of(model: str) -> str:
 
 
 UNREAD = (
-    "consistedit: which columns hold {} isn't known, because the pipeline was given embeddings (or "
-    "how it reads prompts isn't known); give column numbers, or a mask"
+    "consistedit: which columns hold {} isn't known, because {}; give column numbers, or a mask"
 )
 
 
@@ -284,7 +283,7 @@ def columns_of(word: str | int, text: Sequence[Part], sample: int, length: int) 
     found, listed, prompt = [], [], ""
     for part in text:
         if part.prompts is None:
-            raise ValueError(UNREAD.format(repr(word)))
+            raise ValueError(UNREAD.format(repr(word), part.unread))
         own = part.prompts[sample]
         prompt = prompt or own.text
         listed.append(own.listed())

@@ -201,11 +201,19 @@ class NAG(Intervention):
 
 @dataclass(frozen=True)
 class _Negative(Work):
-    """Gives a denoiser a second text, and guides what is read of both."""
+    """Gives a denoiser a second text, and guides what is read of both.
+
+    Attributes:
+        spec: The method's settings.
+        model: Class of the denoiser.
+        encoded: The second text.
+        given: The pipeline's own negative prompt, where that is it.
+    """
 
     spec: NAG = NAG()
     model: str = ""
     encoded: Encoded | None = None
+    given: Tensor | None = None
 
     @property
     def rows(self) -> bool:
@@ -224,12 +232,15 @@ class _Negative(Work):
         found = variables_of(run.pipeline)
         given = found.get("negative_prompt_embeds")
         if self.spec.negative is None and isinstance(given, Tensor):
-            return replace(self, encoded=Encoded(given, found.get("negative_pooled_prompt_embeds")))
+            encoded = Encoded(given, found.get("negative_pooled_prompt_embeds"))
+            return replace(self, encoded=encoded, given=given)
         # An empty negative prompt is one, too: it isn't the pipeline's.
-        texts = self.spec.negative
-        texts = found.get("negative_prompt") or "" if texts is None else texts
+        texts, others = self.spec.negative, {}
+        if texts is None:
+            texts = found.get("negative_prompt") or ""
+            others = {name: found.get(f"negative_{name}") for name in ("prompt_2", "prompt_3")}
         texts = (texts,) if isinstance(texts, str) else tuple(texts)
-        return replace(self, encoded=encode(run.pipeline, self.model, texts))
+        return replace(self, encoded=encode(run.pipeline, self.model, texts, others))
 
     def arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
         """Add the negative prompt, behind the text or in rows of its own."""
@@ -239,6 +250,12 @@ class _Negative(Work):
             raise ValueError(
                 "nag: a bare denoiser has no encoder to read a negative prompt with; give "
                 "embeddings, or attach to the pipeline"
+            )
+        now = None if self.given is None else variables_of(pass_.pipeline)
+        if now is not None and now.get("negative_prompt_embeds") is not self.given:
+            raise ValueError(
+                "nag: the pipeline's negative_prompt_embeds were changed while it runs (by a "
+                "callback?); give the negative prompt to nag itself"
             )
         add = more_rows if self.rows else more_tokens
         return add("nag", call, pass_, self.encoded)

@@ -68,7 +68,11 @@ def _texts(spec: NAG, pipeline: Any, call: Mapping[str, Any], rows: int) -> Text
         usual = variables.get("negative_prompt") or ""
         negative = usual if spec.negative is None else spec.negative
         texts = [negative] if isinstance(negative, str) else list(negative)
-        encoded = encode(pipeline, type(denoiser_of(pipeline)).__name__, texts)
+        others = {
+            f"prompt_{n}": variables.get(f"negative_prompt_{n}")
+            for n in ((2, 3) if spec.negative is None else ())
+        }
+        encoded = encode(pipeline, type(denoiser_of(pipeline)).__name__, texts, others)
     pooled = encoded.pooled if spec.text_stream == "own" else None
     return Texts(
         [rows_of(encoded.text, rows, own, "nag: embeddings")],

@@ -32,7 +32,6 @@ from regaze.hooks.diffusion.encode import encode
 from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
-from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Run, Work
 from regaze.interventions.base import register
@@ -155,14 +154,8 @@ class _Structured(Work):
         prompts = run.text[0].prompts
         if prompts is None:
             raise ValueError(
-                "structured_diffusion: the pipeline was given embeddings, whose words aren't "
-                "known; give it the prompt"
-            )
-        variables = variables_of(run.pipeline)
-        if variables.get("prompt_2") not in (None, variables.get("prompt")):
-            raise ValueError(
-                "structured_diffusion: prompt_2 is another prompt, whose embeddings lie in the "
-                "same columns; leave it out"
+                f"structured_diffusion: its words aren't known, because {run.text[0].unread}; give "
+                "it one prompt"
             )
         lists = self.spec.of([prompt.text for prompt in prompts])
         if self.spec.absent == "skip":

@@ -54,8 +54,8 @@ def columns_of(
     for part in text:
         if part.prompts is None:
             raise ValueError(
-                f"{method}: which columns hold {word!r} isn't known, because the pipeline was "
-                "given embeddings (or how it reads prompts isn't known); give column numbers"
+                f"{method}: which columns hold {word!r} isn't known, because {part.unread}; give "
+                "column numbers"
             )
         prompt = part.prompts[sample]
         listed.append(prompt.listed())

@@ -9,8 +9,10 @@ import torch
 from diffusers import (
     AutoencoderKL,
     AutoPipelineForText2Image,
+    ContextParallelConfig,
     FasterCacheConfig,
     FirstBlockCacheConfig,
+    ParallelConfig,
     PyramidAttentionBroadcastConfig,
     StableDiffusionImg2ImgPipeline,
     TaylorSeerCacheConfig,
@@ -74,6 +76,19 @@ def test_caching_put_on_by_hand_raises(family: str, apply: Any, config: Any) -> 
         with pytest.raises(ValueError, match="step caching is on.*hooks that were put on by hand"):
             FAMILIES[family].run(pipe)
     with pytest.raises(ValueError, match="step caching is on"):
+        regaze.attach(pipe, ON)
+
+
+def test_attention_that_is_spread_over_processes_raises() -> None:
+    pipe = built("flux")
+    config = ContextParallelConfig(ring_degree=2)
+    with regaze.attach(pipe, ON):
+        pipe.transformer._parallel_config = ParallelConfig(context_parallel_config=config)
+        with pytest.raises(
+            ValueError, match=r"in parallel over processes.*without parallel_config"
+        ):
+            FAMILIES["flux"].run(pipe)
+    with pytest.raises(ValueError, match="in parallel over processes"):
         regaze.attach(pipe, ON)
 
 
@@ -145,6 +160,27 @@ def another(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
 def written_to(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
     tensors["prompt_embeds"].mul_(1.1)
     return {}
+
+
+def test_a_negative_prompt_that_a_callback_changes_raises() -> None:
+    pipe, kind = built("sd"), FAMILIES["sd"]
+
+    def flipped(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:
+        return {name: tensor.flip(1) for name, tensor in tensors.items()}
+
+    called: dict[str, Any] = {
+        "callback_on_step_end": flipped,
+        "callback_on_step_end_tensor_inputs": ["negative_prompt_embeds"],
+    }
+    with (
+        regaze.attach(pipe, regaze.NAG()),
+        pytest.raises(ValueError, match="negative_prompt_embeds were changed while it runs"),
+    ):
+        kind.run(pipe, **called)
+    own = regaze.NAG(embeddings={"text": noise(1, 5, 16, seed=9)})
+    with regaze.attach(pipe, own) as run:
+        kind.run(pipe, **called)
+    assert run.report().fired
 
 
 @pytest.mark.parametrize("change", [another, written_to])
