@@ -119,7 +119,8 @@ def test_command_line_forms_are_read(text: str, spec: Intervention) -> None:
     ("text", "hint"),
     [
         ("vra", "did you mean .*var"),
-        ("PAI", "known: .*pag, pai, .*seg, .*softpag"),
+        ("PAI", r"did you mean pai\?"),
+        ("zzzzz", "known: .*pag, pai, .*seg, .*softpag"),
         ("", "known: .*pag, pai"),
         ("vhr:alhpa=2", "did you mean alpha"),
         ("var:rhoo=1", "did you mean rho"),

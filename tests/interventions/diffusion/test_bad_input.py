@@ -20,6 +20,7 @@ from regaze.hooks.diffusion.text import Part, Prompt
 from regaze.hooks.diffusion.works import Run
 from regaze.interventions.base import get, names
 from regaze.interventions.diffusion.consistent import Consistent
+from regaze.interventions.diffusion.where import ByLayers
 
 METHODS = [get(name) for name in names("diffusers pipelines")]
 STRANGE: tuple[Any, ...] = (
@@ -42,6 +43,15 @@ def cache(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_all_methods_are_here() -> None:
     assert len(METHODS) >= 19
+
+
+@pytest.mark.parametrize(
+    "cls", [cls for cls in METHODS if issubclass(cls, ByLayers)], ids=lambda cls: cls.name
+)
+@pytest.mark.parametrize("layer", ["mid", 3])
+def test_a_single_layer_stands_for_a_list_of_it(cls: Any, layer: str | int) -> None:
+    assert cls(layers=layer) == cls(layers=[layer])
+    assert cls(layers=layer).layers == (layer,)
 
 
 @pytest.mark.filterwarnings("ignore:overflow|Casting complex")
