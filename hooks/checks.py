@@ -61,16 +61,16 @@ def reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def unknown(what: str, given: str, known: Iterable[str]) -> str:
+def unknown(what: str, given: object, known: Iterable[str]) -> str:
     """The message for a name that isn't known: nearest matches first, else all of them."""
-    known = sorted(known)
+    known, text = sorted(known), str(given)
     folded = {name.lower(): name for name in known}
     # "VHR", or "vhr alpha=2": what comes behind the name isn't what is wrong with it.
-    word = re.split(r"[^\w-]", given.lower(), maxsplit=1)[0]
-    if (exact := folded.get(given.lower()) or folded.get(word)) is not None:
+    word = re.split(r"[^\w-]", text.lower(), maxsplit=1)[0]
+    if (exact := folded.get(text.lower()) or folded.get(word)) is not None:
         near = [exact]
     else:
-        near = difflib.get_close_matches(given, known, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(text, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
     return f"unknown {what} {shown(given)}; {hint}"
 

@@ -13,6 +13,7 @@ from regaze.evals.verify.language import Language
 from regaze.evals.verify.pipelines import Pipeline
 from regaze.evals.verify.plain import Plain
 from regaze.evals.verify.subject import Subject
+from regaze.hooks.checks import shown
 from regaze.hooks.diffusion.host import find_denoisers
 from regaze.interventions import Intervention
 
@@ -46,11 +47,18 @@ def verify(
         The certificate: a line per promise and method. `Certificate.passed` sums it up.
 
     Raises:
-        TypeError: The target is neither.
+        TypeError: The target is neither, or what is to be verified is no spec.
         ValueError: No method is named, one isn't for this kind of model or can't be attached to
             any, or the model can't be asked.
     """
     start = time.perf_counter()
+    for one in specs:
+        if not isinstance(one, Intervention) and not (
+            isinstance(one, Sequence) and all(isinstance(each, Intervention) for each in one)
+        ):
+            raise TypeError(
+                f"verify takes specs such as VHR(alpha=2) or lists of them, got {shown(one)}"
+            )
     stacks = [(one,) if isinstance(one, Intervention) else tuple(one) for one in specs]
     if not stacks or not all(stacks):
         raise ValueError("there is nothing to verify: name methods, such as VAR()")

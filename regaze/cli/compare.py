@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from regaze.cli.options import spread
+from regaze.cli.options import Json, spread
 from regaze.cli.pipelines import Call, Cell, Prompts, Seeds, Source, With, check_png, read_seeds
 from regaze.cli.terminal import fail, say
 from regaze.evals.outputs import check_place
@@ -31,6 +32,7 @@ def compare(
         bool, typer.Option("--gif", help="Save an animation too, for pipelines that make videos.")
     ] = False,
     cell: Cell = None,
+    as_json: Json = False,
 ) -> None:
     """Paint the same prompts from the same noise under several conditions, side by side."""
     check_png(file)
@@ -66,13 +68,17 @@ def compare(
     about = comparison.describe(loaded, painted, texts, numbers, arguments)
     drawn = grid.draw(labels, grid.blocks(texts, numbers, pictures), cell=cell)
     grid.save_png(file, drawn, about)
-    say(f"Grid: {file}")
+    made = {"grid": str(file)}
     if gif:
         frames = [
             grid.draw(labels, grid.blocks(texts, numbers, pictures, frame), cell=cell)
             for frame in range(n_frames)
         ]
         grid.save_gif(movie, frames)
-        say(f"Animation: {movie}")
+        made["animation"] = str(movie)
+    if as_json:
+        typer.echo(json.dumps({**made, **about}, ensure_ascii=False))
+    else:
+        say(*(f"{what.capitalize()}: {where}" for what, where in made.items()))
     if silent := [column.title for column in painted if column.silent]:
         fail(f"never fired, so these columns are the unedited pipeline's: {', '.join(silent)}", 1)

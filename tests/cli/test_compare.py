@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,8 @@ def test_compare_writes_a_grid_that_says_how_it_was_made(tmp_path: Path) -> None
     assert made["settings"]["num_inference_steps"] == 2
     with Image.open(out) as image:
         assert image.width > 3 * 192
+    result = on_tiny("compare", *given, *QUICK, "--seeds", "2", "--out", str(out), "--json")
+    assert json.loads(result.stdout) == {"grid": str(out), **grid.about(out)}
 
 
 @pytest.mark.parametrize(

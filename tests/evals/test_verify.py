@@ -191,6 +191,12 @@ def test_what_makes_no_sense_raises(sandbox: Loaded, specs: Any, said: str) -> N
         regaze.verify(sandbox.model, *specs, processor=sandbox.processor)
 
 
+@pytest.mark.parametrize("spec", ["vhr", VHR, None, ["vhr"]])
+def test_what_is_no_spec_raises(sandbox: Loaded, spec: Any) -> None:
+    with pytest.raises(TypeError, match="verify takes specs such as VHR"):
+        regaze.verify(sandbox.model, spec, processor=sandbox.processor)
+
+
 def test_a_bare_denoiser_is_asked_for_its_pipeline() -> None:
     with pytest.raises(ValueError, match="whole pipeline"):
         regaze.verify(FAMILIES["sd"].build().unet, PAG())
