@@ -122,7 +122,7 @@ def cards(cls: type[Intervention]) -> list[str]:
 
 
 def beside_pictures(cls: type[Intervention]) -> bool:
-    """Whether a table of the page of pictures measures it."""
+    """True if a table of the page of pictures measures it."""
     rows = [row for table in tables("docs/pictures.md") for row in table.rows]
     return any(re.search(rf"`{cls.name}\b", row[0]) for row in rows)
 

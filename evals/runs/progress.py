@@ -19,7 +19,7 @@ def quiet(label: str, done: int, total: int) -> None:
 
 
 class _Label(progress.ProgressColumn):
-    """What a bar is about, cut at the end of a narrow terminal, so that its numbers stay whole."""
+    """The label of a bar, cut where the terminal is narrow, so that its numbers stay whole."""
 
     def get_table_column(self) -> Column:
         """The column of the table of bars: the one that gives way."""

@@ -5,18 +5,20 @@ at places r and c of their frames attend to each other if
 
     |r - c| <= max(decay D, block), or d <= 1;  and, where D < 128, d mod int(128 / D) = 0
 
-so the window halves whenever the distance doubles, and of far frames only some are seen. A frame
-pair's mask becomes one of blocks: a block is computed if of the columns that it holds anything of,
-more than 60 % are seen by more than a third of its rows. Text attends to everything and is seen by
-everything, and so are, with ``sink``, the tokens of the first frame. Li et al., arXiv 2506.19852,
-section 4; code mit-han-lab/radial-attention@72788d4, ``attn_mask.py``, whose mask is the default
-here, block by block, because the paper's figures were made with it. It differs from the paper's
-equation in that the window is never narrower than a block, has a factor ``decay``, and is full for
-neighbours; in that far frames are seen within a window, not at the same place alone; and in that
-HunyuanVideo has no sink. Also kept: where frames begin inside a block, a pair covers ceil(n /
-block) blocks from the one in which the frame begins, so the last few tokens of a frame may go
-without that pair; and the threshold 128 is the same for other block sizes. Not kept: sequences
-that aren't whole blocks, on which the code fails, end in a shorter block, which is dense like text.
+so the window halves whenever the distance doubles, and of far frames only some are seen. Text
+attends to everything and is seen by everything, and so are, with ``sink``, the tokens of the first
+frame. Masks are made of whole blocks: a block is computed if, of its columns that any of its rows
+sees, more than 60 % are seen by more than a third of its rows.
+
+Li et al., arXiv 2506.19852, section 4; code mit-han-lab/radial-attention@72788d4, ``attn_mask.py``,
+whose mask is the default here, block by block, because the paper's figures were made with it. It
+differs from the paper's equation: the window is never narrower than a block, has a factor
+``decay``, and is full for neighbours; far frames are seen within a window, not at the same place
+alone; HunyuanVideo has no sink. Two peculiarities of the code are kept: where frames begin inside a
+block, a pair covers ceil(n / block) blocks from the one in which the frame begins, so the last few
+tokens of a frame may go without that pair; and the threshold 128 is the same for other block sizes.
+One isn't: sequences that aren't whole blocks, on which the code fails, end in a shorter block here,
+which is dense like text.
 
 Dense first layers and steps are the scripts'. The paper's longer clips need its LoRAs, which are
 loaded as any others.

@@ -1,6 +1,6 @@
 """PAINT: look at the patches that the vision tower itself found important.
 
-From the picture's own encoder, summed over heads, what the class token sees of each patch:
+The class token's attention in the picture's own encoder, summed over heads, gives two sets:
 
     summary tokens U: in the last layer but one, patches above Q3 + 1.5 IQR
     local tokens   W: in the first layer, the highest quarter, less U
@@ -13,8 +13,8 @@ and at the row that predicts, on scaled logits z of every head:
 by their visual sensitivity, the code gives every head the same. ``modulation="heads"``
 is our reading of the paper: alpha and beta times the head's attention to the image over the mean of
 all heads. The paper's "spatial" tokens are left out: the code ranks patches by row sums of a
-softmax, which are all 1. Its count of U goes through ``int(N * (n / N))``, which loses one at some
-numbers of patches; here all n count.
+softmax, which are all 1. The code's count of U goes through ``int(N * (n / N))``, which loses one
+at some numbers of patches; here all n count.
 
 Towers without a class token have no such row. There the mean attention that a patch receives from
 all of them takes its place (``scores="received"``), a substitute of ours. Where several patches are
