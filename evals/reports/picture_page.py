@@ -49,10 +49,11 @@ makes this page and goes on where it was stopped; its numbers are in
   anything further counts as *extra*.
 - **Settings** are those with the most right pictures on validation prompts
   ([below](#what-was-tried)). Then test prompts were painted once, {sizes["steps"]} steps in
-  {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR take those
-  of the painters' cards ([MM-DiT](../evals/sandbox/models/painter-mmdit/README.md),
-  [U-Net](../evals/sandbox/models/painter-unet/README.md)), where they were measured first, with
-  sweeps and controls; FlowWarp is in the
+  {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR were measured
+  first in the painters' cards
+  ([MM-DiT](../evals/sandbox/models/painter-mmdit/README.md),
+  [U-Net](../evals/sandbox/models/painter-unet/README.md)), with sweeps and controls, and take
+  their settings from there where they are painted; FlowWarp is in the
   [ControlNet's](../evals/sandbox/models/painter-controlnet/README.md), and methods of video are in
   that of the [painter of clips](../evals/sandbox/models/painter-motion/README.md). Edits and
   compositions are in [pictures.md](pictures.md#edits).
