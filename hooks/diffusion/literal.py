@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal_maps import Map, edited
+from regaze.hooks.diffusion.rows import copy_containers
 from regaze.hooks.diffusion.sites import choose, find_sites, read_layout
 
 
@@ -149,7 +150,7 @@ def literally(
             "the unconditional branch comes in a call of its own, after the conditional one, whose "
             "prediction the literal form would have to change"
         )
-    stock = denoiser.forward
+    stock = repeatable(denoiser.forward)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
@@ -247,6 +248,8 @@ class _Through(nn.Module):
     def __init__(self, block: nn.Module, returns: Sequence[str]) -> None:
         super().__init__()
         self._names, self._returns = list(inspect.signature(block.forward).parameters), returns
+        # SD3 asks for it before it adds a ControlNet's.
+        self.context_pre_only = getattr(block, "context_pre_only", None)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         given = dict(zip(self._names, args, strict=False)) | kwargs
@@ -260,6 +263,15 @@ def _split(running: Manner, frames: int) -> tuple[int, int, int]:
         return branches * running.samples, running.frames, 1
     branches = 2 if running.guided and not running.calls else 1
     return branches, frames, running.images
+
+
+def repeatable(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A denoiser's forward that leaves what it is given as it is: some empty lists meanwhile."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*copy_containers([*args]), **copy_containers(kwargs))
+
+    return run
 
 
 def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.descent import Objective
 from regaze.hooks.diffusion.gradients import Descent
-from regaze.hooks.diffusion.literal import Manner, by_name
+from regaze.hooks.diffusion.literal import Manner, by_name, repeatable
 from regaze.hooks.diffusion.literal_maps import bias_of, kernels
 from regaze.hooks.diffusion.sites import TEXT, Layout, Site, choose, find_sites, read_layout
 from regaze.hooks.diffusion.text import read_text
@@ -102,7 +102,7 @@ class _Move:
     def __init__(self, pipeline: Any, running: Manner, form: LatentForm) -> None:
         self.pipeline, self.running, self.form = pipeline, running, form
         self.denoiser = getattr(pipeline, running.denoiser)
-        self.stock = self.denoiser.forward
+        self.stock = repeatable(self.denoiser.forward)
         self.scale = getattr(pipeline.scheduler, "scale_model_input", None)
         self.sites = choose(find_sites(self.denoiser), form.layers, TEXT)
         self.objective: Objective | None = None

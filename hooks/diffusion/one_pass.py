@@ -118,7 +118,9 @@ class OnePass:
             return run(*args, **kwargs)
         pass_.forward = partial(self._forward, pass_)
         try:
-            return self._run(pass_, run, args, kwargs)
+            output = self._run(pass_, run, args, kwargs)
+            self._seat.thread().outside.saw(prediction_of(output))
+            return output
         finally:
             pass_.forward = ended  # It knows the pass, which would hold its tensors in a circle.
 
@@ -297,7 +299,8 @@ class OnePass:
         wanted = []
         for entry, branch in branches:
             own = "its inputs are its own" if branch.inputs is not None else reason
-            entry.tally.note = f"whole extra passes: {own}" if own else "forks at its first block"
+            note = f"whole extra passes: {own}" if own else "forks at its first block"
+            entry.tally.note = "; ".join(filter(None, (note, pass_.rows.told)))
             if own is None:
                 wanted.append(_fork_of(branch, pass_))
         if not wanted:

@@ -1,28 +1,111 @@
 """The rows of a denoiser's call that no pipeline makes: those of a loop of one's own.
 
 Equal latents with different text are branches of guidance, in one batch or in a call each. In which
-order they lie only who wrote the loop knows, so they are refused unless that is said.
+order they lie only who wrote the loop knows. A loop on the denoiser of a pipeline that was attached
+to is taken to have that pipeline's order, which the next call has to confirm: what it is given was
+made of both predictions, by a scheduler, and the conditional one counts more. With z the latents,
+a and b what the first and the last half got, and least squares over all numbers,
+
+    z' = p z + q a + r b,   |r| > |q| if the last half is conditional
+
+by more than the errors of q and r. Whatever can't be told so is refused unless it is said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from regaze.hooks.diffusion.conventions import convention_of
 from regaze.hooks.diffusion.families import Family
-from regaze.hooks.diffusion.rows import Rows, call_of_rows, is_halved, same, starts_of
+from regaze.hooks.diffusion.rows import Rows, call_of_rows, halves, is_halved, same, starts_of
 
 SAY = "say which rows are: attach(..., cond_rows=slice(start, stop))"
 
 
 @dataclass
 class Outside:
-    """The call before, where no pipeline runs: another branch may follow in a call of its own."""
+    """The call before, where no pipeline runs.
+
+    Attributes:
+        call: Of a bare denoiser, where another branch may follow in a call of its own.
+        guess: Of a pipeline's denoiser, whose order is still to be confirmed.
+        sure: The text of calls whose order was confirmed.
+    """
 
     call: Mapping[str, Any] | None = None
+    guess: Guess | None = None
+    sure: Any = None
+
+    def supposes(self, family: Family, call: Mapping[str, Any], cond: str) -> bool:
+        """True if a call may be taken to have an order: nothing before it speaks against that.
+
+        Args:
+            family: The denoiser's.
+            call: The call's arguments by name, of two halves.
+            cond: The half that would be conditional.
+        """
+        text, sample = call.get(family.text), call[family.sample]
+        latents = sample[: len(sample) // 2]
+        before, self.guess = self.guess, None
+        if self.sure is not None and same(self.sure, text):
+            return True
+        if before is None:
+            self.sure, self.guess = None, Guess(latents, text, cond)
+            return True
+        self.sure = text if before.confirmed(latents, text) else None
+        return self.sure is not None
+
+    def saw(self, prediction: Any) -> None:
+        """Keep what a call whose order is to be confirmed returned."""
+        if self.guess is not None:
+            self.guess.prediction = prediction
+
+
+@dataclass
+class Guess:
+    """A call whose order is to be confirmed by the next one.
+
+    Attributes:
+        latents: Its sample, of one half.
+        text: Its text, of both.
+        cond: The half that is taken to be conditional.
+        prediction: What it returned.
+    """
+
+    latents: Any
+    text: Any
+    cond: str
+    prediction: Any = None
+
+    def confirmed(self, latents: Any, text: Any) -> bool:
+        """True if the latents that follow were made with this order.
+
+        Args:
+            latents: The next call's sample, of one half.
+            text: Its text.
+        """
+        made = self.prediction
+        if not isinstance(made, Tensor) or not isinstance(latents, Tensor):
+            return False
+        if not same(self.text, text) or len(made) != 2 * len(latents):
+            return False
+        channels = made.shape[1]  # Inpainting has more beside the latents.
+        parts = [self.latents[:, :channels], *made.chunk(2), latents[:, :channels]]
+        if len({part.shape for part in parts}) > 1:
+            return False
+        *columns, after = (part.detach().double().flatten().cpu() for part in parts)
+        basis = torch.stack(columns, 1)
+        weights = torch.linalg.lstsq(basis, after[:, None]).solution[:, 0]
+        spread = (after - basis @ weights).square().sum() / max(1, len(after) - 3)
+        errors = (torch.linalg.pinv(basis.T @ basis).diagonal() * spread).sqrt()
+        ahead = weights[2].abs() - weights[1].abs()
+        surely = ahead if self.cond == "last" else -ahead
+        return bool(surely > 5 * (errors[1] + errors[2]))
 
 
 def outside_rows(family: Family, call: Mapping[str, Any], attached: Any, outside: Outside) -> Rows:
@@ -55,6 +138,11 @@ def outside_rows(family: Family, call: Mapping[str, Any], attached: Any, outside
                 f"{SAY}, or cond_rows=slice(None) if all rows of all calls are"
             )
         return Rows(batch, slice(0, batch), None)
+    if is_halved(call[family.sample]) and _guides(family, call, (0, batch // 2), batch // 2):
+        convention = convention_of(attached)
+        if convention.branches == "batch" and outside.supposes(family, call, convention.cond):
+            told = f"{convention.cond} half conditional, as in {type(attached).__name__}"
+            return replace(halves(batch, convention.cond), told=told)
     raise ValueError(
         f"the denoiser of this {type(attached).__name__} was called by something else than a "
         f"pipeline of its own, so which of {batch} rows are conditional isn't known; "

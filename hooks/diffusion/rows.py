@@ -22,12 +22,14 @@ class Rows:
         cond: The conditional ones, or None if the call has none.
         uncond: The unconditional ones, or None if the call has none.
         split: Whether the other branch comes in a call of its own.
+        told: What reports say of how they are known; empty if the running pipeline says it.
     """
 
     batch: int
     cond: slice | None
     uncond: slice | None
     split: bool = False
+    told: str = ""
 
     @property
     def branches(self) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.literal import Manner, Steps, again, by_name
+from regaze.hooks.diffusion.literal import Manner, Steps, again, by_name, repeatable
 from regaze.hooks.diffusion.literal_maps import kernels
 from regaze.hooks.diffusion.sites import Layout, Site, find_sites, read_layout
 
@@ -110,7 +110,7 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
         raise NotImplementedError(
             f"what {name} reads of two texts isn't written out; U-Nets and Wan are"
         )
-    stock, steps, calls = denoiser.forward, Steps(), [0]
+    stock, steps, calls = repeatable(denoiser.forward), Steps(), [0]
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         other = running.guided and running.calls and calls[0] % 2 == 1

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.guiders import ClassifierFreeGuidance, PerturbedAttentionGuidance
 from diffusers.hooks import LayerSkipConfig
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
+from scenes import differ
 from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, TEXT, WIDTH, ddim, noise, quiet, tiny, vae
 from torch import Tensor
 
@@ -21,14 +30,20 @@ TEXTS = torch.cat([noise(2, TEXT, WIDTH, seed=2), noise(2, TEXT, WIDTH, seed=1)]
 
 
 @torch.no_grad()
-def loop(unet: Any, text: Tensor = TEXTS, halves: int = 2) -> Tensor:
-    """A denoising loop of one's own, [unconditional, conditional]."""
-    sampler, z = ddim(), noise(2, 4, HEIGHT, COLUMNS)
-    sampler.set_timesteps(2)
+def loop(
+    unet: Any,
+    text: Tensor = TEXTS,
+    sampler: Any = None,
+    scale: float = 5.0,
+    cond_first: bool = False,
+) -> Tensor:
+    """A denoising loop of one's own, [unconditional, conditional] or the other way round."""
+    sampler, z = copy.deepcopy(sampler or ddim()), noise(2, 4, HEIGHT, COLUMNS)
+    sampler.set_timesteps(3)
     for t in sampler.timesteps:
-        noised = unet(torch.cat([z] * halves), t, encoder_hidden_states=text).sample
-        u, c = noised.chunk(2) if halves == 2 else (noised, noised)
-        z = sampler.step(u + 5 * (c - u), t, z).prev_sample
+        noised = sampler.scale_model_input(torch.cat([z] * 2), t)
+        u, c = unet(noised, t, encoder_hidden_states=text).sample.chunk(2)[:: 1 - 2 * cond_first]
+        z = sampler.step(u + scale * (c - u), t, z).prev_sample
     return z
 
 
@@ -56,22 +71,46 @@ def test_a_sibling_pipeline_works_as_if_attached_to() -> None:
     assert attached.report().interventions[0].steps == 2
 
 
-@pytest.mark.parametrize("cond_first", [False, True])
-def test_a_loop_of_ones_own_says_which_half_is_conditional(cond_first: bool) -> None:
-    """Both orders are common, and nothing in the call tells them apart."""
-    pipe = tiny("sd")
-    text = torch.cat(TEXTS.chunk(2)[::-1]) if cond_first else TEXTS
-    rows = slice(0, 2) if cond_first else slice(2, 4)
+SAY_WHICH = r"cond_rows=slice\(2, 4\)\) for the last, .* or slice\(0, 2\) for the first"
+
+
+@pytest.mark.parametrize(
+    "scheduler", [DDIMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler]
+)
+@pytest.mark.parametrize("scale", [1.5, 12.0])
+def test_a_loop_of_ones_own_shows_which_half_is_conditional(scheduler: Any, scale: float) -> None:
+    """By the latents that it makes of both, which lie nearer to the conditional one."""
+    pipe, sampler = tiny("sd"), scheduler.from_config(ddim().config)
+    settings: dict[str, Any] = {"sampler": sampler, "scale": scale}
 
     def run() -> Tensor:
-        return loop(pipe.unet, text)
+        return loop(pipe.unet, **settings)
 
-    said = r"cond_rows=slice\(2, 4\)\) for the last, .* or slice\(0, 2\) for the first"
-    with regaze.attach(pipe, PAG), pytest.raises(ValueError, match=said):
-        run()
-    got = guided(pipe, run, cond_rows=rows)
-    assert torch.equal(got, guided(pipe.unet, run, cond_rows=rows))
+    with regaze.attach(pipe, PAG) as attached:
+        got = run()
+    assert "last half conditional, as in StableDiffusionPipeline" in str(attached.report())
+    assert torch.equal(got, guided(pipe.unet, run, cond_rows=slice(2, 4)))
     assert not torch.equal(got, run())
+
+    def other_way_round() -> Tensor:
+        return loop(pipe.unet, torch.cat(TEXTS.chunk(2)[::-1]), cond_first=True, **settings)
+
+    with regaze.attach(pipe, PAG), pytest.raises(ValueError, match=SAY_WHICH):
+        other_way_round()
+    got = guided(pipe, other_way_round, cond_rows=slice(0, 2))
+    assert differ(got, guided(pipe.unet, run, cond_rows=slice(2, 4))) < 1e-4
+
+
+def test_a_loop_that_does_not_show_which_half_is_conditional_raises() -> None:
+    pipe = tiny("sd")
+    with regaze.attach(pipe, PAG):
+        loop(pipe.unet)
+        loop(pipe.unet)  # The same prompts once more.
+        with pytest.raises(ValueError, match=SAY_WHICH):
+            loop(pipe.unet, 2 * TEXTS, scale=0.5)  # Both count alike.
+        predict(pipe.unet, torch.cat([ROWS] * 2), 3 * TEXTS)  # A single step shows nothing.
+        with pytest.raises(ValueError, match=SAY_WHICH):
+            predict(pipe.unet, torch.cat([ROWS] * 2), 4 * TEXTS)
 
 
 @pytest.mark.parametrize("scale", [5.0, 1.0])

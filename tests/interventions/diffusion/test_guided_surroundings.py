@@ -11,7 +11,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
-from diffusers import FirstBlockCacheConfig, attention_backend
+from diffusers import (
+    FirstBlockCacheConfig,
+    SD3ControlNetModel,
+    StableDiffusion3ControlNetPipeline,
+    StableDiffusionAdapterPipeline,
+    T2IAdapter,
+    attention_backend,
+)
 from diffusers.models.attention_processor import (
     AttnProcessor,
     AttnProcessor2_0,
@@ -19,11 +26,13 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
 )
 from methods import METHODS
-from tiny_pipelines import FAMILIES, quiet, tiny
+from tiny_pipelines import FAMILIES, image, quiet, sd3_parts, sd_parts, tiny, vae
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import regaze
+from regaze.hooks.diffusion.literal import WholeForm, literally
+from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 
 
 def fresh(family: str) -> Any:
@@ -261,3 +270,51 @@ def test_the_stock_processor_class_is_never_replaced_while_running() -> None:
         kind.run(pipe)
     handle.remove()
     assert seen == {AttnProcessor2_0}
+
+
+@pytest.mark.parametrize("method", ["pag", "nag", "attend_and_excite"])
+def test_residuals_that_a_denoiser_consumes_do_not_harm_literal_forms(method: str) -> None:
+    torch.manual_seed(1)
+    adapter: Any = T2IAdapter(
+        in_channels=3, channels=[8, 16], num_res_blocks=1, downscale_factor=8,
+        adapter_type="full_adapter",
+    )  # fmt: skip
+    parts = sd_parts() | {"vae": vae(), "adapter": adapter.eval()}
+    pipe, kind = quiet(StableDiffusionAdapterPipeline(**parts)), FAMILIES["sd"]
+    call: dict[str, Any] = {"image": image(2)}
+    with regaze.attach(pipe, METHODS[method].on("sd")) as run:
+        got = kind.run(pipe, **call)
+    with written_out(pipe, kind, run.specs[0]):
+        want = kind.run(pipe, **call)
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
+def test_blocks_left_out_beside_a_controlnet_are_written_out_too() -> None:
+    stock, kind = fresh("sd3"), FAMILIES["sd3"]
+    net: Any = SD3ControlNetModel.from_transformer(
+        stock.transformer, num_layers=2, num_extra_conditioning_channels=0
+    )
+    for name, weight in net.named_parameters():
+        if "controlnet" in name or "pos_embed_input" in name:
+            nn.init.normal_(weight, std=0.2)  # They begin at zero.
+    parts = {n: stock.components[n] for n in sd3_parts()} | {"vae": vae(), "controlnet": net.eval()}
+    pipe = quiet(StableDiffusion3ControlNetPipeline(**parts))
+
+    def latents() -> Tensor:
+        torch.manual_seed(0)  # The autoencoder draws the control picture's latents.
+        return kind.run(pipe, control_image=image(2))
+
+    with regaze.attach(pipe, METHODS["slg"].on("sd3")) as run:
+        got = latents()
+    with written_out(pipe, kind, run.specs[0]):
+        want = latents()
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+
+
+def written_out(pipe: Any, kind: Any, spec: Any) -> Any:
+    form, manner = spec.literal(), kind.running()
+    if isinstance(form, WholeForm):
+        return form.within(pipe, manner)
+    if isinstance(form, LatentForm):
+        return moved_literally(pipe, manner, form)
+    return literally(pipe, manner, [form])
