@@ -28,6 +28,7 @@ from regaze.evals import devices, sandbox, weights
 from regaze.evals.errors import first_line
 from regaze.evals.runs.files import digest
 from regaze.evals.sandbox import smol
+from regaze.evals.sandbox.video import PIPELINES
 
 _LOADABLE = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.model"]
 # Second copies of the weights in other layouts.
@@ -164,6 +165,10 @@ def _folder(name: str) -> Path:
         return smol.model_path(name)
     if Path(name).is_dir():
         return Path(name)
+    if name in PIPELINES:
+        raise ValueError(
+            f"{name} paints: name a model that answers questions, such as {sandbox.MODELS[0]}"
+        )
     repository, _, revision = name.partition("@")
     near = get_close_matches(name, (*sandbox.MODELS, *smol.MODELS), n=1)
     hint = (f"did you mean {near[0]}? There is " if near else "") + f"no folder {name!r} here, and"

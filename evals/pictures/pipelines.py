@@ -186,6 +186,10 @@ def _folder(name: str, variant: str | None) -> Path:
         return painter_path("painter-unet" if name in MOVING else name)
     if Path(name).is_dir():
         return Path(name)
+    if sandbox.is_sandbox(name) or smol.is_smol(name):
+        raise ValueError(
+            f"{name} answers questions: name a pipeline that paints, such as {PIPELINES[0]}"
+        )
     from diffusers import DiffusionPipeline
 
     repository, _, revision = name.partition("@")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regaze.hooks.checks import reason
@@ -46,6 +47,19 @@ def keep(mask: Any) -> str:
     return str(path)
 
 
+def load_npy(path: str) -> NDArray[Any]:
+    """An array of numbers from a file; nothing in it is run.
+
+    Raises:
+        OSError: There is no such file.
+        ValueError: It is none, or holds objects.
+    """
+    try:
+        return np.asarray(np.load(path, allow_pickle=False))
+    except (ValueError, EOFError) as error:
+        raise ValueError("it isn't an array of numbers, as numpy.save writes it") from error
+
+
 def read(path: str) -> Tensor:
     """A mask from a file, "H W" or "F H W", bool.
 
@@ -58,7 +72,7 @@ def read(path: str) -> Tensor:
     """
     try:
         if path.endswith(".npy"):
-            found = np.load(path, allow_pickle=False) != 0
+            found = load_npy(path) != 0
         else:
             from PIL import Image
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import reason, shown
+from regaze.interventions.diffusion.masks import load_npy
 from regaze.interventions.diffusion.regional import on_grid
 
 _FINE = (256, 256)
@@ -85,14 +86,14 @@ def read_mask(place: Any) -> Any:
     """
     if not isinstance(place, str):
         return place
-    if place.endswith(".npy"):
-        return torch.from_numpy(np.load(place) != 0)
     from PIL import Image
 
     try:
+        if place.endswith(".npy"):
+            return torch.from_numpy(load_npy(place) != 0)
         with Image.open(place) as picture:
             return torch.from_numpy(np.asarray(picture.convert("L")) != 0)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"the mask {shown(place)} can't be read: {reason(error)}") from None
 
 

@@ -129,7 +129,7 @@ def animate(
 
     animation.check_format(file)
     still, folder = file.with_name(f"{file.stem}_strip.png"), file.with_suffix("")
-    check_place(file, still, folder / "none")
+    check_place(file, still, folder / "none" / "frame")
     conditions = comparison.parse(with_ or ())
     frames, flow, known = motion.read()
     if flow is None and animation.wants_flow(conditions):

@@ -58,6 +58,8 @@ def video(
     as_json: Json = False,
 ) -> None:
     """Paint clips whose motion is known under several conditions, and measure them."""
+    if controlnet is not None and not controlnet.is_dir():
+        raise ValueError(f"--controlnet: there is no folder {controlnet}")
     from regaze.evals.clips.study import run_video
     from regaze.evals.clips.task import PROMPTS, ClipSource
     from regaze.evals.outputs import check_place

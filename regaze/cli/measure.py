@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from regaze.cli.options import Json, Model, check_text, spread
+from regaze.cli.pictures import read_picture
 from regaze.cli.terminal import out, say
 
 
@@ -53,15 +54,13 @@ def vas(
             f"--with {with_}: VAS is measured on the pictures that are given; name only what is to "
             "be attached, as in --with avar"
         )
-    from PIL import Image
-
     from regaze.evals.sandbox.scenes import scene
     from regaze.evals.scoring.attention_mass import measure_vas
     from regaze.hooks import attach
     from regaze.interventions.lvlm.turns import Turns
 
     loaded = model.load()
-    pictures = [Image.open(path).convert("RGB") for path in image or ()]
+    pictures = [read_picture(path) for path in image or ()]
     pictures = pictures or [scene("validation", number).image for number in range(limit)]
     asked = [(one, text) for one in pictures for text in prompt or ["Describe the image."]]
     turns = Turns(loaded.processor)

@@ -213,7 +213,8 @@ class WorldPrompts(Prompts):
         ),
     ] = None
     n_prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts of each subset of the painting world.")
+        int,
+        typer.Option(min=1, max=100_000, help="Prompts of each subset of the painting world."),
     ] = 50
 
     def of(self, model: str) -> list[Prompt]:

@@ -83,10 +83,13 @@ def test_a_clip_of_ones_own(controlnet: Path, normals: Path, tmp_path: Path) -> 
 
 def test_the_embedded_clip_needs_nothing(tmp_path: Path) -> None:
     out = tmp_path / "clip.webp"
-    result = call("--with", "flow_warp", "--steps", "1", "--guidance", "1", "--out", str(out))
+    given = ("--with", "none", "--with", "flow_warp", "--steps", "1", "--guidance", "1")
+    result = call(*given, "--out", str(out))
     assert result.exit_code == 0, result.stderr
     assert out.exists()
     assert "Strip: " in result.stdout
+    again = call(*given, "--out", str(out))
+    assert again.exit_code == 0, again.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from command_line import call, on_tiny, one_line
 from PIL import Image
+from torch import Tensor
 
 from regaze.evals.edits.editing import fitted, overlay
 from regaze.evals.pictures import grid
+from regaze.interventions.diffusion import masks, places
 
 ASKED = ("-p", "a red circle and a blue square", "-e", "a yellow circle and a blue square")
 
@@ -95,6 +98,21 @@ def test_words_and_masks_that_do_not_fit(tmp_path: Path) -> None:
         result = call("edit", *ASKED, *more, "--steps", "1", "--out", str(tmp_path / "e.png"))
         assert result.exit_code == 2 and message in one_line(result)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [masks.read, places.read_mask])
+def test_a_mask_of_something_else_is_named(read: Callable[[str], Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "mask.npy"
+    for data in (b"", b"junk"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match="mask.* can't be read: it isn't an array of numbers"):
+            read(str(path))
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="it isn't an array of numbers"):
+        read(str(path))
+    path.unlink()
+    with pytest.raises(ValueError, match="can't be read: No such file"):
+        read(str(path))
 
 
 def test_eval_edits(tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ from regaze.evals import sandbox
         (["eval", "pope", "--out="], "--out is empty"),
         (["build", "pope", "--images", ""], "--images is empty"),
         (["show", ""], "an argument is empty"),
+        (["sites", "--model", "sandbox"], "sandbox answers questions: name a pipeline"),
+        (["serve", "--model", "painter-unet"], "painter-unet paints: name a model that answers"),
+        (["eval", "video", "--controlnet", "nope"], "--controlnet: there is no folder nope"),
         (["ask", "--prompt", "x", "--image", "."], "--image . can't be read: Is a directory"),
         (["compare", "--prompt", "x", "--with", "pag:scale=x"], "must be a finite number, got 'x'"),
         (["eval", "pope", "--with", "vhr:alfa=2"], "did you mean alpha?"),
@@ -67,7 +70,12 @@ def test_mistakes_are_one_clear_line(
 
 @pytest.mark.parametrize(
     ("args", "message"),
-    [(["evall"], "eval"), (["eval", "pope", "--modle", "x"], "--model"), (["discover", "x"], "x")],
+    [
+        (["evall"], "eval"),
+        (["eval", "pope", "--modle", "x"], "--model"),
+        (["discover", "x"], "x"),
+        (["eval", "images", "--n-prompts", "99999999"], "--n-prompts"),
+    ],
 )
 def test_unknown_commands_and_options_suggest_the_nearest(args: list[str], message: str) -> None:
     result = call(*args)
