@@ -188,7 +188,9 @@ class Again:
         for held, new in zip(cache.layers, self.cache.layers, strict=False):
             if new.keys is None:
                 continue  # A layer that shares another one's.
-            if not any(kind.__name__ in _PLAIN for kind in type(held).__mro__):
+            plain = any(kind.__name__ in _PLAIN for kind in type(held).__mro__)
+            # Quantised layers are dynamic ones that keep most columns elsewhere.
+            if not plain or hasattr(held, "_quantized_keys"):
                 raise NotImplementedError(
                     "this method runs the last token of a prompt again, and can't put its keys "
                     f"into a cache of {type(held).__name__}; use a dynamic or static one"

@@ -9,6 +9,7 @@ import torch
 from asking import LONG, SHORT, Row, answer, answer_and_report, ask, logits
 from tiny import tiny
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache, QuantizedLayer
 
 from regaze.hooks import attach
 from regaze.interventions import PAI, AdaptVis, ScalingVis
@@ -119,3 +120,26 @@ def test_settings_out_of_their_domain_raise(value: Any) -> None:
         AdaptVis(unsure=value)
     with pytest.raises(ValueError, match="threshold must be"):
         AdaptVis(threshold=2)
+
+
+class _Halves(QuantizedLayer):
+    """Keeps columns in half precision, as packages for quantised caches do in fewer bits."""
+
+    def _quantize(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+        return tensor.half()
+
+    def _dequantize(self, kept: torch.Tensor) -> torch.Tensor:
+        return kept.float()
+
+
+def test_a_cache_whose_columns_are_kept_elsewhere_is_refused() -> None:
+    model = tiny("llava")
+    depth = len(model.tower.layers)
+    spec = AdaptVis(unsure=0.25, sure=2.0, threshold=0.5, layers=LAYERS)
+    with pytest.raises(NotImplementedError, match="into a cache of _Halves"):
+        logits(
+            model,
+            ask(model, ROWS[0]),
+            spec,
+            past_key_values=Cache(layers=[_Halves(residual_length=4) for _ in range(depth)]),
+        )
