@@ -22,12 +22,12 @@ _HALF = 1e-2
 
 @dataclass(frozen=True, eq=False)
 class CacheRows:
-    """Keys of each row at a column of its image and at the end of its prompt.
+    """Keys of each row at a column of its image, at the end of its prompt, and at a few more.
 
     Attributes:
         layer: Layer of the cache.
-        columns: "B 2" columns.
-        keys: "B G 2 D".
+        columns: "B N" columns.
+        keys: "B G N D".
         tensor: The cache's tensor, when it was looked at last.
     """
 
@@ -49,7 +49,11 @@ class CacheRows:
         image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
         # What is generated may be rolled back.
         last = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)
-        columns = torch.stack([image, last], 1)
+        # However few columns are left of it, some tell whether they are its first ones.
+        prompt = (tokens.kinds != Kind.GENERATED).all(0).tolist()
+        powers = [2**n for n in range(len(prompt).bit_length()) if 2**n < len(prompt)]
+        more = column[[at for at in powers if prompt[at]]].expand(len(last), -1)
+        columns = torch.cat([image[:, None], last[:, None], more], 1)
         return cls(layer, columns, _pick(keys, columns), weakref.ref(keys))
 
     def seen(self, cache: Any) -> CacheRows:
@@ -74,17 +78,19 @@ class CacheRows:
             ValueError: A row holds another one's.
         """
         keys = _plain_keys(cache.layers[self.layer])
-        if keys is None or keys is self.tensor() or int(self.columns.max()) >= length:
+        if keys is None or keys is self.tensor():
             return
-        now = _pick(keys, self.columns)
-        known = self.keys.to(now.device)
-        off = (now - known).float().norm(dim=-1).amax((1, 2))
+        left = self.columns < length  # Of a prompt that was rolled back.
+        now = _pick(keys, self.columns.where(left, 0))
+        known, counted = self.keys.to(now.device), left[:, None].to(now.device)
+        off = (now - known).float().norm(dim=-1).where(counted, 0).amax((1, 2))
         size = known.float().norm(dim=-1).amax((1, 2))
         if not bool((off <= _TOLERANCE.get(now.dtype, _HALF) * size).all()):
             raise ValueError(
-                "rows of the cache were put in another order within one prompt, and the cache "
-                "wasn't asked for that: move them by reorder_cache, batch_select_indices or "
-                "batch_repeat_interleave, which are followed"
+                "rows of the cache were put in another order within one prompt, or columns taken "
+                "out of its middle, and the cache wasn't asked for that: move rows by "
+                "reorder_cache, batch_select_indices or batch_repeat_interleave, and take columns "
+                "off its end by crop, which are followed"
             )
 
 

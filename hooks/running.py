@@ -305,13 +305,15 @@ class Running:
         """
         self.over = True
         missing = [i for i in self.by_layer if not self._calls[i]]
-        if missing:  # A draft that the first layers make runs no others.
+        if (
+            missing
+        ):  # A draft that the first layers make runs no others, which are there all the same.
             n_layers = getattr(tower.config, "num_hidden_layers", len(tower.layers))
-            missing = [i for i in missing if i < n_layers]
+            missing = [i for i in missing if i < n_layers or i >= len(tower.layers)]
         if missing and bool(self.pass_.tokens.has_image.any()):
             raise RuntimeError(
                 f"layers {missing} never called transformers' attention interface in this forward "
                 "pass, so their edits were skipped: their attention takes a path that regaze "
-                "can't edit (leave them out), or other modules were put in their place since (then "
+                "can't edit (leave them out), or they were taken out or replaced since (then "
                 "attach anew)"
             )

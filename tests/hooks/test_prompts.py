@@ -198,6 +198,22 @@ def test_rows_that_are_moved_behind_the_cache_s_back_raise(rows: list[int]) -> N
             step(model, cache)
 
 
+@pytest.mark.parametrize("first", [1, 2, 4])
+@pytest.mark.parametrize("name", ["pai", "vaf"])
+@torch.no_grad()
+def test_columns_taken_out_of_the_middle_raise(name: str, first: int) -> None:
+    """A few first columns and the latest ones, as caches of endless streams keep them."""
+    model = tiny("llava")
+    with attach(model.model, EDITS[name].acts):
+        cache: Any = encode(model, (LONG, [0]))
+        length = cache.get_seq_length()
+        kept = torch.tensor([*range(first), *range(length - 8, length)])
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+        with pytest.raises(ValueError, match="out of its middle"):
+            step(model, cache)
+
+
 @pytest.mark.parametrize("name", MAIN)
 @torch.no_grad()
 def test_rows_that_change_places_with_their_like_are_beams(name: str) -> None:

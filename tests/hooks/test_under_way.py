@@ -111,6 +111,18 @@ def test_parts_put_in_the_place_of_others_are_found_out(name: str, part: str) ->
     assert torch.equal(logits(model, inputs, spec), logits(tiny("llava"), inputs, spec))
 
 
+@pytest.mark.parametrize("name", ["pai", "vhr"])
+@torch.no_grad()
+def test_layers_taken_out_are_found_out(name: str) -> None:
+    model = tiny("llava", fresh=True)
+    inputs, tower = ask(model, (SHORT, [0])), model.tower
+    with attach(model.model, ALL[name].acts):
+        tower.layers = tower.layers[:2]
+        tower.config.num_hidden_layers = 2
+        with pytest.raises(RuntimeError, match=r"layers \[2\] never called"):
+            model.model(**inputs)
+
+
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 @pytest.mark.parametrize("name", ["pai", "vhr", "vcd"])
 def test_recording_a_pass_raises(name: str) -> None:

@@ -125,11 +125,11 @@ def test_settings_out_of_their_domain_raise(value: Any) -> None:
 class _Halves(QuantizedLayer):
     """Keeps columns in half precision, as packages for quantised caches do in fewer bits."""
 
-    def _quantize(self, tensor: torch.Tensor, axis: int) -> torch.Tensor:
+    def _quantize(self, tensor: Any, axis: Any = 0) -> Any:
         return tensor.half()
 
-    def _dequantize(self, kept: torch.Tensor) -> torch.Tensor:
-        return kept.float()
+    def _dequantize(self, q_tensor: Any) -> Any:
+        return q_tensor.float()
 
 
 def test_a_cache_whose_columns_are_kept_elsewhere_is_refused() -> None:
