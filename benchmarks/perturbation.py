@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -236,6 +236,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--shape", choices=list(SHAPES), action="append")
+    parser.add_argument("--only", nargs="+", help="conditions beside the plain step")
     parser.add_argument("--no-memory", action="store_true")
     options = parse(parser)
     console = Console()
@@ -243,6 +244,10 @@ def main() -> None:
     with Progress(console=console, transient=True) as progress:
         for name in options.shape or SHAPES:
             shape = SHAPES[name]
+            if options.only:
+                kept = ("plain", *options.only)
+                found = tuple(c for c in shape.conditions if c.name in kept)
+                shape = replace(shape, conditions=found)
             names = [] if options.no_memory else [c.name for c in shape.conditions]
             task = progress.add_task(name, total=options.rounds + 1 + len(names))
             tick = partial(progress.advance, task)

@@ -42,7 +42,8 @@ from regaze.interventions.diffusion.radial import block_mask
 
 CLIPS = {4096: (16, 16, 16), 16384: (16, 32, 32)}
 """Frames, rows and columns, by their number of tokens."""
-HEADS, SIZE = 4, 64
+SIZE = 64
+"""Of a head."""
 
 
 def main() -> None:
@@ -51,6 +52,7 @@ def main() -> None:
     _llava.add_options(parser)
     add = parser.add_argument
     add("--tokens", type=int, nargs="*", choices=CLIPS, default=list(CLIPS), help="of a clip")
+    add("--heads", type=int, default=4, help="of a call; time and memory grow with them")
     add("--prompts", type=int, nargs="*", default=[8192], help="tokens of prompts")
     add("--density", type=float, nargs="+", default=[0.5, 0.3, 0.2], help="of PARO's blocks")
     add("--theta", type=float, nargs="+", default=[12.0, 0.0], help="of AnchorAttention")
@@ -68,13 +70,14 @@ def clips(tokens: int, options: argparse.Namespace) -> Any:
     """A table of one clip's size."""
     grid = CLIPS[tokens]
     table = make_table(
-        f"One call of {HEADS} heads of size {SIZE}, {tokens} tokens ({' x '.join(map(str, grid))}):"
-        f" seconds and ratio to dense attention\n{describe(options)}",
+        f"One call of {options.heads} heads of size {SIZE}, {tokens} tokens "
+        f"({' x '.join(map(str, grid))}): seconds and ratio to dense attention\n"
+        f"{describe(options)}",
         ["", "density", "seconds", "ratio", "memory, MB", "error", ""],
     )
     for method in ("radial", "paro"):
-        parts = dict(_parts(method, tokens, options.density))
-        given = _drawn(method, grid, options.device)
+        parts = dict(_parts(method, tokens, options))
+        given = _drawn(method, grid, options)
         dense = _dense(*given)
         works: dict[str, Any] = {"dense": lambda given=given: _dense(*given)}
         for name, (part, order) in parts.items():
@@ -107,7 +110,7 @@ def clips(tokens: int, options: argparse.Namespace) -> Any:
     return table
 
 
-def _parts(method: str, tokens: int, densities: list[float]) -> Any:
+def _parts(method: str, tokens: int, options: argparse.Namespace) -> Any:
     """Blocks and orders by name."""
     grid = CLIPS[tokens]
     if method == "radial":
@@ -115,15 +118,15 @@ def _parts(method: str, tokens: int, densities: list[float]) -> Any:
             keep = block_mask(grid[0], grid[1] * grid[2], tokens, decay, sink=True)
             yield f"radial, decay {decay}", (Blocks(keep[None], 128, tokens), None)
         return
-    query, key, _ = _drawn(method, grid, "cpu")
+    query, key, _ = (x.cpu() for x in _drawn(method, grid, options))
     size = 64
     for order in ("fhw", "hwf"):
         at = permutation(grid, order)
         sums = torch.stack(
-            [_block_sums(query[0, h, at], key[0, h, at], size) for h in range(HEADS)]
+            [_block_sums(query[0, h, at], key[0, h, at], size) for h in range(options.heads)]
         )
-        for density in densities:
-            if order == "fhw" and density != densities[0]:
+        for density in options.density:
+            if order == "fhw" and density != options.density[0]:
                 continue
             name = f"paro, {density}" if order == "hwf" else f"not reordered, {density}"
             yield name, (Blocks(best_blocks(sums, density), size, tokens), at[None])
@@ -137,7 +140,9 @@ def _block_sums(query: Tensor, key: Tensor, size: int) -> Tensor:
     return torch.stack(rows)
 
 
-def _drawn(method: str, grid: tuple[int, int, int], device: str) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn(
+    method: str, grid: tuple[int, int, int], options: argparse.Namespace
+) -> tuple[Tensor, Tensor, Tensor]:
     """Queries, keys and values "1 H N D" of a clip."""
     made = torch.Generator().manual_seed(0)
     axes = [torch.arange(n) for n in grid]
@@ -147,10 +152,10 @@ def _drawn(method: str, grid: tuple[int, int, int], device: str) -> tuple[Tensor
     turns = torch.randn(SIZE // 2, 3, generator=made) * weight
     angles = place @ turns.T
     base = torch.cat([angles.cos(), angles.sin()], -1) * math.sqrt(12 * SIZE**0.5 / (SIZE // 2))
-    shape = (1, HEADS, len(base), SIZE)
+    shape = (1, options.heads, len(base), SIZE)
     noise = [torch.randn(shape, generator=made) * 0.3 for _ in range(2)]
     value = torch.randn(shape, generator=made)
-    return tuple(x.to(device) for x in (base + noise[0], base + noise[1], value))  # type: ignore[return-value]
+    return tuple(x.to(options.device) for x in (base + noise[0], base + noise[1], value))  # type: ignore[return-value]
 
 
 def _dense(query: Tensor, key: Tensor, value: Tensor, **more: Any) -> Tensor:
@@ -182,7 +187,7 @@ def _memory(
         options: Options of the command line.
     """
     for count in (min(CLIPS), tokens):
-        given = _drawn(method, CLIPS[count], options.device)
+        given = _drawn(method, CLIPS[count], options)
         work: Any = lambda given=given: _dense(*given)  # noqa: E731
         if blocks is not None:
             masks, size = blocks

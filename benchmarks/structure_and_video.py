@@ -6,7 +6,7 @@ does. Ratios to the plain pipeline, and skip-layer guidance to diffusers' own, o
 all take turns. Aimed at: 1.02 for Structured, 1.03 for both video methods, 0.85 of diffusers' for
 the branch that skips.
 
-Run:  python -m benchmarks.structure_and_video [--threads 1] [--device cpu] [--rounds 5]
+Run:  python -m benchmarks.structure_and_video [--threads 1] [--rounds 5] [--only Wan]
 """
 
 from __future__ import annotations
@@ -162,10 +162,13 @@ def main() -> None:
     """Measure and print."""
     parser = make_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="models whose name holds this, such as Wan")
     options = parse(parser)
     console = Console()
     console.print(describe(options), highlight=False)
     for title, case in cases().items():
+        if options.only not in title:
+            continue
         pipe = case.build().to(options.device)
         pipe.set_progress_bar_config(disable=True)
         call = {

@@ -192,19 +192,28 @@ class _Structured(Work):
         frames, rows = call.samples().frames, pass_.rows.cond or slice(0, pass_.rows.batch)
         made = self._contexts(pass_, rows)
         cond = slice(rows.start * frames, rows.stop * frames)
-        named = {} if call.mask is None or len(call.mask) == 1 else {"attn_mask": call.mask[cond]}
+
+        def attention(rows: slice, key: Tensor, value: Tensor) -> Tensor:
+            mask = (
+                {} if call.mask is None or len(call.mask) == 1 else {"attn_mask": call.mask[rows]}
+            )
+            return call.kernel(call.query[rows], key, value, **mask)
+
         done: Any = 0
         for keys, values, share in made:
             key, value = call.key[cond], call.value[cond]
             key = key if keys is None else _heads(module.to_k(keys), key, frames)  # type: ignore[union-attr, operator]
             value = value if values is None else _heads(module.to_v(values), value, frames)  # type: ignore[union-attr, operator]
-            one = call.kernel(call.query[cond], key, value, **named)
-            done = done + share.repeat_interleave(frames)[:, None, None, None].to(one) * one
-        if cond == slice(0, len(call.query)):
-            return torch.as_tensor(done)
-        output = call.output.clone()
-        output[cond] = done
-        return output
+            one = attention(cond, key, value)
+            if len(made) == 1:  # Its share is 1.
+                done = one
+            else:
+                done = done + share.repeat_interleave(frames)[:, None, None, None].to(one) * one
+        parts = {cond.start: done}
+        for rest in (slice(0, cond.start), slice(cond.stop, len(call.query))):
+            if rest.start < rest.stop:
+                parts[rest.start] = attention(rest, call.key[rest], call.value[rest])
+        return torch.cat([parts[start] for start in sorted(parts)])
 
     def _contexts(self, pass_: Pass, rows: slice) -> Made:
         """The contexts that the conditional rows of a pass read."""

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from attention_work import attention_work
 from tiny_painter import shared
 from tiny_pipelines import FAMILIES, noise, state, tiny
 from torch import Tensor
@@ -256,3 +257,24 @@ def test_specs_survive_json_and_their_own_labels() -> None:
         StructuredDiffusion(phrases=[[RED, BLUE], [GREEN]]),
     ):
         assert from_dict(spec.to_dict()) == spec == parse(spec.label)
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_contexts_averaged_cost_no_attention(pipe: Any, guided: bool) -> None:
+    """Beside the text encoder's, and in steps that aren't measured: the third."""
+
+    def third(spec: StructuredDiffusion | None) -> int:
+        each: list[int] = []
+
+        def end(*_: Any) -> dict[str, Any]:
+            each.append(counted.logits)
+            return {}
+
+        with attention_work() as counted, regaze.attach(pipe, *([] if spec is None else [spec])):
+            pipe(
+                PROMPT, latents=noise(1, 4, 16, 16), num_inference_steps=3, output_type="latent",
+                guidance_scale=4.0 if guided else 1.0, callback_on_step_end=end,
+            )  # fmt: skip
+        return each[2] - each[1]
+
+    assert third(StructuredDiffusion([RED, BLUE])) == third(None) > 0

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from attention_work import attention_work
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from methods import METHODS
 from safetensors.torch import load_file
 from scenes import differ
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, tiny
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import regaze
 
@@ -107,29 +107,16 @@ def test_blocks_of_two_streams_hold_one_picture(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
-class _Attention(TorchDispatchMode):
-    """Counts what kernels of attention run."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += "scaled_dot_product" in str(func)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 def test_measuring_computes_no_attention(family: str) -> None:
     """In the first step, which is measured, and in the third, which isn't."""
     pipe, each = tiny(family), [0]
     spec = nag(family) if family != "sd" else regaze.NAG(embeddings={"text": noise(1, 7, WIDTH)})
 
     def end(*_: Any) -> dict[str, Any]:
-        each.append(counter.count)
+        each.append(counted.logits)
         return {}
 
-    with _Attention() as counter, regaze.attach(pipe, spec):
+    with attention_work() as counted, regaze.attach(pipe, spec):
         FAMILIES[family].run(pipe, guided=False, callback_on_step_end=end)
     assert each[1] == each[3] - each[2] > 0
 
