@@ -138,7 +138,7 @@ def cost(model: Any, processor: Any, options: argparse.Namespace, *, long: bool)
     columns = inputs["input_ids"].shape[1]
     title = f"{columns} columns, {4 if long else 1} pictures, {model.dtype}"
     table = make_table(title, ("", "prefill", "/ none", "decode step", "/ none"))
-    rounds = 2 if long else options.repeats
+    rounds = min(options.repeats, 2) if long else options.repeats
     prefills = side_by_side(
         {name: partial(one.prefill, options) for name, one in runners.items()}, rounds, warm_up=1
     )
@@ -227,9 +227,11 @@ def long(model: Any, processor: Any, options: argparse.Namespace) -> Table:
     plain = model(**inputs).logits.float()
     spread = float(plain.std())
     # Its literal form runs the prompt twice a layer.
-    for name, specs in {**conditions(("PAI", "VAF")), "VHR, 3 layers": (_SHORT,)}.items():
+    for name, specs in conditions(options.only or ("PAI", "VAF", "VHR")).items():
         if not specs:
             continue
+        if name == "VHR":
+            name, specs = "VHR, 3 layers", (_SHORT,)
         with attach(model, *specs, processor=processor) as attached:
             got = model(**inputs).logits.float()
         forms = [spec.literal() for spec in attached.specs]
