@@ -255,5 +255,7 @@ def _of_rows(call: dict[str, Any], cut: Callable[[Tensor], Tensor]) -> dict[str,
     found[_TEXT] = cut(call[_TEXT])
     added = call.get("added_cond_kwargs")
     if added:
-        found["added_cond_kwargs"] = {name: cut(x) for name, x in added.items()}
+        found["added_cond_kwargs"] = {
+            name: [*map(cut, x)] if isinstance(x, list) else cut(x) for name, x in added.items()
+        }
     return found

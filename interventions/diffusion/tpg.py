@@ -132,6 +132,12 @@ class TPG(Guided):
 
     def _shuffled(self, transformer: str) -> Callable[[Pass], Instead]:
         def made(pass_: Pass) -> Instead:
+            if (pass_.call.get("cross_attention_kwargs") or {}).get("ip_adapter_masks") is not None:
+                raise ValueError(
+                    "tpg: masks of an IP-Adapter say where in the picture its images act, so its "
+                    "blocks know of places, which shuffled tokens don't have; leave the masks out"
+                )
+
             def shuffle(run: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
                 output: Tensor = run()
                 order = self.permutation(transformer, pass_.timestep, output.shape[1])

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import regaze
 from regaze.hooks.diffusion.literal import WholeForm, literally
+from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
 
 PICTURE = 6
 """Size of a picture's embedding."""
@@ -63,10 +64,24 @@ def pictures(images: int, guided: bool, masked: bool) -> dict[str, Any]:
     return call
 
 
+def written_out(pipe: Any, form: Any, manner: Any) -> Any:
+    if isinstance(form, WholeForm):
+        return form.within(pipe, manner)
+    if isinstance(form, LatentForm):
+        return moved_literally(pipe, manner, form)
+    return literally(pipe, manner, [form])
+
+
 @pytest.mark.parametrize("masked", [False, True], ids=["everywhere", "masked"])
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "alone"])
-@pytest.mark.parametrize("method", ["pag", "nag", "regions", "reweight"])
-@pytest.mark.parametrize("family", ["sd", "controlnet"])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [
+        *(("sd", name) for name in ("pag", "nag", "regions", "reweight", "a_star")),
+        *(("controlnet", name) for name in ("pag", "nag", "regions", "reweight")),
+        ("sd", "primecomposer"),
+    ],
+)
 def test_cross_attention_to_pictures_stays(
     family: str, method: str, guided: bool, masked: bool
 ) -> None:
@@ -79,13 +94,23 @@ def test_cross_attention_to_pictures_stays(
     with regaze.attach(pipe, METHODS[method].on(family)) as attached:
         got = run()
     spec: Any = attached.specs[0]
-    form, manner = spec.literal(), kind.running(guided)
-    whole = isinstance(form, WholeForm)
-    with form.within(pipe, manner) if whole else literally(pipe, manner, [form]):
+    with written_out(pipe, spec.literal(), kind.running(guided)):
         want = run()
     assert differ(got, want) < 1e-5
     assert differ(want, plain) > 1e-3
     assert torch.equal(run(), plain)
+
+
+def test_tokens_are_not_shuffled_under_masks() -> None:
+    """A block that knows of places isn't the same on shuffled tokens."""
+    pipe, kind = with_two_adapters("sd"), FAMILIES["sd"]
+    with regaze.attach(pipe, METHODS["tpg"].on("sd")) as run:
+        got = kind.run(pipe, **pictures(1, True, masked=False))
+        with pytest.raises(ValueError, match="masks of an IP-Adapter say where.*leave the masks"):
+            kind.run(pipe, **pictures(1, True, masked=True))
+    spec: Any = run.specs[0]
+    with written_out(pipe, spec.literal(), kind.running()):
+        assert differ(got, kind.run(pipe, **pictures(1, True, masked=False))) < 1e-5
 
 
 def test_masks_of_as_many_adapters_as_rows_are_not_cut() -> None:
