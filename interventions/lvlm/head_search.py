@@ -77,6 +77,10 @@ def rank_heads(
     """
     if not hasattr(spec, "heads") or not hasattr(spec, "layers"):
         raise ValueError(f"{spec.name} doesn't act on listed heads: it has no field heads")
+    if isinstance(spec.heads, str) and spec.heads != "all":
+        raise ValueError(
+            f"{spec.name} doesn't act on listed heads: it chooses them itself (heads={spec.heads})"
+        )
     model, processor = split_target(target, processor)
     host = find_host(model, processor)
     given = None if heads is None else tuple(heads)

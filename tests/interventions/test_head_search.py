@@ -11,7 +11,7 @@ from tiny import tiny
 
 from regaze.hooks import attach
 from regaze.hooks.edits import Edit
-from regaze.interventions import ADHH, PAI
+from regaze.interventions import ADHH, PAI, VHR
 from regaze.interventions.lvlm.head_search import Caption, attribute_heads, rank_heads
 
 
@@ -37,6 +37,8 @@ def test_heads_are_ranked_by_what_they_gain() -> None:
         ranking.best(4)
     with pytest.raises(ValueError, match="no field heads"):
         rank_heads(model.model, PAI(), score)
+    with pytest.raises(ValueError, match=r"vhr .* chooses them itself \(heads=top\)"):
+        rank_heads(model.model, VHR(), score)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
