@@ -117,7 +117,9 @@ class _Both:
 
     def is_mask(self, x: Any) -> bool:
         """Return whether a tensor says what rows see."""
-        return isinstance(x, Tensor) and x.ndim == 4 and x.shape[-2:] == (self.total, self.total)
+        # Models that make a mask outside of the tower make it for the prompt alone.
+        square = isinstance(x, Tensor) and x.ndim == 4 and x.shape[-2] == x.shape[-1]
+        return square and x.shape[-1] in (self.total, self.null.length)
 
     def axis(self, x: Any) -> int | None:
         """The dimension along which a tensor has the columns of both prompts, if it has one."""

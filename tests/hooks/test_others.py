@@ -111,8 +111,10 @@ def close(got: Tensor, want: Tensor) -> None:
     torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
-def attached(spec: Any, hook: Hook, part: str, late: bool, *rows: Any) -> Tensor:
-    model = tiny("llava", attn_implementation="eager", fresh=True)
+def attached(
+    spec: Any, hook: Hook, part: str, late: bool, *rows: Any, family: str = "llava"
+) -> Tensor:
+    model = tiny(family, attn_implementation="eager", fresh=True)
     if not late:
         put(model, hook, part)
     with attach(model.model, spec, processor=model.processor):
@@ -121,8 +123,8 @@ def attached(spec: Any, hook: Hook, part: str, late: bool, *rows: Any) -> Tensor
         return steps(model, ask(model, *(rows or [(SHORT, [0])])))
 
 
-def literal(spec: Any, hook: Hook, part: str) -> Tensor:
-    model = tiny("llava", attn_implementation="eager", fresh=True)
+def literal(spec: Any, hook: Hook, part: str, family: str = "llava") -> Tensor:
+    model = tiny(family, attn_implementation="eager", fresh=True)
     host, inputs = find_host(model.model, model.processor), ask(model, (SHORT, [0]))
     put(model, hook, part)
     with literally(model, inputs, [spec.resolve(host)]):
@@ -138,6 +140,12 @@ def test_a_prompt_without_its_image_is_a_run_of_the_hooked_model(
 ) -> None:
     spec = COMPARES[name]
     close(attached(spec, HOOKS[hook], part, late), literal(spec, HOOKS[hook], part))
+
+
+@pytest.mark.parametrize("hook", ["the last row", "a mask", "a mask in place"])
+def test_masks_made_outside_of_the_tower_are_the_prompt_s(hook: str) -> None:
+    spec, given = COMPARES["mask"], (HOOKS[hook], "layer")
+    close(attached(spec, *given, True, family="gemma3"), literal(spec, *given, family="gemma3"))
 
 
 @pytest.mark.parametrize("hook", ["all rows", "the third row", "a mask", "a mask in place"])
