@@ -168,7 +168,7 @@ class Verdict(NamedTuple):
         clean: True if there is nothing else.
         background: Root of the mean squared difference of pixels that should have stayed, in grey
             levels of 255; a pixel beside what may change isn't counted.
-        outline: Where the colour is new: intersection over union of both outlines.
+        outline: Intersection over union of both outlines, of a new colour; else None.
     """
 
     usable: bool

@@ -21,7 +21,7 @@ class Painted:
     """A picture, and how it came about.
 
     Attributes:
-        picture: It.
+        picture: The picture.
         report: The report on the methods.
         seen: Each head's attention; None where it wasn't looked at.
         unseen: Why it wasn't, where it was asked for.

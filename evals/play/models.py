@@ -25,7 +25,7 @@ class Opened:
 
     Attributes:
         name: The name in the request.
-        loaded: It.
+        loaded: The model.
         lock: Held by the run that uses it: two that attach other methods would meet in it.
     """
 

@@ -18,7 +18,7 @@ class Sample:
     """A question about a picture, or a prompt.
 
     Attributes:
-        prompt: It.
+        prompt: The sample's prompt.
         picture: The picture that is asked about; None for a prompt.
     """
 

@@ -92,7 +92,7 @@ class Heats:
         """An item of the last `layers` head by head, as HTML; empty where that isn't kept.
 
         Args:
-            item: It.
+            item: The item.
             picture: The picture that the model saw.
             titles: The conditions.
         """

@@ -39,7 +39,7 @@ class Mix(Protocol):
             own: Joint attention of the prompt's text and the picture.
             second: The same of the second text.
             both: The second text's queries, keys and values, and those of its picture.
-            place: Where.
+            place: The block's place.
         """
 
 
@@ -47,8 +47,8 @@ class Place(NamedTuple):
     """The place of a block, and the order of the picture's tokens.
 
     Attributes:
-        single: Whether it is a single block.
-        number: Which one it is among its kind.
+        single: True if it is a single block.
+        number: Its number among its kind.
         grid: Rows and columns.
     """
 
@@ -63,12 +63,12 @@ def forward(
     """The prediction of a FLUX transformer.
 
     Args:
-        model: It.
+        model: The transformer.
         call: Its arguments by name.
         text: The second text as the denoiser is given it, "B L C".
-        pooled: What modulates its stream "B D"; None: what modulates the prompt's.
-        mix: What is made of all that both read.
-        result: Which sequence the prediction is of: 0 the prompt's, 1 the second text's.
+        pooled: Pooled text that modulates its stream, "B D"; None: the prompt's.
+        mix: Makes the output of all that both read.
+        result: The sequence that is predicted: 0 the prompt's, 1 the second text's.
 
     Raises:
         NotImplementedError: A ControlNet or an adapter takes part.

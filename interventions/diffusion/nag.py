@@ -63,7 +63,7 @@ def combine(
         positive: "B H N D", the picture's rows on the prompt.
         negative: The same on the negative prompt.
         phi: The paper's strength.
-        tau: How much longer than ``positive`` a row may become.
+        tau: Greatest length of a row, as a multiple of that of ``positive``.
         alpha: Share of the guided row.
         norm: "l1" or "l2", over a row's heads together.
     """
@@ -85,7 +85,7 @@ class NAG(Intervention):
         negative: The negative prompt, or one for each prompt. By default that of classifier-free
             guidance, or the pipeline's ``negative_prompt``, or an empty one.
         phi: Strength, as in the paper; ``nag_scale - 1`` in the author's code. 0 is a no-op.
-        tau: How many times longer than the row of the prompt a guided row may be.
+        tau: Greatest length of a guided row, as a multiple of the prompt's row.
         alpha: Share of the guided row in what comes out; 0 is a no-op.
         norm: "l1", the paper's, or "l2".
         embeddings: The negative prompt as embeddings, in place of ``negative``: tensors
@@ -96,7 +96,7 @@ class NAG(Intervention):
             author's pipeline), which costs slightly less.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
-        until: Where it ends in training time: it acts while the timestep is at least so many
+        until: Its end in training time: it acts while the timestep is at least so many
             thousandths; 0.75 is ``nag_end=0.25`` of FLUX.
     """
 

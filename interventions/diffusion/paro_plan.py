@@ -52,7 +52,7 @@ class Identity:
         """The identity of a denoiser.
 
         Args:
-            denoiser: It.
+            denoiser: The denoiser.
             site: The layer of which a few weights are noted.
         """
         config = {k: v for k, v in dict(denoiser.config).items() if not k.startswith("_")}

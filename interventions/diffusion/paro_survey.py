@@ -230,7 +230,7 @@ class Surveying:
     """A survey as `regaze.attach` takes it.
 
     Attributes:
-        survey: It.
+        survey: The survey.
         layers: Paths of the layers to look at; None: all of self- and joint attention.
     """
 

@@ -257,10 +257,10 @@ class _Regional(Work):
         """Joint attention.
 
         Args:
-            call: It.
+            call: The attention call.
             words: Tokens of the base's text.
             prompts: Those of the regions' texts.
-            apart: Whether the base's are in rows behind the regions', with a picture of their own.
+            apart: True if the base's are in rows behind the regions', with a picture of their own.
         """
         image, half, every = picture_of(call), len(call.query) // 2, slice(0, len(call.query))
         rows, others = (slice(0, half), slice(half, None)) if apart else (conditional(call), every)

@@ -24,11 +24,11 @@ def forward(model: Any, call: Mapping[str, Any], texts: Texts, unguided: int, mi
     """The prediction of an SD3 transformer if its picture reads further texts, too.
 
     Args:
-        model: It.
+        model: The transformer.
         call: Its arguments by name.
-        texts: What the conditional rows read beside their prompts.
-        unguided: How many rows come before the conditional ones.
-        mix: What is made of all that they read.
+        texts: Texts that the conditional rows read beside their prompts.
+        unguided: Number of rows before the conditional ones.
+        mix: Makes the output of all that they read.
 
     Raises:
         NotImplementedError: An adapter takes part.

@@ -160,10 +160,10 @@ def on_one_stream(call: Call, lengths: tuple[int, int], apart: int, guide: Guide
     """Joint attention of one picture with two texts in the same rows, which don't see each other.
 
     Args:
-        call: It.
+        call: The attention call.
         lengths: Those of both texts.
-        apart: How far the second begins behind the first; what lies between them is padding.
-        guide: What the picture's rows get.
+        apart: Distance between both texts' beginnings; what lies between them is padding.
+        guide: Makes the picture's rows of those on each text.
     """
     rows, start, image = conditional(call), call.text().start, picture_of(call)
     texts = [
@@ -191,9 +191,9 @@ def on_two_streams(call: Call, lengths: tuple[int, int], guide: Guide) -> Tensor
     """Joint attention with a second text, and a picture of its own, in rows behind the others.
 
     Args:
-        call: It.
+        call: The attention call.
         lengths: Those of both texts; what is longer in its rows is padding.
-        guide: What the picture's rows get.
+        guide: Makes the picture's rows of those on each text.
     """
     batch, cond = _whose(call.pass_)
     start, image, behind = call.text().start, picture_of(call), slice(batch, len(call.query))

@@ -73,7 +73,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, seen: Tensor | None = N
         query: "B H N D".
         key: "B H K D".
         value: "B H K D".
-        seen: Which columns a row may see, "N K".
+        seen: True where a row may see a column, "N K".
     """
     logits = query.float() @ key.float().transpose(-1, -2) * query.shape[-1] ** -0.5
     if seen is not None:
@@ -97,9 +97,9 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
     """Run a method literally in the pipeline that is called inside.
 
     Args:
-        method: It.
+        method: The method.
         pipeline: A diffusers pipeline with nothing attached.
-        running: How it will be called.
+        running: The run that is to come.
 
     Raises:
         NotImplementedError: Its denoiser isn't written out.

@@ -186,7 +186,7 @@ def text_of(method: str, pipeline: Any, kind: str) -> tuple[Tensor, Tensor | Non
 
     Args:
         method: Whose message it is.
-        pipeline: It.
+        pipeline: The pipeline.
         kind: "empty" is the empty prompt; "exceptional" tokens that are all alike, without places:
             TF-ICON's (arXiv 2307.12493). Which token isn't said; here it is the one that pads.
 

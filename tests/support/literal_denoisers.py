@@ -180,7 +180,7 @@ def literally(
     """The denoiser's output with the maps of some modules edited.
 
     Args:
-        denoiser: It.
+        denoiser: The denoiser.
         call: Its arguments.
         images: For each module to edit, the picture's rows of its calls, call by call;
             again from the first one if there are more calls.
