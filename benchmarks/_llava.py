@@ -45,7 +45,7 @@ def build(shape: Shape, image_token: int, options: argparse.Namespace) -> Any:
     """A model with random weights, made on the device.
 
     Args:
-        shape: Its size.
+        shape: Dimensions of the model.
         image_token: Token id of an image column.
         options: Device and precision.
     """

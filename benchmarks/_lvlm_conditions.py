@@ -41,12 +41,12 @@ class Condition:
 
     Attributes:
         name: As printed.
-        intervention: What is attached, if anything.
+        intervention: Intervention to attach, if any.
         attention: The stock attention implementation.
         blind: Read the prompt without its image too: as a second "row" of the batch with the image
             columns masked, or in a second "pass" without them. What VHR needs by its nature.
         maps: Ask for the attention maps, as the papers' code does.
-        judged: What is held against its target, as a ratio to the unmodified model.
+        judged: Quantities held against their targets, as ratios to the unmodified model.
     """
 
     name: str

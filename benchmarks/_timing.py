@@ -29,7 +29,7 @@ def make_parser(what: str | None) -> argparse.ArgumentParser:
     """A command line with the options of every benchmark: ``--threads --device --clock``.
 
     Args:
-        what: What is measured, mostly the module's docstring.
+        what: Description of what is measured, mostly the module's docstring.
     """
     parser = argparse.ArgumentParser(
         description=what, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -51,7 +51,7 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def seconds(work: Callable[[], object], options: argparse.Namespace) -> float:
-    """How long some work takes, on the device and by the clock of the command line."""
+    """Time some work in seconds, on the device and by the clock of the command line."""
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
     _wait_for(options.device)
     start = clock()
@@ -78,7 +78,7 @@ def side_by_side(
     Args:
         steps: By condition what it does in one round; returns its `seconds`, or None if it sits
             this round and all later ones out.
-        rounds: How many count.
+        rounds: Number of rounds that count.
         warm_up: Rounds before these.
         tick: Called after each round, e.g. to move a progress bar.
 

@@ -57,7 +57,7 @@ class Runs:
     Args:
         pipe: The pipeline.
         call: Arguments of a pair.
-        spec: What is attached; None: nothing.
+        spec: Spec to attach; None attaches nothing.
         options: Options of the command line.
     """
 

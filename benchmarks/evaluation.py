@@ -48,10 +48,10 @@ class Result:
     """Times of one way of asking under one condition.
 
     Attributes:
-        seconds: Of each image.
+        seconds: Seconds that each image took.
         prefill: Seconds until the first tokens, of each image.
         columns: Rows times columns that went through the text tower, of one image.
-        answers: Of the last image.
+        answers: Answers about the last image.
     """
 
     seconds: list[float] = field(default_factory=list)

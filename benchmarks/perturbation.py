@@ -54,9 +54,9 @@ class Condition:
 
     Attributes:
         name: As printed.
-        attach: What is attached, if anything is; without specs, an attachment of nothing.
-        theirs: Whether it is diffusers' PAG pipeline.
-        fork: Whether branches may fork.
+        attach: Specs to attach, if any; an empty tuple makes an attachment of nothing.
+        theirs: True if the step is that of diffusers' PAG pipeline.
+        fork: True if branches may fork.
         target: Ratio to the plain step that is aimed at.
     """
 

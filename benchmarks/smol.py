@@ -1,4 +1,4 @@
-"""What methods cost on a real language model of 30 layers, beside the unmodified one, in one run.
+"""Costs of methods on a real language model of 30 layers, beside the unmodified one, in one run.
 
 `smol` (see evals/sandbox/smol) is asked about a drawn picture. Parts, each a table:
 

@@ -43,7 +43,7 @@ from regaze.interventions.diffusion.radial import block_mask
 CLIPS = {4096: (16, 16, 16), 16384: (16, 32, 32)}
 """Frames, rows and columns, by their number of tokens."""
 SIZE = 64
-"""Of a head."""
+"""Channels of a head."""
 
 
 def main() -> None:
@@ -181,7 +181,7 @@ def _memory(
 
     Args:
         method: Whose clip.
-        tokens: Its size.
+        tokens: Number of tokens in the call.
         blocks: Masks and tokens of a block; None for dense attention.
         density: Share of the blocks, which are drawn: memory doesn't ask which they are.
         options: Options of the command line.

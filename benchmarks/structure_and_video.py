@@ -56,7 +56,7 @@ class Case:
 
     Attributes:
         build: The pipeline.
-        call: Its arguments.
+        call: Arguments of the pipeline's call.
         runs: By name, what is attached and further arguments; the first one is the plain pipeline.
     """
 

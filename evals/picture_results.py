@@ -45,7 +45,7 @@ _TIMED = 8
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is painted, a picture of each prompt.
+    """Numbers of prompts and steps; each prompt is painted once.
 
     Attributes:
         validation: Prompts drawn of a subset, to choose settings by; repeated ones are left out.
@@ -124,7 +124,7 @@ def _best(table: Mapping[str, Any], specs: Sequence[Any]) -> str:
 
 
 def table_of(scores: TaskScores) -> dict[str, Any]:
-    """What the page needs of a run: each condition's metrics and changes."""
+    """The part of a run's scores that the page needs: each condition's metrics and changes."""
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
@@ -190,7 +190,7 @@ def of_methods(study: Study, methods: Sequence[str] | None) -> Study:
 
 
 def stored_studies(path: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """What a page was made of, by study.
+    """The data that a page was made from, by study.
 
     Raises:
         ValueError: The pictures had other sizes, or a study isn't one of today's.

@@ -34,10 +34,10 @@ class Again:
 
     Attributes:
         first: The first run.
-        pass_: Its pass, marked as run again.
+        pass_: Pass of this second run, marked as run again.
         samples: Bool "B": which prompts take what comes out.
         offsets: Per layer, the prompt column of key 0.
-        cache: Its own cache, of these rows alone.
+        cache: Separate cache of these rows alone.
         apart: As in `Running`: nothing runs apart here.
         weights: Per layer, the rows' weights "B H R K", where the model gives them out.
     """
@@ -68,7 +68,7 @@ class Again:
         Args:
             given: Those of the first run.
             config: The text tower's config.
-            cache: What the model calls its cache.
+            cache: Name of the model's argument for its cache.
 
         Raises:
             NotImplementedError: The first run was given neither token ids nor embeddings, or a
@@ -148,9 +148,9 @@ class Again:
         """The scores "B R V" of both runs, where each counts; maps in the output change likewise.
 
         Args:
-            output: What the model gave in the first run.
-            scores: Its scores of the last rows.
-            new: What it gave in the second.
+            output: Output of the model in the first run.
+            scores: Scores of the last rows in the first run.
+            new: Output of the model in the second run.
         """
         chosen = self.samples.to(scores.device)
         maps = getattr(output, "attentions", None)

@@ -22,7 +22,7 @@ def look_ahead(runs: SecondRuns, scores: Tensor, running: Running, steps: int) -
         runs: Runs of the model.
         scores: "B V" after the prompt.
         running: The prompt's pass.
-        steps: How many.
+        steps: Number of decode steps.
 
     Raises:
         NotImplementedError: The prompt left no cache.

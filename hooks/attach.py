@@ -92,9 +92,9 @@ def attach(
             bare denoiser whose batch holds both branches (all rows are taken otherwise), and for
             pipelines that don't say.
         fork: Diffusers only: False runs whole extra passes for perturbed branches.
-        unknown: What to do with a model type that isn't known: "raise", or "check" on the spot
-            whether an edit is exact there. Of a denoiser the first pass of each shape shows what
-            PAG, SEG and SoftPAG need to know, or raises.
+        unknown: Policy for a model type that isn't known: "raise", or "check" on the spot that an
+            edit is exact there. Of a denoiser the first pass of each shape shows what PAG, SEG and
+            SoftPAG need to know, or raises.
 
     Returns:
         A handle, usable as a context manager.

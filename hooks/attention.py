@@ -114,12 +114,12 @@ def visible_columns(
     """Return the keys that the chosen rows may see, whatever form the kernel's mask has.
 
     Args:
-        mask: What the attention function was given: None (plain causal), bool or additive
+        mask: Mask that the attention function was given: None (plain causal), bool or additive
             "B|1 1|H Q K'", a 2-D padding mask "B K" (flash kernels) or a flex ``BlockMask``.
         rows: "B R" row indices within the query block.
         n_keys: K.
         query_offset: Key column of query row 0.
-        causal: Whether a mask that doesn't say so itself (None, 2-D) implies causality.
+        causal: True if a mask that doesn't say so itself (None, 2-D) implies causality.
         window: Sliding-window size that such a mask implies, if any.
 
     Returns:

@@ -43,9 +43,9 @@ def add_biases(
     """The result of an attention call, with biases in the heads and samples that have them.
 
     Args:
-        done: What the stock function gave: "B Q H D", and maps "B H Q K" if it makes them.
+        done: Result of the stock function: "B Q H D", and maps "B H Q K" if it makes them.
         call: The call.
-        biases: What is added to its logits.
+        biases: Biases to add to the call's logits.
         query_offset: Key column of query row 0.
     """
     refuse_unknown(call)

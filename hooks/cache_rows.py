@@ -72,7 +72,7 @@ class CacheRows:
 
         Args:
             cache: The cache.
-            length: Its columns.
+            length: Number of columns in the cache.
 
         Raises:
             ValueError: A row holds another one's.

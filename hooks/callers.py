@@ -25,7 +25,7 @@ class Generating:
     """The facts about a pass that a running ``generate`` holds.
 
     Attributes:
-        partial: It reads a part of the prompt that isn't the last.
+        partial: True if the pass reads a part of the prompt that isn't the last.
         candidates: Tokens at the end of the block that answer the prompt: proposed ones, which
             assisted decoding checks, or, without a cache, all that were generated so far.
     """

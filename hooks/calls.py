@@ -63,8 +63,8 @@ class Calls:
             around: ``around(thing, call, /, *args, **kwargs)``.
             inner: Around a module's ``forward``, inside of others' hooks. Where others replaced
                 ``forward``, around the call.
-            opaque: Whether compiled code that calls the object breaks there. It takes no notice
-                otherwise, and nothing runs around its calls.
+            opaque: True if compiled code is to break where it calls the object. Otherwise it takes
+                no notice, and nothing runs around its calls.
 
         Raises:
             TypeError: Its class can't be exchanged, as that of a function.

@@ -39,9 +39,9 @@ def guard(output: Any, running: Running, attached: Sequence[LayerEntry]) -> None
     """Keep the layers edited when they run again.
 
     Args:
-        output: What the tower returns.
+        output: Output of the tower.
         running: The pass.
-        attached: What is attached, whenever one looks.
+        attached: Live sequence of the edits attached.
     """
     hidden = output[0] if isinstance(output, (tuple, list)) else output.last_hidden_state
     entries = list(attached)

@@ -57,7 +57,7 @@ def shown(value: object) -> str:
 
 
 def reason(error: Exception) -> str:
-    """What an error says, less the number and the path that the system's own begin and end with."""
+    """An error's message, less the number and the path that the system's own begin and end with."""
     return getattr(error, "strerror", None) or str(error)
 
 

@@ -82,7 +82,7 @@ class Seating:
         seat: The seat itself.
         attend: Answers a call, given the layer, the stock function and the call.
         layer: Layer index.
-        stock: What the module would have called.
+        stock: Function that the module would have called.
     """
 
     seat: object

@@ -28,7 +28,7 @@ class Branch:
             another instruction, no picture (`regaze.hooks.second_runs.without_images`).
         combine: The main run's scores and the branch's, "B R V" float32 logits at the same rows,
             to the scores that take their place.
-        edits: What edits the branch; the main run's edits don't.
+        edits: Edits of the branch; the main run's don't act on it.
         enter: Changes the arguments of its text tower at the prompt, after pictures were put among
             the text: ``enter(arguments, pass)``, where "inputs_embeds" are "B Q E".
     """
@@ -54,17 +54,17 @@ class Edit:
             ``pass_.pictures``.
         layers: Layers at which the edit acts.
         reads: Those of them at which it only looks, and nothing is counted.
-        rows: Which query rows `edit_logits` and `edit_outputs` get: "last" (last prompt row and
+        rows: Query rows that `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
             "image" (the image's own), or None for no row edit. In the vision tower "class" (the
             class token's row of each picture), indices of each picture's rows, or "all", which
             costs a whole map: N x N a head.
         sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
-        looks_ahead: How many decode steps are run, on the likeliest tokens and a copy of the
+        looks_ahead: Number of decode steps that are run, on the likeliest tokens and a copy of the
             prompt's cache, before `look_back`: passes with ``pass_.ahead``, in which everything
             that is attached acts, and whose state is dropped.
-        null_prompt: Whether prompts must also be run without their images; see `scale_heads`.
+        null_prompt: True if prompts must also be run without their images; see `scale_heads`.
         branches: Second runs of the model, in the order in which they are combined.
         null_positions: Then "drop" renumbers positions as if the image tokens were not there,
             "mask" keeps them.
@@ -152,7 +152,7 @@ class Edit:
             layer: Layer index.
             weights: "B H R K" float32, 0 where masked.
             logits: "B H R K", what they are the softmax of.
-            columns: What the keys are.
+            columns: Masks that tell the keys' kinds.
         """
         return weights
 

@@ -32,17 +32,17 @@ class Family:
 
     Attributes:
         model_type: As in the model's config.
-        title: What people call it.
+        title: Name that people use.
         image_ids: Fields of the config that hold ids of image or video placeholders; a dot leads
             into a part of the config.
         tower: Path from the model to its text decoder, the module with ``.layers``; by default
             what ``get_decoder`` finds.
-        patches: Whether an image column is a patch; False for the outputs of learned queries.
-        one_stream: Whether a layer's input "B T E" is the residual stream; False where several run
+        patches: True if an image column is a patch; False for the outputs of learned queries.
+        one_stream: True if a layer's input "B T E" is the residual stream; False where several run
             side by side.
-        free_heads: Whether a factor on a head's output reaches the residual stream; False where
+        free_heads: True if a factor on a head's output reaches the residual stream; False where
             each head's output is normalised afterwards, which takes it back.
-        grid: How image columns lie over the picture.
+        grid: Layout of image columns over the picture.
         per_image: Field of the config with the number of columns of each image, for families
             whose images may stand side by side with nothing between.
         inside: Tokens that processors put between the columns of one image.
@@ -89,7 +89,7 @@ class Vision:
             "windows": likewise, sorted by window, and called for each window in some layers;
             "packed": all patches in one sequence, in reading order, by ``image_sizes``; a mask
             keeps pictures apart.
-        class_token: Whether a class token stands before the patches.
+        class_token: True if a class token stands before the patches.
     """
 
     layers: str

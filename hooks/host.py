@@ -32,15 +32,15 @@ class Host:
 
     Attributes:
         model: The model that was attached to.
-        tower: Its text decoder, the module with ``.layers``.
+        tower: Text decoder of that model, the module with ``.layers``.
         processor: The processor or tokenizer, if the caller gave one.
-        family: What is known of its family.
+        family: Facts about the family of the model.
         n_layers: Decoder layers.
         n_heads: Query heads per layer.
         n_kv_heads: Key/value heads per layer.
         hidden_size: Width of the residual stream.
         image_ids: Token ids that stand for image or video features.
-        spans: Whether the caller says where images are.
+        spans: True if the caller says where images are.
         sites: The layers that attend, in order. Other layers (linear attention, convolutions) let
             nothing be edited.
     """
@@ -125,10 +125,10 @@ def find_host(
 
     Args:
         model: The model.
-        processor: Its processor or tokenizer.
-        unknown: What to do with a model type that isn't in the table of families: "raise", or
-            describe it as well as can be, for `regaze.hooks.checking.check_edits` to "check".
-        spans: Whether the caller says where images are, so that no token ids need tell. A language
+        processor: Processor or tokenizer of the model.
+        unknown: Policy for a model type that isn't in the table of families: "raise", or describe
+            it as well as can be, for `regaze.hooks.checking.check_edits` to "check".
+        spans: True if the caller says where images are, so that no token ids need tell. A language
             model alone can then be described, to be checked likewise.
 
     Raises:

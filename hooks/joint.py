@@ -36,7 +36,7 @@ class Part:
 
     Attributes:
         given: The arguments that the model would be called with for it alone.
-        edits: What edits it; None for the main run.
+        edits: Edits of this run; None for the main run.
     """
 
     given: Mapping[str, Any]

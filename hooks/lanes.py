@@ -16,13 +16,13 @@ class Lane:
     """A branch as far as its last pass brought it.
 
     Attributes:
-        name: What the model calls its cache.
-        cache: Its cache; holds a column more for each of the main run's.
+        name: Name of the model's argument for its cache.
+        cache: Cache of the branch; holds a column more for each of the main run's.
         mask: "B K" which columns are no padding.
-        ahead: Its columns less the main run's.
+        ahead: Number of columns of the branch less the main run's.
         columns: Columns of its prompt.
         last: Position of the prompt's last column, "... B"; None where the model counts by itself.
-        padded: Whether some columns are padding.
+        padded: True if some columns are padding.
         joint: The cache that it shared with the main run in its last pass, if it did.
     """
 

@@ -48,8 +48,8 @@ def lazy(
     """A package's ``__getattr__``, ``__dir__`` and ``__all__``.
 
     Args:
-        package: Its ``__name__``.
-        file: Its ``__file__``.
+        package: Package's ``__name__``.
+        file: Package's ``__file__``.
     """
     where = exports(file)
 

@@ -53,7 +53,7 @@ class MapForm:
     """A method that edits attention maps.
 
     Attributes:
-        layers: Where.
+        layers: Layers whose maps are edited.
         edit: ``edit(scores, map)``: scaled logits "1 H Q K" (float32, before the mask) to edited
             ones; what isn't seen stays so.
         weigh: ``weigh(weights, scores, map)``: softmax weights "1 H Q K", and the scores that they
@@ -70,7 +70,7 @@ class OutputForm:
     """A method that edits what heads put out, behind all edits of their maps.
 
     Attributes:
-        layers: Where.
+        layers: Layers whose heads' outputs are edited.
         edit: ``edit(outputs, map)``: "1 H Q D" in float32, before the output projection.
     """
 
@@ -83,11 +83,11 @@ class HeadForm:
     """A method that scales heads by how they react to the image, one layer after the other.
 
     Attributes:
-        layers: Where.
+        layers: Layers whose heads are scaled.
         factors: ``factors(seen, blind)``: from the heads' outputs at the prompt's last position,
             "H D" each, with and without the image, to one factor per head, "H".
-        removed: Whether the image's tokens are taken out of the prompt ("drop"), or hidden in
-            their places ("mask").
+        removed: Way of removing the image: its tokens are taken out of the prompt ("drop"), or
+            hidden in their places ("mask").
     """
 
     layers: Collection[int]
@@ -105,12 +105,12 @@ class Probe:
         ahead: For each decode step on the likeliest tokens, as many as were asked for unless the
             answer ends before, the same "1 H 1 K".
         ids: The prompt's token ids.
-        image: Which of its columns are image patches.
-        structure: Which are row ends and tile marks inside images.
+        image: Mask of the prompt's columns that are image patches.
+        structure: Mask of the prompt's columns that are row ends and tile marks inside images.
         processor: The model's processor, if it is known.
-        pictures: What the vision tower was given, if it was looked at.
-        eyes: How many layers it has.
-        maps: Its rows' weights "H R N", by layer and picture.
+        pictures: Pictures that the vision tower was given, if it was looked at.
+        eyes: Number of the vision tower's layers.
+        maps: Weights "H R N" of the vision tower's rows, by layer and picture.
     """
 
     scores: Tensor
@@ -137,7 +137,7 @@ class ProbeForm:
         act: ``act(probe)``: what it then does in a second run of the prompt.
         layers: Whose maps it looks at.
         looks_at: Rows of the vision tower that it looks at.
-        looks_ahead: How many tokens it lets the plain model answer greedily.
+        looks_ahead: Number of tokens that it lets the plain model answer greedily.
     """
 
     act: Callable[[Probe], MapForm]

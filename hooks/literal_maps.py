@@ -29,7 +29,7 @@ class Pass:
     """One run of the text tower: the prompt, then what is generated.
 
     Attributes:
-        prompt: What the prompt's columns hold.
+        prompt: Contents of the prompt's columns.
         forms: Edits of maps and of heads' outputs, in order.
         factors: Per layer, one factor per head.
         end: Columns so far, those of the current block included.
@@ -38,7 +38,7 @@ class Pass:
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
         last: Per layer, the weights "H T" of the prompt's last row.
-        maps: How many maps were built.
+        maps: Number of maps built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
         weights: Those maps, of the block that was run last.

@@ -163,7 +163,7 @@ def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor | None, s
         ids: "1 T", the whole prompt.
         kept: Bool "T", what isn't the image's.
         positions: Positions "... T" that the rest keeps; None numbers it anew.
-        stays: Whether the image's tokens stay as hidden columns.
+        stays: True if the image's tokens stay as hidden columns.
     """
     kept = kept.to(ids.device)
     options: dict[str, Any] = {}

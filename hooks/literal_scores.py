@@ -131,7 +131,7 @@ def scored(
     Args:
         host: The model.
         inputs: The prompt.
-        removed: Which of its columns are the image's.
+        removed: Mask of the prompt's columns that are the image's.
         forms: The methods, in order.
         now: The run; its ``start`` is the number of columns before a block.
         plain: Makes a context in which the text tower runs a number of columns unedited.

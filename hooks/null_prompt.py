@@ -71,7 +71,7 @@ class NullPrompt(NullColumns):
 
         Args:
             pass_: The block.
-            shares: Whether rows before the first image see nothing from there on.
+            shares: True if rows before the first image see nothing from there on.
         """
         tokens, length = pass_.tokens, pass_.length
         image, column = tokens.is_kind(Kind.IMAGE), torch.arange(length)
@@ -108,7 +108,7 @@ class NullPrompt(NullColumns):
             positions: "drop" numbers positions as if the image tokens were not there, "mask"
                 keeps those of the prompt.
             tower: The tower.
-            inputs: What else the tower takes.
+            inputs: Further arguments that the tower takes.
 
         Raises:
             NotImplementedError: A window would count image columns that aren't there, or an

@@ -37,7 +37,8 @@ class Second:
     """A second run of the model that is under way.
 
     Attributes:
-        entries: What edits it; None for what edits the main run, which looks ahead.
+        entries: Entries that edit the run; None for those of the main run, in a run that looks
+            ahead.
         n_last: Rows whose scores are wanted.
         enter: `Branch.enter`, while it reads its prompt.
         ahead: `Pass.ahead`.
@@ -133,8 +134,8 @@ class Openings(Stack):
 
         Args:
             kwargs: The tower's arguments.
-            block: What is known of the call.
-            entries: What edits it; None for the main run.
+            block: Facts known of the call.
+            entries: Entries that edit the run; None for the main run.
         """
         cache = find_cache(kwargs)
         before = prompt_on(cache, self)

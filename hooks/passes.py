@@ -47,8 +47,8 @@ class Picture:
     """One picture as a vision tower sees it; a tile of one, or a frame, is a picture of its own.
 
     Attributes:
-        length: Its columns: patches in the order in which the tower has them, behind the class
-            token where there is one, and padding.
+        length: Number of columns: patches in the order in which the tower has them, behind the
+            class token where there is one, and padding.
         grid: "rows cols" columns of its patches, as they lie over the picture.
     """
 
@@ -63,11 +63,11 @@ class Columns:
     Attributes:
         image: Image patches.
         system: Text before the first image; nothing in a vision tower.
-        seen: Which columns the rows see, "B 1|H R K"; None: all of them.
+        seen: Columns that the rows see, "B 1|H R K"; None: all of them.
         offset: The prompt's (in a vision tower the picture's) column that key 0 is; more than 0
             once a sliding window has moved on, or where a picture is seen in windows.
         class_token: The class token's column, in a vision tower.
-        pictures: Which picture of the pass each batch row is, in a vision tower.
+        pictures: Picture of the pass that each batch row is, in a vision tower.
     """
 
     image: Tensor
@@ -147,13 +147,13 @@ class Pass:
         length: Query rows Q in this block.
         index: Blocks since the prompt began; 0 is the (first) prefill block.
         prompt_end: The block ends the prompt, or is a decode step.
-        n_last: How many trailing rows count as "last": more than one when assisted decoding
+        n_last: Number of trailing rows that count as "last": more than one when assisted decoding
             checks several candidates at once.
-        device: Where the block enters the tower; a layer may run elsewhere.
+        device: Device on which the block enters the tower; a layer may run elsewhere.
         masks: Shared by the steps of one prompt.
         inputs: Arguments of the call of the model that was attached to, as far as they are known.
         ids: "B P" token ids that were read, -1 for generated text; on the CPU.
-        pictures: What a vision tower is given; empty for a text tower.
+        pictures: Pictures that a vision tower is given; empty for a text tower.
         again: The prompt's last rows are run a second time; see `regaze.hooks.again`.
         ahead: In a step that only looks ahead (`Edit.looks_ahead`), bool "B": which samples have
             not come to an end yet.

@@ -19,8 +19,8 @@ class Eye:
 
     Attributes:
         tower: The tower.
-        vision: How its class attends.
-        paths: Its attention modules, from the tower, by layer.
+        vision: Facts about the tower's class.
+        paths: Paths of the attention modules, from the tower, by layer.
         n_heads: Heads per layer.
     """
 
@@ -70,9 +70,9 @@ class VisionPass(Pass):
     """One run of a vision tower, or of some of its pictures: columns are patches, not tokens.
 
     Attributes:
-        numbers: Which pictures of the run its batch rows are.
+        numbers: Numbers of the run's pictures that are its batch rows.
         offset: Column of each picture that row and column 0 are.
-        class_token: Whether column 0 of a picture is its class token.
+        class_token: True if column 0 of a picture is its class token.
         real: Bool "B N": what is no padding.
     """
 
@@ -169,8 +169,8 @@ def read_pictures(tower: nn.Module, vision: Vision, given: Mapping[str, Any]) ->
 
     Args:
         tower: The tower.
-        vision: How it attends.
-        given: Its arguments by name.
+        vision: Facts about the tower's class.
+        given: Arguments of the tower's call, by name.
 
     Raises:
         ValueError: Something isn't as it is known here.

@@ -37,13 +37,13 @@ class Prompt:
     """A prompt and the text generated after it, as far as the last pass brought it.
 
     Attributes:
-        tokens: What its columns hold.
+        tokens: Contents of the prompt's columns.
         ids: "B P" token ids that were read, -1 for generated text.
         real: "B P" bool: which of them are no padding.
         masks: Column masks and row plans that its decode steps share.
         index: Passes since it began.
         parts: Columns at which a part of the prompt ended that goes on.
-        rows: What its cache's rows are known by.
+        rows: Keys by which the rows of its cache are known.
         compared: "B C" token ids of the prompt that was compared with the one without images.
         works: The state of each edit.
         asked: Calls of each entry at each layer since the prompt began.

@@ -24,7 +24,7 @@ class Block:
         kwargs: The tower's arguments.
         outer: Those of the model that was attached to; empty if it wasn't called.
         embedded: Ids that went through the tower's embeddings for this call, if any.
-        generating: What ``generate`` says.
+        generating: Facts that a running ``generate`` holds.
         partial: The caller says that the prompt goes on.
         past: Columns before the block.
     """
@@ -61,7 +61,7 @@ class Reader:
 
         Args:
             block: The block.
-            before: What the cache says of the prompt.
+            before: Prompt that the cache holds, if it is known.
 
         Returns:
             The pass, and what is known of the prompt after it (without works).

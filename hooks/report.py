@@ -21,7 +21,7 @@ class LayerReport:
             weights before and after (0 to 1), |factor - 1| for head scaling, or for a denoiser
             |new - old| / |old| of a head's output.
         name: The module's path, where layers have one.
-        measured: Whether the change can be measured: not where what would have been computed
+        measured: True if the change can be measured; False where what would have been computed
             otherwise is too slow to compute.
     """
 
@@ -46,9 +46,9 @@ class InterventionReport:
         label: The spec's label.
         prompts: Prompts seen while attached.
         layers: One entry per layer at which it was called.
-        exempt: It is a no-op by its own settings (strength zero), so silence is no alarm.
+        exempt: True if it is a no-op by its own settings (strength zero), so silence is no alarm.
         steps: Sampling steps in which it acted (denoisers).
-        note: How it ran, if that needs saying.
+        note: Remark on how it ran, if that needs saying.
         silent: Works of a method with several that should have changed something and never did.
     """
 

@@ -59,7 +59,7 @@ class RowJob:
         pass_: The block.
         offset: Prompt column of key 0.
         asked: Counts the calls of each edit at each layer; None: nothing is counted.
-        plain: Whether the rows are wanted without edits too.
+        plain: True if the rows are wanted without edits too.
         query: "B H R D", the queries of all rows of the plan, where the call hasn't got them.
     """
 
@@ -257,7 +257,7 @@ def measure(
         before: "B H R K" logits or weights.
         after: The same, edited.
         valid: "B R", rows that count.
-        logits: Which of both.
+        logits: True if both are logits, False if they are weights.
     """
     rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
     rows = rows.round().long().to(valid.device)
@@ -275,7 +275,7 @@ def overwrite(
     Args:
         stock: "B Q H D" and maybe "B H Q K".
         edited: The rows.
-        plan: Which rows they are.
+        plan: Plan of the rows.
     """
     out, weights = stock
     out = scatter_rows(out, plan.rows, plan.written, edited.out)

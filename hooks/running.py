@@ -32,8 +32,8 @@ class Running:
     thread; they then find the pass in their arguments, and nothing is counted or checked again.
 
     Attributes:
-        pass_: What methods are told of it.
-        prompt: What is known of the prompt after it.
+        pass_: Pass as methods see it.
+        prompt: State of the prompt after the pass.
         works: The state of each edit in it.
         cache: The caller's cache, if there is one.
         by_layer: The entries that act at each layer, in order.
@@ -44,7 +44,7 @@ class Running:
             shared by all passes.
         positions: Position ids that the tower was given, "... B Q".
         over: The pass has returned.
-        keeps: Whether its attention calls are kept.
+        keeps: True if its attention calls are kept.
         kept: Per layer, the attention call of a prompt whose last row may be run again.
         apart: Layers under way that run twice, on the prompt and on the one without images.
     """

@@ -41,7 +41,7 @@ class Scores:
     Args:
         scorer: See `regaze.hooks.scorer.find_scorer`.
         second: See `regaze.hooks.second_runs.RunSecond`.
-        request: What a running ``generate`` was asked; None if none runs.
+        request: Returns the arguments of a running ``generate``; None if none runs.
         lanes: The second runs of the prompt on a cache, as far as they are of edits that act now.
         keep: Leaves the lanes of a pass with its prompt.
         again: Runs the last rows of a prompt again; see `regaze.hooks.again`.

@@ -196,7 +196,7 @@ class Seat(Scoring):
 
         Args:
             tower: The tower, which is being called.
-            inside: Whether ours stand inside of others' there.
+            inside: True if our hooks stand inside of others' there.
 
         Raises:
             NotImplementedError: Hooks of others would be given both at once.

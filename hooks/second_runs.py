@@ -81,7 +81,7 @@ class SecondRuns:
     Args:
         scorer: See `regaze.hooks.scorer.find_scorer`.
         second: See `RunSecond`.
-        request: What a running ``generate`` was asked; None if none runs.
+        request: Returns the arguments of a running ``generate``; None if none runs.
         here: The scorer's call in this thread.
     """
 

@@ -27,8 +27,8 @@ class Shown:
 
     Args:
         hook: The hook.
-        before: Whether it runs before ``forward``.
-        keywords: Whether it is given keyword arguments.
+        before: True if it runs before ``forward``.
+        keywords: True if it is given keyword arguments.
         packing: See `Packing`.
         owner: Who put this in the hook's place.
     """
@@ -61,7 +61,7 @@ class Shown:
         return given[:2] if self._keywords else given[0]
 
     def _run(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, Any]:
-        """What the hook returns, and what stands in place of what it was given."""
+        """Run the hook; return what it returns, and what stands in place of what it was given."""
         found = self.hook(module, *given)
         if found is None:
             return None, self._changeable(given)
@@ -131,7 +131,7 @@ class _Both:
         return next((axis for axis in found if x.shape[axis] == self.total), None)
 
     def show(self, value: Any, number: int) -> Any:
-        """What belongs to the prompt (0), or to the one without its images (1)."""
+        """The part that belongs to the prompt (0), or to the one without its images (1)."""
         if isinstance(value, Mapping):
             return _like(value, {k: self.show(v, number) for k, v in value.items()})
         if isinstance(value, (tuple, list)):
@@ -195,7 +195,7 @@ class _Both:
             old.narrow(axis, self.null.length, size).copy_(text.narrow(axis, -size, size))
 
     def join(self, old: Any, first: Any, second: Any) -> Any:
-        """What the calls for both prompts left, in one; masks are the prompt's.
+        """Join what the calls for both prompts left into one; masks are the prompt's.
 
         Raises:
             NotImplementedError: They can't be joined, or the beginning that both have in common

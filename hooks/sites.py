@@ -36,8 +36,8 @@ class Site:
     Attributes:
         layer: Index of the decoder layer.
         path: Path of its attention module, from the tower.
-        kind: Which columns a row sees: all before it, those in a window that slides with it, or
-            those of its own chunk.
+        kind: Extent of what a row sees: all columns before it, those in a window that slides with
+            it, or those of its own chunk.
         window: Columns of the window or chunk; None if ``kind`` is "full".
         kv_layer: Layer whose keys and values it attends to; an earlier one where layers share them.
     """

@@ -55,10 +55,10 @@ class Stack(ABC):
     along, with this stack, and they find that its tower is none of theirs.
 
     Attributes:
-        kind: Which tower, for messages.
+        kind: Kind of tower, for messages.
         tower: The tower, weakly.
         entries: The edits, in the order in which they act.
-        note: What reports say of it, if anything has to be said.
+        note: Remark on the tower in reports, if anything has to be said.
     """
 
     kind: str
@@ -122,7 +122,7 @@ class Stack(ABC):
         """Uninstall if nothing is on the stack and no pass is under way.
 
         Args:
-            calls: How many calls of the hosts the caller knows to be ending: 1 in a hook.
+            calls: Number of calls of the hosts that the caller knows to be ending: 1 in a hook.
         """
         if not self.entries and count_calls(self._hosts()) <= calls:
             self.uninstall()

@@ -51,8 +51,8 @@ class Capture:
     """Rows captured of the latest prompt, and its generated tokens if ``rows`` covers them.
 
     Attributes:
-        rows: Which rows.
-        heads: Which heads; None: all.
+        rows: Rows to capture.
+        heads: Heads to capture; None: all.
     """
 
     def __init__(self, config: Any, rows: Rows, heads: list[int] | Literal["mean"] | None) -> None:
@@ -121,7 +121,7 @@ class Capture:
         Args:
             sample: Batch row.
             image: Number of the image within that row's prompt.
-            inputs: What the processor made of the batch. Needed after ``generate`` for models with
+            inputs: Output of the processor for the batch. Needed after ``generate`` for models with
                 pictures of many sizes: newer transformers encode them before they call the model,
                 which then isn't told of their sizes.
 
@@ -171,7 +171,7 @@ def image_grid(
         tokens: The prompt's columns.
         sample: Batch row.
         image: Number of the image within that row's prompt.
-        size: What `grid_size` says of it.
+        size: Result of `grid_size` for the image.
 
     Returns:
         None if it can't be known.

@@ -108,7 +108,7 @@ class TokenMap:
 
         Args:
             ids: "B T" token ids, image placeholders already expanded by the processor.
-            tokens: Which ids are images.
+            tokens: Token ids by which images are recognised.
             attention_mask: "B T", 0 on padding.
         """
         ids = ids.cpu()

@@ -97,7 +97,7 @@ class _Piece:
     Attributes:
         pass_: The pass, as far as they go.
         call: The call, likewise.
-        rows: Which rows of the call they are.
+        rows: Slice of the call's rows.
     """
 
     pass_: VisionPass
@@ -110,7 +110,7 @@ class Looking:
     """A forward pass of a vision tower, while it runs.
 
     Attributes:
-        pass_: What methods are told of it.
+        pass_: Pass as methods see it.
         works: The state of each edit in it.
         by_layer: The entries that act at each layer, in order.
         packed: Pictures stand one behind the other in one sequence; attention may be called for

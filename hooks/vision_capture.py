@@ -37,9 +37,9 @@ class VisionCapture:
     """Rows captured of the vision tower's latest run.
 
     Attributes:
-        rows: Which rows.
-        heads: Which heads; None: all.
-        pictures: What the tower was given. Tiles and frames are pictures of their own.
+        rows: Rows to capture.
+        heads: Heads to capture; None: all.
+        pictures: Pictures that the tower was given. Tiles and frames are pictures of their own.
     """
 
     def __init__(self, rows: Rows, heads: list[int] | Literal["mean"] | None) -> None:

@@ -63,7 +63,7 @@ class Study:
     Attributes:
         name: Short; its folder.
         model: The painter.
-        subset: Which of the painting world's prompts.
+        subset: Subset of the painting world's prompts.
         guidance: Scale of classifier-free guidance; 1 is none.
         grids: By method, the settings that are tried on validation prompts; a single one isn't.
     """

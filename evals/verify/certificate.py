@@ -24,7 +24,7 @@ PROMISES = {
     "threads": "two threads = one by one",
     "cost": "cost (plain model: 1x)",
 }
-"""What each line says, by the name that `Line.promise` holds."""
+"""Wording of each promise, by the name that `Line.promise` holds."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Line:
         promise: One of `PROMISES`.
         verdict: "passed", "failed", "skipped" (it couldn't be checked here; ``detail`` says why)
             or "info" (measured, nothing promised).
-        detail: What was measured, or the reason.
+        detail: Measured figures, or the reason.
         difference: Largest difference, as a share of the spread (standard deviation) of what the
             plain model gives; None where nothing was compared that way.
         tolerance: The largest one allowed; 0 where bits are compared.
@@ -66,10 +66,10 @@ class Certificate:
     Attributes:
         model: Class, dtype, device and attention implementation of the model, and its identity if
             that was given.
-        inputs: What it was asked.
+        inputs: Description of the inputs that the model was given.
         lines: The promises.
-        versions: Of the packages that were at work.
-        seconds: How long it took.
+        versions: Versions of the packages that were at work.
+        seconds: Seconds that the checks took.
     """
 
     model: Mapping[str, Any]
@@ -95,7 +95,7 @@ class Certificate:
         return list(dict.fromkeys(line.method for line in self.lines if line.method))
 
     def only(self, method: str) -> Certificate:
-        """What it says of one method, and of the plain model.
+        """Keep the lines about one method and about the plain model.
 
         Raises:
             KeyError: It says nothing of the method.

@@ -20,7 +20,7 @@ Progress = Callable[[str], None]
 
 
 def check_plain(subject: Subject, plain: Plain) -> Iterator[Line]:
-    """Whether the plain model is what literal forms take it to be."""
+    """Check that the plain model is what literal forms take it to be."""
     if "steps" in subject.parts:
         return
     try:
@@ -39,7 +39,7 @@ def check_method(
 
     Args:
         subject: The model, with nothing attached.
-        plain: What it gives.
+        plain: Outputs of the plain model.
         specs: The methods, in the order in which they act.
         progress: Told what is checked next.
     """
@@ -94,7 +94,7 @@ def _against_literal(
     got: Outputs,
     report: Report,
 ) -> Iterator[Line]:
-    """What acted, and whether it is what the formula says."""
+    """Check that the method acted, and that its outputs are what the formula says."""
     forms = [spec.literal() for spec in specs]
     missing = [spec.name for spec, form in zip(specs, forms, strict=True) if form is None]
     want: Outputs | None = None
@@ -129,7 +129,7 @@ def _against_literal(
 def _fired(
     subject: Subject, label: str, report: Report, moved: float, should: float | None
 ) -> Line:
-    """What the report says, held against what changed."""
+    """Compare what the report says with what changed."""
     shown = []
     for one in report.interventions:
         acted = [layer for layer in one.layers if layer.effect > 0]

@@ -29,7 +29,7 @@ class Chosen:
     """A run of a method that chooses heads.
 
     Attributes:
-        outputs: What the model gave.
+        outputs: Outputs of the model.
         factors: The factors that were in force.
         own: Those that the method itself chose, layer by layer, the earlier ones in force.
     """
@@ -60,7 +60,7 @@ def held_again(
 
     Args:
         subject: The model, with nothing attached.
-        apart: How far two outputs are apart, in all parts or in one.
+        apart: Measures the distance between two outputs, in all parts or in one.
         specs: The methods, resolved.
         line: About the literal form or the batch.
 

@@ -45,8 +45,8 @@ class Language(Subject):
 
     Args:
         target: A transformers model, or a pipeline that holds one.
-        processor: Its processor; without one the prompts are arbitrary token ids, with image
-            tokens whose embeddings are read as they are.
+        processor: Processor of the model; without one the prompts are arbitrary token ids, with
+            image tokens whose embeddings are read as they are.
     """
 
     parts = ("prefill", "decode")

@@ -36,8 +36,8 @@ class Pipeline(Subject):
 
     Args:
         target: The pipeline.
-        specs: What will be verified; a flow-warping method paints a clip, and one that edits
-            pictures by a second prompt a pair.
+        specs: Specs to verify; a flow-warping method paints a clip, and one that edits pictures by
+            a second prompt a pair.
         call: Arguments of the pipeline's call, beside or instead of those chosen here.
     """
 
@@ -157,7 +157,7 @@ class Pipeline(Subject):
         return prepared(spec, self._call, alone=not self.one_batch)
 
     def state(self) -> dict[str, Any]:
-        """What could be left in the denoiser, or on the scheduler."""
+        """State that could be left in the denoiser, or on the scheduler."""
         scheduler = self.pipeline.scheduler
         own = sorted(key for key in vars(scheduler) if callable(vars(scheduler)[key]))
         return {**super().state(), "its scheduler": own}
@@ -197,7 +197,7 @@ class Pipeline(Subject):
         return {name: value for name, value in wanted.items() if name in names}
 
     def _observed(self) -> Manner:
-        """How the pipeline calls its denoiser, seen in one run.
+        """Observe in one run how the pipeline calls its denoiser.
 
         Raises:
             ValueError: It can't be called like this, or calls its denoiser otherwise than known.

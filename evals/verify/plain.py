@@ -15,7 +15,7 @@ _ROUNDS = 2
 
 
 class Plain:
-    """What the unedited model gives, and whether it gives it twice.
+    """Outputs of the unedited model, and a check that it gives them twice.
 
     Args:
         subject: The model, with nothing attached.
@@ -63,7 +63,7 @@ class Plain:
 
 
 def at_once(subject: Subject) -> Sequence[Sequence[Outputs]] | BaseException:
-    """What two threads get, each with its own input, at once; or what one of them raised."""
+    """Outputs of two threads at once, each with its own input; or an error that one raised."""
     found: list[list[Outputs]] = [[], []]
     raised: list[BaseException] = []
     start = threading.Barrier(2)

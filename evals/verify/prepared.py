@@ -1,4 +1,4 @@
-"""What methods are given where they are verified: words, masks, a flow, things to compose."""
+"""Values that methods are given for verification: words, masks, a flow, things to compose."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def prepared(spec: Intervention, call: Mapping[str, Any], *, alone: bool) -> Int
     Args:
         spec: The method.
         call: Arguments of the pipeline's call.
-        alone: Whether the pipeline is asked for single pictures of `PROMPTS`.
+        alone: True if the pipeline is asked for single pictures of `PROMPTS`.
     """
     if isinstance(spec, ConceptUpdate) and not spec.tokens and alone:
         return replace(spec, tokens=_WORDS)

@@ -39,7 +39,7 @@ def held_in_float32(
 
     Args:
         subject: The model, with nothing attached.
-        plain: Its outputs.
+        plain: Outputs of the plain model.
         specs: The methods, resolved.
         lines: About the literal form or the batch.
 

@@ -1,4 +1,4 @@
-"""What is verified: a model under test, as the checks see it, whatever its kind."""
+"""The subject of verification: a model under test, as the checks see it, whatever its kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LONG = 1.0
 Which = Literal[0, 1, "both"]
 """The first input alone, the second one alone, or both as one batch."""
 Outputs = Mapping[str, Tensor]
-"""What a model gives for one input, by the promise that compares it."""
+"""Outputs of a model for one input, by the promise that compares them."""
 
 
 def median(once: Callable[[], float]) -> float:
@@ -33,8 +33,8 @@ class Subject(ABC):
 
     Attributes:
         parts: The promises about outputs that `run` gives.
-        what: What the outputs are, for readers.
-        inputs: What the model is asked, for readers.
+        what: Name of the outputs, for readers.
+        inputs: Description of the model's inputs, for readers.
         one_batch: Why two inputs can't be one batch; empty if they can.
         tolerances: Largest difference that rounding may make, as a share of the spread of the
             outputs, by dtype.

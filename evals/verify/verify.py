@@ -36,11 +36,11 @@ def verify(
     Args:
         target: A transformers vision-language model or a pipeline that holds one; a diffusers
             pipeline. Nothing may be attached to it.
-        *specs: What to verify, one after the other; a list of several is verified together.
+        *specs: Specs to verify, one after the other; a list of several is verified together.
         processor: The vision-language model's processor, which then makes the prompts.
         call: Diffusers only: arguments of the pipeline's call, beside or instead of those that
             regaze chooses (a prompt, two steps, a small size).
-        identity: What tells this model from any other, to be kept in the certificate.
+        identity: Facts that tell this model from any other, to be kept in the certificate.
         progress: Told what is checked next.
 
     Returns:

@@ -95,12 +95,12 @@ def attach_denoisers(
 
     Args:
         target: The pipeline or denoiser.
-        denoisers: What `find_denoisers` gave for it.
+        denoisers: Result of `find_denoisers` for the target.
         interventions: Specs, e.g. ``PAG(scale=2)``.
-        cond_rows: Which rows of a batch are conditional; needed by pipelines that don't say, and
-            for a denoiser that is called by something else than its pipeline.
+        cond_rows: Conditional rows of a batch; needed by pipelines that don't say, and for a
+            denoiser that is called by something else than its pipeline.
         fork: Let branches begin at their first edited layer; False runs them whole.
-        unknown: Whether a class that isn't known raises, or is checked by trying.
+        unknown: Policy for a class that isn't known: "raise", or "check" it by trying.
 
     Raises:
         ValueError: An intervention can't act on this model.

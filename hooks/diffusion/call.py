@@ -87,7 +87,7 @@ class Call:
 
     Attributes:
         site: The attention module.
-        layout: How the forward pass's tokens are laid out.
+        layout: Layout of the forward pass's tokens.
         query: "B H N D".
         key: "B G N D".
         value: "B G N D".
@@ -97,9 +97,9 @@ class Call:
         entered: The rows that entered the module, of which the call may hold a part.
         module: The module.
         pass_: The denoiser's forward pass.
-        given: What an edit before this one made of it.
-        factors: What the module's output will be multiplied by; see `amplify`.
-        made: What `once` keeps.
+        given: Head outputs that an edit before this one made of the call.
+        factors: Factors by which the module's output will be multiplied; see `amplify`.
+        made: Values that `once` keeps.
     """
 
     site: Site

@@ -47,8 +47,8 @@ class Seen:
 
         Args:
             words: A word or phrase of the prompt.
-            sample: Which picture of the batch.
-            steps: Which passes; by default all.
+            sample: Number of the picture in the batch.
+            steps: Passes to average; by default all.
 
         Raises:
             ValueError: The prompt doesn't hold them, or nothing was seen.
@@ -71,8 +71,9 @@ class Seen:
         Args:
             first: A word or phrase of the prompt.
             second: Another.
-            sample: Which picture of the batch.
-            threshold: Which share of the way from a map's smallest to its largest value is bright.
+            sample: Number of the picture in the batch.
+            threshold: Share of the way from a map's smallest to its largest value from which on it
+                is bright.
         """
         bright = []
         for words in (first, second):

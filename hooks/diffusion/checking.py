@@ -109,7 +109,7 @@ class Proven(Layout):
     """The layout of a pass, as far as it was proven.
 
     Attributes:
-        pictures: Where the picture is in an attention call of so many tokens.
+        pictures: Place of the picture in an attention call, by the call's number of tokens.
     """
 
     pictures: Mapping[int, slice] = field(default_factory=dict)

@@ -36,7 +36,7 @@ def find_rows(
         running: The pipeline that calls, or None.
         attached: The pipeline that interventions were attached to; None for a bare denoiser.
         given: The user's word on which rows are conditional.
-        outside: What this thread keeps of calls that no pipeline makes.
+        outside: Record that this thread keeps of calls that no pipeline makes.
 
     Raises:
         ValueError: It can't be told, or the user's word contradicts the call.

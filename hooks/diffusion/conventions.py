@@ -29,14 +29,15 @@ class Convention:
     Attributes:
         branches: All branches in one call's batch ("batch"), a call for each ("calls"), or one
             branch alone ("none": distilled, or without guidance).
-        cond: Which half of the batch, or which of a step's calls, is the conditional one.
-        guided: What says whether guidance is on: the name of a variable of ``__call__`` or else of
-            a property, or a function.
+        cond: Position of the conditional one among the halves of the batch, or among the calls of a
+            step.
+        guided: Source that says if guidance is on: the name of a variable of ``__call__`` or else
+            of a property, or a function.
         texts: Variables of ``__call__`` that hold the conditional and the other branch's text.
         named: Variable that names the branch of a call while it runs, where there is one.
         aside: Arguments of the denoiser that mark calls of other kinds of guidance, beside those
             of the branches.
-        encoders: How prompts are read, see `regaze.hooks.diffusion.text`.
+        encoders: Readers of the prompts, see `regaze.hooks.diffusion.text`.
         refuse: Why branches can't be told apart; empty if they can.
     """
 

@@ -51,8 +51,8 @@ def encode(
     Args:
         pipeline: The pipeline, with its text encoders.
         denoiser: The class of its denoiser, one of `POOLED`.
-        prompts: What to encode.
-        others: What further encoders read in their place, as arguments of ``encode_prompt``.
+        prompts: Prompts to encode.
+        others: Texts that further encoders read in their place, as arguments of ``encode_prompt``.
 
     Raises:
         ValueError: It has no text encoder.
@@ -126,7 +126,7 @@ def rows_of(x: Tensor, rows: int, like: Tensor, what: str) -> Tensor:
 
     Args:
         x: One prompt's for all, or one for each of P prompts.
-        rows: How many rows there are of one branch.
+        rows: Number of rows of one branch.
         like: A tensor with their device, dtype and size.
         what: Their name in messages.
 

@@ -56,9 +56,9 @@ class Rule:
 
     Attributes:
         path: Regular expression that a module's whole path matches.
-        kind: What its rows attend to.
-        order: How its rows are laid out.
-        counted: Whether it is one of the numbered layers; of self- and joint attention only.
+        kind: Kind of attention.
+        order: Order of the streams in its rows.
+        counted: True if it is one of the numbered layers; of self- and joint attention only.
     """
 
     path: str
@@ -72,22 +72,23 @@ class Family:
     """A class of denoisers.
 
     Attributes:
-        attention: What its attention modules are; the first rule whose path matches holds.
+        attention: Rules that say what its attention modules are; the first whose path matches
+            holds.
         blocks: Names of its lists of blocks (or of a single block), in the order in which they run.
         layout: Reads how the tokens of a pass are laid out.
-        chain: Whether a block reads nothing but what the one before it returned, so that of a run
+        chain: True if a block reads nothing but what the one before it returned, so that of a run
             of blocks that a branch skips only the last one's output has to be kept.
-        returns: Which of its arguments a block returns, in order, so that it can be left out; empty
-            if that isn't known, or if blocks change their streams' shapes (U-Nets).
-        sample: Which argument holds the latents.
-        text: Which argument holds the text.
+        returns: Arguments that a block returns, in order, so that it can be left out; empty if they
+            aren't known, or if blocks change their streams' shapes (U-Nets).
+        sample: Name of the argument that holds the latents.
+        text: Name of the argument that holds the text.
         lists: Arguments that are lists with an entry for each row of the batch.
         per_token: Arguments that run over tokens, whatever their first size happens to be.
         per_frame: Arguments that may hold all frames of a sample one after the other.
-        uneven: Whether the rows of a call can't be run apart from each other up to the same block,
-            because the longest decides how long all of them are: ``uneven(call)``.
+        uneven: Test, ``uneven(call)``, that is true if the rows of a call can't be run apart from
+            each other up to the same block, because the longest decides how long all of them are.
         refuse: Why it can't be edited; empty if it can.
-        proven: It isn't in the table: every pass shows by trying what its tokens are
+        proven: True if it isn't in the table: every pass shows by trying what its tokens are
             (`regaze.hooks.diffusion.checking`).
     """
 

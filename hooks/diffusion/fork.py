@@ -46,7 +46,7 @@ class Kept:
 
     Args:
         denoiser: The model.
-        family: What is known of it.
+        family: Facts known of the model.
         forks: One for each branch.
         batch: Rows of the pass.
     """
@@ -140,7 +140,7 @@ def instead(denoiser: nn.Module, found: Mapping[str, Instead]) -> Iterator[None]
 
     Args:
         denoiser: The model, whose modules are watched (`watch`).
-        found: What runs, by the paths of the modules.
+        found: Code to run, by the paths of the modules.
     """
     before = _HERE.blocks
     try:
@@ -155,7 +155,7 @@ def skipping(returns: Sequence[str]) -> Instead:
     """Code that runs in the place of a block that is left out: its streams pass through.
 
     Args:
-        returns: Which of its arguments it returns, in order.
+        returns: Arguments that the block returns, in order.
     """
 
     def skip(run: Callable[[], Any], arguments: Mapping[str, Any]) -> Any:
@@ -234,7 +234,7 @@ def why_not(denoiser: nn.Module, call: Mapping[str, Any], family: Family) -> str
     Args:
         denoiser: The model, maybe compiled.
         call: The call's arguments by name.
-        family: What is known of its class.
+        family: Facts known of its class.
     """
     if is_compiled(denoiser):
         return "the denoiser is compiled"

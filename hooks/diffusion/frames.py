@@ -19,7 +19,7 @@ class Way(NamedTuple):
     """The flow on a layer's token grid.
 
     Attributes:
-        corners: Where tokens come from, "F-1 N 4".
+        corners: Places that tokens come from, "F-1 N 4".
         weight: Share of the warped map, "F-1 N".
     """
 

@@ -33,8 +33,8 @@ class Descent:
     Attributes:
         size: Factor of the gradient.
         target: Samples with a larger loss are first moved until it is at most this.
-        limit: How often at most.
-        update: Whether all are moved once more then.
+        limit: Greatest number of those moves.
+        update: True if all are moved once more then.
     """
 
     size: float
@@ -134,7 +134,7 @@ def measure(
     """The loss of each sample at some latents, "B", and its gradient, both float32.
 
     Args:
-        source: Where latents go into a call.
+        source: Place of the latents in a call.
         sites: The sites whose maps are read.
         loss_of: The loss of each sample, from their maps (see `Reader.maps`).
         forward: Runs the denoiser on a call, and edits sites.

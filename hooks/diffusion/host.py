@@ -18,7 +18,7 @@ class Host:
 
     Attributes:
         model: Name of its class.
-        sites: Its attention modules, in the order in which they run.
+        sites: Attention modules, in the order in which they run.
         grids: Rows and columns of each site's image tokens at the model's own size, by name; None
             where that isn't known.
         size: Rows and columns of the latents at that size.

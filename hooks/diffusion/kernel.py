@@ -46,9 +46,10 @@ class Edits:
     Args:
         denoiser: The model.
         editors: By site, what makes the head outputs of its calls, one after the other.
-        layout: How the pass's tokens are laid out.
-        calls: What runs around the modules' calls; those that nothing runs around yet are added.
-        pass_: What the calls belong to, if anything.
+        layout: Layout of the pass's tokens.
+        calls: Record of what runs around the modules' calls; modules that nothing runs around yet
+            are added.
+        pass_: Pass that the calls belong to, if any.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ def editing(
     Args:
         denoiser: The model.
         sites: The attention modules to edit; no other is touched.
-        layout: How the pass's tokens are laid out.
+        layout: Layout of the pass's tokens.
         editor: Computes the head outputs of each call.
 
     Raises:

@@ -47,7 +47,7 @@ class Step:
     Attributes:
         index: The step's index.
         steps: The number of steps.
-        open: Whether they can be moved in this pass: not in that of another branch, nor in a
+        open: True if they can be moved in this pass: not in that of another branch, nor in a
             second-order scheduler's correction, which starts again from latents kept.
     """
 

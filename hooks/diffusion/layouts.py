@@ -37,17 +37,17 @@ class Layout:
     Attributes:
         finest: (rows, columns) or (frames, rows, columns) of the finest token grid, if known.
         n_text: Length of the text stream, in tokens.
-        halves: Whether the grid halves from level to level (U-Nets), rounding up.
-        branches: How many branches of guidance the batch holds, one after the other.
-        images: How many images of each prompt lie side by side in a branch.
-        frames: How many frames of each sample an attention call's batch holds side by side, where
-            the denoiser puts them there (AnimateDiff).
-        n_image: How many tokens the picture itself has, which come first in its stream; None if
-            its stream holds nothing else.
+        halves: True if the grid halves from level to level (U-Nets), rounding up.
+        branches: Number of branches of guidance that the batch holds, one after the other.
+        images: Number of images of each prompt that lie side by side in a branch.
+        frames: Number of frames of each sample that an attention call's batch holds side by side,
+            where the denoiser puts them there (AnimateDiff).
+        n_image: Number of tokens of the picture itself, which come first in its stream; None if its
+            stream holds nothing else.
         stream: Length of the picture's stream with what else it holds (reference pictures,
             padding); None if nothing.
-        registers: How many tokens of the model's own come first in the text stream.
-        segments: Whether a layer attends part by part, each part to itself and what comes before
+        registers: Number of tokens of the model's own that come first in the text stream.
+        segments: True if a layer attends part by part, each part to itself and what comes before
             it: the rows of a call are the last of its columns.
         unclear: Why it can't be told where the picture is; empty if it can.
     """
@@ -74,7 +74,7 @@ class Layout:
 
         Args:
             site: The site that they are in.
-            tokens: How many there are.
+            tokens: Number of image tokens.
 
         Raises:
             ValueError: The picture has another number of tokens at the site's level.
@@ -95,8 +95,8 @@ class Layout:
         """The slice of the picture's tokens in a call.
 
         Args:
-            order: How the call's rows are laid out.
-            tokens: How many there are.
+            order: Order of the streams in the call's rows.
+            tokens: Number of tokens in the call.
 
         Raises:
             ValueError: It can't be told in this pass.
@@ -112,8 +112,8 @@ class Layout:
         """The slice of the text's tokens in a call.
 
         Args:
-            order: How the call's rows are laid out.
-            tokens: How many there are.
+            order: Order of the streams in the call's rows.
+            tokens: Number of tokens in the call.
 
         Raises:
             ValueError: It can't be told in this pass.

@@ -34,9 +34,9 @@ class GuidanceForm:
             without classifier-free guidance.
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
-        branch: Which branch is perturbed; "uncond" is the conditional one without guidance.
-        strict: Whether the step at ``start`` doesn't act.
-        around: What else the second pass runs in: ``around(denoiser, t)``, a context.
+        branch: Branch that is perturbed; "uncond" is the conditional one without guidance.
+        strict: True if the step at ``start`` doesn't act.
+        around: Further context that the second pass runs in: ``around(denoiser, t)``.
     """
 
     layers: Sequence[str | int]
@@ -60,7 +60,7 @@ class AttendForm:
         stop: Share of the sampling steps at which it ends.
         frames: Frames of the clip that the batch holds, one after the other.
         factor: From a call's `Map` to what the module's output is multiplied by, "B"; None: by 1.
-        cond_only: Whether only conditional rows are edited.
+        cond_only: True if only conditional rows are edited.
         values: From a call's `Map` to the values that weights are multiplied with; None: its own.
     """
 
@@ -92,10 +92,10 @@ class Manner:
 
     Attributes:
         denoiser: Name of the part that is edited.
-        guided: Whether classifier-free guidance is on.
-        calls: Whether its branches come in a call each, the conditional one first, instead of as
+        guided: True if classifier-free guidance is on.
+        calls: True if its branches come in a call each, the conditional one first, instead of as
             halves of one batch.
-        cond_last: Whether the conditional half is the second one.
+        cond_last: True if the conditional half is the second one.
         samples: Samples of one branch: prompts times images, frames of a clip included.
         images: Images per prompt.
         frames: Frames that an attention call's batch holds of each sample.
@@ -137,7 +137,7 @@ def literally(
 
     Args:
         pipeline: A diffusers pipeline with nothing attached.
-        running: How it will be called.
+        running: Manner in which it will be called.
         forms: The methods' literal forms.
 
     Raises:

@@ -69,7 +69,7 @@ def moved_literally(pipeline: Any, running: Manner, form: LatentForm) -> Iterato
 
     Args:
         pipeline: A diffusers pipeline with nothing attached.
-        running: How it will be called.
+        running: Manner in which it will be called.
         form: The method's literal form.
     """
     move = _Move(pipeline, running, form)

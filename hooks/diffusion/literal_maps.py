@@ -26,10 +26,10 @@ class Map:
         bias: The mask as numbers that are added to logits, broadcastable to them.
         weights: "B H N N": softmax(logits + bias).
         scale: Factor of ``query key'``.
-        image: Where the image's tokens are.
-        split: How the batch divides: branches (and whole clips), frames, images per prompt.
-        layout: How the pass's tokens are laid out.
-        branches: How many branches of guidance it holds, and which is the conditional one.
+        image: Place of the image's tokens.
+        split: Division of the batch: branches (and whole clips), frames, images per prompt.
+        layout: Layout of the pass's tokens.
+        branches: Number of branches of guidance in the batch, and which is the conditional one.
         value: "B H N D".
         step: The sampling step, and of how many.
     """
@@ -144,7 +144,7 @@ def edited(
         denoiser: The model.
         layers: The modules, by path or number.
         edit: From a call's `Map` to edited weights.
-        layout: How the passes' tokens are laid out.
+        layout: Layout of the passes' tokens.
         split: See `Map.split`.
         branches: See `Map.branches`.
         factor: From a call's `Map` to what the module's output is multiplied by, "B".

@@ -35,8 +35,8 @@ def restore(depth: int, error: BaseException | None) -> None:
     """Take modes of this class off the stack until it is as deep as it was.
 
     Args:
-        depth: What is on the stack below the pass.
-        error: What ends the pass, if not its return.
+        depth: Number of modes on the stack below the pass.
+        error: Error that ends the pass; None if it returns.
     """
     while error is not None:
         _finish(error.__traceback__)

@@ -65,7 +65,7 @@ class Begun:
         run: The run's number.
         step: The step that it was in last.
         work: The work of this run.
-        words: What the prompt's embeddings were, if the work has looked at its words.
+        words: Prompt's embeddings as they were, if the work has looked at its words.
     """
 
     run: int
@@ -262,11 +262,11 @@ class OnePass:
 
         Args:
             pass_: The pass that it runs beside.
-            call: Its arguments.
+            call: Arguments of that call.
             editors: Edits that stand in the main ones' place.
             kept: Blocks that hand back what was kept of them.
             skipped: Blocks that are left out.
-            instead: What runs in the place of modules.
+            instead: Code to run in the place of modules.
         """
         batch = len(call[pass_.family.sample])
         beside = replace(

@@ -32,8 +32,8 @@ class Outside:
     """The call before, where no pipeline runs.
 
     Attributes:
-        call: Of a bare denoiser, where another branch may follow in a call of its own.
-        guess: Of a pipeline's denoiser, whose order is still to be confirmed.
+        call: Call of a bare denoiser, where another branch may follow in a call of its own.
+        guess: Call of a pipeline's denoiser, whose order is still to be confirmed.
         sure: The text of calls whose order was confirmed.
     """
 
@@ -71,10 +71,10 @@ class Guess:
     """A call whose order is to be confirmed by the next one.
 
     Attributes:
-        latents: Its sample, of one half.
-        text: Its text, of both.
+        latents: Sample of the call, of one half.
+        text: Text of the call, of both halves.
         cond: The half that is taken to be conditional.
-        prediction: What it returned.
+        prediction: Prediction that the call returned.
     """
 
     latents: Any
@@ -87,7 +87,7 @@ class Guess:
 
         Args:
             latents: The next call's sample, of one half.
-            text: Its text.
+            text: The next call's text.
         """
         made = self.prediction
         if not isinstance(made, Tensor) or not isinstance(latents, Tensor):
@@ -115,7 +115,7 @@ def outside_rows(family: Family, call: Mapping[str, Any], attached: Any, outside
         family: The denoiser's.
         call: The call's arguments by name.
         attached: The pipeline that interventions were attached to; None for a bare denoiser.
-        outside: What this thread keeps of such calls.
+        outside: Record that this thread keeps of such calls.
 
     Raises:
         ValueError: It can't be told.

@@ -21,10 +21,10 @@ class StepLatents(Protocol):
     """A pipeline's latents in one step, for works that move them.
 
     Attributes:
-        open: Whether they may still be moved.
-        sample: What the denoiser is called with instead, once they were; None before.
+        open: True if they may still be moved.
+        sample: Sample that the denoiser is called with instead, once they were moved; None before.
         index: The step.
-        steps: How many there are.
+        steps: Number of steps.
     """
 
     open: bool
@@ -57,16 +57,16 @@ class Pass:
 
     Attributes:
         denoiser: The model, unwrapped.
-        family: What is known of its class.
+        family: Facts known of the model's class.
         call: The pass's arguments by name.
-        rows: What the rows of its batch are.
-        layout: How its tokens are laid out.
+        rows: Division of the batch's rows into branches.
+        layout: Layout of the pass's tokens.
         running: The pipeline that runs it, or None.
-        compiled: Whether the denoiser is compiled.
+        compiled: True if the denoiser is compiled.
         forward: Runs the denoiser on another call, edited as the main pass and by more editors.
         latents: The pipeline's latents, for works that asked for them.
         main: The pass beside which this one runs as a branch; None for the main pass.
-        notes: What works remember of its calls, by keys of their own, until it ends.
+        notes: Notes of works on the pass's calls, by keys of their own, kept until it ends.
     """
 
     denoiser: Any

@@ -114,7 +114,7 @@ def image_block_identity(
         key: "B H K D"; the rows are the last of the columns.
         value: "B H K D".
         scale: Factor of the logits.
-        image: Where the image tokens are among the N rows; the others are text.
+        image: Place of the image tokens among the N rows; the others are text.
         kernel: The call's kernel.
         mask: The call's mask, as the kernel has it.
     """

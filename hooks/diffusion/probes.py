@@ -133,7 +133,7 @@ def by_maps(denoiser: Any, call: Mapping[str, Any], pictures: Mapping[str, slice
 
     Args:
         denoiser: The model.
-        call: Its arguments.
+        call: Arguments of the denoiser's call.
         pictures: By module, the rows that are to see nothing but themselves; others' maps stay.
     """
 

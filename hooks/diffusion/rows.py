@@ -21,8 +21,8 @@ class Rows:
         batch: Number of rows.
         cond: The conditional ones, or None if the call has none.
         uncond: The unconditional ones, or None if the call has none.
-        split: Whether the other branch comes in a call of its own.
-        told: What reports say of how they are known; empty if the running pipeline says it.
+        split: True if the other branch comes in a call of its own.
+        told: Note for reports on how they are known; empty if the running pipeline says it.
     """
 
     batch: int
@@ -98,7 +98,7 @@ def take_rows(
         value: A tensor, container or anything else.
         rows: Rows wanted.
         batch: Rows in all.
-        multiples: Whether a tensor of n times as many rows holds n (frames) for each.
+        multiples: True if a tensor of n times as many rows holds n (frames) for each.
         made: Applied to every tensor, cut or not.
     """
     if isinstance(value, Tensor):

@@ -24,8 +24,8 @@ class Running:
         pipeline: The pipeline.
         variables: The variables of its ``__call__``, as they are now.
         run: Number that tells this run from others.
-        guider: Which branch the guider of a modular pipeline says that this call is, and how many
-            there are in this step; None in other pipelines.
+        guider: Branch that this call is by the guider of a modular pipeline, and the number of
+            branches in this step; None in other pipelines.
         through: The function that calls the denoiser, if it isn't the pipeline's own code, such as
             a callback; empty if it is.
     """

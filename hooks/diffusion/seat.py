@@ -28,8 +28,8 @@ class Seat:
 
     Args:
         denoiser: The U-Net or transformer; may be compiled.
-        cond_rows: Which rows are conditional, by the user's word.
-        fork: Whether branches may begin at their first edited layer.
+        cond_rows: Conditional rows, by the user's word.
+        fork: True if branches may begin at their first edited layer.
     """
 
     def __init__(self, denoiser: nn.Module, cond_rows: slice | None, fork: bool) -> None:

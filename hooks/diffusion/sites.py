@@ -35,18 +35,20 @@ class Site:
     """One attention module of a denoiser.
 
     Attributes:
-        name: Its path in the denoiser, such as ``transformer_blocks.3.attn``.
-        kind: What its rows attend to: the image ("self"), image and text ("joint"), columns that
-            aren't its rows, mostly the text ("cross"), the same place in other frames
-            ("temporal"); or its rows aren't the image's ("other"), or it has no map ("linear").
+        name: Path of the module in the denoiser, such as ``transformer_blocks.3.attn``.
+        kind: Kind of attention, by what its rows attend to: the image ("self"), image and text
+            ("joint"), columns that aren't its rows, mostly the text ("cross"), the same place in
+            other frames ("temporal"); or its rows aren't the image's ("other"), or it has no map
+            ("linear").
         block: Path of the top-level block that it is in.
-        layer: Its number L among the layers of self- and joint attention, in the order in which
-            they run, as in ``L18``. Others have none: a second image self-attention beside a joint
-            one (SD3.5) and temporal attention, which are chosen by their whole names, and
+        layer: Number L among the layers of self- and joint attention, in the order in which they
+            run, as in ``L18``. Others have none: a second image self-attention beside a joint one
+            (SD3.5) and temporal attention, which are chosen by their whole names, and
             cross-attention.
         heads: Number of query heads.
-        order: How the tokens of its queries are laid out.
-        level: How often the picture's grid was halved before it, by the block that it is in.
+        order: Order of the streams in its rows.
+        level: Number of times that the picture's grid was halved before it, by the block that it is
+            in.
     """
 
     name: str
@@ -123,7 +125,7 @@ def read_layout(denoiser: Any, call: Mapping[str, Any]) -> Layout:
 
     Args:
         denoiser: The model called.
-        call: Its arguments by name.
+        call: Arguments of the call, by name.
     """
     return family_of(denoiser).layout(denoiser, call)
 
@@ -197,7 +199,7 @@ def choose(
         wanted: Numbers (18), numbers as text ("L18"), or parts of paths as in diffusers ("mid",
             "up_blocks.1", "blocks.13"), which whole parts must match and which may be regular
             expressions ("blocks.(7|8)").
-        kinds: Which kinds can be named: those that can be `PERTURBED`, those that see `TEXT`, or
+        kinds: Kinds that can be named: those that can be `PERTURBED`, those that see `TEXT`, or
             `TEMPORAL` ones.
 
     Raises:

@@ -19,9 +19,9 @@ class Source:
     """The place of a pipeline's latents in its denoiser's call.
 
     Attributes:
-        scale: What the pipeline does to them before the call.
+        scale: Function that the pipeline applies to them before the call.
         cond: The call's arguments, of the conditional rows alone.
-        name: Which argument they are.
+        name: Name of the argument that holds them.
     """
 
     scale: Callable[[Tensor], Tensor]

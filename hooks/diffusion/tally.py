@@ -11,7 +11,7 @@ class Tally(tally.Tally[str]):
     """Counters of one work; runs are the sampling steps in which it acted.
 
     Attributes:
-        note: How it ran, if that needs saying; may be made when it is asked for.
+        note: Remark on how it ran, if that needs saying; may be made when it is asked for.
     """
 
     def __init__(self) -> None:

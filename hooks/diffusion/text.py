@@ -26,7 +26,7 @@ class Words:
     Attributes:
         text: The call's text, of all its rows.
         version: Number of writes to it until then.
-        cond: Its conditional rows; None if the call has none.
+        cond: Conditional rows of the text; None if the call has none.
     """
 
     text: Any
@@ -77,8 +77,9 @@ class Prompt:
 
     Attributes:
         text: The prompt.
-        pieces: Its tokens as text, special ones included, up to the end token.
-        spans: Where each is in the text, (start, end) in characters; (0, 0) for special tokens.
+        pieces: Tokens of the prompt as text, special ones included, up to the end token.
+        spans: Place of each token in the text, (start, end) in characters; (0, 0) for special
+            tokens.
     """
 
     text: str
@@ -112,10 +113,10 @@ class Part:
 
     Attributes:
         encoder: "clip", "t5", or "text" if it isn't known.
-        columns: Where they are in the text stream.
-        prompts: What each row asks for; None if the pipeline was given embeddings, or if how it
-            reads prompts isn't known.
-        pads_apart: Whether what follows the end token is another token, as in Stable Diffusion 2.
+        columns: Place of the columns in the text stream.
+        prompts: Prompt of each row; None if the pipeline was given embeddings, or if how it reads
+            prompts isn't known.
+        pads_apart: True if what follows the end token is another token, as in Stable Diffusion 2.
         unread: Why there are no prompts, for messages.
     """
 
@@ -176,7 +177,7 @@ def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:
     Args:
         tokenizer: The tokenizer of a CLIP or T5 text encoder.
         text: The prompt.
-        length: How many tokens the encoder takes.
+        length: Number of tokens that the encoder takes.
     """
     read = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
     pieces = tokenizer.convert_ids_to_tokens(read.input_ids)

@@ -95,7 +95,7 @@ def text_map(call: Call, rows: slice) -> Tensor:
 
     Args:
         call: A call of cross- or joint attention.
-        rows: Which rows of its batch.
+        rows: Rows of the batch to read.
 
     Raises:
         ValueError: The call's keys aren't the text's, or its order of streams isn't known.

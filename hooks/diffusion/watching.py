@@ -18,7 +18,7 @@ def watchable(pipeline: Any, act: str) -> Any:
 
     Args:
         pipeline: A diffusers pipeline.
-        act: What to do before compiling it, for the message.
+        act: Verb for what to do before compiling it, for the message.
 
     Raises:
         TypeError: It is no pipeline with a known denoiser.

@@ -30,14 +30,14 @@ class Run:
     """A run of a pipeline, as it begins.
 
     Args:
-        samples: How many it makes at once.
+        samples: Number of samples made at once.
         steps: Number of sampling steps; 0 if the pipeline doesn't count them as others do.
         text: The parts of the text stream.
         tally: The work's counters.
         pipeline: The pipeline.
 
     Attributes:
-        looked: Whether somebody looked at `text`.
+        looked: True if somebody looked at `text`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Work:
     """Base of what methods hand over; does nothing by itself.
 
     Attributes:
-        sites: Where it acts, in the order in which they run; none makes it a no-op.
+        sites: Sites at which it acts, in the order in which they run; none makes it a no-op.
         start: First active share of the sampling steps.
         stop: Share of the sampling steps at which it ends.
     """
@@ -180,16 +180,16 @@ class Branch(Work):
     """A second run of the denoiser, whose output is combined with the main one's.
 
     Attributes:
-        works: What edits its attention, beside the main run's edits; on a layer that both edit,
-            these stand in the main one's place.
+        works: Works that edit its attention, beside the main run's edits; on a layer that both
+            edit, these stand in the main one's place.
         combine: ``combine(main, branch, pass_)``: of both predictions for the branch's rows, the
             one that takes the main one's place. What it differs by is added to every branch of
             guidance, so that the pipeline's formula carries it through unchanged.
-        inputs: Its arguments, made of the main run's for its rows: ``inputs(call, pass_)``; None
+        inputs: Makes its arguments of the main run's for its rows: ``inputs(call, pass_)``; None
             for the same. Only then may it begin where its works do.
         rows: Whose rows it runs on; "uncond" is the conditional branch without guidance.
         skipped: Paths of the denoiser's blocks that are left out: their streams pass through.
-        instead: What runs in the place of modules inside its sites' blocks, by their paths.
+        instead: Code to run in the place of modules inside its sites' blocks, by their paths.
     """
 
     works: tuple[Work, ...] = ()

@@ -92,7 +92,7 @@ def arrange(
         thing: RGB or RGBA.
         mask: The thing's place in its picture, a box or a path; None for where it isn't
             transparent.
-        box: Its place in shares of the background: as large as fits, in the middle. None
+        box: Place of the thing in shares of the background: as large as fits, in the middle. None
             leaves it where it is, in a picture of the background's proportions.
         size: Width and height of the picture to make.
 

@@ -68,7 +68,7 @@ def correlated(
         query: "2B H N D": first the composites' rows, then the references'.
         key: The same.
         value: The same.
-        subject: Its tokens.
+        subject: Tokens of the subject.
 
     Returns:
         Head outputs of all rows, which the references' queries make of the composites' keys and
@@ -92,7 +92,7 @@ def infused(
         key: The same.
         value: The same.
         prior: The reading of the same rows and tokens.
-        subject: Its tokens.
+        subject: Tokens of the subject.
     """
     inside, outside = subject
     output = torch.empty_like(query)

@@ -41,7 +41,7 @@ class _State:
 
     Attributes:
         seen: Attention to the words.
-        mean: Its mean over the steps before.
+        mean: Mean of that attention over the steps before.
         free: Editable tokens, by grid: "E N" bool, for each edit of the batch, in its order.
         began: True if its first pass was checked.
         last: The last call's output, of which the sources' rows are unedited.

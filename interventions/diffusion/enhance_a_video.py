@@ -185,7 +185,7 @@ def intensity(query: Tensor, key: Tensor, frames: int, scale: float) -> Tensor:
 
     Args:
         query: The video's queries "B H T*S D", frame after frame.
-        key: Its keys, with as many heads.
+        key: Keys of the video, with as many heads.
         frames: T.
         scale: Factor of the logits.
     """

@@ -48,7 +48,7 @@ class Place(NamedTuple):
 
     Attributes:
         single: True if it is a single block.
-        number: Its number among its kind.
+        number: Number of the block among its kind.
         grid: Rows and columns.
     """
 
@@ -64,7 +64,7 @@ def forward(
 
     Args:
         model: The transformer.
-        call: Its arguments by name.
+        call: Arguments of the transformer's call, by name.
         text: The second text as the denoiser is given it, "B L C".
         pooled: Pooled text that modulates its stream, "B D"; None: the prompt's.
         mix: Makes the output of all that both read.

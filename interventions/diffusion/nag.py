@@ -96,7 +96,7 @@ class NAG(Intervention):
             author's pipeline), which costs slightly less.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.
-        until: Its end in training time: it acts while the timestep is at least so many
+        until: End in training time: the method acts while the timestep is at least so many
             thousandths; 0.75 is ``nag_end=0.25`` of FLUX.
     """
 

@@ -39,7 +39,7 @@ def estimate(images: Sequence[Image.Image], method: str = "dis", check: bool = T
     """The backward flow of a clip.
 
     Args:
-        images: Its frames, best their normal maps, all of one size.
+        images: Frames of the clip, best their normal maps, all of one size.
         method: "dis" (Kroeger et al., arXiv 1603.03590) or "farneback" by OpenCV, "raft" (Teed and
             Deng, arXiv 2003.12039) by torchvision, which fetches its weights when first used.
         check: Compute the forward flow too, to know which pixels are visible.

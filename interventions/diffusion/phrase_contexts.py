@@ -20,7 +20,7 @@ class Aligned:
 
     Attributes:
         columns: Places of its tokens in the prompt, once for each time that it occurs.
-        embeddings: Its own "tokens C".
+        embeddings: Embeddings of the phrase alone, "tokens C".
     """
 
     columns: tuple[tuple[int, ...], ...]

@@ -60,8 +60,8 @@ class PrimeComposer(Intervention):
         object: The same, of what to put there; it may be transparent elsewhere.
         mask: The object's place in its picture: a mask of the picture's size (an array, .npy or
             an image), or a box. By default where it isn't transparent.
-        box: Its place: (left, top, right, bottom) in shares of the background, as large as
-            fits. By default it stays where it is.
+        box: Place of the object: (left, top, right, bottom) in shares of the background, as large
+            as fits. By default it stays where it is.
         subject: The prompt's name for it: its words, or columns of the text; None leaves
             cross-attention as it is.
         domain: "same" for a photograph in a photograph: then the first latents are those of the

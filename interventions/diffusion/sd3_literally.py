@@ -25,7 +25,7 @@ def forward(model: Any, call: Mapping[str, Any], texts: Texts, unguided: int, mi
 
     Args:
         model: The transformer.
-        call: Its arguments by name.
+        call: Arguments of the transformer's call, by name.
         texts: Texts that the conditional rows read beside their prompts.
         unguided: Number of rows before the conditional ones.
         mix: Makes the output of all that they read.

@@ -122,7 +122,7 @@ class TPG(Guided):
         """The token that each place of a spatial transformer's end gets at a timestep.
 
         Args:
-            transformer: Its path.
+            transformer: Path of the spatial transformer.
             t: The timestep.
             tokens: Number of its tokens.
         """

@@ -32,7 +32,7 @@ def check_where(
     """Check the fields that say in which layers and steps a method acts.
 
     Args:
-        method: Its name.
+        method: Name of the method.
         layers: Numbers or parts of paths; None for the method's own choice.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends.

@@ -14,7 +14,7 @@ def read_weights(text: str) -> tuple[str, dict[str, float]]:
     """A prompt and its words' strengths from ``(a red:1.4) cat``.
 
     Args:
-        text: It; a weighted phrase stands in parentheses, with a colon and a number.
+        text: The marked prompt; a weighted phrase stands in parentheses, with a colon and a number.
 
     Returns:
         The prompt as it goes to the pipeline, and the strengths.

@@ -123,12 +123,12 @@ class Looker:
     Args:
         model: An image-text-to-text model or a pipeline that holds one. What is attached to it
             acts in all passes.
-        processor: Its processor, with a chat template.
+        processor: Processor of the model, with a chat template.
         spec: The settings.
 
     Attributes:
         model: The model.
-        processor: Its processor.
+        processor: Processor of the model.
         spec: The settings with every field filled in.
 
     Raises:
@@ -247,7 +247,7 @@ def look_closer(
 
     Args:
         model: An image-text-to-text model or a pipeline that holds one.
-        processor: Its processor, with a chat template.
+        processor: Processor of the model, with a chat template.
         image: One picture.
         question: The user's text.
         spec: The settings; default: ``CARVE()``.

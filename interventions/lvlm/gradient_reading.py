@@ -30,7 +30,7 @@ def read_gradient(
 
     Args:
         model: The model.
-        processor: Its processor.
+        processor: Processor of the model.
         layer: The layer whose attention is read.
         by: "attention" gives the predicting row's attention times its positive gradient, mean over
             heads; "pixels" the gradient by each pixel, norm over colours.

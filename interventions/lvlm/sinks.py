@@ -115,7 +115,7 @@ def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) 
 
     Args:
         model: A transformers model or pipeline.
-        processor: Its processor; without one, arbitrary token ids follow the BOS token.
+        processor: Processor of the model; without one, arbitrary token ids follow the BOS token.
         tau: Threshold as a fraction of sqrt(hidden size).
 
     Returns:

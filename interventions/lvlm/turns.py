@@ -16,7 +16,7 @@ class Turns:
 
     Attributes:
         processor: The model's processor, with a chat template.
-        tokenizer: Its tokenizer.
+        tokenizer: Tokenizer of the processor.
     """
 
     def __init__(self, processor: Any) -> None:

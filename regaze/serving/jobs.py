@@ -46,7 +46,7 @@ class Job:
 
     Attributes:
         messages: The conversation.
-        pictures: Its pictures, in order.
+        pictures: Pictures of the conversation, in order.
         condition: Interventions.
         decoding: The way tokens are chosen.
         seed: Seed of the sampling; None draws differently each time.
@@ -58,7 +58,7 @@ class Job:
         gone: Set when nobody waits for the answer any more.
         together: May go through the model with others.
         begun: A piece of its answer was sent.
-        ended: Its answer, or an error, was sent.
+        ended: True if its answer, or an error, was sent.
     """
 
     messages: Sequence[Message]
