@@ -63,7 +63,7 @@ class Result:
         decode: Seconds of each step.
         memory: Bytes at the peak, above the loaded model.
         heads: Share of (head, row) pairs that were edited.
-        failed: Why there is nothing more.
+        failed: Reason why there are no more rounds; empty if there is none.
     """
 
     prefill: list[float] = field(default_factory=list)

@@ -180,7 +180,7 @@ def _memory(
     """Bytes at the peak of one call, beside its inputs; of a small one first.
 
     Args:
-        method: Whose clip.
+        method: Method whose clip is drawn.
         tokens: Number of tokens in the call.
         blocks: Masks and tokens of a block; None for dense attention.
         density: Share of the blocks, which are drawn: memory doesn't ask which they are.

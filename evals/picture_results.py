@@ -62,7 +62,7 @@ def results(study: Study, loaded: LoadedPipeline, out: Path, sizes: Sizes) -> di
     """Do what of a study isn't on the disk yet.
 
     Returns:
-        What the page is made of, JSON-able.
+        The data that the page is made from, JSON-able.
 
     Raises:
         ValueError: The directory holds pictures of other sizes, or of another model.

@@ -96,7 +96,7 @@ def capture(
         layers: Layers to look at; all by default.
         heads: Heads to keep; all by default. "mean" keeps the mean over all of them.
         processor: Tells row-end and tile tokens of some families; see `regaze.hooks.attach`.
-        tower: Whose attention: the "text" tower's, or the "vision" tower's, which gives a
+        tower: Tower whose attention is captured: "text", or "vision", which gives a
             `VisionCapture`.
 
     Raises:

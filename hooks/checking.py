@@ -143,7 +143,7 @@ def _maps(host: Host, boost: float) -> Iterator[Counter[int]]:
     """Let the tower attend by explicit maps, the image's logits raised.
 
     Yields:
-        How often each layer attended.
+        Number of times that each layer attended.
     """
     calls: Counter[int] = Counter()
     for site in host.sites:

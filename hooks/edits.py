@@ -49,9 +49,8 @@ class Edit:
     and is dropped in `begin` when ``pass_.prompt_start``.
 
     Attributes:
-        tower: Whose attention it edits: the "text" tower's or the "vision" tower's
-            (`regaze.hooks.pictures`), which has no prompts: each of its runs is one pass, of
-            ``pass_.pictures``.
+        tower: Tower whose attention it edits: "text", or "vision" (`regaze.hooks.pictures`), which
+            has no prompts: each of its runs is one pass, of ``pass_.pictures``.
         layers: Layers at which the edit acts.
         reads: Those of them at which it only looks, and nothing is counted.
         rows: Query rows that `edit_logits` and `edit_outputs` get: "last" (last prompt row and

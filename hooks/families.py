@@ -54,7 +54,7 @@ class Family:
         vision: Path from the model to its vision tower, whose class `VISION` has to know.
         drops: Inputs of the text decoder that are left out while something is attached, because
             with them layers compute some of their rows only.
-        refuse: Why no method can act on it; empty if some can.
+        refuse: Reason why no method can act on it; empty if some can.
     """
 
     model_type: str

@@ -135,7 +135,7 @@ class ProbeForm:
 
     Attributes:
         act: ``act(probe)``: what it then does in a second run of the prompt.
-        layers: Whose maps it looks at.
+        layers: Layers whose maps it looks at.
         looks_at: Rows of the vision tower that it looks at.
         looks_ahead: Number of tokens that it lets the plain model answer greedily.
     """

@@ -39,7 +39,7 @@ def go_inside(module: nn.Module, owner: object) -> bool:
     """Put an owner's hooks on a module inside of all others.
 
     Returns:
-        Whether those before ``forward`` stood there.
+        True if those before ``forward`` stood there.
     """
     stood = True
     for kind, last in zip(KINDS, (True, False), strict=True):

@@ -252,7 +252,7 @@ def measure(
     """Measure how far each row's weights moved (total variation).
 
     Args:
-        entry: Whose tally counts.
+        entry: Entry whose tally counts.
         layer: Layer index.
         before: "B H R K" logits or weights.
         after: The same, edited.

@@ -35,7 +35,7 @@ class Subject(ABC):
         parts: The promises about outputs that `run` gives.
         what: Name of the outputs, for readers.
         inputs: Description of the model's inputs, for readers.
-        one_batch: Why two inputs can't be one batch; empty if they can.
+        one_batch: Reason why two inputs can't be one batch; empty if they can.
         tolerances: Largest difference that rounding may make, as a share of the spread of the
             outputs, by dtype.
     """

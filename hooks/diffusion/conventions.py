@@ -38,7 +38,7 @@ class Convention:
         aside: Arguments of the denoiser that mark calls of other kinds of guidance, beside those
             of the branches.
         encoders: Readers of the prompts, see `regaze.hooks.diffusion.text`.
-        refuse: Why branches can't be told apart; empty if they can.
+        refuse: Reason why branches can't be told apart; empty if they can.
     """
 
     branches: Literal["batch", "calls", "none"]

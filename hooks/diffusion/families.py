@@ -87,7 +87,7 @@ class Family:
         per_frame: Arguments that may hold all frames of a sample one after the other.
         uneven: Test, ``uneven(call)``, that is true if the rows of a call can't be run apart from
             each other up to the same block, because the longest decides how long all of them are.
-        refuse: Why it can't be edited; empty if it can.
+        refuse: Reason why it can't be edited; empty if it can.
         proven: True if it isn't in the table: every pass shows by trying what its tokens are
             (`regaze.hooks.diffusion.checking`).
     """

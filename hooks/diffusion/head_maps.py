@@ -33,7 +33,7 @@ class HeadMaps:
         words: The words of the prompt that were looked for, but for those it doesn't hold.
         sums: By layer "H W R C" float32, summed over passes and frames.
         calls: By layer how many were summed.
-        why_not: Why some layers couldn't be read, by layer.
+        why_not: Reasons why some layers couldn't be read, by layer.
     """
 
     sites: tuple[Site, ...]

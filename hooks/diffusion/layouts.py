@@ -49,7 +49,7 @@ class Layout:
         registers: Number of tokens of the model's own that come first in the text stream.
         segments: True if a layer attends part by part, each part to itself and what comes before
             it: the rows of a call are the last of its columns.
-        unclear: Why it can't be told where the picture is; empty if it can.
+        unclear: Reason why it can't be told where the picture is; empty if it can.
     """
 
     finest: tuple[int, ...] | None

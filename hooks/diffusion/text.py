@@ -117,7 +117,7 @@ class Part:
         prompts: Prompt of each row; None if the pipeline was given embeddings, or if how it reads
             prompts isn't known.
         pads_apart: True if what follows the end token is another token, as in Stable Diffusion 2.
-        unread: Why there are no prompts, for messages.
+        unread: Reason why there are no prompts, for messages.
     """
 
     encoder: str

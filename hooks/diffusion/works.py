@@ -187,7 +187,7 @@ class Branch(Work):
             guidance, so that the pipeline's formula carries it through unchanged.
         inputs: Makes its arguments of the main run's for its rows: ``inputs(call, pass_)``; None
             for the same. Only then may it begin where its works do.
-        rows: Whose rows it runs on; "uncond" is the conditional branch without guidance.
+        rows: Rows that it runs on; "uncond" is the conditional branch without guidance.
         skipped: Paths of the denoiser's blocks that are left out: their streams pass through.
         instead: Code to run in the place of modules inside its sites' blocks, by their paths.
     """

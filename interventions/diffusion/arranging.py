@@ -87,7 +87,7 @@ def arrange(
     """Put a thing at its place.
 
     Args:
-        method: Whose messages they are.
+        method: Name of the method, for messages.
         background: RGB.
         thing: RGB or RGBA.
         mask: The thing's place in its picture, a box or a path; None for where it isn't

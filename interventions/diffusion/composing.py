@@ -41,7 +41,7 @@ class Subject(NamedTuple):
 
 
 class Prior(NamedTuple):
-    """Whose products are the logits that are infused.
+    """Queries and keys whose products are the logits that are infused.
 
     Attributes:
         query: "B H N D".

@@ -32,7 +32,7 @@ class Concepts(Protocol):
 
     @property
     def encoder(self) -> str:
-        """Whose columns are read."""
+        """The text encoder or encoders whose columns are read."""
 
     @property
     def cut(self) -> str | None:

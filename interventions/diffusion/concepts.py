@@ -42,8 +42,8 @@ class ConceptUpdate(ByLayers):
             latents' at the model's own size: 16 x 16 in Stable Diffusion, as in both papers,
             32 x 32 in SDXL. In a transformer the second half of the blocks; FLUX's double ones, 9
             to 18.
-        encoder: Whose columns are read in SD3, whose text stream has both: "clip", "t5" or "both".
-            Others have one. CLIP's by default: T5's is optional there.
+        encoder: Encoder whose columns are read in SD3, whose text stream has those of two: "clip",
+            "t5" or "both". Other models have one. CLIP's by default: T5's is optional there.
         cut: End of the tokens that compete for attention: before the "last" column, as in
             Attend-and-Excite's code for Stable Diffusion 1, or before the end token, "eos", as in
             its branch for Stable Diffusion 2. By default "eos" for text encoders that pad with

@@ -43,7 +43,8 @@ def invert(
     """The source of edits of real pictures.
 
     Args:
-        pipeline: That of a flow model, with a `FlowMatchEulerDiscreteScheduler`; left as it was.
+        pipeline: Pipeline of a flow model, with a `FlowMatchEulerDiscreteScheduler`; left as it
+            was.
         prompt: The pictures' descriptions, one for each.
         image: The pictures, as the pipeline's image processor takes them: PIL pictures whose sides
             are multiples of what it needs.

@@ -101,7 +101,7 @@ def sized(method: str, place: Any, finest: Sequence[int], grid: Sequence[int]) -
     """The tokens of a grid that lie in a place, "N".
 
     Args:
-        method: Whose message it is.
+        method: Name of the method, for messages.
         place: A mask "H W" or a box.
         finest: The grid whose rows and columns have the picture's proportions.
         grid: (rows, columns) or (frames, rows, columns).

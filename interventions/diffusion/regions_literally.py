@@ -38,7 +38,7 @@ def form(spec: Regions) -> WholeForm:
 
 
 def inside(spec: Regions, grid: Sequence[int]) -> Tensor:
-    """Whose text each token of a grid reads, "R N": token by token."""
+    """The regions whose text each token of a grid reads, "R N": token by token."""
     *frames, rows, columns = grid
     found = torch.zeros(len(spec.regions), rows, columns, dtype=torch.bool)
     for number, (given, _) in enumerate(spec.regions):

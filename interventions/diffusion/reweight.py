@@ -52,7 +52,7 @@ class Reweight(ByLayers):
         how: "values" or "logits"; by default "values" in models with cross-attention, "logits" in
             those with joint attention.
         absent: The answer to a prompt that lacks one of the words: "raise", or "skip" it.
-        maps: Whose map is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
+        maps: Map that is scaled: each prompt's "own", or the "first" prompt's, as in the paper.
         windows: Shares of the sampling steps from and to which single words are scaled, within
             ``start`` and ``stop``: ``{"red": [0.2, 0.5]}``; before and after, a word is as it
             would be, with ``maps="first"`` in its prompt's own map.

@@ -29,7 +29,7 @@ class Weighted(Work):
         windows: Words or columns, and the shares of the steps from and to which they are scaled.
         how: "values" or "logits".
         absent: The answer to a prompt that lacks a word: "raise", or "skip" the word.
-        maps: Whose map is scaled: "own" or "first".
+        maps: Map that is scaled: "own" or "first".
         factors: Each sample's columns' strengths, "S T".
         spans: The window of each column, "S T 2" float64.
     """

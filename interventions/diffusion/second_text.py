@@ -222,7 +222,7 @@ def _two_texts(
     What all rows read of the picture is computed once, where a kernel tells its log-sum-exp.
 
     Args:
-        call: Whose kernel it is.
+        call: Call whose kernel is used.
         rows: Rows of its batch.
         image: The picture's tokens.
         texts: Those of each text.

@@ -54,7 +54,7 @@ class StructuredDiffusion(ByLayers):
             spaCy finds, at every level, as the code takes them from a parser.
         absent: The answer to a prompt that lacks one of the phrases: "raise", or "skip" it, for
             whole files of prompts and one list.
-        keys: Whose keys are used: the "prompt"'s, with averaged values, the code's default; the
+        keys: Keys that are used: the "prompt"'s, with averaged values, the code's default; the
             "phrases"'s, the code's form for conjunctions; or those in "pairs" with their values.
         layers: Layers: parts of module paths; by default every cross-attention layer.
         start: Share of the sampling steps at which it begins.

@@ -12,7 +12,7 @@ def places(
     """The grid of places that a call's batch holds, of each row.
 
     Args:
-        method: Whose call it is, for the message.
+        method: Name of the method, for the message.
         site: The attention module.
         count: Samples of the call: places of all rows.
         rows: Rows of the denoiser's batch.

@@ -185,7 +185,7 @@ def text_of(method: str, pipeline: Any, kind: str) -> tuple[Tensor, Tensor | Non
     """The text that pictures are inverted under: "1 L C", and where the model takes it pooled text.
 
     Args:
-        method: Whose message it is.
+        method: Name of the method, for messages.
         pipeline: The pipeline.
         kind: "empty" is the empty prompt; "exceptional" tokens that are all alike, without places:
             TF-ICON's (arXiv 2307.12493). Which token isn't said; here it is the one that pads.

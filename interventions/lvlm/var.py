@@ -224,7 +224,7 @@ class _Seen:
         self.lowest, self.highest = min(self.lowest, low), max(self.highest, high)
 
     def says(self, tau: float) -> str:
-        """Why nothing can be moved, in words; "" where something can."""
+        """The reason why nothing can be moved, in words; "" where something can."""
         counts = list(self.sinks.values())
         if not counts or any(0 < sinks < n for sinks, n in counts):
             return ""

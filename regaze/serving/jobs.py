@@ -23,7 +23,7 @@ class Answer:
 
     Attributes:
         text: Without what ended it.
-        finish: Why it ended.
+        finish: Reason why it ended.
         prompt_tokens: Columns of the prompt, those of its pictures included.
         new_tokens: Tokens generated, the end token included.
         regaze: The response's part about the interventions.

@@ -100,7 +100,7 @@ class Stream(Response):
 
     Args:
         pieces: The events.
-        job: Whose they are; it is given up with the stream.
+        job: Job that the events are of; it is given up with the stream.
         hung_up: Ends when the client is gone.
     """
 

@@ -20,7 +20,7 @@ class Writer:
     Attributes:
         tokens: The tokens generated, the end token included.
         most: Tokens that are allowed.
-        finish: Why it ended; None while it goes on.
+        finish: Reason why it ended; None while it goes on.
 
     Args:
         decode: Text of token ids.
