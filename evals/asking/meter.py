@@ -34,7 +34,9 @@ class Meter:
     def running(self) -> Iterator[Meter]:
         """Count inside. Enter it after interventions are attached, so that what they add counts."""
         handles = [
-            self.tower.register_forward_pre_hook(self._count, with_kwargs=True),
+            self.tower.register_forward_pre_hook(self._pass),
+            # Interventions pack their columns inside of whatever stands before the tower.
+            self._first_layer().register_forward_pre_hook(self._count, with_kwargs=True),
             self.model.register_forward_hook(self._end),
         ]
         try:
@@ -64,11 +66,17 @@ class Meter:
         """Take the model's next pass as the one that predicts the first token."""
         self._watching = True
 
-    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
-        entering = next(x for x in given if isinstance(x, Tensor))
+    def _first_layer(self) -> nn.Module:
+        layers: Any = self.tower.layers
+        first: nn.Module = layers[0]
+        return first
+
+    def _pass(self, module: nn.Module, args: Any) -> None:
         self.forwards += 1
-        self.columns += entering.shape[0] * entering.shape[1]
+
+    def _count(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        entering: Tensor = args[0] if args else kwargs["hidden_states"]
+        self.columns += entering.shape[:-1][-2:].numel()  # "... B T D"
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._watching:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal_maps import Map, edited
-from regaze.hooks.diffusion.rows import copy_containers
 from regaze.hooks.diffusion.sites import choose, find_sites, read_layout
 
 

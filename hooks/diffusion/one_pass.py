@@ -29,6 +29,7 @@ from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
 from regaze.hooks.diffusion.conditional import find_rows
+from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
@@ -45,7 +46,7 @@ from regaze.hooks.diffusion.predictions import (
     with_prediction,
     with_sample,
 )
-from regaze.hooks.diffusion.rows import Rows, call_by_name, call_of_rows, copy_containers
+from regaze.hooks.diffusion.rows import Rows, call_by_name, call_of_rows
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.text import Words, read_text

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import modes
+from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.literal_maps import bias_of
 from regaze.hooks.diffusion.perturb import as_query_heads
-from regaze.hooks.diffusion.rows import copy_containers
 
 Answer = Callable[[str, Tensor, Tensor, Tensor, Mapping[str, Any]], Tensor]
 """A function that answers a kernel call: path of the module, query, key, value, settings."""

@@ -169,12 +169,3 @@ def join_rows(
         name: value if name in family.per_token else joined(value, more[name], name in _SEVERAL)
         for name, value in call.items()
     }
-
-
-def copy_containers(value: Any) -> Any:
-    """Copies of nested lists and dicts, which some denoisers empty while they run."""
-    if isinstance(value, list):
-        return [copy_containers(v) for v in value]
-    if isinstance(value, dict):
-        return {k: copy_containers(v) for k, v in value.items()}
-    return value

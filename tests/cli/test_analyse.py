@@ -106,7 +106,7 @@ def test_two_tasks_are_compared_by_their_best_heads(tmp_path: Path) -> None:
         (("--heads", "[[9,0]]", "--measure", "ablation"), "[9,0]"),
         (("chair", "--measure", "direct"), "yes or no"),
         (("pope", "--measure", "mass", "--by", "direct"), "direct"),
-        (("--model", "other"), "--data is missing"),
+        (("--model", "other"), "unknown model 'other'"),
     ],
 )
 def test_mistakes_are_told_in_one_line(args: tuple[str, ...], why: str, tmp_path: Path) -> None:

@@ -319,7 +319,7 @@ def test_dola_s_buckets_are_its_code_s(
     ("text", "hint"),
     [
         ("vcd:step=1000", "step holds 1000, but the noise schedule has 1000"),
-        ("vcd:step=0.5", "step holds 0.5"),
+        ("vcd:step=0.5", "step must hold whole numbers"),
         ("vcd:beta=1.5", r"beta must be a finite number in \[0, 1\]"),
         ("vcd:alpha=-1", "alpha must be"),
         ("vcd:seed=-1", "seed must be a whole number"),

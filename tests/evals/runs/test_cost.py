@@ -51,7 +51,7 @@ def test_nothing_is_left_on_the_model() -> None:
     with Meter(model, model.get_decoder()).running():
         assert model._forward_hooks
     assert not model._forward_hooks
-    assert not model.get_decoder()._forward_pre_hooks
+    assert not any(part._forward_pre_hooks for part in model.get_decoder().modules())
 
 
 def test_time_before_and_after_the_first_token() -> None:

@@ -106,7 +106,7 @@ def test_a_name_that_no_model_has_is_answered_with_the_nearest(offered: Path) ->
     found = call("sandbox", "fetch", "smoll")
     assert found.exit_code == 2 and "nearest is 'smol'" in one_line(found)
     found = call("eval", "pope", "--model", "smoll", "--split", "test")
-    assert found.exit_code == 2 and "did you mean smol?" in one_line(found)
+    assert found.exit_code == 2 and "did you mean smol or" in one_line(found)
 
 
 def test_another_file_than_the_known_one_is_refused_and_nothing_is_left(
