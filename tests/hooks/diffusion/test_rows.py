@@ -7,8 +7,9 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.families import FAMILIES
-from regaze.hooks.diffusion.rows import call_of_rows, copy_containers, take_rows
+from regaze.hooks.diffusion.rows import call_of_rows, take_rows
 from regaze.hooks.diffusion.running import progress_of, running, timestep_of
 
 ROWS = slice(2, 4)
