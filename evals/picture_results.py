@@ -5,7 +5,8 @@ prompts with them and with their controls, measures what a picture costs, and wr
 ``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
 it was; another size wants another ``--out``. ``--only`` does some of the studies, ``--methods``
 some of their methods, to which others can be added later; the page is of those that are done there,
-and with ``--keep`` also of those that ``picture-results.json`` held.
+and with ``--keep`` also of those that ``picture-results.json`` held. ``--times`` paints nothing and
+measures anew what the stored settings cost.
 """
 
 from __future__ import annotations
@@ -154,15 +155,24 @@ def _times(
     sizes: Sizes,
     path: Path,
 ) -> dict[str, float]:
+    """`_measured`, but for what a file holds already; writes it."""
+    found: dict[str, float] = files.read_json(path) if path.exists() else {}
+    todo = [condition for condition in conditions if condition.label not in found]
+    if todo:
+        found |= _measured(study, loaded, todo, sizes)
+        files.write_json(path, found)
+    return found
+
+
+def _measured(
+    study: Study, loaded: LoadedPipeline, conditions: Sequence[Condition], sizes: Sizes
+) -> dict[str, float]:
     """Processor seconds beside the unedited pipeline, by label.
 
     Turn and turn about on one batch, the least of some rounds each: a busy machine changes how
     long a process waits, not how much it computes.
     """
-    found: dict[str, float] = files.read_json(path) if path.exists() else {}
-    todo = [condition for condition in conditions if condition.label not in found]
-    if not todo:
-        return found
+    found = {}
     prompts = painting_world("validation", [study.subset], 2 * _TIMED)[:_TIMED]
     shots = [Shot(one.asked or one.text, 0, one.negative) for one in prompts]
     painter = Painter(loaded.pipeline, _call(study, loaded, sizes))
@@ -175,12 +185,27 @@ def _times(
 
     plain = Condition()
     once(plain)
-    for condition in todo:
+    for condition in conditions:
         rounds = [(once(plain), once(condition)) for _ in range(_ROUNDS)]
         least = [min(each) for each in zip(*rounds, strict=True)]
         found[condition.label] = round(least[1] / least[0], 2)
-    files.write_json(path, found)
     return found
+
+
+def timed(
+    study: Study, stored: Mapping[str, Any], loaded: LoadedPipeline, sizes: Sizes
+) -> dict[str, Any]:
+    """A stored study with the times of its methods measured anew, and all else as it was.
+
+    Args:
+        study: With the methods to measure.
+        stored: As `results` gave it.
+        loaded: The study's painter.
+        sizes: Those of the stored study.
+    """
+    labels = [label for name, label in stored["best"].items() if name in study.grids]
+    found = _measured(study, loaded, [Condition.parse(label) for label in labels], sizes)
+    return {**stored, "times": {**stored["times"], **found}}
 
 
 def of_methods(study: Study, methods: Sequence[str] | None) -> Study:
@@ -224,6 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep", action="store_true", help="what isn't in --out stays as the JSON has it"
     )
+    parser.add_argument(
+        "--times", action="store_true", help="only measure times of the JSON's studies anew"
+    )
     for name, count in asdict(usual).items():
         parser.add_argument(f"--{name}", type=int, default=count, metavar="N")
     given = parser.parse_args(arguments)
@@ -232,19 +260,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)
         sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
         try:
-            kept = stored_studies(stored, sizes) if given.keep else {}
+            kept = stored_studies(stored, sizes) if given.keep or given.times else {}
         except (ValueError, OSError) as error:
             parser.error(str(error))
         asked = [one for one in STUDIES if one.name in (given.only or [one.name])]
         todo = [one for one in (of_methods(one, given.methods) for one in asked) if one.grids]
         if not todo:
             parser.error(f"none of these studies is of {' or '.join(given.methods)}")
-        for study in todo:
-            done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
-            files.write_json(given.out / study.name / _DONE, done)
-        paths = {study.name: given.out / study.name / _DONE for study in STUDIES}
-        kept |= {name: files.read_json(path) for name, path in paths.items() if path.exists()}
-        found = [kept[name] for name in paths if name in kept]
+        if given.times:
+            if missing := [study.name for study in todo if study.name not in kept]:
+                parser.error(f"{stored} holds no {' or '.join(missing)}: paint it first")
+            for study in todo:
+                loaded = load(study.model, dtype=_DTYPE)
+                kept[study.name] = timed(study, kept[study.name], loaded, sizes)
+        else:
+            for study in todo:
+                done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
+                files.write_json(given.out / study.name / _DONE, done)
+            paths = {study.name: given.out / study.name / _DONE for study in STUDIES}
+            kept |= {name: files.read_json(path) for name, path in paths.items() if path.exists()}
+        found = [kept[study.name] for study in STUDIES if study.name in kept]
         whole = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
         files.write_text(stored, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(given.docs / "results-diffusion.md", page(files.read_json(stored)))

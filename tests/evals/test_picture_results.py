@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import tiny_painter
 
 from regaze.evals import picture_results
-from regaze.evals.picture_results import Sizes, of_methods, results
+from regaze.evals.picture_results import Sizes, of_methods, results, timed
 from regaze.evals.pictures.studies import STUDIES, Study
 from regaze.evals.reports.picture_page import page
 from regaze.evals.runs import files
@@ -109,6 +110,51 @@ def test_studies_that_are_not_done_again_stay_on_the_page(
     assert now == {**whole, "studies": [painted(study("b")), {**done, "name": "c"}]}
     picture_results.main(["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "a"])
     assert [one["name"] for one in files.read_json(path)["studies"]] == ["a", "b"]
+
+
+def test_times_are_measured_anew_of_the_stored_settings_of_the_methods_asked_for(
+    done: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of each method: a round to warm up, then plain and edited by turns, which take three times
+    # and, once the machine is slow, twice as long.
+    took = iter([9.0, 1.0, 3.0, 1.0, 3.0, 2.0, 4.0])
+    clock = (at for seconds in took for at in (0.0, seconds))
+    monkeypatch.setattr(time, "process_time", lambda: next(clock))
+    best = done["best"]["nag"]
+    stored = {**done, "times": {best: 9.9, "pag:scale=1.0": 7.7}}
+    found = timed(of_methods(STUDY, ["nag"]), stored, tiny_painter.shared(), SIZES)
+    assert found == {**done, "times": {best: 3.0, "pag:scale=1.0": 7.7}}
+    assert next(clock, None) is None
+
+
+def test_times_alone_leave_all_else_of_the_page_and_want_the_study_in_it(
+    done: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(picture_results, "STUDIES", [replace(STUDY, name=name) for name in "abc"])
+    monkeypatch.setattr(picture_results, "load", lambda model, dtype: None)
+    measured = []
+
+    def anew(study: Study, stored: dict[str, Any], *rest: Any) -> dict[str, Any]:
+        measured.append(study.name)
+        return {**stored, "times": {}}
+
+    monkeypatch.setattr(picture_results, "timed", anew)
+    stored = [{**done, "name": name, "best": {}} for name in "bc"]
+    whole = {"sizes": asdict(Sizes()), "dtype": "bfloat16", "studies": stored}
+    path = tmp_path / "picture-results.json"
+    files.write_json(path, whole)
+    asked = ["--times", "--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only"]
+    picture_results.main([*asked, "b"])
+    now = files.read_json(path)
+    assert now == {**whole, "studies": [{**stored[0], "times": {}}, stored[1]]}
+    with pytest.raises(SystemExit):
+        picture_results.main([*asked, "c", "a"])
+    assert "holds no a: paint it first" in capsys.readouterr().err
+    assert measured == ["b"]
+    assert files.read_json(path) == now and not (tmp_path / "out").exists()
 
 
 def test_a_method_that_no_such_study_is_of_is_refused(
