@@ -305,9 +305,8 @@ class Running:
         """
         self.over = True
         missing = [i for i in self.by_layer if not self._calls[i]]
-        if (
-            missing
-        ):  # A draft that the first layers make runs no others, which are there all the same.
+        if missing:
+            # A draft that the first layers make runs no others, which are there all the same.
             n_layers = getattr(tower.config, "num_hidden_layers", len(tower.layers))
             missing = [i for i in missing if i < n_layers or i >= len(tower.layers)]
         if missing and bool(self.pass_.tokens.has_image.any()):

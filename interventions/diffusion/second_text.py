@@ -205,11 +205,8 @@ def on_two_streams(call: Call, lengths: tuple[int, int], guide: Guide) -> Tensor
 
     (picture, one), (negative, two) = call.once(read)
     output = torch.zeros_like(call.query)
-    output[:batch, :, image], output[:batch, :, first], output[behind, :, second] = (
-        picture,
-        one,
-        two,
-    )
+    output[:batch, :, image], output[:batch, :, first] = picture, one
+    output[behind, :, second] = two
     output[cond, :, image] = output[behind, :, image] = guide(picture[cond], negative)
     return output
 
