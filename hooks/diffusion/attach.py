@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NoReturn
@@ -62,16 +63,27 @@ class DenoiserAttachment(Attachment):
         return run(*args, **kwargs)
 
     def detach(self) -> None:
-        """Take these interventions off; a second call finishes what the first one couldn't."""
+        """Take these interventions off; a second call finishes what the first one couldn't.
+
+        Raises:
+            ValueError: They are off, but acted in a loop of one's own on rows that nothing
+                confirmed to be conditional, and no other error is on its way.
+        """
         self._calls.release()
         for seat in self._seats:
             for entry in reversed(self._entries):
                 seat.pop(entry)
+        if sys.exc_info()[0] is None:
+            for entry in self._entries:
+                entry.refuse_doubt()
 
     def report(self) -> Report:
         """Report what fired, where, how often and how strongly, since they were attached."""
         pairs = zip(self.specs, self._entries, strict=True)
-        return Report(tuple(entry.report(spec.label) for spec, entry in pairs))
+        return Report(tuple(entry.report(spec.label, self._doubt(entry)) for spec, entry in pairs))
+
+    def _doubt(self, entry: Entry) -> str:
+        return next(filter(None, (seat.doubt(entry) for seat in self._seats)), "")
 
     def partial_prompt(self) -> NoReturn:
         """Refuse: denoisers have no prompts in parts.

@@ -143,3 +143,4 @@ def capture(pipeline: Any, layers: Sequence[str | int]) -> Iterator[Seen]:
         yield seen
     finally:
         seat.pop(entry)
+    entry.refuse_doubt()

@@ -14,11 +14,27 @@ from regaze.hooks.tally import due
 
 
 class Entry:
-    """A work that is attached, with its counters."""
+    """A work that is attached, with its counters.
+
+    Attributes:
+        work: The work.
+        tally: Its counters.
+        doubt: What nothing confirmed of the calls in which it acted, once it is taken off.
+    """
 
     def __init__(self, work: Work) -> None:
         self.work = work
         self.tally = Tally()
+        self.doubt = ""
+
+    def refuse_doubt(self) -> None:
+        """Check that all that it acted in was confirmed.
+
+        Raises:
+            ValueError: Which rows of a call were conditional is a guess.
+        """
+        if self.doubt:
+            raise ValueError(self.doubt)
 
     @property
     def idle(self) -> bool:
@@ -38,10 +54,10 @@ class Entry:
             self.tally.add(call.site.name, moved)
         return changed
 
-    def report(self, label: str) -> InterventionReport:
-        """Report what the work did, under a label; waits for the device."""
+    def report(self, label: str, doubt: str = "") -> InterventionReport:
+        """Report what the work did, under a label, and a doubt of it; waits for the device."""
         note = self.tally.note
-        notes = (note if isinstance(note, str) else note(), self.work.told())
+        notes = (note if isinstance(note, str) else note(), self.work.told(), doubt)
         return InterventionReport(
             label,
             prompts=0,

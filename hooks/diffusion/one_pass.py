@@ -120,7 +120,8 @@ class OnePass:
         pass_.forward = partial(self._forward, pass_)
         try:
             output = self._run(pass_, run, args, kwargs)
-            self._seat.thread().outside.saw(prediction_of(output))
+            outside, acted = self._seat.thread().outside, [entry for entry, _ in self._live]
+            outside.saw(prediction_of(output), acted)
             return output
         finally:
             pass_.forward = ended  # It knows the pass, which would hold its tensors in a circle.

@@ -8,12 +8,13 @@ a and b what the first and the last half got, and least squares over all numbers
 
     z' = p z + q a + r b,   |r| > |q| if the last half is conditional
 
-by more than the errors of q and r. Whatever can't be told so is refused unless it is said.
+by more than the errors of q and r. Whatever can't be told so is refused unless it is said, at the
+latest when what acted comes off: by then a single step has given what nothing confirms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,10 +61,10 @@ class Outside:
         self.sure = text if before.confirmed(latents, text) else None
         return self.sure is not None
 
-    def saw(self, prediction: Any) -> None:
-        """Keep what a call whose order is to be confirmed returned."""
+    def saw(self, prediction: Any, acted: Sequence[Any]) -> None:
+        """Keep what a call whose order is to be confirmed returned, and what acted in it."""
         if self.guess is not None:
-            self.guess.prediction = prediction
+            self.guess.prediction, self.guess.acted = prediction, tuple(acted)
 
 
 @dataclass
@@ -74,13 +75,28 @@ class Guess:
         latents: Sample of the call, of one half.
         text: Text of the call, of both halves.
         cond: The half that is taken to be conditional.
-        prediction: Prediction that the call returned.
+        prediction: Prediction that the call returned; None before.
+        acted: What acted in the call.
     """
 
     latents: Any
     text: Any
     cond: str
     prediction: Any = None
+    acted: tuple[Any, ...] = ()
+
+    @property
+    def doubt(self) -> str:
+        """The words for a call that nothing has confirmed."""
+        half = len(self.latents)
+        last, first = f"cond_rows=slice({half}, {2 * half})", f"cond_rows=slice(0, {half})"
+        said, other = (last, first) if self.cond == "last" else (first, last)
+        return (
+            f"a loop outside of the pipeline ended after one guided step, whose {self.cond} half "
+            "was taken to be conditional, as the pipeline has it; a second step would have "
+            f"confirmed it, so say it: attach(..., {said}), or {other} if it's the other half, "
+            "with which the result would be another"
+        )
 
     def confirmed(self, latents: Any, text: Any) -> bool:
         """True if the latents that follow were made with this order.

@@ -19,6 +19,7 @@ from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner, refuse_caches, refuse_parallel
 from regaze.hooks.diffusion.one_pass import OnePass, PerThread, has_branches
+from regaze.hooks.diffusion.outside import Guess
 from regaze.hooks.diffusion.sites import blocks
 from regaze.hooks.locks import BriefLock
 
@@ -41,6 +42,7 @@ class Seat:
         self._calls = Calls()
         self._passing: list[Calls] = []
         self._threads: dict[int, PerThread] = {}
+        self._guesses: list[Guess] = []
 
     # -- installing ----------------------------------------------------------------------------
 
@@ -60,6 +62,7 @@ class Seat:
     def pop(self, entry: Entry) -> None:
         """Take a work off, from anywhere; a second time finishes what the first one couldn't."""
         with self._lock:
+            entry.doubt = self.doubt(entry)
             self.entries = tuple(one for one in self.entries if one is not entry)
             for thread in list(self._threads.values()):
                 thread.begun.pop(id(entry), None)
@@ -70,6 +73,7 @@ class Seat:
                 thawed(inner(denoiser))
             if not self.entries:
                 self._threads.clear()
+                self._guesses.clear()
                 for calls in self._passing:
                     calls.release()
                 self._passing.clear()
@@ -96,6 +100,13 @@ class Seat:
         keep = set(map(id, wanted))
         self._calls.release(keep=lambda thing: id(thing) in keep)
 
+    def doubt(self, entry: Entry) -> str:
+        """What nothing confirmed of the calls in which a work acted; empty if all was."""
+        threads = list(self._threads.values())
+        guesses = [*self._guesses, *(thread.outside.guess for thread in threads)]
+        found = (guess.doubt for guess in guesses if guess is not None and entry in guess.acted)
+        return next(found, entry.doubt)
+
     def of(self, denoiser: nn.Module) -> bool:
         """True if this is a denoiser's seat."""
         return self._denoiser() is denoiser
@@ -119,7 +130,10 @@ class Seat:
             if here not in self._threads:
                 alive = {thread.ident for thread in threading.enumerate()}
                 for ended in self._threads.keys() - alive:
-                    self._threads.pop(ended).latents.recall()
+                    thread = self._threads.pop(ended)
+                    thread.latents.recall()
+                    if thread.outside.guess is not None:
+                        self._guesses.append(thread.outside.guess)
                 self._threads[here] = PerThread()
             return self._threads[here]
 

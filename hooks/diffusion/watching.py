@@ -43,3 +43,4 @@ def watched(pipeline: Any, denoiser: Any, work: Work) -> Iterator[None]:
         yield
     finally:
         seat.pop(entry)
+    entry.refuse_doubt()

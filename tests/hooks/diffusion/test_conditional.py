@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from tiny_pipelines import COLUMNS, FAMILIES, HEIGHT, TEXT, WIDTH, ddim, noise, 
 from torch import Tensor
 
 import regaze
+from regaze.hooks.diffusion.capture import capture
 
 PAG = regaze.PAG(scale=3.0)
 TEXTS = torch.cat([noise(2, TEXT, WIDTH, seed=2), noise(2, TEXT, WIDTH, seed=1)])
@@ -217,6 +219,64 @@ def predict(unet: Any, latents: Tensor, text: Tensor) -> Any:
 
 
 ROWS = noise(2, 4, HEIGHT, COLUMNS)
+
+
+ONE_STEP = (
+    r"ended after one guided step, whose last half .*cond_rows=slice\(2, 4\)\), or .*\(0, 2\)"
+)
+
+
+def test_a_single_step_that_nothing_confirmed_raises_when_what_acted_comes_off() -> None:
+    pipe = tiny("sd")
+    doubled = torch.cat([ROWS] * 2)
+    attached = regaze.attach(pipe, PAG)
+    got = predict(pipe.unet, doubled, TEXTS)
+    assert "ended after one guided step" in str(attached.report())
+    with pytest.raises(ValueError, match=ONE_STEP):
+        attached.detach()
+    assert "ended after one guided step" in str(attached.report())  # And it is off.
+    assert not torch.equal(predict(pipe.unet, doubled, TEXTS), got)
+    with regaze.attach(pipe, PAG, cond_rows=slice(2, 4)) as attached:
+        assert torch.equal(predict(pipe.unet, doubled, TEXTS), got)
+    assert "one guided step" not in str(attached.report())
+    with pytest.raises(ValueError, match=ONE_STEP), capture(pipe, ("mid",)):
+        predict(pipe.unet, doubled, TEXTS)
+
+
+def test_a_single_step_is_a_doubt_of_what_acted_in_it_alone() -> None:
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+    doubled, later = torch.cat([ROWS] * 2), regaze.PAG(scale=2.0)
+    with regaze.attach(pipe, PAG):
+        loop(pipe.unet)
+        with pytest.raises(ValueError, match=ONE_STEP), regaze.attach(pipe, later):
+            predict(pipe.unet, doubled, 2 * TEXTS)
+            kind.run(pipe)  # That a pipeline runs in between confirms nothing.
+        attached = regaze.attach(pipe, later)
+        with pytest.raises(ValueError, match=SAY_WHICH):
+            predict(pipe.unet, doubled, 3 * TEXTS)  # One step of other prompts.
+        attached.detach()
+
+
+def test_a_single_step_of_a_thread_that_ended_is_a_doubt_too() -> None:
+    pipe = tiny("sd")
+
+    def step() -> None:
+        predict(pipe.unet, torch.cat([ROWS] * 2), TEXTS)
+
+    with pytest.raises(ValueError, match=ONE_STEP), regaze.attach(pipe, PAG) as attached:
+        for run in (step, lambda: loop(pipe.unet)):
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        loop(pipe.unet)
+        assert "one guided step" in str(attached.report())
+
+
+def test_an_error_on_its_way_is_not_hidden_by_a_doubt() -> None:
+    pipe = tiny("sd")
+    with pytest.raises(KeyError, match="mine"), regaze.attach(pipe, PAG):
+        predict(pipe.unet, torch.cat([ROWS] * 2), TEXTS)
+        raise KeyError("mine")
 
 
 @pytest.mark.parametrize(
