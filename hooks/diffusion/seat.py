@@ -41,7 +41,7 @@ class Seat:
         self._lock = BriefLock()
         self._calls = Calls()
         self._passing: list[Calls] = []
-        self._threads: dict[int, PerThread] = {}
+        self._threads: dict[threading.Thread, PerThread] = {}
         self._guesses: list[Guess] = []
 
     # -- installing ----------------------------------------------------------------------------
@@ -125,15 +125,15 @@ class Seat:
 
     def thread(self) -> PerThread:
         """The state that this thread keeps from pass to pass."""
-        here = threading.get_ident()
+        here = threading.current_thread()  # Numbers of threads that ended are given anew.
         with self._lock:
             if here not in self._threads:
-                alive = {thread.ident for thread in threading.enumerate()}
+                alive = set(threading.enumerate())
                 for ended in self._threads.keys() - alive:
-                    thread = self._threads.pop(ended)
-                    thread.latents.recall()
-                    if thread.outside.guess is not None:
-                        self._guesses.append(thread.outside.guess)
+                    state = self._threads.pop(ended)
+                    state.latents.recall()
+                    if state.outside.guess is not None:
+                        self._guesses.append(state.outside.guess)
                 self._threads[here] = PerThread()
             return self._threads[here]
 
