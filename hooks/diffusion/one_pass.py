@@ -51,6 +51,7 @@ from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.text import Words, read_text
 from regaze.hooks.diffusion.works import Branch, Run, Work
+from regaze.hooks.replaced import keeping_nothing
 
 _NOTHING: Mapping[str, Any] = {}
 
@@ -285,7 +286,11 @@ class OnePass:
             if site.block not in kept and site.block not in skipped
         }
         made = {name: make(beside) for name, make in instead.items()}
-        with self._applied(beside, {**chains, **editors}), self._blocks(beside, skipped, made):
+        with (
+            keeping_nothing(self._denoiser),
+            self._applied(beside, {**chains, **editors}),
+            self._blocks(beside, skipped, made),
+        ):
             return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
 
     # -- branches beside it --------------------------------------------------------------------

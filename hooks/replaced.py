@@ -1,0 +1,221 @@
+"""Code that others put in the place of a module's ``forward``, and what it keeps between calls.
+
+A second run beside a pass (a perturbed branch, say) calls such code once more, on other inputs.
+What it keeps, as a step cache written by hand does, would then be the second run's when the next
+pass reads it. So the objects that it can reach (closures, globals, arguments' defaults, attributes)
+are looked at before and after a second run, which must leave them as they were. Libraries' own code
+in such a place (offloading, casting, compilation) is known. What hooks by ``register_forward_hook``
+keep isn't looked at: most of them look on.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from operator import length_hint
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from regaze.hooks.calls import own_class
+
+_LIBRARIES = ("accelerate", "diffusers", "peft", "regaze", "torch", "transformers")
+"""Packages whose code in the place of a ``forward`` keeps nothing that a run depends on."""
+_OWNERS = ("diffusers", "transformers")
+_CLOSED = (*_LIBRARIES, "_thread", "logging", "numpy", "threading", "tqdm", "triton", "weakref")
+"""Packages whose objects are one thing each, not looked into."""
+_OWN_OF_TORCH = frozenset(vars(nn.Module()))
+_MOST = 20_000
+_VALUES = (bool, bytes, complex, float, int, str, type(None))
+_ROWS = (deque, frozenset, list, set, tuple)
+
+Found = dict[str, tuple[Any, Any]]
+"""Objects by the way to them, each with a mark of its present state."""
+
+
+_CLEAN: dict[type, Any] = {}
+"""The ``forward`` of classes of modules that is no code of others'."""
+
+
+def replaced(model: nn.Module) -> dict[str, list[Any]]:
+    """Code that others put in place of what a model's parts run, by the part's path.
+
+    That is a ``forward`` set on a module, or on a class of diffusers or transformers, and an
+    attention processor that is none of diffusers'.
+    """
+    found, left = False, [model]
+    while left and not found:  # In each second run, so quicker than by `named_modules()`.
+        held = vars(module := left.pop())
+        cls: Any = module.__class__
+        clean = "forward" not in held and "processor" not in held and _CLEAN.get(cls) is cls.forward
+        found = not clean and _code(module) != []
+        left += [part for part in held["_modules"].values() if part is not None]
+    if not found:
+        return {}
+    return {path: code for path, module in model.named_modules() if (code := _code(module))}
+
+
+def _code(module: nn.Module) -> list[Any]:
+    """The code of others' in a module's place, and what it is likely to keep things on."""
+    held, cls = vars(module), cast(Any, own_class(type(module)))
+    own = held.get("forward", cls.forward if _package(cls.__module__) in _OWNERS else None)
+    if (code := _others(own)) is not None:
+        return [code, module]
+    if "forward" not in held:
+        _CLEAN[type(module)] = type(module).forward
+    processor = held.get("processor")
+    if processor is None or _home(own_class(type(processor)).__call__) in _LIBRARIES:
+        return []
+    return [processor]
+
+
+@contextmanager
+def keeping_nothing(model: nn.Module) -> Iterator[None]:
+    """Run a model a second time inside.
+
+    Raises:
+        ValueError: Code in the place of a module's own has kept something of the run.
+    """
+    code = replaced(model)
+    if not code:
+        yield
+        return
+    before = {path: _seen(roots) for path, roots in code.items()}
+    try:
+        yield
+    except Exception:
+        _compare(model, code, before)
+        raise
+    _compare(model, code, before)
+
+
+def _compare(model: nn.Module, code: Mapping[str, list[Any]], before: Mapping[str, Found]) -> None:
+    for path, roots in code.items():
+        if changed := _changed(before[path], _seen(roots)):
+            raise ValueError(
+                f"what runs in the place of {path or type(model).__name__}'s own forward (or "
+                f"attention processor) keeps something from call to call (its {changed}), as step "
+                "caches written by hand do, and a second run beside this pass was mixed up with "
+                "it: give it its own back, or look on by register_forward_hook"
+            )
+
+
+def _others(code: Any) -> Any:
+    """The innermost code of others, inside of libraries' hooks around it; None if there is none."""
+    while code is not None:
+        if (inside := getattr(code, "_torchdynamo_orig_callable", None)) is None:
+            if _home(code) not in _LIBRARIES:
+                return code
+            inside = getattr(code, "__wrapped__", None)
+        code = inside
+    return None
+
+
+def _home(code: Any) -> str:
+    """The package that code was written in, whatever it calls itself."""
+    if isinstance(code, functools.partial):
+        return _home(code.func)
+    if isinstance(code, MethodType):
+        return _home(code.__func__)
+    if isinstance(code, FunctionType):
+        return _package(code.__globals__.get("__name__"))
+    return _package(type(code).__module__)
+
+
+def _package(name: Any) -> str:
+    return str(name).partition(".")[0]
+
+
+# -- what code can reach -----------------------------------------------------------------------
+
+
+def _seen(roots: list[Any]) -> Found:
+    """What can be reached from some objects."""
+    found: Found = {}
+    known: set[int] = set()
+    left = deque(("", root) for root in roots)
+    while left and len(found) < _MOST:
+        path, thing = left.popleft()
+        found[path or f"{len(found)}"] = thing, _mark(thing)
+        if id(thing) not in known:
+            known.add(id(thing))
+            left += [(f"{path}{step}", part) for step, part in _parts(thing)]
+    return found
+
+
+def _changed(before: Found, after: Found) -> str:
+    """The way to the first thing that isn't what it was; empty if all is."""
+    for path in before.keys() | after.keys():
+        (one, mark), (other, now) = before.get(path, (None, 0)), after.get(path, (None, 1))
+        if type(one) is not type(other) or mark != now:
+            return path.lstrip(".")
+    return ""
+
+
+def _mark(thing: Any) -> Any:
+    """What tells a thing from another one, and from itself once it was changed."""
+    if isinstance(thing, _VALUES):
+        return repr(thing)
+    if isinstance(thing, Tensor):
+        if not thing.is_inference():
+            return id(thing), thing._version
+        return id(thing), thing.detach().double().nan_to_num().sum().item()
+    if isinstance(thing, (dict, *_ROWS)):
+        return len(thing)
+    if type(thing).__module__ == "itertools":
+        return repr(thing)  # With its number, if it counts.
+    if isinstance(thing, Iterator) and type(thing).__module__ == "builtins":
+        return id(thing), length_hint(thing)
+    return id(thing)
+
+
+def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The things that a thing holds, with the step from it to them."""
+    if isinstance(thing, FunctionType):
+        if _home(thing) not in _CLOSED:
+            yield from _reached(thing)
+    elif isinstance(thing, MethodType):
+        yield from ((" function", thing.__func__), (" self", thing.__self__))
+    elif isinstance(thing, functools.partial):
+        yield from ((" function", thing.func), (" given", (thing.args, thing.keywords)))
+    elif isinstance(thing, dict):
+        yield from ((f"[{key!r}]", value) for key, value in list(thing.items()))
+    elif isinstance(thing, _ROWS):
+        yield from ((f"[{n}]", value) for n, value in enumerate(list(thing)))
+    elif isinstance(thing, type):
+        if _package(thing.__module__) not in _CLOSED:
+            held = list(vars(thing).items())
+            kept = (*_VALUES, Tensor, dict, *_ROWS)
+            yield from ((f".{n}", x) for n, x in held if isinstance(x, kept) and n[:2] != "__")
+    elif isinstance(thing, nn.Module):
+        held = list(vars(thing).items())
+        yield from ((f".{n}", value) for n, value in held if n not in _OWN_OF_TORCH)
+    elif isinstance(thing, (Tensor, ModuleType, *_VALUES)):
+        return
+    elif _package((own := type(thing)).__module__) not in _CLOSED:
+        held = list(getattr(thing, "__dict__", {}).items())
+        yield from ((f".{name}", value) for name, value in held)
+        yield " class", own
+        if isinstance(code := vars(own).get("__call__"), FunctionType):
+            yield "()", code
+
+
+def _reached(code: FunctionType) -> Iterator[tuple[str, Any]]:
+    """What a function reads beside its arguments."""
+    for name, cell in zip(code.__code__.co_freevars, code.__closure__ or (), strict=True):
+        with suppress(ValueError):  # It may be empty yet.
+            yield f".{name}", cell.cell_contents
+    globals_ = code.__globals__
+    yield from ((f".{n}", globals_[n]) for n in sorted(_names(code.__code__)) if n in globals_)
+    given = (*(code.__defaults__ or ()), *(code.__kwdefaults__ or {}).values())
+    yield from ((f" default {n}", value) for n, value in enumerate(given))
+    yield from ((f".{name}", value) for name, value in vars(code).items())
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that code uses, and functions inside of it."""
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
