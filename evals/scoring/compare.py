@@ -172,7 +172,11 @@ def assess(
     Raises:
         ValueError: An item lacks an answer, or the items have fewer than two clusters.
     """
-    table = Tallies(task, items, systems)
+    return assessed(Tallies(task, items, systems), draws=draws, seed=seed)
+
+
+def assessed(table: Tallies, *, draws: int, seed: int) -> list[tuple[Score, Comparison]]:
+    """`assess` from tallies."""
     point, replicas = table.point(), table.replicas(draws, seed)
     sections = {**{name: [name] for name in table.groups}, **table.totals}
     inside = {
@@ -190,7 +194,7 @@ def assess(
         pair = [0, system]
         before, after = table.correct[pair]
         lost, gained = (
-            tuple(item.id for item, yes in zip(items, members & flipped, strict=True) if yes)
+            tuple(key for key, yes in zip(table.items, members & flipped, strict=True) if yes)
             for flipped in (before & ~after, ~before & after)
         )
         return Group(
@@ -206,7 +210,7 @@ def assess(
         )
 
     found = []
-    for system in range(len(systems)):
+    for system in range(len(table.correct)):
         scores = [estimates(system, place) for place in range(len(sections))]
         changes = [group(system, *each) for each in enumerate(inside.values())]
         sizes = {name: int(members.sum()) for name, members in inside.items()}

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from regaze.evals.runs.results import Answers, RunResult
-from regaze.evals.scoring.compare import Comparison, Score, assess
+from regaze.evals.scoring.compare import Comparison, Score, assessed
+from regaze.evals.scoring.kept import kept
 from regaze.evals.scoring.scores import ConditionScores, Status, TaskScores
 from regaze.evals.scoring.statistics import DRAWS, holm
-from regaze.evals.scoring.tallies import System
+from regaze.evals.scoring.tallies import System, Tallies
 from regaze.evals.scoring.thresholds import AUC, DIRECTIONS
 from regaze.evals.task import Item, QuestionTask, Task
 
@@ -53,7 +54,8 @@ def score_run(
     if not live or not items:
         why = f": {next(iter(failures.values()))}" if failures else ""
         raise ValueError(f"{result.out} has no item that every condition has answered{why}")
-    found = assess(task, items, [system_of(a) for a in live], draws=draws, seed=seed)
+    table = Tallies(task, items, [system_of(a) for a in live])
+    found = kept(result.out, table, draws, seed, lambda: assessed(table, draws=draws, seed=seed))
     if controls is None:
         controls = result.controls
     scored = {

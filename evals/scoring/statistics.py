@@ -17,7 +17,7 @@ Array = NDArray[np.float64]
 
 DRAWS = 10_000
 _ENDS = (2.5, 97.5)
-_BLOCK = 64  # replicates at a time: their arrays fit into the cache
+_BLOCK = 2_500
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -30,6 +32,7 @@ class Tallies:
     """Tallies of each system by cluster, seed and group.
 
     Attributes:
+        items: The items' ids.
         groups: Names, in order of first appearance.
         totals: The groups that each total takes together.
         cluster_of: Place of each item's cluster.
@@ -47,6 +50,7 @@ class Tallies:
                         f"{missing[0]!r}: score only items that every system has answered"
                     )
         self.task = task
+        self.items = [item.id for item in items]
         clusters, self.cluster_of = _codes([item.cluster for item in items])
         require_clusters(len(clusters))
         self.groups, self.group_of = _codes([item.group for item in items])
@@ -106,6 +110,19 @@ class Tallies:
             metrics = {name: value.mean(2) for name, value in self._metrics(sums).items()}
             blocks.append({**metrics, **self._ranks(times)})
         return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def digest(self) -> str:
+        """SHA-256 of all that scores are made of, the task's metrics at work included."""
+        metrics = self._metrics(self.counts.sum(0))
+        names = [self.items, self.groups, self.keys, self.totals, list(metrics)]
+        arrays = [self.cluster_of, self.group_of, self.correct, self.counts, *metrics.values()]
+        if self.ranking:
+            arrays += [self.ranking.yes, self.ranking.margins]
+        found = hashlib.sha256(json.dumps(names).encode())
+        for array in arrays:
+            found.update(f"{array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()
 
     def _ranks(self, times: Array) -> dict[str, Array]:
         """AUC and best accuracy, shape (draws, systems, groups + totals).

@@ -47,13 +47,14 @@ class Ranking:
         cluster_of: NDArray[np.int64],
         group_of: NDArray[np.int64],
     ) -> None:
-        yes = np.array([item.target == "yes" for item in items])
+        self.yes = np.array([item.target == "yes" for item in items])
+        self.margins = np.array([[given[item.id] for item in items] for given in margins])
         members = [group_of == group for group in range(int(group_of.max()) + 1)]
         # A group that asks for one answer only (AMBER's existence questions) has no ranking.
-        self.ranked = [bool(yes[m].any() and not yes[m].all()) for m in members]
+        self.ranked = [bool(self.yes[m].any() and not self.yes[m].all()) for m in members]
         self.parts = [
-            [_Part(values[m], yes[m], cluster_of[m]) for m in members]
-            for values in (np.array([given[item.id] for item in items]) for given in margins)
+            [_Part(values[m], self.yes[m], cluster_of[m]) for m in members]
+            for values in self.margins
         ]
 
     def scored(self, times: Array) -> dict[str, Array]:
@@ -66,7 +67,8 @@ class Ranking:
             For each name "draws systems groups"; NaN for a group with one kind of item.
         """
         values = np.full((len(DIRECTIONS), len(times), len(self.parts), len(self.ranked)), np.nan)
-        by_cluster = np.ascontiguousarray(times.T)
+        # A row for each cluster, of the smallest type that holds the sums: rows stay in the cache.
+        by_cluster = np.ascontiguousarray(times.T, np.int32)
         for system, parts in enumerate(self.parts):
             for group, part in enumerate(parts):
                 if self.ranked[group]:
@@ -75,35 +77,44 @@ class Ranking:
 
 
 class _Part:
-    """One system on one group: its items by rising margin."""
+    """One system on one group: the clusters of its items by rising margin.
+
+    Attributes:
+        steps: Clusters of yes items and of no items. Neighbours are in one step where no cut
+            between them can matter: items of one kind, and items with the same margin.
+    """
 
     def __init__(
         self, margins: Array, yes: NDArray[np.bool_], cluster_of: NDArray[np.int64]
     ) -> None:
         order = margins.argsort()
-        rising, is_yes, self.cluster_of = margins[order], yes[order], cluster_of[order]
-        self.signs = np.where(is_yes, -1.0, 1.0)[:, None]
-        # A cut can't fall between equal margins: it stands behind the last of them. Compared, not
-        # subtracted: where a method rules an answer out, margins are infinite.
-        self.cuts = np.flatnonzero(np.append(rising[1:] != rising[:-1], True))
-        self.yes, self.no = self.cluster_of[is_yes], self.cluster_of[~is_yes]
-        # For each yes item the no items below it, and those below it or at its own margin.
-        sides: tuple[Literal["left", "right"], ...] = ("left", "right")
-        self.beaten = [rising[~is_yes].searchsorted(rising[is_yes], side) for side in sides]
+        rising, yes, cluster_of = margins[order], yes[order], cluster_of[order]
+        # Compared, not subtracted: where a method rules an answer out, margins are infinite.
+        ends = np.flatnonzero(rising[1:] != rising[:-1]) + 1
+        self.steps: list[tuple[list[int], list[int]]] = []
+        for one, clusters in zip(np.split(yes, ends), np.split(cluster_of, ends), strict=True):
+            step = clusters[one].tolist(), clusters[~one].tolist()
+            both = list(zip(self.steps[-1], step, strict=True)) if self.steps else []
+            if any(not before and not here for before, here in both):
+                for before, here in both:
+                    before.extend(here)
+            else:
+                self.steps.append(step)
 
-    def scored(self, times: Array) -> tuple[Array, Array]:
+    def scored(self, times: NDArray[np.int32]) -> tuple[Array, Array]:
         """AUC and best accuracy where each cluster counts so many times, "clusters draws"."""
-        yes = times[self.yes]
-        no_below = np.zeros((len(self.no) + 1, times.shape[1]))
-        times[self.no].cumsum(0, out=no_below[1:])
-        n_yes, n_no = yes.sum(0), no_below[-1]
-        # Of the no items at its own margin a yes item beats half.
-        less, at_most = (no_below[places] for places in self.beaten)
-        auc = ratio((yes * (less + at_most)).sum(0) / 2, n_yes * n_no)
-        # All yes items are right with the cut below everything; each cut further up adds the no
-        # items below it and gives up the yes items.
-        moved = (times[self.cluster_of] * self.signs).cumsum(0)[self.cuts].max(0)
-        return auc, ratio(n_yes + moved.clip(0), n_yes + n_no)
+        n_yes, n_no, most = (np.zeros(times.shape[1], np.int32) for _ in range(3))
+        won = np.zeros(times.shape[1])
+        for step in self.steps:
+            yes, no = (times[clusters].sum(0, dtype=np.int32) for clusters in step)
+            # A yes item beats the no items below it, and half of those at its own margin.
+            won += yes * (n_no + no / 2)
+            # All yes items are right with the cut below everything; each cut further up adds the
+            # no items below it and gives up the yes items.
+            n_yes += yes
+            n_no += no
+            np.maximum(most, n_no - n_yes, out=most)
+        return ratio(won, n_yes * n_no.astype(np.float64)), ratio(n_yes + most, n_yes + n_no)
 
 
 def reading(metrics: Mapping[str, Change]) -> Reading | None:
