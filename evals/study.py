@@ -16,7 +16,7 @@ from regaze.evals.runs.progress import Progress
 from regaze.evals.runs.results import take
 from regaze.evals.scoring.score_run import score_run
 from regaze.evals.scoring.scored import Scored, write_scores
-from regaze.evals.task import QuestionTask
+from regaze.evals.task import Item, QuestionTask
 
 if TYPE_CHECKING:
     from regaze.evals.asking.models import Loaded
@@ -42,15 +42,31 @@ def prepare(source: Source, out: Path, limit: int | None = None) -> Job:
 
     Raises:
         ValueError: The data don't fit, or ask about a single image, which allows no interval.
-        OSError: A file is missing or can't be read.
+        OSError: A file is missing or can't be read, or none of the images can.
     """
     tasks = source.tasks()
-    if len({item.cluster for item in take(tasks[0].items, limit)}) < 2:
+    items = take(tasks[0].items, limit)
+    if len({item.cluster for item in items}) < 2:
         raise ValueError(
             f"{source.title} would ask about a single image, and intervals need at least two: "
             "raise --limit or --n-images"
         )
+    _check_images(tasks[0], items)
     return Job(source, tasks, out)
+
+
+def _check_images(task: QuestionTask, items: Sequence[Item]) -> None:
+    """Read one image. One that is missing costs its questions; without any, nothing is asked."""
+    shown = {item.image: item for item in items if item.image is not None}
+    first = None
+    for item in shown.values():
+        try:
+            task.load_image(item)
+            return
+        except OSError as error:
+            first = first or error
+    if first is not None:
+        raise OSError(f"none of the {len(shown)} images can be read; the first: {first}")
 
 
 def study(

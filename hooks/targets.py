@@ -6,14 +6,22 @@ from typing import Any
 
 from torch import nn
 
+from regaze.hooks.checks import shown
+
 
 def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     """The model and processor behind what a user attaches to: a model or a transformers pipeline.
 
     Raises:
-        TypeError: Neither; the message says what is expected.
+        TypeError: Neither, or the processor is none; the message says what is expected.
     """
     refuse_wrapper(target)
+    reads = ("tokenizer", "decode", "convert_ids_to_tokens")
+    if processor is not None and not any(hasattr(processor, name) for name in reads):
+        raise TypeError(
+            "processor must be what turns text and pictures into the model's inputs, its processor "
+            f"or tokenizer (AutoProcessor.from_pretrained(...)), got {shown(processor)}"
+        )
     if isinstance(target, nn.Module):
         # torch.compile wraps the model; its modules are the original's.
         return getattr(target, "_orig_mod", target), processor

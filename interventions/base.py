@@ -115,6 +115,13 @@ class Intervention(ABC):
             ValueError: A value is out of its domain; the message names the field and the domain.
         """
 
+    def check_given(self) -> None:  # noqa: B027 (most methods have defaults for all fields)
+        """Check that fields without a usable default are set, for commands that load a model next.
+
+        Raises:
+            ValueError: One isn't, so the method could act on no model; the message names the field.
+        """
+
     @abstractmethod
     def resolve(self, host: Any) -> Intervention:
         """Fill in every field that depends on the model.

@@ -22,7 +22,7 @@ from regaze.evals.analysis.maps import HeadMap, Pairs
 from regaze.evals.asking.prompts import margin
 from regaze.evals.benchmarks.chair import Chair
 from regaze.evals.runs.progress import Progress, quiet
-from regaze.evals.task import Item
+from regaze.evals.task import Item, QuestionTask
 from regaze.interventions.base import Intervention
 from regaze.interventions.lvlm.head_search import Caption, attribute_heads, rank_heads
 from regaze.interventions.lvlm.heads import choose_heads
@@ -58,6 +58,34 @@ class Found:
         return {**vars(self), "heads": heads, "map": self.map.to_dict()}
 
 
+def check_task(task: QuestionTask, by: str) -> None:
+    """Check that a task's answers can rank heads.
+
+    Args:
+        task: The task.
+        by: "margin" or "attribution".
+
+    Raises:
+        ValueError: They can't; the message says what to ask.
+    """
+    if by == "attribution":
+        _captioned(task)
+    elif not task.yes_no:
+        raise ValueError(
+            f"heads are ranked by the margin between yes and no, and answers to {task.name} are "
+            "neither: ask pope, or rank by attribution (chair)"
+        )
+
+
+def _captioned(task: QuestionTask) -> Chair:
+    if not isinstance(task, Chair):
+        raise ValueError(
+            "attribution reads captions of pictures whose objects are known: ask chair, not "
+            f"{task.name}"
+        )
+    return task
+
+
 def by_margin(
     subject: Subject,
     spec: Intervention,
@@ -76,11 +104,12 @@ def by_margin(
     Raises:
         ValueError: The questions have no right answers of yes and no, or the method no ``heads``.
     """
+    check_task(subject.task, "margin")
     words = subject.answerer.yes_no
-    if not subject.task.yes_no or words is None:
+    if words is None:
         raise ValueError(
-            f"heads are ranked by the margin between yes and no, and {subject.task.name} on this "
-            "model has none: ask pope, or rank by attribution"
+            "heads are ranked by the margin between yes and no, for which this model's tokenizer "
+            "has no single tokens: rank by attribution"
         )
     host = subject.host
     _, where = choose_heads(spec.name, host, "all", None if layers is None else tuple(layers))
@@ -117,14 +146,10 @@ def by_attribution(subject: Subject, *, progress: Progress = quiet) -> HeadMap:
         ValueError: The task isn't CHAIR, or captions name nothing that is there, or nothing that
             isn't.
     """
-    if not isinstance(subject.task, Chair):
-        raise ValueError(
-            "attribution reads captions of pictures whose objects are known: ask chair, not "
-            f"{subject.task.name}"
-        )
+    task = _captioned(subject.task)
     captions = []
     for number, item in enumerate(subject.items, 1):
-        captions.append(_caption(subject, subject.task, item))
+        captions.append(_caption(subject, task, item))
         progress("captions", number, len(subject.items))
     processor = subject.answerer.processor
     ranking = attribute_heads(subject.model, captions, processor=processor)

@@ -14,7 +14,7 @@ from transformers import StoppingCriteria
 from regaze.evals.asking.encoding import Encoded, Refused
 from regaze.evals.asking.generation import Answerer, Generated
 from regaze.evals.asking.models import Loaded
-from regaze.evals.asking.preparing import preparer, split
+from regaze.evals.asking.preparing import preparer, resolve, split
 from regaze.evals.asking.prompts import Question
 from regaze.hooks.attach import attach
 from regaze.hooks.capture import capture
@@ -49,6 +49,18 @@ class Asked:
     seen: Capture | None
 
 
+def check(loaded: Loaded, picture: Image.Image | None, specs: Sequence[Intervention]) -> None:
+    """Check that methods can act on a model and on what is asked.
+
+    Raises:
+        ValueError: One can't.
+    """
+    _, asking = split(specs)
+    if asking is not None and picture is None:
+        raise ValueError(f"{asking.name} changes what is asked about a picture: give one")
+    resolve(specs, loaded.model, loaded.processor)
+
+
 def ask(
     loaded: Loaded,
     prompt: str,
@@ -73,6 +85,7 @@ def ask(
     Raises:
         ValueError: A method doesn't fit the model or its settings, or the question can't be asked.
     """
+    check(loaded, picture, specs)
     model, processor = loaded.model, loaded.processor
     answerer = Answerer(model, processor, max_new_tokens)
     attached, asking = split(specs)
@@ -84,8 +97,6 @@ def ask(
     ):
         changes = []
         if asking is not None:
-            if picture is None:
-                raise ValueError(f"{asking.name} changes what is asked about a picture: give one")
             changer = preparer(asking.resolve(find_host(model, processor)), answerer, False)
             (found,) = changer.prepare([question])
             if isinstance(found, Refused):

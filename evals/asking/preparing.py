@@ -9,12 +9,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
+
+from transformers import PreTrainedModel
 
 from regaze.evals.asking.encoding import Refused
 from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.prompts import Question
 from regaze.evals.runs.cost import Cost
+from regaze.hooks.attach import attach
+from regaze.hooks.host import find_host
 from regaze.hooks.report import InterventionReport
 from regaze.interventions.base import Intervention
 
@@ -86,6 +90,22 @@ def preparer(spec: Intervention, answerer: Answerer, share: bool) -> Preparer:
             f"({spec.name!r})"
         )
     return _PREPARERS[spec.name](answerer, spec, share)
+
+
+def resolve(
+    specs: Sequence[Intervention], model: PreTrainedModel, processor: Any
+) -> tuple[Intervention, ...]:
+    """Interventions with every field filled in for a model, in their order.
+
+    Raises:
+        ValueError: One can't act on it, or two exclude each other.
+    """
+    attached, asking = split(specs)
+    with attach(model, *attached, processor=processor) as run:
+        found = [cast(Intervention, spec) for spec in run.specs]
+    if asking:
+        found.insert(specs.index(asking), asking.resolve(find_host(model, processor)))
+    return tuple(found)
 
 
 def split(

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 from regaze.evals.asking import batching
 from regaze.evals.asking.asker import Asker
 from regaze.evals.asking.batching import AdaptiveBatches, BatchSize
 from regaze.evals.asking.generation import Answerer
-from regaze.evals.asking.preparing import preparer, split
+from regaze.evals.asking.preparing import preparer, resolve, split
 from regaze.evals.asking.settings import settings
 from regaze.evals.runs.conditions import Condition, other_images
 from regaze.evals.runs.records import Record
 from regaze.evals.runs.work import Do, Plan
 from regaze.evals.task import Item, QuestionTask
 from regaze.hooks.attach import attach
-from regaze.hooks.host import find_host
 from regaze.interventions.base import Intervention
 
 
@@ -62,15 +61,8 @@ class Asking:
 
     def resolve(self, condition: Condition) -> tuple[Intervention, ...]:
         """A condition's interventions with every field filled in, in their order."""
-        model, processor = self.answerer.model, self.answerer.processor
-        specs, asking = split(condition.specs)
-        with attach(model, *specs, processor=processor) as attached:
-            found = [cast(Intervention, spec) for spec in attached.specs]
-        if asking:
-            place = condition.specs.index(asking)
-            found.insert(place, asking.resolve(find_host(model, processor)))
         self.shown(condition)
-        return tuple(found)
+        return resolve(condition.specs, self.answerer.model, self.answerer.processor)
 
     def asks(self, condition: Condition) -> Mapping[str, Any]:
         """The kind of image shown, see `Condition`."""

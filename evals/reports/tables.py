@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.measure import Measurement
-from rich.table import Table
 from rich.text import Text
 
+from regaze.evals.reports.whole_words import WholeWords
 from regaze.evals.reports.wording import (
     Verdict,
     firing_line,
@@ -30,6 +29,7 @@ from regaze.evals.scoring.scores import Row, TaskScores
 from regaze.evals.task import POOLED
 
 _STYLES: Mapping[Verdict, str] = {"better": "green", "worse": "red", "moved": "yellow", "open": ""}
+_LABEL = 24
 _KEY = (
     "Shares in percent; changes with 95 % intervals from a paired bootstrap over {}. "
     "▲ better, ▼ worse, ● moved: the interval excludes 0."
@@ -66,7 +66,7 @@ def summary(runs: Sequence[TaskScores]) -> RenderableType:
     parts: list[RenderableType] = []
     for scores in runs:
         rows = {row.condition.label: row for row in scores.sections[-1].rows}
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        table = WholeWords(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("", min_width=9)
         for label in labels:
             # As wide as the widest interval, so that the tables stand in line.
@@ -88,22 +88,20 @@ class _Fitting:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         metrics = list(self.metrics)
-        wide = options.update(width=1000)
-        # Labels may fold, but not below a readable width.
-        while len(metrics) > 2:
-            tight = _main(self.scores, metrics, labels=14)
-            if Measurement.get(console, wide, tight).maximum <= options.max_width:
-                break
+        while len(metrics) > 2 and not _main(self.scores, metrics).fits(console, options):
             metrics.pop()
-        yield _main(self.scores, metrics)
+        if not (table := _main(self.scores, metrics)).fits(console, options):
+            # Written in lines, all have room.
+            metrics, table = list(self.metrics), _main(self.scores, self.metrics)
+        yield table
         if left := self.metrics[len(metrics) :]:
             names = ", ".join(metric_name(metric) for metric in left)
             yield Text(f"  A wider terminal also shows {names}.", style="dim")
 
 
-def _main(scores: TaskScores, metrics: Sequence[str], labels: int = 24) -> Table:
-    """Groups, totals and controls, a row per condition; ``labels``: their greatest width."""
-    table = _table([metric_name(metric) for metric in metrics], labels)
+def _main(scores: TaskScores, metrics: Sequence[str]) -> WholeWords:
+    """Groups, totals and controls, a row per condition."""
+    table = _table([metric_name(metric) for metric in metrics])
     if any(condition.change for condition in scores.conditions):
         table.add_column("flips\np/Holm" if scores.flips else "p/Holm", overflow="fold")
     # Pooled items say little that the groups and their mean don't; the report has them.
@@ -143,10 +141,10 @@ def _threshold_lines(scores: TaskScores) -> list[RenderableType]:
     return [Text(f"  {line}", style="yellow") for line in lines if line]
 
 
-def _table(columns: Sequence[str], labels: int = 24) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+def _table(columns: Sequence[str]) -> WholeWords:
+    table = WholeWords(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     # Where it gets narrow, labels fold: a number that is cut off would be read as another one.
-    table.add_column("", min_width=6, max_width=labels, overflow="fold")
+    table.add_column("", min_width=6, max_width=_LABEL, overflow="fold")
     for column in columns:
         table.add_column(column, no_wrap=True)
     return table

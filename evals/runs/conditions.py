@@ -45,6 +45,15 @@ class Condition:
         methods, shown = _split(text)
         return cls(tuple(parse(part) for part in methods), shown)
 
+    def check_given(self) -> None:
+        """Check, before a model is loaded, that methods have the fields that all models need.
+
+        Raises:
+            ValueError: One lacks a field; the message names it.
+        """
+        for spec in self.specs:
+            spec.check_given()
+
     @property
     def label(self) -> str:
         """The form that `parse` reads: the specs' labels joined by a plus, then the image."""

@@ -7,8 +7,8 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,19 +113,40 @@ def locked(out: Path) -> Iterator[None]:
         OSError: Another process holds it, or the folder can't be written.
     """
     path = out.resolve() / LOCK
+    new = [folder for folder in path.parents if not folder.exists()]
     lock = FileLock(path, blocking=False, is_singleton=True)
     try:
         with writing(path):
             out.mkdir(parents=True, exist_ok=True)
             lock.acquire()
+        if not path.exists():  # Its holder removed it, and the folder, while this one waited.
+            lock.release()
+            raise Timeout(str(path))
     except Timeout:
         raise BlockingIOError(
             f"another process is writing to {out}: wait until it is done, or give another --out"
         ) from None
     try:
         yield
+    except BaseException:
+        _remove_empty(path, new)
+        raise
     finally:
         lock.release()
+
+
+def _remove_empty(lock: Path, new: Sequence[Path]) -> None:
+    """Remove folders that were made for a run that then was refused, and holds but its lock.
+
+    Args:
+        lock: The lock's file.
+        new: The folders, the innermost first.
+    """
+    with suppress(OSError):  # Somebody else put something there.
+        if new and [path.name for path in lock.parent.iterdir()] == [lock.name]:
+            lock.unlink()
+            for folder in new:
+                folder.rmdir()
 
 
 @contextmanager

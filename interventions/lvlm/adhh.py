@@ -39,6 +39,7 @@ from regaze.interventions.lvlm.heads import (
     Pairs,
     by_layer,
     check_heads,
+    check_listed,
     choose_heads,
     head_masks,
     other_heads,
@@ -129,6 +130,10 @@ class ADHH(Intervention):
             return a
 
         return MapForm(self.layers or (), weigh=weigh)
+
+    def check_given(self) -> None:
+        """Check that heads are given."""
+        check_listed("adhh", self.heads, self.layers)
 
     def resolve(self, host: Host) -> ADHH:
         """Check the heads, and fill in their layers."""

@@ -52,6 +52,32 @@ class Ranking:
         return tuple((at // heads, at % heads) for at in order)
 
 
+def check_rankable(spec: Intervention) -> None:
+    """Check that a method can be tried on one head after the other.
+
+    Raises:
+        ValueError: It has no field ``heads``, chooses heads itself, lacks another field, or changes
+            nothing as it is set.
+    """
+    heads = getattr(spec, "heads", "")
+    if not hasattr(spec, "heads") or not hasattr(spec, "layers"):
+        raise ValueError(f"{spec.name} doesn't act on listed heads: it has no field heads")
+    if isinstance(heads, str) and heads != "all":
+        raise ValueError(
+            f"{spec.name} doesn't act on listed heads: it chooses them itself (heads={heads})"
+        )
+    one = _on(spec, 0, 0)
+    one.check_given()
+    if one == one.idle():
+        raise ValueError(f"{spec.label} changes nothing on any head: set its strength")
+
+
+def _on(spec: Intervention, layer: int, head: int) -> Intervention:
+    """A method on one head."""
+    fields: dict[str, Any] = {"heads": ((layer, head),), "layers": None}
+    return replace(spec, **fields)
+
+
 def rank_heads(
     target: Any,
     spec: Intervention,
@@ -73,14 +99,9 @@ def rank_heads(
         processor: For `regaze.attach`.
 
     Raises:
-        ValueError: The method has no field ``heads``, or a head doesn't exist.
+        ValueError: See `check_rankable`; or a head doesn't exist.
     """
-    if not hasattr(spec, "heads") or not hasattr(spec, "layers"):
-        raise ValueError(f"{spec.name} doesn't act on listed heads: it has no field heads")
-    if isinstance(spec.heads, str) and spec.heads != "all":
-        raise ValueError(
-            f"{spec.name} doesn't act on listed heads: it chooses them itself (heads={spec.heads})"
-        )
+    check_rankable(spec)
     model, processor = split_target(target, processor)
     host = find_host(model, processor)
     given = None if heads is None else tuple(heads)
@@ -90,8 +111,7 @@ def rank_heads(
     found = torch.full((host.n_layers, host.n_heads), torch.nan, dtype=torch.float64)
     before = score()
     for layer, head in tried:
-        one: Any = replace(spec, **{"heads": ((layer, head),), "layers": None})
-        with attach(model, one, processor=processor):
+        with attach(model, _on(spec, layer, head), processor=processor):
             found[layer, head] = score() - before
     return Ranking(found)
 

@@ -38,6 +38,20 @@ def check_heads(method: str, heads: Any) -> None:
         raise ValueError(f"{method}: heads holds {list(twice)} twice")
 
 
+def check_listed(method: str, heads: Heads | None, layers: Collection[int] | None) -> None:
+    """Check that heads, or layers whose heads are all meant, are given.
+
+    Raises:
+        ValueError: Neither is.
+    """
+    if heads is None and layers is None:
+        raise ValueError(
+            f"{method} acts on listed heads, and none are given: set heads to pairs (layer, head) "
+            "that were found for this very model (by regaze discover heads-lvlm), or layers to "
+            "take all their heads"
+        )
+
+
 def choose_heads(
     method: str, host: Host, heads: Heads | None, layers: Collection[int] | None
 ) -> tuple[Heads, tuple[int, ...]]:
@@ -56,12 +70,7 @@ def choose_heads(
     if layers is not None:
         check_indices(method, "layers", layers, host.n_layers, f"this {host.model_type}")
         layers = tuple(host.site(layer).layer for layer in sorted(layers))
-    if heads is None and layers is None:
-        raise ValueError(
-            f"{method} acts on listed heads, and none are given: set heads to pairs (layer, head) "
-            "that were found for this very model (by regaze discover heads-lvlm), or layers to "
-            "take all their heads"
-        )
+    check_listed(method, heads, layers)
     if heads is None or heads == "all":
         every = tuple(site.layer for site in host.sites)
         return "all", every if layers is None else tuple(layers)

@@ -37,6 +37,7 @@ from regaze.interventions.lvlm.span_edit import SpanEdit
 from regaze.interventions.lvlm.spans import (
     IMAGE,
     Spans,
+    check_pointed,
     check_spans,
     find_spans,
     need_spans,
@@ -147,6 +148,10 @@ class PromptHighlighter(Intervention):
 
         form = biased(of_map, math.log(self.weight))
         return (form,) if self.scale == 1 else (form, ScoreForm(guide))
+
+    def check_given(self) -> None:
+        """Check that spans are given."""
+        check_pointed("highlight", self.spans)
 
     def resolve(self, host: Host) -> PromptHighlighter:
         """Check the spans, and choose the layers."""

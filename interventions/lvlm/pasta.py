@@ -39,6 +39,7 @@ from regaze.interventions.lvlm.heads import (
     Heads,
     by_layer,
     check_heads,
+    check_listed,
     choose_heads,
     head_masks,
     other_heads,
@@ -47,6 +48,7 @@ from regaze.interventions.lvlm.span_edit import SpanEdit
 from regaze.interventions.lvlm.spans import (
     IMAGE,
     Spans,
+    check_pointed,
     check_spans,
     find_spans,
     need_spans,
@@ -151,6 +153,11 @@ class PASTA(Intervention):
             return z
 
         return MapForm(self.layers or (), edit)
+
+    def check_given(self) -> None:
+        """Check that spans and heads are given."""
+        check_pointed("pasta", self.spans)
+        check_listed("pasta", self.heads, self.layers)
 
     def resolve(self, host: Host) -> PASTA:
         """Check the spans and heads, and fill in the heads' layers."""

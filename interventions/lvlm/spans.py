@@ -34,17 +34,26 @@ def check_spans(method: str, spans: Any) -> None:
             raise ValueError(f"{method}: spans must hold {what}, got {span!r}")
 
 
-def need_spans(method: str, host: Host, spans: Spans) -> None:
-    """Check that there is something to point at, and that texts can be found.
+def check_pointed(method: str, spans: Spans) -> None:
+    """Check that there is something to point at.
 
     Raises:
-        ValueError: There isn't, or there is no tokenizer to read the prompt with.
+        ValueError: There isn't.
     """
     if not spans:
         raise ValueError(
             f"{method} points at a part of the prompt, and none is given: set spans to texts, to "
             f'[start,end] ranges of columns, or to "{IMAGE}"'
         )
+
+
+def need_spans(method: str, host: Host, spans: Spans) -> None:
+    """Check that there is something to point at, and that texts can be found.
+
+    Raises:
+        ValueError: There isn't, or there is no tokenizer to read the prompt with.
+    """
+    check_pointed(method, spans)
     texts = [span for span in spans if isinstance(span, str) and span != IMAGE]
     if texts and not hasattr(_tokenizer(host), "decode"):
         raise ValueError(

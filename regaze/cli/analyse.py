@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import typer
 from rich import box
-from rich.table import Table
 
 from regaze.cli.options import Json, Model, absolute, check_model, spread
 from regaze.cli.terminal import note, out, resumable, say
+from regaze.evals.reports.whole_words import WholeWords
 
 if TYPE_CHECKING:
     from regaze.evals.analysis.analyse import Analysis
@@ -251,11 +251,13 @@ def _best(found: Analysis, by: str | None, top: int) -> tuple[Pairs, str]:
     return ranked.top(min(top, measured)), ranked.name
 
 
-def _table(found: Analysis, best: Pairs, by: str) -> Table:
+def _table(found: Analysis, best: Pairs, by: str) -> WholeWords:
     shown = dict.fromkeys([by, *_SHOWN])
     by_name = {one.name: one for one in found.maps}
     maps = [by_name[name] for name in shown if name in by_name]
-    table = Table("head", *(_HEADS.get(one.name, one.name) for one in maps), box=box.SIMPLE_HEAD)
+    table = WholeWords(
+        "head", *(_HEADS.get(one.name, one.name) for one in maps), box=box.SIMPLE_HEAD
+    )
     for layer, head in best:
         values = [float(one.values[layer, head]) for one in maps]
         cells = ("-" if v != v else f"{v:.3g}" for v in values)

@@ -32,14 +32,19 @@ def ask(
     """Ask one question about a picture, without methods and with each condition given."""
     check_text("--prompt", prompt)
     from regaze.evals.asking.once import ask as answer
+    from regaze.evals.asking.once import check
     from regaze.evals.runs.conditions import Condition, baseline_first
 
     conditions = baseline_first([Condition.parse(text) for text in with_ or ()])
     for condition in conditions:
         if condition.image != "given":
             raise ValueError(f"{condition.label}: a control image is for regaze eval")
+        condition.check_given()
     picture = None if image is None else read_picture(image)
     loaded = model.load()
+    # What can't act is refused before the first answer is printed.
+    for condition in conditions:
+        check(loaded, picture, condition.specs)
     found: list[dict[str, Any]] = []
     for condition in conditions:
         asked = answer(loaded, prompt, picture, condition.specs, max_new_tokens=max_new_tokens)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.table import Table
 
 from regaze.cli.options import Json, Model, spread
 from regaze.cli.pipelines import Call, Seeds, Source, WorldPrompts, read_seeds
 from regaze.cli.terminal import out, resumable, say
+from regaze.evals.reports.whole_words import WholeWords
 
 if TYPE_CHECKING:
     from regaze.evals.pictures.head_hunter import Found
@@ -45,7 +45,7 @@ def sinks(
         for dim, first, median in profile.everywhere:
             say(f"dimension {dim} is high on every token: {first:.1f}, median token {median:.1f}")
         return
-    table = Table("hidden dimension", "|x| / RMS of the first token", "of the median token")
+    table = WholeWords("hidden dimension", "|x| / RMS of the first token", "of the median token")
     for dim, *strengths in zip(profile.sink_dims, profile.strength, profile.elsewhere, strict=True):
         table.add_row(str(dim), *(f"{one:.1f}" for one in strengths))
     out.print(table)
@@ -151,10 +151,10 @@ def heads(
     say(f"--with '{found.spec.label}'")
 
 
-def _rounds_table(found: Found) -> Table:
+def _rounds_table(found: Found) -> WholeWords:
     from regaze.evals.pictures import head_tests
 
-    table = Table("round", "before", "chosen, with scores", box=box.SIMPLE_HEAD)
+    table = WholeWords("round", "before", "chosen, with scores", box=box.SIMPLE_HEAD)
     for number, one in enumerate(found.rounds, 1):
         chosen = (f"{head_tests.name_of(head)} {one.scores[head]:.4g}" for head in one.chosen)
         table.add_row(str(number), f"{one.before:.4g}", ", ".join(chosen))

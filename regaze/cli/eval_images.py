@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.table import Table
 
 from regaze.cli.options import Json, exit_if_silent, spread
 from regaze.cli.pipelines import Call, Seeds, Source, With, WorldPrompts, read_seeds
 from regaze.cli.terminal import out, resumable, say
+from regaze.evals.reports.whole_words import WholeWords
 from regaze.evals.sandbox.painting import PAINTERS
 
 if TYPE_CHECKING:
@@ -114,10 +114,10 @@ def images(
     exit_if_silent(finished.scores)
 
 
-def _sets_table(found: Mapping[str, Sequence[SetScore]]) -> Table:
+def _sets_table(found: Mapping[str, Sequence[SetScore]]) -> WholeWords:
     from regaze.evals.pictures.scorers.sets import FEW
 
-    table = Table(
+    table = WholeWords(
         "set", "metric", "value", "sd", "pictures", "references", "by", box=box.SIMPLE_HEAD
     )
     for label, measured in found.items():

@@ -14,12 +14,8 @@ from typer.core import TyperGroup
 from regaze.cli import noise
 from regaze.cli.terminal import allow_any_encoding, fail, in_one_line, plain, stopped
 
-# Options that name files or folders, in any command.
-_PLACES = (
-    "--out", "-o", "--image", "-i", "--images", "--data", "--questions", "--annotations", "--words",
-    "--synonyms", "--relabel", "--prompts", "--references", "--background", "--object", "--mask",
-    "--normals", "--flow", "--controlnet",
-)  # fmt: skip
+# Options whose text may be empty, or whose command says why not.
+_TEXTS = ("--prompt", "-p", "--negative")
 # Errors about the command line itself; typer says them. Newer typers hold click within.
 _USAGE: Any = next(one for one in typer.BadParameter.mro() if one.__name__ == "ClickException")
 
@@ -34,7 +30,7 @@ class Commands(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Find a command; ``eval images`` is one of its own beside ``eval BENCHMARK``."""
-        _check_places(args)
+        _check_filled(args)
         pair = " ".join(args[:2])
         return super().resolve_command(ctx, [pair, *args[2:]] if pair in self.commands else args)
 
@@ -60,13 +56,18 @@ class Commands(TyperGroup):
             fail(in_one_line(error), 2)
 
 
-def _check_places(args: list[str]) -> None:
-    """Refuse an empty path, as an unset variable leaves it: it would be the folder one is in."""
+def _check_filled(args: list[str]) -> None:
+    """Refuse an empty value, as an unset variable leaves it: a path would be the folder one is in.
+
+    Raises:
+        ValueError: A value is empty; the message names its option.
+    """
     for before, one in pairwise(["", *args]):
-        if one == "" and (before in _PLACES or not before.startswith("-")):
-            raise ValueError(f"{before if before in _PLACES else 'an argument'} is empty")
-        if one.endswith("=") and one[:-1] in _PLACES:
-            raise ValueError(f"{one[:-1]} is empty")
+        name, equals, value = one.partition("=")
+        if one == "" and before not in _TEXTS:
+            raise ValueError(f"{before if before.startswith('-') else 'an argument'} is empty")
+        if one.startswith("--") and equals and not value and name not in _TEXTS:
+            raise ValueError(f"{name} is empty")
 
 
 @contextmanager

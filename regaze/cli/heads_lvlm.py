@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.table import Table
 
 from regaze.cli.analyse import Asked
 from regaze.cli.options import Json, Model, spread
 from regaze.cli.terminal import out, say
+from regaze.evals.reports.whole_words import WholeWords
 
 if TYPE_CHECKING:
     from regaze.evals.analysis.search import Found
@@ -52,9 +52,11 @@ def heads_lvlm(
 ) -> None:
     """Find the heads that a method should act on, by PASTA's profiling or AD-HH's attribution."""
     from regaze.hooks.checks import check_choice
+    from regaze.interventions.lvlm.head_search import check_rankable
     from regaze.interventions.parsing import parse
 
     spec = parse(method)
+    check_rankable(spec)
     ranked_by = by or ("attribution" if asked.benchmark == "chair" else "margin")
     check_choice("heads-lvlm", "--by", ranked_by, ("margin", "attribution"))
     if ranked_by == "attribution" and layer:
@@ -70,6 +72,7 @@ def heads_lvlm(
     folder = folder or Path("runs") / f"heads-{spec.name}-{Path(model.model).name}"
     check_place(folder / RESULT, folder / PICTURE)
     task = source.tasks()[0]
+    search.check_task(task, ranked_by)
     loaded = model.load()
     answerer = Answerer(loaded.model, loaded.processor, task.max_new_tokens)
     subject = Subject(answerer, task, pick(task.items, asked.limit), batch_size)
@@ -100,8 +103,8 @@ def heads_lvlm(
     say(f"--with '{spec.name}:heads=@{folder / RESULT}{',' * bool(more)}{more}'")
 
 
-def _table(found: Found) -> Table:
-    table = Table("head", found.map.name, box=box.SIMPLE_HEAD)
+def _table(found: Found) -> WholeWords:
+    table = WholeWords("head", found.map.name, box=box.SIMPLE_HEAD)
     for layer, head in found.heads:
         table.add_row(f"L{layer}H{head}", f"{float(found.map.values[layer, head]):.3g}")
     return table

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import typer
-from rich.table import Column, Table
 
 from regaze.cli.options import Json
 from regaze.cli.terminal import out, say
 from regaze.evals import sandbox
+from regaze.evals.reports.whole_words import WholeWords
 from regaze.evals.sandbox import smol
 from regaze.evals.sandbox.video import PIPELINES
 
@@ -32,20 +33,20 @@ def list_(as_json: Json = False) -> None:
         found = {"methods": methods_said, "benchmarks": benchmarks_said, "models": models}
         typer.echo(json.dumps(found))
         return
-    methods = Table(
-        Column("method", no_wrap=True),
-        "what it does, and published settings (NAME@PRESET)",
-        Column("paper", max_width=20),
-        title="Methods (--with)",
+    methods = WholeWords(
+        "method",
+        "does",
+        "paper",
+        title="Methods (--with NAME, or with published settings NAME@PRESET)",
         title_justify="left",
     )
     for name in names():
         says, paper = _or_why_not(describe, name)
         presets = " ".join(f"@{preset}" for preset in _presets(name))
-        methods.add_row(name, f"{says}\n{presets}" if presets else says, paper)
-    benchmarks = Table(
-        "benchmark", "what it asks", "paper", title="Benchmarks", title_justify="left"
-    )
+        # The one long address would leave no room for the rest.
+        where = re.sub(r"(?<=\w/)(?=\S{20})", "\n", paper)
+        methods.add_row(name, f"{says}\n{presets}" if presets else says, where)
+    benchmarks = WholeWords("benchmark", "asks", "paper", title="Benchmarks", title_justify="left")
     for name in registry.names():
         benchmarks.add_row(name, *_or_why_not(registry.describe, name))
     out.print(methods, benchmarks, sep="\n")

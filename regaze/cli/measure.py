@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from regaze.cli.options import Json, Model, check_text, spread
 from regaze.cli.pictures import read_picture
 from regaze.cli.terminal import out, say
+from regaze.evals.reports.whole_words import WholeWords
 
 
 def group() -> None:
@@ -70,7 +70,7 @@ def vas(
     if as_json:
         typer.echo(json.dumps({"prompts": len(asked), **asdict(found)}))
         return
-    table = Table("layer", "VAS")
+    table = WholeWords("layer", "VAS")
     for layer, one in found.layers.items():
         table.add_row(str(layer), f"{one:.3g}")
     out.print(table)

@@ -178,11 +178,15 @@ class Compared:
         """The conditions that are named, and the controls of each if they are asked for.
 
         Raises:
-            ValueError: An unknown method or field; the message names the nearest.
+            ValueError: An unknown method or field; the message names the nearest. Or a method
+                without a field that it needs.
         """
         from regaze.evals.runs.conditions import Condition
 
-        return self._controlled([Condition.parse(t) for t in self.with_ or () if t != _ALL])
+        named = [Condition.parse(text) for text in self.with_ or () if text != _ALL]
+        for condition in named:
+            condition.check_given()
+        return self._controlled(named)
 
     def on(self, loaded: Loaded) -> tuple[list[Condition], dict[str, str]]:
         """The conditions on a model, and which methods ``all`` leaves out, with the reason."""

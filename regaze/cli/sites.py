@@ -7,11 +7,11 @@ from dataclasses import asdict
 
 import typer
 from rich import box
-from rich.table import Table
 
 from regaze.cli.options import Json, spread
 from regaze.cli.pipelines import Source
 from regaze.cli.terminal import out
+from regaze.evals.reports.whole_words import WholeWords
 
 _KINDS = {
     "self": "image",
@@ -41,7 +41,9 @@ def sites(
         listed = [{**asdict(site), "grid": cells} for site, cells in zip(found, grids, strict=True)]
         typer.echo(json.dumps(listed))
         return
-    table = Table("layer", "name", "attends to", "heads", "tokens", "grid", box=box.SIMPLE_HEAD)
+    table = WholeWords(
+        "layer", "name", "attends to", "heads", "tokens", "grid", box=box.SIMPLE_HEAD
+    )
     for site, cells in zip(found, grids, strict=True):
         number = "" if site.layer is None else f"L{site.layer}"
         shown = "" if cells is None else f"{cells[0]} x {cells[1]}"

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from regaze.cli.options import Json, Model, absolute, spread
 from regaze.cli.terminal import out, resumable, say
+from regaze.evals.reports.whole_words import WholeWords
 
 if TYPE_CHECKING:
     from regaze.evals.tuning.tuned import Trial, Tuned
@@ -108,7 +108,7 @@ def tune(search: Search, model: Model, as_json: Json = False) -> None:
 def _show(found: Tuned) -> None:
     metrics = list(dict.fromkeys([found.objective, "accuracy"]))
     metrics = [metric for metric in metrics if metric in found.baseline]
-    table = Table("setting", *metrics, "")
+    table = WholeWords("setting", *metrics, "")
     table.add_row("none", *(f"{found.baseline[metric]:.4f}" for metric in metrics), "unedited")
     for trial in (found.usual, *found.trials):
         cells = [f"{trial.metrics[metric]:.4f}" if trial.metrics else "–" for metric in metrics]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from regaze.cli.options import Json, Model, spread
@@ -17,6 +16,7 @@ from regaze.cli.pipelines import Source
 from regaze.cli.terminal import err, fail, out
 from regaze.evals import sandbox
 from regaze.evals.outputs import check_place
+from regaze.evals.reports.whole_words import WholeWords
 from regaze.evals.sandbox.video import PIPELINES
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def show(certificate: Certificate, name: str) -> None:
         sep="\n",
         soft_wrap=True,
     )
-    table = Table("promise", "", "measured")
+    table = WholeWords("promise", "", "measured")
     before = None
     for line in certificate.lines:
         if line.method != before:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from regaze.evals.asking.decoding import Decoding
 from regaze.hooks.checks import shown, unknown
@@ -85,6 +86,10 @@ class Regaze(_Strict):
 
 
 def _as_regaze(given: object) -> object:
+    if given is not None and not isinstance(given, (str, dict)):
+        raise PydanticCustomError(
+            "regaze", 'must be a text such as "vhr:alpha=2", or {"with": "vhr", "report": true}'
+        )
     return {"with": given} if isinstance(given, str) else given
 
 

@@ -49,11 +49,14 @@ def test_without_a_picture_a_method_for_pictures_is_silent_and_the_code_says_so(
         (("--prompt", " "), "--prompt is empty"),
         (("--max-new-tokens", "999999999"), "ask for fewer (--max-new-tokens)"),
         (("--with", "carve"), "carve changes what is asked about a picture: give one"),
+        (("--with", "pai", "--with", "vhr:layers=[99]"), "layers holds 99"),
+        (("--with", "pai", "--with", "pasta"), "points at a part of the prompt"),
     ],
 )
 def test_mistakes(more: tuple[str, ...], message: str) -> None:
     told = call("ask", *FIXED, "-p", "Is it?", *more)
     assert told.exit_code == 2 and message in one_line(told)
+    assert told.stdout == ""
 
 
 def test_commas_and_signs_inside_quotes_belong_to_a_value(picture: str) -> None:

@@ -141,6 +141,39 @@ def test_question_files_and_missing_images(model: str, tmp_path: Path) -> None:
     assert "3 of 4 items are scored" in result.stdout
 
 
+def test_a_folder_without_the_images_is_refused_before_the_first_question(
+    model: str, tmp_path: Path
+) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    file = tmp_path / "coco_pope_random.json"
+    questions = [
+        {"question_id": i, "image": f"{i}.png", "text": "Is there a red star?", "label": "yes"}
+        for i in (1, 2)
+    ]
+    file.write_text("\n".join(map(json.dumps, questions)))
+    result = call(
+        *("eval", "pope", "--model", model, "--data", str(file), "--images", str(empty)),
+        *("--out", str(tmp_path / "run")),
+    )
+    assert result.exit_code == 2
+    said = f"none of the 2 images can be read; the first: there is no image {empty / '1.png'}"
+    assert said in one_line(result)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("args", [("eval", "pope"), ("analyse", "heads", "--layer", "99")])
+def test_what_a_model_refuses_leaves_no_folder(
+    args: tuple[str, ...], model: str, tmp_path: Path
+) -> None:
+    more = ("--with", "vhr:layers=[99]") if args[0] == "eval" else ()
+    given = ("--model", model, "--split", "validation", "--limit", "12")
+    result = call(*args, *more, *given, "--out", str(tmp_path / "runs" / "run"))
+    assert result.exit_code == 2
+    assert "layers holds 99" in one_line(result)
+    assert list(tmp_path.iterdir()) == []
+
+
 def sandbox_image() -> Any:
     from regaze.evals.sandbox.tasks import load_image
 

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from command_line import call
 
 from regaze.evals import sandbox
 from regaze.interventions import GIFT, get, names
 from regaze.interventions.base import presets
+
+ADDRESS = "github.com/TianyunYoung/Hallucination-Attribution"
 
 
 def test_list_names_every_method_and_benchmark() -> None:
@@ -29,3 +32,15 @@ def test_list_names_presets_and_json_says_what_they_set_and_where_from() -> None
 def test_presets_are_known_without_an_import() -> None:
     for name in names():
         assert presets(name) == tuple(get(name).presets), name
+
+
+@pytest.mark.parametrize("width", ["40", "60", "80"])
+def test_a_narrow_terminal_breaks_no_word(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    known = {word.rstrip(":") for word in call("list").stdout.split()} | {"│"}
+    monkeypatch.setenv("COLUMNS", width)
+    shown = call("list").stdout
+    assert "…" not in shown and max(map(len, shown.splitlines()[:-2])) <= int(width)
+    found = {word.rstrip(":") for word in shown.split() if word[0] not in "┏┡└"}
+    # The one address is longer than 40 columns.
+    assert {word for word in found - known if word not in ADDRESS} == set()

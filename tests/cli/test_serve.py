@@ -28,7 +28,7 @@ pytest.importorskip("uvicorn", reason="serving needs the extra serve")
         (("--with", "vhr:layers=[99]"), "layers holds 99"),
         (("--model", "sandbx"), "did you mean sandbox"),
         (("--host", "203.0.113.1"), "can't listen on '203.0.113.1'"),
-        (("--api-key", ""), "the API key is empty"),
+        (("--api-key", ""), "--api-key is empty"),
         (("--host", ""), "--host is empty"),
         (("--name", " "), "--name is empty"),
     ],

@@ -325,6 +325,18 @@ def test_what_is_no_spec_is_refused_with_how_to_make_one(given: Any) -> None:
         attach(tiny("llava").model, given)
 
 
+@pytest.mark.parametrize("processor", [5, "llava", object(), nn.Linear(1, 1)])
+def test_what_is_no_processor_is_refused_at_once(processor: Any) -> None:
+    with pytest.raises(TypeError, match="processor must be what turns text and pictures into"):
+        attach(tiny("llava").model, VHR(), processor=processor)
+
+
+def test_a_tokenizer_alone_is_processor_enough() -> None:
+    model = tiny("llava")
+    with attach(model.model, VHR(), processor=model.processor.tokenizer):
+        pass
+
+
 @pytest.mark.parametrize(
     "spans",
     ["x", 5, [], [5], [None], [{"image": 5}], [{"image": [5]}], [{"image": [(1,)]}],

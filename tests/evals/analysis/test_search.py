@@ -68,7 +68,7 @@ def test_attribution_needs_words_of_both_kinds() -> None:
     assert float(found.values.abs().max()) > 0.01
     with pytest.raises(ValueError, match="ask chair, not toy"):
         by_attribution(Subject(of.answerer, ToyTask(2), ToyTask(2).items))
-    with pytest.raises(ValueError, match="chair on this model has none"):
+    with pytest.raises(ValueError, match="answers to chair are neither"):
         by_margin(of, ADHH())
 
 

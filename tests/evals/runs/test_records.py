@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from regaze.evals.runs import files, lines, records, store
 from regaze.evals.runs.records import Record
@@ -107,6 +108,46 @@ def test_only_one_process_at_a_time_writes_to_a_run(tmp_path: Path) -> None:
             with pytest.raises(OSError, match="another process is writing to"):
                 pool.submit(another).result()
         pool.submit(another).result()
+
+
+def test_a_run_that_is_refused_leaves_no_folder_that_it_made(tmp_path: Path) -> None:
+    out = tmp_path / "runs" / "a"
+
+    def refused(*made: str) -> None:
+        with pytest.raises(ValueError, match="no such layer"), files.locked(out):
+            with files.locked(out):  # whoever holds it may take it again
+                pass
+            for name in made:
+                (out / name).touch()
+            raise ValueError("no such layer")
+
+    refused()
+    assert list(tmp_path.iterdir()) == []
+    out.parent.mkdir()
+    refused()
+    assert list(tmp_path.iterdir()) == [out.parent] and list(out.parent.iterdir()) == []
+    refused("answers")
+    assert {path.name for path in out.iterdir()} == {"answers", files.LOCK}
+    (out / "answers").unlink()
+    refused()  # The folder was there before.
+    assert out.is_dir()
+
+
+def test_a_lock_whose_file_was_removed_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acquire = FileLock.acquire
+
+    def removed(lock: FileLock) -> None:
+        acquire(lock)
+        Path(lock.lock_file).unlink()
+
+    monkeypatch.setattr(FileLock, "acquire", removed)
+    with pytest.raises(OSError, match="another process is writing to"), files.locked(tmp_path):
+        raise AssertionError
+    monkeypatch.undo()
+    with files.locked(tmp_path):
+        assert (tmp_path / files.LOCK).exists()
 
 
 @pytest.mark.parametrize("line", ["not json", '{"id": "b"}', '["a"]', '{"id": "b", "colour": 1}'])
