@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regaze.hooks.caches import cache_name
 from regaze.hooks.lanes import Lane
+from regaze.hooks.replaced import keeping_nothing
 from regaze.hooks.running import Running
 from regaze.hooks.second_runs import SecondRuns
 from regaze.hooks.tokens import Kind
@@ -58,7 +59,8 @@ def look_ahead(runs: SecondRuns, scores: Tensor, running: Running, steps: int) -
             return
         lane, inputs = lane.next(token[:, None], None, columns)
         given = {**inputs, "return_dict": True}
-        scores = runs.call(given, None, 1, ahead=speaking)[0][:, -1].float()
+        with keeping_nothing(scorer):
+            scores = runs.call(given, None, 1, ahead=speaking)[0][:, -1].float()
         columns += 1
 
 

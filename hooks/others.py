@@ -12,6 +12,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules import module as shared
 
+from regaze.hooks.replaced import own
+
 Hook = Callable[..., Any]
 KINDS = ("_forward_pre_hooks", "_forward_hooks")
 
@@ -25,12 +27,14 @@ def by_others(hook: Hook) -> bool:
 
 
 def hooked(model: nn.Module) -> bool:
-    """Return whether others have forward hooks on a model or a part of it."""
+    """Return whether others have forward hooks on a model or a part of it, or code in its place."""
     held = [shared._global_forward_pre_hooks, shared._global_forward_hooks]
     modules = [model]
     while modules:  # At every step of decoding, so quicker than by `modules()`.
         module = modules.pop()
         held += [module._forward_pre_hooks, module._forward_hooks]
+        if not own(module):
+            return True
         modules += [part for part in module._modules.values() if part is not None]
     return any(by_others(hook) for hooks in held if hooks for hook in hooks.values())
 

@@ -17,15 +17,18 @@ from contextlib import contextmanager, suppress
 from operator import length_hint
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, cast
+from weakref import WeakSet
 
 from torch import Tensor, nn
 
 from regaze.hooks.calls import own_class
 
-_LIBRARIES = ("accelerate", "diffusers", "peft", "regaze", "torch", "transformers")
+_QUANTIZERS = ("awq", "bitsandbytes", "gptqmodel", "hqq", "optimum", "torchao")
+_MODELS = ("accelerate", "diffusers", "kernels", "liger_kernel", "peft", "torch", "transformers")
+_LIBRARIES = frozenset((*_MODELS, *_QUANTIZERS, "regaze"))
 """Packages whose code in the place of a ``forward`` keeps nothing that a run depends on."""
 _OWNERS = ("diffusers", "transformers")
-_CLOSED = (*_LIBRARIES, "_thread", "logging", "numpy", "threading", "tqdm", "triton", "weakref")
+_CLOSED = _LIBRARIES | {"_thread", "logging", "numpy", "threading", "tqdm", "triton", "weakref"}
 """Packages whose objects are one thing each, not looked into."""
 _OWN_OF_TORCH = frozenset(vars(nn.Module()))
 _MOST = 20_000
@@ -38,6 +41,16 @@ Found = dict[str, tuple[Any, Any]]
 
 _CLEAN: dict[type, Any] = {}
 """The ``forward`` of classes of modules that is no code of others'."""
+_CLEAN_CODE: WeakSet[Any] = WeakSet()
+"""What stands in a module's place and is no code of others' either."""
+
+
+def own(module: nn.Module) -> bool:
+    """Return whether a module runs its own code, and libraries' around it."""
+    held, cls = vars(module), cast(Any, module.__class__)
+    code, processor = held.get("forward"), held.get("processor")
+    known = _CLEAN.get(cls) is cls.forward if code is None else code in _CLEAN_CODE
+    return (known and processor is None) or not _code(module)
 
 
 def replaced(model: nn.Module) -> dict[str, list[Any]]:
@@ -46,25 +59,24 @@ def replaced(model: nn.Module) -> dict[str, list[Any]]:
     That is a ``forward`` set on a module, or on a class of diffusers or transformers, and an
     attention processor that is none of diffusers'.
     """
-    found, left = False, [model]
-    while left and not found:  # In each second run, so quicker than by `named_modules()`.
-        held = vars(module := left.pop())
-        cls: Any = module.__class__
-        clean = "forward" not in held and "processor" not in held and _CLEAN.get(cls) is cls.forward
-        found = not clean and _code(module) != []
-        left += [part for part in held["_modules"].values() if part is not None]
-    if not found:
-        return {}
-    return {path: code for path, module in model.named_modules() if (code := _code(module))}
+    left = [model]
+    while left:  # In each second run, so quicker than by `named_modules()`.
+        if not own(module := left.pop()):
+            parts = model.named_modules()
+            return {path: code for path, part in parts if (code := _code(part))}
+        left += [part for part in module._modules.values() if part is not None]
+    return {}
 
 
 def _code(module: nn.Module) -> list[Any]:
     """The code of others' in a module's place, and what it is likely to keep things on."""
     held, cls = vars(module), cast(Any, own_class(type(module)))
-    own = held.get("forward", cls.forward if _package(cls.__module__) in _OWNERS else None)
-    if (code := _others(own)) is not None:
-        return [code, module]
-    if "forward" not in held:
+    code = held.get("forward", cls.forward if _package(cls.__module__) in _OWNERS else None)
+    if (others := _others(code)) is not None:
+        return [others, module]
+    if "forward" in held:
+        _CLEAN_CODE.add(code)
+    else:
         _CLEAN[type(module)] = type(module).forward
     processor = held.get("processor")
     if processor is None or _home(own_class(type(processor)).__call__) in _LIBRARIES:

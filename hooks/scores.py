@@ -23,6 +23,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
 from regaze.hooks.prompts import Lanes
+from regaze.hooks.replaced import keeping_nothing
 from regaze.hooks.running import Running
 from regaze.hooks.second_runs import RunSecond, ScorerHere, SecondRuns, scored_rows
 from regaze.hooks.tally import Entry, due
@@ -240,7 +241,7 @@ class Scores:
             return scores
         kept = [(m, m.rope_deltas) for m in self._runs.owners]
         try:
-            with self._again(running, samples) as again:
+            with keeping_nothing(scorer), self._again(running, samples) as again:
                 new = scorer.forward(**again.inputs(given, config, cache_name(scorer)))
         finally:
             self._here.given = self._here.running = None

@@ -22,6 +22,7 @@ from regaze.hooks.others import go_inside, hooked
 from regaze.hooks.packing import Inputs
 from regaze.hooks.reading import Reader
 from regaze.hooks.recurrent import Apart
+from regaze.hooks.replaced import replaced
 from regaze.hooks.running import Running
 from regaze.hooks.scoring import Scoring
 from regaze.hooks.shown import show_each
@@ -199,7 +200,7 @@ class Seat(Scoring):
             inside: True if our hooks stand inside of others' there.
 
         Raises:
-            NotImplementedError: Hooks of others would be given both at once.
+            NotImplementedError: Hooks or replaced code of others would be given both at once.
         """
         if not inside or (checkpoints(tower) and hooked(tower)):
             raise NotImplementedError(
@@ -207,6 +208,13 @@ class Seat(Scoring):
                 "behind it in the same rows, and a hook that isn't regaze's would be given both: "
                 "call the whole model rather than its text tower, and disable gradient "
                 "checkpointing, or take the hook off"
+            )
+        if code := replaced(tower):
+            raise NotImplementedError(
+                "this intervention compares the prompt with itself without images, which stands "
+                "behind it in the same rows, and what stands in the place of "
+                f"{next(iter(code))}'s own forward would be given both: give it its own back, or "
+                "do by a forward hook what it does"
             )
         for module in show_each(tower, self._packing, self):
             self._note(module)

@@ -26,6 +26,7 @@ from regaze.hooks.lanes import Lane
 from regaze.hooks.others import run_before
 from regaze.hooks.passes import Pass, PromptMasks
 from regaze.hooks.prompts import Lanes
+from regaze.hooks.replaced import keeping_nothing
 from regaze.hooks.running import Running
 from regaze.hooks.tokens import Kind
 
@@ -149,7 +150,8 @@ class SecondRuns:
         cache = DynamicCache(config=scorer.config.get_text_config(decoder=True))
         inputs = with_cache(inputs, cache, scorer)
         inputs |= {"use_cache": True, "return_dict": True}
-        scores, second = self.call(inputs, branch.edits, 1, branch.enter)
+        with keeping_nothing(scorer):
+            scores, second = self.call(inputs, branch.edits, 1, branch.enter)
         if len(scores) < 1 or pass_.batch % len(scores):
             raise ValueError(
                 f"a second run has {len(scores)} samples, the main one {pass_.batch}; it needs one "

@@ -16,6 +16,7 @@ from transformers import DynamicCache
 
 from regaze.hooks import Branch, attach, joint, scores
 from regaze.hooks.caches import find_cache
+from regaze.hooks.calls import Calls
 from regaze.hooks.host import find_host
 from regaze.hooks.passes import Pass
 from regaze.hooks.second_runs import without_images
@@ -32,16 +33,16 @@ class Passes:
 
     def __init__(self, model: Tiny) -> None:
         self.all = self.shared = 0
-        self.tower, self.forward = model.tower, model.tower.forward
-        self.tower.forward = self.count
+        self._calls = Calls()
+        self._calls.around(model.tower, self.count, inner=True)
 
-    def count(self, *args: Any, **kwargs: Any) -> Any:
+    def count(self, tower: Any, call: Any, /, *args: Any, **kwargs: Any) -> Any:
         self.all += 1
         self.shared += isinstance(find_cache(kwargs), joint.JointCache)
-        return self.forward(*args, **kwargs)
+        return call(*args, **kwargs)
 
     def remove(self) -> None:
-        del self.tower.forward
+        self._calls.release()
 
 
 @pytest.fixture

@@ -264,3 +264,86 @@ def test_a_tower_called_alone_is_hooked_before() -> None:
             tower(input_ids=ids)
         assert torch.equal(tower(input_ids=ids).last_hidden_state, want)  # Ours is moved inside.
         hook.remove()
+
+
+# -- code in the place of a forward ------------------------------------------------------------
+
+
+def wrapped(module: Any, change: Callable[[Tensor], Tensor]) -> None:
+    """A forward around a module's own, which is given other hidden states."""
+    stock = module.forward
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return stock(change(hidden_states), *args, **kwargs)
+
+    module.forward = forward
+
+
+def adding_the_last_call(module: Any) -> None:
+    last = [torch.zeros(())]
+
+    def change(hidden: Tensor) -> Tensor:
+        before, last[0] = last[0], hidden.mean()
+        return hidden + before
+
+    wrapped(module, change)
+
+
+@pytest.mark.parametrize("name", COMPARES)
+def test_a_replaced_forward_that_would_see_two_prompts_is_refused(name: str) -> None:
+    """Its last row would be that of the prompt without its image."""
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (SHORT, [0]))
+    wrapped(model.tower.layers[1], _at(-1))
+    with (
+        attach(model.model, COMPARES[name]),
+        pytest.raises(NotImplementedError, match=r"layers.1's own forward would be given both"),
+    ):
+        steps(model, inputs, 0)
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_a_contrast_is_one_of_the_model_with_a_replaced_forward(name: str) -> None:
+    """If it keeps nothing that the second run would change; then it is refused."""
+    spec = CONTRASTS[name]
+
+    def built(replace: Callable[[Any], None]) -> tuple[Tiny, dict[str, Any]]:
+        model = tiny("llava", fresh=True)
+        replace(model.tower.layers[1].self_attn)
+        return model, ask(model, (SHORT, [0]))
+
+    model, inputs = built(lambda module: wrapped(module, _at(2)))
+    with attach(model.model, spec, processor=model.processor) as run:
+        got = steps(model, inputs)
+    with literally(model, inputs, run.specs):
+        close(got, steps(model, inputs))
+    model, inputs = built(adding_the_last_call)
+    with (
+        attach(model.model, spec, processor=model.processor),
+        pytest.raises(ValueError, match=r"layers.1.self_attn's own forward .*from call to call"),
+    ):
+        steps(model, inputs)
+
+
+@pytest.mark.parametrize("name", ["vcd", "icd"])
+def test_runs_of_a_model_with_a_replaced_forward_share_no_step(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may go by columns, and those of a shorter prompt would be moved."""
+    rows = (SHORT, [0]), (LONG, [1])
+
+    def run() -> Tensor:
+        model = tiny("llava", attn_implementation="eager", fresh=True)
+        layer = model.tower.layers[1]
+        stock = layer.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return stock(*args, **_masks(layer, args, kwargs)[1])
+
+        layer.forward = forward
+        with attach(model.model, CONTRASTS[name], processor=model.processor):
+            return steps(model, ask(model, *rows))
+
+    got = run()
+    monkeypatch.setattr(scores, "joinable", lambda *_: False)
+    assert torch.equal(got, run())
