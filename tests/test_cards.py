@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from builder import cards, drawings, pages, specs
+from builder import cards, costs, drawings, pages, specs
 
 from regaze.interventions import (
     PAG,
@@ -70,13 +70,31 @@ def test_what_other_pages_say_is_found() -> None:
     assert pages.notes(Devils).startswith("**Devils in the middle layers.**")
     assert pages.notes(AttendAndExcite).startswith("**Attend-and-Excite.**")
     assert pages.notes(PAG).startswith("**PAG.**")
-    assert any("decode step" in line for line in pages.costs(VAF))
-    assert any(
-        line.startswith("What moving latents costs, whole pass.") for line in pages.costs(AStar)
-    )
     assert pages.beside_pictures(PrimeComposer) and not pages.beside_pictures(PAG)
     (reason,) = [why for why in pages.refusals(VAF) if "resampler" in why]
     assert "InstructBLIP" in pages.refusals(VAF)[reason]
+
+
+@each_method
+def test_costs_are_sentences(name: str) -> None:
+    for said in costs.costs(get(name)):
+        assert re.fullmatch(r"[A-Z`].* takes? \d.*\.|An earlier version.*\.", said), said
+        assert not re.search(r"; |: \d|\. [a-z]|\{|- |  |,\.", said), said
+
+
+def test_costs_come_from_the_benchmarks() -> None:
+    (shared,) = [said for said in costs.costs(AStar) if said.startswith("Whole pass: ")]
+    assert shared.startswith("Whole pass: a step that moves the latents takes 1.9")
+    assert any("a decode step behind it" in said for said in costs.costs(VAF))
+
+
+def test_a_table_whose_columns_nobody_has_put_into_words_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    table = pages.Table("What contrasts cost: `contrast.py`", ["", "seconds"], [["VAF", "1.0"]])
+    monkeypatch.setattr(pages, "tables", lambda page: [table])
+    with pytest.raises(ValueError, match="how the columns \\['seconds'\\] read"):
+        costs.costs(VAF)
 
 
 def test_every_method_is_in_the_page_of_methods() -> None:

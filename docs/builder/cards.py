@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from builder import pages, results, specs
+from builder import costs, pages, results, specs
 from builder.drawings import drawing
 from regaze.interventions import Intervention, get
 
@@ -88,7 +88,8 @@ def _settings(cls: type[Intervention]) -> Iterator[str]:
 
 
 def _cost(cls: type[Intervention]) -> Iterator[str]:
-    lines = [*pages.costs(cls), *(f"On the built-in models, {t}." for t in results.times(cls.name))]
+    measured = costs.costs(cls)
+    lines = [*measured, *(f"On the built-in models, {t}." for t in results.times(cls.name))]
     yield "## Cost"
     yield ""
     yield from [f"- {line}" for line in lines] or ["Not measured by itself yet."]
@@ -97,8 +98,8 @@ def _cost(cls: type[Intervention]) -> Iterator[str]:
         yield "Much of POPE's time is the picture's: the unedited model reads a picture once for"
         yield "its six questions, and with this method it is read again for each."
         yield ""
-    if pages.costs(cls):
-        yield "Times are relative to the unedited model: [benchmarks](../../benchmarks/README.md)."
+    if measured:
+        yield f"How and where these were measured: [benchmarks](../../{costs.PAGE})."
         yield ""
 
 

@@ -1,4 +1,4 @@
-"""Facts about a method from other pages: its row and notes in methods.md, costs, cards, models."""
+"""Facts about a method from other pages: its row and notes in methods.md, cards, models."""
 
 from __future__ import annotations
 
@@ -81,23 +81,6 @@ def avoid(cls: type[Intervention]) -> str:
     return ""
 
 
-def costs(cls: type[Intervention]) -> list[str]:
-    """Measurements of a method in benchmarks/README.md, one line each."""
-    found = []
-    for table in tables("benchmarks/README.md"):
-        for row in table.rows:
-            name, _, how = row[0].partition(", ")
-            if _key(name) in _names(cls):
-                said = [
-                    f"{column}: {value}"
-                    for column, value in zip(table.header[1:], row[1:], strict=False)
-                    if value and value != "-"
-                ]
-                heading = table.heading.partition(": `")[0]
-                found.append(f"{heading}{how and f', {how}'}. {'; '.join(said)}.")
-    return found
-
-
 def refusals(cls: type[Intervention]) -> dict[str, str]:
     """Families of vision-language models on which it raises, as docs/models.md says, and why."""
     text_ = text("docs/models.md")
@@ -131,14 +114,16 @@ def _between(text_: str, name: str) -> str:
     return text_.partition(f"<!-- {name} -->")[2].partition(f"<!-- /{name} -->")[0]
 
 
-def _key(name: str) -> str:
+def key(name: str) -> str:
+    """A name's letters and figures, in lower case."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def _names(cls: type[Intervention]) -> set[str]:
-    return {_key(cls.name), _key(cls.__name__)}
+def names_of(cls: type[Intervention]) -> set[str]:
+    """The keys that a method is found by."""
+    return {key(cls.name), key(cls.__name__)}
 
 
 def _same(title: str, cls: type[Intervention]) -> bool:
-    key = _key(title)
-    return key in _names(cls) or any(len(n) > 4 and key.startswith(n) for n in _names(cls))
+    named = key(title)
+    return named in names_of(cls) or any(len(n) > 4 and named.startswith(n) for n in names_of(cls))
