@@ -28,7 +28,7 @@ _KIND = {question(name): name for name in NAMES}
 
 
 def asked_about(item: Item) -> str:
-    """The one of `ASKED_ABOUT` that a question about a scene of pictures is on."""
+    """Which of `ASKED_ABOUT` a question about a scene of pictures is on."""
     shown, kind = find_scene(str(item.image)), _KIND[item.prompt]
     if kind in shown.kinds:
         return "unseen" if kind in shown.unseen else "seen"

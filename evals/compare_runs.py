@@ -56,7 +56,7 @@ def compare_runs(
 
     Args:
         first: A run's directory or one above several; its data must still be there.
-        second: Another one, with runs of the same tasks.
+        second: Another run's directory, or one above several, of the same tasks.
         profiles: Other scoring rules; default: those of the first run.
         seed: For the bootstrap.
 

@@ -12,7 +12,7 @@ def dtype(name: str, *more: str) -> torch.dtype:
 
     Args:
         name: The name of a dtype that models compute in.
-        *more: What else the caller knows, for the message.
+        *more: Other names that the caller knows, for the message.
 
     Raises:
         ValueError: No such dtype.

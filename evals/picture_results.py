@@ -50,7 +50,7 @@ class Sizes:
 
     Attributes:
         validation: Prompts drawn of a subset, to choose settings by; repeated ones are left out.
-        test: The same of the test split.
+        test: Prompts drawn of the test split's subsets, to report.
         steps: Denoising steps.
     """
 
@@ -201,7 +201,7 @@ def timed(
         study: With the methods to measure.
         stored: As `results` gave it.
         loaded: The study's painter.
-        sizes: Those of the stored study.
+        sizes: The stored study's sizes.
     """
     labels = [label for name, label in stored["best"].items() if name in study.grids]
     found = _measured(study, loaded, [Condition.parse(label) for label in labels], sizes)

@@ -24,8 +24,8 @@ class Pair(NamedTuple):
 
     Attributes:
         image: The image.
-        present: One that is in it.
-        absent: One that is not.
+        present: The object that is in the image.
+        absent: The object that is not.
         ranked: True if the kind's ranking gave the absent one; otherwise it was drawn uniformly.
     """
 

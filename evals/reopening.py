@@ -19,7 +19,7 @@ _KINDS: Mapping[str, str] = {
     "edits": "regaze.evals.edits.study",
     "places": "regaze.evals.places.study",
 }
-"""Whose ``open_run`` reads runs of a kind; loaded when one is opened."""
+"""Modules whose ``open_run`` reads runs of a kind; loaded when one is opened."""
 _QUESTIONS = "regaze.evals.benchmarks.answered"
 
 

@@ -99,7 +99,7 @@ class Task(ABC):
 
     Attributes:
         name: The benchmark's name.
-        profile: Whose rules the answers are read by.
+        profile: Name of the rules that answers are read by.
         items: All items, in a fixed order; items of one image are neighbours.
         headline: Metrics that stand in short tables, the most important one first.
         absolute: Metrics that are shown as they are; the others are shares, shown in percent.
@@ -133,8 +133,8 @@ class Task(ABC):
         """The pictures of a condition, where answers are pictures; None where they are words.
 
         Args:
-            item: One that was answered.
-            folder: The condition's.
+            item: An item that was answered.
+            folder: The condition's folder.
 
         Raises:
             OSError: The picture is gone.

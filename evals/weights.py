@@ -77,7 +77,7 @@ def check_folder(folder: Path, name: str) -> None:
 
     Args:
         folder: A model's folder.
-        name: Its name for messages.
+        name: The folder's name in messages.
 
     Raises:
         ValueError: It holds pickles only, an index that names other files, or an adapter.

@@ -66,7 +66,7 @@ class Again:
         """Arguments of the model's ``forward``.
 
         Args:
-            given: Those of the first run.
+            given: The first run's arguments.
             config: The text tower's config.
             cache: Name of the model's argument for its cache.
 

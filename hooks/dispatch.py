@@ -37,7 +37,7 @@ class Call:
         key: "B G K D".
         value: "B G K D".
         mask: In whatever form the stock function takes it.
-        kwargs: The rest, handed on untouched.
+        kwargs: Further arguments, handed on untouched.
         base: Name of the stock function: "sdpa", "eager", ...
     """
 

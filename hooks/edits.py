@@ -52,7 +52,7 @@ class Edit:
         tower: Tower whose attention it edits: "text", or "vision" (`regaze.hooks.pictures`), which
             has no prompts: each of its runs is one pass, of ``pass_.pictures``.
         layers: Layers at which the edit acts.
-        reads: Those of them at which it only looks, and nothing is counted.
+        reads: Layers among them at which the edit only looks, and nothing is counted.
         rows: Query rows that `edit_logits` and `edit_outputs` get: "last" (last prompt row and
             decode rows), "question" (prompt text after the image), "text" (that and decode rows),
             "image" (the image's own), or None for no row edit. In the vision tower "class" (the

@@ -46,8 +46,8 @@ class Family:
         per_image: Field of the config with the number of columns of each image, for families
             whose images may stand side by side with nothing between.
         inside: Tokens that processors put between the columns of one image.
-        fence: The one of them that stands twice only where one image ends and another begins.
-        first_tile: The one of them that begins an image.
+        fence: The token among them that stands twice only where one image meets another.
+        first_tile: The token among them that begins an image.
         packs: Inputs of the text decoder with one entry per token, besides embeddings, mask and
             positions: a run without image takes those of its own columns.
         zeros: Likewise, but zero (False) in a run without image: what vision adds to columns.

@@ -41,8 +41,8 @@ class Pass:
         maps: Number of maps built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
-        weights: Those maps, of the block that was run last.
-        blocks: Those maps of all blocks.
+        weights: Maps of these layers in the block that was run last.
+        blocks: Maps of these layers in all blocks.
     """
 
     prompt: Prompt

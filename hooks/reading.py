@@ -22,7 +22,7 @@ class Block:
 
     Attributes:
         kwargs: The tower's arguments.
-        outer: Those of the model that was attached to; empty if it wasn't called.
+        outer: Arguments of the model that was attached to; empty if it wasn't called.
         embedded: Ids that went through the tower's embeddings for this call, if any.
         generating: Facts that a running ``generate`` holds.
         partial: The caller says that the prompt goes on.

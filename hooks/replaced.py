@@ -145,7 +145,7 @@ def _package(name: Any) -> str:
 
 
 def _seen(roots: list[Any]) -> Found:
-    """What can be reached from some objects."""
+    """The objects that can be reached from some."""
     found: Found = {}
     known: set[int] = set()
     left = deque(("", root) for root in roots)
@@ -168,7 +168,7 @@ def _changed(before: Found, after: Found) -> str:
 
 
 def _mark(thing: Any) -> Any:
-    """What tells a thing from another one, and from itself once it was changed."""
+    """A mark that differs for another thing, and for the same one once it was changed."""
     if isinstance(thing, _VALUES):
         return repr(thing)
     if isinstance(thing, Tensor):
@@ -216,7 +216,7 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _reached(code: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What a function reads beside its arguments."""
+    """The names and values that a function reads beside its arguments."""
     for name, cell in zip(code.__code__.co_freevars, code.__closure__ or (), strict=True):
         with suppress(ValueError):  # It may be empty yet.
             yield f".{name}", cell.cell_contents

@@ -255,7 +255,7 @@ def measure(
         entry: Entry whose tally counts.
         layer: Layer index.
         before: "B H R K" logits or weights.
-        after: The same, edited.
+        after: The edited logits or weights, of the same shape.
         valid: "B R", rows that count.
         logits: True if both are logits, False if they are weights.
     """

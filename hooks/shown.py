@@ -108,7 +108,7 @@ class _Both:
     """Two prompts in the same rows, told apart.
 
     Args:
-        null: The one behind the other.
+        null: The prompt that follows the other one.
     """
 
     def __init__(self, null: NullPrompt) -> None:

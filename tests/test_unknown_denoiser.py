@@ -204,7 +204,7 @@ def test_a_unet_by_another_name(kind: str) -> None:
 
 def test_a_subclass_whose_streams_lie_the_other_way_round_is_right_all_the_same() -> None:
     class Lies(diffusers.SD3Transformer2DModel):  # type: ignore[misc]
-        """Its parent's attention has the picture first; here its processors have the text."""
+        """A transformer whose processors put the text first, where its parent has the picture."""
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             return super().forward(*args, **kwargs)

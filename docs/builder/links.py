@@ -64,7 +64,7 @@ def rewritten(text: str, page: str, on_site: str) -> str:
     Args:
         text: Markdown.
         page: The page's path in the repository.
-        on_site: Its path on the site.
+        on_site: The page's path on the site.
     """
 
     def again(match: re.Match[str]) -> str:

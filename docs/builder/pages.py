@@ -16,9 +16,9 @@ class Table:
     """A Markdown table.
 
     Attributes:
-        heading: The heading that it stands under.
-        header: Its first row.
-        rows: The others.
+        heading: The heading above the table.
+        header: The table's first row.
+        rows: The rows under the header.
     """
 
     heading: str

@@ -66,7 +66,7 @@ def _title(table: Mapping[str, Any]) -> str:
 
 
 def diffusion(name: str) -> list[str]:
-    """The same of a method for diffusion models."""
+    """Lines of Markdown about a method for diffusion models; none if it wasn't measured."""
     lines = []
     for study in _studies():
         label = study["best"].get(name)

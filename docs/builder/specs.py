@@ -25,10 +25,10 @@ class Field:
     """A setting of a method.
 
     Attributes:
-        name: Its name.
-        default: Its default, as JSON; "required" if it has none.
+        name: Name of the setting.
+        default: The default, as JSON; "required" if there is none.
         domain: Values it may have; empty where that depends on the model.
-        text: Its meaning.
+        text: The setting's meaning.
     """
 
     name: str

@@ -50,7 +50,7 @@ class Analysis:
     """The measurements of a model's heads.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         title: The benchmark, in words.
         items: Number of items.
         maps: One for each measure, some have two.

@@ -31,7 +31,7 @@ class Subject:
     Attributes:
         answerer: The model.
         task: The benchmark.
-        items: Its items that are asked; each has an image.
+        items: The benchmark's items that are asked; each has an image.
         batch_size: Prompts at once.
     """
 

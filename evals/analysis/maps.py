@@ -19,10 +19,10 @@ class HeadMap:
 
     Attributes:
         name: Short, unique in an analysis: the name of its column in tables.
-        title: Its name for readers.
+        title: The measurement's name for readers.
         unit: The values' unit.
         values: "L H" float64; NaN where a layer doesn't attend or a head wasn't measured.
-        tower: Whose heads.
+        tower: The tower that the heads are of.
         about: The number's meaning, in a sentence or two, with its source.
         notes: Numbers that go with the whole map, by what they are.
     """

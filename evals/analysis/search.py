@@ -37,7 +37,7 @@ class Found:
     Attributes:
         method: The method's label, as it was given.
         by: The measure that ranks heads.
-        model: Whose heads.
+        model: Name of the model that the heads are of.
         task: The benchmark, in words.
         items: Number of items.
         heads: The best ones, the best first.
@@ -98,7 +98,7 @@ def by_margin(
     Args:
         subject: The model, and questions of yes and no.
         spec: The method; it has a field ``heads``.
-        layers: Whose heads are tried; by default of all that attend.
+        layers: Layers whose heads are tried; by default all that attend.
         progress: Called with runs over the items done and in all.
 
     Raises:

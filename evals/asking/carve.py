@@ -36,7 +36,7 @@ class CarveReader:
     """The reading passes of one condition.
 
     Args:
-        answerer: Whose model is asked.
+        answerer: The model that is asked.
         spec: The resolved settings.
         share: True if readings of one image may share its prefix.
 

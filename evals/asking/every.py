@@ -22,7 +22,7 @@ class Every:
     """All methods, on one model.
 
     Attributes:
-        specs: Those that can act on it, with their defaults or `WORKING` settings, by name.
+        specs: Methods that can act on it, with their defaults or `WORKING` settings, by name.
         left_out: Why each of the others can't, in one line, by name.
     """
 

@@ -47,7 +47,7 @@ class Answerer:
 
     Attributes:
         model: An image-text-to-text model.
-        processor: Its processor, with a chat template.
+        processor: The model's processor, with a chat template.
         decoding: The way tokens are chosen.
         config: The model's own generation settings with those in their place.
         prompter: Makes the model's prompts.

@@ -41,7 +41,7 @@ class Loaded:
 
     Attributes:
         model: In evaluation mode, on its device.
-        processor: Its processor, with a chat template.
+        processor: The model's processor, with a chat template.
         identity: Facts that tell this model from others, JSON-able: name, revision, weights' hash.
         notes: Remarks for its user, a line each: weights that are left out.
     """

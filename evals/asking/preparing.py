@@ -74,7 +74,7 @@ def preparer(spec: Intervention, answerer: Answerer, share: bool) -> Preparer:
     """The preparer of a question-stage method.
 
     Args:
-        spec: Its resolved settings.
+        spec: The method's resolved settings.
         answerer: The model that is asked.
         share: True if questions about one image may share its prefix.
 

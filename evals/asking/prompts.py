@@ -55,7 +55,7 @@ class Prompter(Turns):
 
         Args:
             question: The question's text.
-            text: Its prompt in the chat template.
+            text: The question's prompt in the chat template.
             choice: The answer.
 
         Raises:

@@ -47,7 +47,7 @@ def run(
     Args:
         task: The task to ask.
         model: An image-text-to-text model; left as it was found.
-        processor: Its processor, with a chat template.
+        processor: The model's processor, with a chat template.
         conditions: The conditions to compare; the unedited model is added in front where it is
             missing.
         out: Directory of the run: one folder per condition.

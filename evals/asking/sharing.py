@@ -117,7 +117,7 @@ def begin(
 
     Args:
         model: An image-text-to-text model.
-        prefix: That of ``shared``, on the model's device.
+        prefix: The prefix of ``shared``, on the model's device.
         shared: Prompts.
         beams: Rows that ``generate`` will make of each prompt.
         partial: `regaze.hooks.Attachment.partial_prompt`, where interventions are attached.

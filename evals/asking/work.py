@@ -25,8 +25,8 @@ class Asking:
 
     Args:
         task: The task to ask.
-        items: Those of its items that are.
-        limit: Their limit.
+        items: The task's items that are asked.
+        limit: The limit on items that chose them; None for all.
         answerer: The model.
         batch_size: Items per batch, see `regaze.evals.asking.batching`.
         identity: Facts that tell the model from others.

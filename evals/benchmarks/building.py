@@ -50,7 +50,7 @@ def with_images(make: Callable[..., QuestionTask]) -> Build:
 
 
 def with_images_under(make: Callable[..., QuestionTask]) -> Build:
-    """The same where a profile changes nothing but how answers are read."""
+    """As `with_images`, where a profile changes nothing but how answers are read."""
     return lambda source, profile: make(_one(source), _images(source)).under(profile)
 
 
@@ -137,7 +137,7 @@ def _files(source: Source, pattern: str) -> list[Path]:
 
 
 def _captions(source: Source) -> list[Path]:
-    """Those of the folders named; files are all among the others."""
+    """Files of captions in the folders named; files named are all among `_files`."""
     folders = (path for path in map(Path, source.data) if path.is_dir())
     return [file for path in folders for file in sorted(path.glob("captions*.json"))]
 

@@ -204,7 +204,7 @@ def count_mentions(caption: Caption, truth: Set[str]) -> dict[str, int]:
     """Sufficient statistics of one caption.
 
     Args:
-        caption: Its tokens and mentions.
+        caption: The caption's tokens and mentions.
         truth: Classes in the image; if empty, every mention is a hallucination.
 
     Returns:

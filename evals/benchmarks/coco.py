@@ -131,7 +131,7 @@ def draw_images(folder: Path, count: int | None, seed: int) -> list[str]:
 
 
 def draw(names: list[str], count: int | None, seed: int, folder: Path) -> list[str]:
-    """The same of names that are known already."""
+    """Draw names of images that are listed already; see `pick`."""
     if len(names) < (count or 1):
         raise ValueError(f"{folder} holds {len(names)} images, {count or 'some'} are asked for")
     return names if count is None else sorted(random.Random(seed).sample(names, count))

@@ -48,7 +48,7 @@ def images_in(folder: Path | str, suffix: str = "") -> Loader:
 
     Args:
         folder: The images' folder.
-        suffix: The rest of a file's name behind the key.
+        suffix: The end of a file's name, behind the key.
     """
     return lambda key: open_image(Path(folder) / f"{key}{suffix}")
 
@@ -78,7 +78,7 @@ def read_image(data: bytes, name: str) -> Image.Image:
 
     Args:
         data: The file's content.
-        name: Its name in messages.
+        name: The image's name in messages.
 
     Raises:
         OSError: Damaged, cut off, empty, too large or no image; the message holds the name.

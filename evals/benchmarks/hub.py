@@ -19,7 +19,7 @@ class Hub:
 
     Attributes:
         id: Name of the data set, e.g. ``"lmms-lab-encoder/MME"``.
-        splits: Those that are read, one after the other.
+        splits: Splits that are read, one after the other.
         config: Name of the configuration; None: the default one.
         key: Key of a row's image, by which rows share one; where it isn't given or gives None, a
             hash of the image's file.

@@ -113,7 +113,7 @@ class ProfiledQuestions(Questions):
         """Load a data set with the fields of the copy at `hub`, images included.
 
         Args:
-            dataset_id: Its name or folder; default: that copy.
+            dataset_id: The data set's id or folder; default: the copy at `hub`.
             profile: As in `from_records`.
             max_new_tokens: As in `from_records`.
 

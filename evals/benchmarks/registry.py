@@ -37,8 +37,8 @@ class Benchmark:
     """All that is known of a benchmark before any data are read.
 
     Attributes:
-        title: Its name as its authors write it.
-        summary: Its questions, in a line.
+        title: The benchmark's name as its authors write it.
+        summary: The kind of questions, in a line.
         paper: The paper that describes it.
         profiles: The usual ones; the first decides what is asked.
         build: Makes the task from files or from the sandbox's scenes.

@@ -45,7 +45,7 @@ class ClipSource:
     """The clips that a run paints; kept in its directory.
 
     Attributes:
-        split: Whose clips; choose settings on ``"validation"``, report ``"test"``.
+        split: Split of the clips; choose settings on ``"validation"``, report ``"test"``.
         count: The first so many.
         prompts: Some of ``PROMPTS``.
         frames: Frames of a clip.

@@ -59,7 +59,7 @@ class Edited:
 
     Attributes:
         title: The condition's.
-        specs: Its interventions as they were resolved, JSON-able.
+        specs: The condition's interventions as they were resolved, JSON-able.
         picture: The edited picture.
         mask: The part that it was allowed to change, tokens "rows columns" or pixels; None: all.
         firing: The interventions' firing; None for the unedited pipeline.

@@ -49,10 +49,10 @@ class PieItem:
     """An edit that is asked for.
 
     Attributes:
-        key: Its name in the file.
+        key: Name of the edit in the file.
         kind: One of `KINDS`.
         image: The picture's path.
-        prompt: Its description.
+        prompt: Description of the source picture.
         edit: The description of the edited picture.
         words: The prompt's words for what is edited; none where the file names none.
         mask: Starts and lengths of what is edited, see `regaze.evals.edits.pie.decode_mask`.

@@ -29,7 +29,7 @@ class EditSource:
     """The edits that a run makes; kept in its directory.
 
     Attributes:
-        split: Whose prompts; choose settings on ``"validation"``, report ``"test"``.
+        split: Split of the prompts; choose settings on ``"validation"``, report ``"test"``.
         count: The first so many of each kind.
         kinds: Some of `regaze.evals.edits.world.KINDS`.
         pictures: One of `SOURCES`.

@@ -28,7 +28,7 @@ class Column:
 
     Attributes:
         title: The title above it.
-        specs: Its interventions as they were resolved for the pipeline, JSON-able.
+        specs: The condition's interventions as resolved for the pipeline, JSON-able.
         pictures: One per shot.
         firing: The interventions' firing, as `regaze.hooks.report.Report.to_dict` gives it; None
             for the unedited pipeline.

@@ -23,7 +23,7 @@ def classes(path: Path, index: Mapping[str, Any], name: str) -> dict[str, type]:
 
     Args:
         path: Path of the index, ``model_index.json``.
-        index: Its components.
+        index: The parts that the pipeline's ``model_index.json`` names.
         name: The pipeline's name.
 
     Raises:

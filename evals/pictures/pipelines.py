@@ -56,7 +56,7 @@ class LoadedPipeline:
 
     @property
     def name(self) -> str:
-        """Its name for readers."""
+        """The pipeline's name for readers."""
         return Path(self.identity["name"]).name
 
     @property

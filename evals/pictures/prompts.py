@@ -22,7 +22,7 @@ class Prompt:
         text: The prompt, as scorers and readers get it.
         group: Subset that it belongs to; scores are given per group.
         asked: The prompt that the pipeline gets, where that is something else.
-        negative: Its negative prompt.
+        negative: The negative prompt that goes with it.
     """
 
     id: str

@@ -45,7 +45,7 @@ class Finished:
     """A run that was painted and scored.
 
     Attributes:
-        scored: Its scores.
+        scored: The run's scores.
         sets: Scores of each condition's set of pictures.
         samples: A grid of some pictures; None if all of them were held back.
     """

@@ -30,7 +30,7 @@ class Pictures(Task):
     Args:
         prompts: The prompts to paint.
         seeds: Seeds of the noise; every prompt is painted with each.
-        scorers: Whose scores to read.
+        scorers: Scorers whose scores to read.
 
     Raises:
         ValueError: Two scorers give a metric of the same name.

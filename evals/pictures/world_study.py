@@ -48,7 +48,7 @@ def source_fields(folder: Path, name: str) -> Mapping[str, Any]:
 
     Args:
         folder: The study's directory.
-        name: Its benchmark's name.
+        name: Name of the study's benchmark.
 
     Raises:
         ValueError: It isn't a study of that.

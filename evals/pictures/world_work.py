@@ -66,8 +66,8 @@ class WorldWork(PictureWork[AnyTask]):
 
         Args:
             plan: The condition.
-            batch: Its items.
-            wanted: Those that aren't on the disk yet; whatever else is made isn't kept.
+            batch: The batch's items.
+            wanted: Items that aren't on the disk yet; whatever else is made isn't kept.
         """
 
     def own(self) -> Mapping[str, Any]:

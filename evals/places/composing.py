@@ -31,7 +31,7 @@ class Asked:
         background: A picture's path.
         object: The path of what goes into it.
         mask: The path of a mask of it; None: the opaque part.
-        box: Its place, in shares of the background; None: the place that it has.
+        box: The object's place, in shares of the background; None: the place that it has.
         subject: The prompt's words for it.
     """
 
@@ -49,7 +49,7 @@ class Composed:
 
     Attributes:
         title: The condition's.
-        specs: Its interventions as they were resolved, JSON-able.
+        specs: The condition's interventions as they were resolved, JSON-able.
         pictures: One for each seed.
         firing: The interventions' firing; None for the unedited pipeline.
     """

@@ -100,7 +100,7 @@ class Placing(WorldWork[Places]):
         return tuple(map(_emptied, found, condition.specs))
 
     def asks(self, condition: Condition) -> Mapping[str, Any]:
-        """Whose places are given, if others."""
+        """The kind of places given, where they aren't the prompt's own."""
         return {} if condition.image == "given" else {"places": condition.image}
 
     def make(self, plan: Plan, batch: Sequence[Item], wanted: Sequence[Item]) -> Iterator[Made]:

@@ -26,7 +26,7 @@ class PlaceSource:
     """The placements that a run paints; kept in its directory.
 
     Attributes:
-        split: Whose prompts; choose settings on ``"validation"``, report ``"test"``.
+        split: Split of the prompts; choose settings on ``"validation"``, report ``"test"``.
         count: The first so many of each kind.
         kinds: Some of `regaze.evals.places.world.KINDS`.
         seed: Seed of the noise.

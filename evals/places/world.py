@@ -45,10 +45,10 @@ class Thing:
 
     Attributes:
         background: The picture.
-        picture: That of the thing, in its middle.
+        picture: A picture with the thing in its middle.
         mask: The mask of the thing in its picture, "H W".
-        region: Its place, "H W", all but its box.
-        outline: Its own pixels at its place, "H W".
+        region: Mask of the thing's place, "H W": its whole box.
+        outline: Mask of the thing's own pixels at its place, "H W".
     """
 
     background: Image.Image
@@ -66,7 +66,7 @@ class Placement:
         key: Split, kind and number.
         kind: One of `KINDS`.
         wanted: The prompt's objects; in a composition the placed one comes last.
-        boxes: Those of the last objects of the prompt, in shares of the picture.
+        boxes: Boxes of the last objects of the prompt, in shares of the picture.
         thing: The object that a composition places.
     """
 

@@ -39,7 +39,7 @@ class Control:
         kind: A check box, a list to choose from, a number, a slider, a line of text taken as it
             is, or text that is read as on the command line: numbers, lists, words.
         default: The field's value where nothing is said.
-        info: Its description in the method's documentation.
+        info: The field's description in the method's documentation.
         low: Smallest number; None where there is none.
         high: Largest number.
         step: Between a slider's numbers; None for any.

@@ -58,7 +58,7 @@ class _Asked:
 
     @property
     def fixed(self) -> list[Any]:
-        """Those that a run reads, but for the methods and their fields."""
+        """The inputs that a run reads, but for the methods and their fields."""
         settings = [self.tokens, self.seed, self.steps, self.guidance, self.negative]
         return [self.model, self.picture, self.prompt, *settings]
 
@@ -86,8 +86,8 @@ class Page:
     """A playground.
 
     Args:
-        shelf: Its models.
-        model: The one chosen first.
+        shelf: The models that it offers.
+        model: Name of the model that is chosen at first.
         load: Python files that registered methods, for scripts and commands.
     """
 

@@ -40,7 +40,7 @@ class Request:
     """A user's request.
 
     Attributes:
-        model: Its name.
+        model: Name of the model.
         prompt: The question, or what to paint.
         specs: Methods, in the order in which they act; none: the model as it is.
         picture: The picture that a question is about.

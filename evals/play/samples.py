@@ -31,7 +31,7 @@ def sample(paints: bool, number: int) -> Sample:
 
     Args:
         paints: True for a prompt, False for a picture with a question.
-        number: Its number among the scenes or prompts of the test split.
+        number: The sample's number among the scenes or prompts of the test split.
     """
     if paints:
         return Sample(wanted(_SPLIT, _SUBSET, _COUNT)[number % _COUNT].prompt)

@@ -55,8 +55,8 @@ def application(shelf: Shelf, model: str, host: str, load: Sequence[Path] = ()) 
     """The playground as a web application.
 
     Args:
-        shelf: Its models.
-        model: The one chosen first.
+        shelf: The models that it offers.
+        model: Name of the model that is chosen at first.
         host: The host that will serve it.
         load: Python files that registered methods.
 

@@ -77,7 +77,7 @@ def flips(
 
     Args:
         result: The run.
-        scores: Its scores, which say what flipped.
+        scores: The run's scores, which say what flipped.
         label: The condition.
         processor: The model's, which says what it sees of an image; None: all of it.
         heats: Makes attention maps; None leaves them out.

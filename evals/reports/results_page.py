@@ -183,7 +183,7 @@ def changed(stored: Mapping[str, Any], metric: str, way: int) -> str:
 
     Args:
         stored: The row.
-        metric: Its name.
+        metric: Name of the metric.
         way: +1 if more is better, -1 if less is, 0 if neither.
     """
     return _cell(metric, _changes(stored)[metric], way)

@@ -19,9 +19,9 @@ class Entry:
     """A method's setting in one table.
 
     Attributes:
-        name: Its name, with "tuned" where it is.
+        name: The method's name, with "tuned" where the setting is.
         label: The setting.
-        row: Its stored numbers.
+        row: The setting's stored numbers.
         time: Processor time beside the unedited model's, None if it wasn't taken.
     """
 

@@ -69,7 +69,7 @@ def element(heads: Heads, sides: Sequence[Side], unit: str) -> str:
     """The element, as HTML.
 
     Args:
-        heads: Whose maps these are.
+        heads: The heads that the maps belong to.
         sides: The maps side by side; all on one scale.
         unit: The whole that shares are of, to follow a percentage: "of attention on the picture".
 

@@ -91,7 +91,7 @@ def settle(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     The new file is in its place before old ones are removed, so a crash in between loses nothing.
 
     Args:
-        path: The one that stays.
+        path: The file that stays.
         rows: All lines in the order that they shall have.
     """
     text = "".join(map(dump, rows))

@@ -21,7 +21,7 @@ class Plan:
 
     Attributes:
         condition: The condition.
-        specs: Its interventions with every field filled in.
+        specs: The condition's interventions with every field filled in.
         folder: The folder of its answers.
         config: The configuration that its answers depend on.
     """
@@ -63,8 +63,8 @@ class Work(Protocol):
 
     Attributes:
         task: The task, which knows how it is scored.
-        items: Those of its items that are done, in order.
-        limit: Their limit.
+        items: The task's items that are done, in order.
+        limit: The limit on items that chose them; None for all.
         seeds: Sampling seeds; every item is done once with each.
         name: The model's name, for reports.
         device: The device that it runs on.

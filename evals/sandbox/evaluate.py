@@ -41,8 +41,8 @@ def evaluate(
 
     Args:
         model: In float32.
-        processor: Its processor.
-        split: Whose scenes to ask about.
+        processor: The model's processor.
+        split: The split whose scenes to ask about.
         n_images: Number of images of each task.
         load: Gives the image of a key; another one than the scene's makes a control.
     """

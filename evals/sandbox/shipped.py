@@ -13,8 +13,8 @@ def shipped(kind: str, name: str, names: Sequence[str]) -> Path:
 
     Args:
         kind: The kind of model, for the message.
-        name: Its name.
-        names: All of that kind.
+        name: Name of the model.
+        names: Names of all models of that kind.
 
     Raises:
         ValueError: None of them has that name; the message names the nearest.

@@ -30,7 +30,7 @@ def kept(folder: Path, table: Tallies, draws: int, seed: int, assess: Callable[[
 
     Args:
         folder: The run's directory; nothing is kept where it isn't there or can't be written to.
-        table: What is scored.
+        table: The tallies that are scored.
         draws: Bootstrap replicates.
         seed: Seed of the bootstrap.
         assess: Makes the scores.

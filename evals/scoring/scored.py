@@ -32,7 +32,7 @@ class Opened:
     Attributes:
         tasks: The task under each profile; the first one is the one that was done.
         titles: The name of each for readers.
-        result: Its answers, as the tasks score them.
+        result: The run's answers, as the tasks score them.
         read: Reads those of another run of the task likewise.
     """
 

@@ -82,7 +82,7 @@ class TaskScores:
     """One run under one scoring profile.
 
     Attributes:
-        title: Its name for readers.
+        title: The run's name for readers.
         task: The task's name.
         profile: The scoring rules.
         directions: For each metric +1, -1 or 0: which way is better.

@@ -31,7 +31,7 @@ class Chosen:
     Attributes:
         outputs: Outputs of the model.
         factors: The factors that were in force.
-        own: Those that the method itself chose, layer by layer, the earlier ones in force.
+        own: The factors that the method chose, layer by layer, with the earlier ones in force.
     """
 
     outputs: Sequence[Outputs]

@@ -70,7 +70,7 @@ class Seen:
 
         Args:
             first: A word or phrase of the prompt.
-            second: Another.
+            second: Another word or phrase of the prompt.
             sample: Number of the picture in the batch.
             threshold: Share of the way from a map's smallest to its largest value from which on it
                 is bright.

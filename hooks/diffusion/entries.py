@@ -18,8 +18,8 @@ class Entry:
 
     Attributes:
         work: The work.
-        tally: Its counters.
-        doubt: What nothing confirmed of the calls in which it acted, once it is taken off.
+        tally: The work's counters.
+        doubt: Set once the work is taken off: which facts about its calls nothing confirmed.
     """
 
     def __init__(self, work: Work) -> None:

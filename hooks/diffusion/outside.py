@@ -76,7 +76,7 @@ class Guess:
         text: Text of the call, of both halves.
         cond: The half that is taken to be conditional.
         prediction: Prediction that the call returned; None before.
-        acted: What acted in the call.
+        acted: The works that acted in the call.
     """
 
     latents: Any

@@ -148,8 +148,8 @@ def join_rows(
     Args:
         call: The arguments of a call of ``batch`` rows.
         more: The same arguments for other rows.
-        batch: Rows of the first.
-        family: The denoiser's.
+        batch: Number of rows of the first call.
+        family: The denoiser's family.
     """
 
     def joined(one: Any, other: Any, several: bool) -> Any:

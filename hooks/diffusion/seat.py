@@ -101,7 +101,7 @@ class Seat:
         self._calls.release(keep=lambda thing: id(thing) in keep)
 
     def doubt(self, entry: Entry) -> str:
-        """What nothing confirmed of the calls in which a work acted; empty if all was."""
+        """The facts about the calls in which a work acted that nothing confirmed; empty if none."""
         threads = list(self._threads.values())
         guesses = [*self._guesses, *(thread.outside.guess for thread in threads)]
         found = (guess.doubt for guess in guesses if guess is not None and entry in guess.acted)

@@ -175,7 +175,7 @@ class ByTheWay(ByLayers):
 
         Args:
             own: The layer's, every place of every row.
-            first: Those that lead, of the same shape.
+            first: The leading block's maps, of the same shape.
             branches: Number of branches of guidance, one after the other.
             cond: The number of the conditional one.
             rows: Rows of the denoiser's batch.
@@ -272,7 +272,7 @@ def resized(maps: Tensor, grid: tuple[int, int], wanted: tuple[int, int]) -> Ten
     Args:
         maps: Rows of the denoiser's batch, of each its places, row by row.
         grid: Rows and columns of places.
-        wanted: Those of the result.
+        wanted: Height and width of the result's grid.
     """
     if grid == wanted:
         return maps

@@ -75,7 +75,7 @@ class Source:
         return cls(latents, timesteps, found.get("shares"), grid)
 
     def keep(self) -> Path:
-        """Its path in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if it is new."""
+        """The source's path in the cache, ``$XDG_CACHE_HOME/regaze/sources``; written if new."""
         from safetensors.torch import save
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}

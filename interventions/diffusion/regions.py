@@ -259,7 +259,7 @@ class _Regional(Work):
         Args:
             call: The attention call.
             words: Tokens of the base's text.
-            prompts: Those of the regions' texts.
+            prompts: Tokens of the regions' texts.
             apart: True if the base's are in rows behind the regions', with a picture of their own.
         """
         image, half, every = picture_of(call), len(call.query) // 2, slice(0, len(call.query))

@@ -161,7 +161,7 @@ def on_one_stream(call: Call, lengths: tuple[int, int], apart: int, guide: Guide
 
     Args:
         call: The attention call.
-        lengths: Those of both texts.
+        lengths: Lengths of both texts, in tokens.
         apart: Distance between both texts' beginnings; what lies between them is padding.
         guide: Makes the picture's rows of those on each text.
     """
@@ -192,7 +192,7 @@ def on_two_streams(call: Call, lengths: tuple[int, int], guide: Guide) -> Tensor
 
     Args:
         call: The attention call.
-        lengths: Those of both texts; what is longer in its rows is padding.
+        lengths: Lengths of both texts, in tokens; the rest of a text's rows is padding.
         guide: Makes the picture's rows of those on each text.
     """
     batch, cond = _whose(call.pass_)
@@ -222,7 +222,7 @@ def _two_texts(
         call: Call whose kernel is used.
         rows: Rows of its batch.
         image: The picture's tokens.
-        texts: Those of each text.
+        texts: The tokens of each text.
     """
 
     def of(x: Tensor, *tokens: slice) -> Tensor:

@@ -199,7 +199,7 @@ class Words:
     Attributes:
         ids: Token ids.
         special: Ids of tokens that are no text, such as what opens a picture.
-        bos: The one that begins texts, if there is one.
+        bos: Id of the token that begins texts, if there is one.
         pad: The token that fills rows up.
         replaces: True if the text before the picture makes way.
     """

@@ -41,7 +41,7 @@ def noised(given: Mapping[str, Any], config: Any, step: int, seed: int) -> dict[
         given: The arguments.
         config: The model's config.
         step: The step of the noise schedule: the later, the more noise.
-        seed: Another one draws other noise.
+        seed: Seed of the noise.
 
     Raises:
         ValueError: There are no pixels among the arguments.

@@ -188,7 +188,7 @@ def choose_heads(
 
     Args:
         with_image: "B H D", head outputs at the last position.
-        without: The same without the image.
+        without: "B H D", head outputs of the prompt without its image.
         outlier_filter: Zero heads that surge both ways: high divergence and high activity
             without image.
         unbiased: True if the filter's std divides by n - 1.

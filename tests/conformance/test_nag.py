@@ -165,7 +165,7 @@ def to_pictures(attn: Any, stored: Tensors, hidden: Tensor, context: Tensor) -> 
 @pytest.mark.parametrize("stream", ["own", "shared"])
 @pytest.mark.parametrize("case", cases("nag", named("sd3")))
 def test_joint_attention_of_sd3(case: dict[str, Any], stream: str) -> None:
-    """Its modulation is neutral, so that both forms have to give the same."""
+    """SD3's modulation is neutral here, so that both forms have to give the same."""
     inputs, expected = vectors("nag")
     make: Any = Attention
     attn = make(

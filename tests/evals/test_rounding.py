@@ -29,7 +29,7 @@ class Wrong(PAI):
     """PAI whose edit is off its formula by a share of the logits.
 
     Attributes:
-        off: That share.
+        off: The share of the logits.
         halves: Off in 16 bits alone.
         batch: The number of rows from which on it is off.
     """

@@ -152,7 +152,7 @@ def test_compiled_code_takes_no_notice_or_breaks() -> None:
 
 
 def test_what_others_made_of_it_meanwhile_runs_it_once_and_still_runs_afterwards() -> None:
-    """They keep methods of the class that it had while something was registered."""
+    """Others keep methods of the class that the model had while something was registered."""
     torch._dynamo.reset()
     module, log, calls = Doubling(), [], Calls()  # type: ignore[var-annotated]
     calls.around(module, plus(1, log), inner=True)

@@ -37,7 +37,7 @@ class MadeUpConfig(hf.LlavaConfig):  # type: ignore[misc]
 
 
 class MadeUpModel(hf.LlavaForConditionalGeneration):
-    """Its model."""
+    """The made-up family's model."""
 
     config_class = MadeUpConfig
 

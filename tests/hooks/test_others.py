@@ -291,7 +291,7 @@ def adding_the_last_call(module: Any) -> None:
 
 @pytest.mark.parametrize("name", COMPARES)
 def test_a_replaced_forward_that_would_see_two_prompts_is_refused(name: str) -> None:
-    """Its last row would be that of the prompt without its image."""
+    """The last row that it sees would be that of the prompt without its image."""
     model = tiny("llava", fresh=True)
     inputs = ask(model, (SHORT, [0]))
     wrapped(model.tower.layers[1], _at(-1))
@@ -329,7 +329,7 @@ def test_a_contrast_is_one_of_the_model_with_a_replaced_forward(name: str) -> No
 def test_runs_of_a_model_with_a_replaced_forward_share_no_step(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may go by columns, and those of a shorter prompt would be moved."""
+    """The forward may go by columns, and a shorter prompt's would be moved."""
     rows = (SHORT, [0]), (LONG, [1])
 
     def run() -> Tensor:

@@ -181,7 +181,7 @@ def literally(
 
     Args:
         denoiser: The denoiser.
-        call: Its arguments.
+        call: The denoiser's arguments.
         images: For each module to edit, the picture's rows of its calls, call by call;
             again from the first one if there are more calls.
         edit: Makes the edited maps.

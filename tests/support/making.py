@@ -38,7 +38,7 @@ class Made:
     """A method's spec for each scene.
 
     Attributes:
-        method: Its class.
+        method: The method's class.
         make: Makes the spec for a scene.
     """
 
@@ -106,7 +106,7 @@ def _two_regions(scene: str) -> Regions:
 
 
 def _short_region(scene: str) -> Regions:
-    """Its text is shorter than the prompt's, and only some blocks keep it apart."""
+    """A region whose text is shorter than the prompt's, and apart in some blocks only."""
     text = {"text": noise(1, 3, WIDTH, seed=9)}
     return Regions([((0, 0, 0.5, 0.5), "one")], 0.3, stop=1.0, every=(2, 2), embeddings=text)
 

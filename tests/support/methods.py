@@ -103,7 +103,7 @@ class Method:
         id: The method's name in tests.
         acts: A spec that visibly acts on every tiny model, or, for pipelines, a function that
             makes one for a scene.
-        idle: One of strength zero; by default the acting one's own `Intervention.idle`.
+        idle: A spec of strength zero; by default the acting one's own `Intervention.idle`.
         scenes: Pipelines that it acts on; empty for language models, where `matrix.cannot` says it.
         like: Another row's id, if it runs as that one does: promises `ON_THE_WAY` are then tested
             with that one, and this one's formula everywhere.
@@ -111,7 +111,7 @@ class Method:
             what the prompt's last row predicts ("prediction"), which runs twice and needs the
             whole model.
         drafts: True if it can be checked what a draft proposes; else that raises.
-        without: Promises that it doesn't give, and why. "literal@flux" is that of one scene.
+        without: Promises that it doesn't give, and why. "literal@flux" is a promise in one scene.
         within: Allowed difference of two ways to compute it, as a share of the largest latent.
     """
 
@@ -502,7 +502,7 @@ def promised(promise: str, *scenes: str) -> pytest.MarkDecorator:
 
     Args:
         promise: One of `PROMISES`.
-        *scenes: Those to run it in; a row that acts in none of them runs in the first of its own.
+        *scenes: Scenes to run it in; a row that acts in none of them runs in its own first one.
             By default all.
     """
     cases = []

@@ -59,7 +59,7 @@ class Spec(ABC):
         return self.name + (":" + ",".join(changed) if changed else "")
 
     def identity(self, *packages: str, **weights: str) -> dict[str, Any]:
-        """Its settings, the versions of the libraries it uses, and hashes of its weights."""
+        """The scorer's settings, versions of the libraries it uses, and hashes of its weights."""
         versions = {name: version(name) for name in packages}
         return {"name": self.name, **dataclasses.asdict(self), "packages": versions, **weights}
 

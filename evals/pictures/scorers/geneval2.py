@@ -75,7 +75,7 @@ class GenEval2(Scorer):
             its prompts are painted with ``--prompts`` and the same file. It is CC BY-NC 4.0, so it
             doesn't come with regaze.
         model: A vision-language model: folder or Hub id. The paper's figures are by this one.
-        dtype: Its precision; ``auto`` is the checkpoint's own, as in the paper's code.
+        dtype: The model's precision; ``auto`` is the checkpoint's own, as in the paper's code.
     """
 
     name: ClassVar[str] = "geneval2"

@@ -31,8 +31,8 @@ class SetScore:
     """One metric of a set of pictures.
 
     Attributes:
-        metric: Its name.
-        value: Its value.
+        metric: Name of the metric.
+        value: The metric's value.
         sd: Over the subsets that the metric draws itself; None if it draws none.
         n: Pictures in the set.
         n_reference: Pictures in the reference set; None without one.

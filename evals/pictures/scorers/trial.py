@@ -17,7 +17,7 @@ def try_out(chosen: Sequence[Spec], prompts: Sequence[str]) -> None:
 
     Args:
         chosen: The scorers to use.
-        prompts: That they will be painted from.
+        prompts: The prompts that will be painted.
 
     Raises:
         ImportError: A library is missing; the message says what to install.

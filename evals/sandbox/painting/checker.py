@@ -19,11 +19,11 @@ class Counts:
     Each prompted object has one of the first six fates, tried in this order.
 
     Attributes:
-        found: It is there.
-        swapped: It and another prompted object have each other's colours.
-        leaked: Its colour is on another prompted object's shape, or its shape in that one's colour.
-        malformed: Its colour is there in no known shape.
-        wrong: Its colour is there in a shape that wasn't prompted, or its shape in such a colour.
+        found: The object is there.
+        swapped: The object and another prompted one have each other's colours.
+        leaked: The colour is on another prompted object's shape, or the shape in that one's colour.
+        malformed: The colour is there in no known shape.
+        wrong: The colour is there in a shape that wasn't prompted, or the shape in such a colour.
         missing: Nothing speaks of it: neglect.
         extra: Things that are none of the above; not prompted objects.
         wanted: Prompted objects, the sum of the first six.

@@ -32,7 +32,7 @@ class DenoiserStage(Stage):
     Attributes:
         architecture: ``"mmdit"`` or ``"unet"``.
         denoiser: The model.
-        encoders: Its text encoders.
+        encoders: The pipeline's text encoders.
         latents: The scenes' latents, scaled: ``(scenes, 4, 16, 16)``, float16.
     """
 

@@ -55,7 +55,7 @@ class Stage(ABC):
     """Some modules in training.
 
     Attributes:
-        name: Its name in logs and files.
+        name: The stage's name in logs and files.
         modules: The modules that it trains, and those it needs for that alone.
         step: Steps done.
         cpu_seconds: Processor time spent so far, over all runs.

@@ -109,8 +109,8 @@ def align(
     Args:
         projector: Maps ``(n, 1280)`` to ``(n, width)``; changed.
         targets: The targets of `kind_targets`.
-        scenes: Whose cells it learns from.
-        photographs: Whose cells it learns from as well.
+        scenes: Scenes from whose cells it learns.
+        photographs: Photographs from whose cells it learns as well.
         seed: Seed of all draws.
         steps: Number of steps.
         report: Receives step and loss from time to time.

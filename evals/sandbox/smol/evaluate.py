@@ -89,7 +89,7 @@ class Examiner:
 
         Args:
             model: Merged.
-            processor: Its processor.
+            processor: The model's processor.
         """
         self._model, self._processor = model, processor
         inner = model.model
@@ -243,7 +243,7 @@ def figures(
 
     Args:
         model: In float32.
-        processor: Its processor.
+        processor: The model's processor.
         scenes: Number of test scenes that POPE asks about; half as many are asked about every kind.
         captions: Number of scenes that are described.
         photographs: COCO's folder, if there is one.

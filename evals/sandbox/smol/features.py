@@ -32,7 +32,7 @@ class Seen:
         features: ``(n, 49, 1280)``, float16.
         cells: ``(n, 49)``, number of the kind that covers most of a cell, if over 30 % of it.
         kinds: Kinds of each scene's objects, the largest first.
-        unseen: Those of them that a picture kept from training shows.
+        unseen: Kinds among them shown by a picture that was kept from training.
     """
 
     features: Tensor
@@ -64,7 +64,7 @@ def see(tower: nn.Module, split: str, count: int) -> Seen:
 
 
 def seen(tower: nn.Module, split: str, count: int, folder: Path) -> Seen:
-    """The same, kept in a folder for the next time."""
+    """The features of scenes, kept in a folder for the next time."""
     path = folder / f"{split}-{count}.safetensors"
     words = path.with_suffix(".json")
     if not path.exists():

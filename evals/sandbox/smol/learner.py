@@ -46,7 +46,7 @@ class Learner:
 
     Attributes:
         projector: Trained.
-        language: Its attention's linear layers are `Updated`.
+        language: The language model; its attention's linear layers are `Updated`.
         writer: The writer of turns.
         updates: All of them, by layer and target.
     """

@@ -26,7 +26,7 @@ class Package:
 
     Attributes:
         name: The project's.
-        version: The one that the checksum is for.
+        version: The version that the checksum is for.
         sha256: Checksum of the wheel.
         size: Bytes of the wheel.
         member: The file in it that is used.

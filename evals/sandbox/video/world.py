@@ -53,7 +53,7 @@ class Clip:
 
     @property
     def prompt(self) -> str:
-        """Its content in words."""
+        """The clip's content in words."""
         return self.wanted.prompt
 
     @cached_property

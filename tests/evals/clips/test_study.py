@@ -206,7 +206,7 @@ def test_clips_painted_otherwise_are_never_mixed(
 
 @dataclass(frozen=True)
 class Absent(Redness):
-    """Its library is missing."""
+    """A scorer whose library is missing."""
 
     def load(self, device: str) -> Ready:
         raise ImportError("ssim isn't installed: pip install it")

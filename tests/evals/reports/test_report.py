@@ -28,7 +28,7 @@ MODEL, PROCESSOR = toy_model()
 
 
 class Loud(ToyTask):
-    """Its questions and truths would break a page that doesn't escape them."""
+    """A task whose questions and truths would break a page that doesn't escape them."""
 
     name = "loud"
 

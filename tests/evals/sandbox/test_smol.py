@@ -46,7 +46,7 @@ class Asked(Language):
 
     Args:
         model: The model.
-        processor: Its processor.
+        processor: The model's processor.
         questions: A text each, with its number of pictures.
     """
 

@@ -117,7 +117,7 @@ def test_a_loop_that_does_not_show_which_half_is_conditional_raises() -> None:
 
 @pytest.mark.parametrize("scale", [5.0, 1.0])
 def test_a_callback_that_runs_the_denoiser_says_which_half_is_conditional(scale: float) -> None:
-    """Its rows aren't those of the pipeline that runs around it."""
+    """The callback's rows aren't those of the pipeline that runs around it."""
     pipe, kind = tiny("sd"), FAMILIES["sd"]
 
     def again(pipe: Any, step: int, time: Any, tensors: Any) -> dict[str, Any]:

@@ -107,7 +107,7 @@ def in_a_global(block: Any) -> Callable[..., Any]:
 
 
 class Helper:
-    """What a helper class puts on a block, with its state on itself, and in a list in place."""
+    """A replacement on a block by a helper class that keeps state on itself and in a list."""
 
     def __init__(self, block: Any) -> None:
         self.stock, self.bank = block.forward, {"mean": torch.zeros(())}
@@ -133,7 +133,7 @@ REFUSED = r"transformer_blocks.1's own forward .*keeps something from call to ca
 @pytest.mark.parametrize("fork", [True, False])
 @pytest.mark.parametrize("way", KEEPING)
 def test_what_keeps_something_between_calls_raises(way: str, fork: bool) -> None:
-    """It would be mixed up by a branch: the prompt's prediction from what the branch left."""
+    """A branch would mix it up: the prompt's prediction would use what the branch left."""
     pipe, kind = built("flux"), FAMILIES["flux"]
     block = pipe.transformer.transformer_blocks[1]
     block.forward = KEEPING[way](block)

@@ -59,7 +59,7 @@ def test_latents_after_ten_steps_equal_those_of_diffusers(family: str, guided: b
 
 
 def test_diffusers_leaves_out_the_norms_of_queries_and_keys_in_sd35() -> None:
-    """Its perturbed layers run without q/k norm, the unperturbed branch too; ours keep them."""
+    """diffusers' perturbed layers run without q/k norm in both branches; ours keep it."""
     pipe = quiet(StableDiffusion3Pipeline(**sd3_parts(qk_norm="rms_norm")))
     theirs = quiet(
         StableDiffusion3PAGPipeline(**sd3_parts(qk_norm="rms_norm"), pag_applied_layers="blocks.1")

@@ -41,7 +41,7 @@ def fresh(family: str) -> Any:
 
 
 def guided(family: str, pipe: Any, **more: Any) -> tuple[Tensor, str]:
-    """Its latents with PAG attached, and how the guidance ran."""
+    """The pipeline's latents with PAG attached, and how the guidance ran."""
     kind = FAMILIES[family]
     with regaze.attach(pipe, METHODS["pag"].on(family), **more) as run:
         latents = kind.run(pipe)

@@ -12,11 +12,11 @@ class Source:
     Attributes:
         name: The set's name in atlas.json.
         design: Two sets of one design show the same drawing in two techniques.
-        package: Its package on npm.
+        package: The npm package that holds the set.
         version: The package's version.
         sha256: Checksum of the package's archive.
         licence: SPDX name.
-        holder: Whose pictures they are, and where they are published.
+        holder: The pictures' owner, and where they are published.
     """
 
     name: str
