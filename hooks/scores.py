@@ -118,7 +118,8 @@ class Scores:
         """Take note of the tower's pass in this call.
 
         Raises:
-            NotImplementedError: A model generates that makes its scores elsewhere.
+            NotImplementedError: A model generates that makes its scores elsewhere, or a part of it
+                was called that makes none.
         """
         if self._here.given is not None:
             self._here.running = running
@@ -130,10 +131,19 @@ class Scores:
                 f"predicts, and {type(self._scorer()).__name__} was called without its output "
                 "layer: call the model itself, not a part of it"
             )
-        if any(edit.scores for edit in main.works.values()) and self._request() is not None:
+        if not any(edit.scores for edit in main.works.values()):
+            return
+        name = type(self._scorer()).__name__
+        if self._request() is not None:
             raise NotImplementedError(
-                f"{type(self._scorer()).__name__}.generate() doesn't make its scores by a call of "
-                "the model itself but of a part of it, so they can't be edited"
+                f"{name}.generate() doesn't make its scores by a call of the model itself but of a "
+                "part of it, so they can't be edited"
+            )
+        if main.pass_.prompt_end:
+            raise NotImplementedError(
+                f"an intervention edits next-token scores, and {name} was called without its "
+                "output layer, so that scores made of what it returns would stay as they are: call "
+                "the model itself, not a part of it (run.partial_prompt() if the prompt goes on)"
             )
 
     @torch.compiler.disable

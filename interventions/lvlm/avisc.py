@@ -209,7 +209,7 @@ class _AvisCEdit(Edit):
         super().__init__(layers)
         self.spec = spec
         self.weights: dict[int, Tensor] = {}
-        self.last = torch.empty(0)
+        self.last, self.length, self.end = torch.empty(0), 0, -1
 
     @property
     def branches(self) -> tuple[Branch, ...]:  # type: ignore[override]
@@ -224,14 +224,23 @@ class _AvisCEdit(Edit):
         return twin
 
     def begin(self, pass_: Pass) -> None:
-        self.weights, self.last = {}, pass_.last_rows if pass_.prompt_start else self.last
+        self.weights, self.length = {}, pass_.length
+        if pass_.prompt_start:
+            self.last = pass_.last_rows
+            self.end = int(self.last.max())
+        elif pass_.past <= self.end:
+            raise NotImplementedError(
+                "avisc blanked tokens by what the end of a prompt attends to, and its cache was "
+                "cut to less: read the new prompt from its beginning"
+            )
 
     def active(self, layer: int, pass_: Pass) -> bool:
         return pass_.prompt_start and pass_.prompt_end
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
         here = (plan.rows == self.last.to(plan.rows.device)[:, None]) & plan.valid
-        row = (logits.softmax(-1).mean(1) * here[..., None]).sum(1)
+        # A static cache has columns behind the prompt's, in some layers more than in others.
+        row = (logits.softmax(-1).mean(1) * here[..., None]).sum(1)[:, : self.length]
         self.weights[layer] = self.weights[layer] + row if layer in self.weights else row
 
     def _enter(self, given: Mapping[str, Any], pass_: Pass) -> Mapping[str, Any]:

@@ -176,6 +176,11 @@ class _BiasEdit(SpanEdit):
 
     def biased(self, pass_: Pass) -> Tensor:
         inside = find_spans("highlight", self.host, self.spec.spans, pass_).any(1)
+        if self.branches and pass_.past and bool(inside[:, pass_.past :].any()):
+            raise NotImplementedError(
+                "highlight: a span came behind the beginning of the prompt, which the second run "
+                "read without it: read the prompt in one block"
+            )
         return self.added * inside.float()
 
 

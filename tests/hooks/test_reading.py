@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, ask, logits
-from matrix import EDITS, MAIN
+from matrix import CONTRASTS, EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
+from transformers import DynamicCache
 
 from regaze.hooks import attach
 
@@ -125,6 +126,32 @@ def test_the_prompt_is_read_however_the_model_is_called(call: str) -> None:
         else:
             got = model.model.lm_head(model.model.model(**inputs).last_hidden_state)
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONTRASTS)
+def test_what_edits_scores_raises_where_none_are_made(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    with attach(model.model, CONTRASTS[name].acts, processor=model.processor), torch.no_grad():
+        with pytest.raises(NotImplementedError, match="called without its output layer"):
+            model.model.model(**inputs)
+        cache = model.model(**inputs).past_key_values
+        with pytest.raises(NotImplementedError, match="called without its output layer"):
+            model.model.model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+
+
+def test_the_beginning_of_a_prompt_may_be_read_without_scores() -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    words, pictures = inputs.pop("input_ids"), {"pixel_values": inputs["pixel_values"]}
+    dola = CONTRASTS["dola"].acts
+    with attach(model.model, dola) as run, torch.no_grad():
+        want = model.model(input_ids=words, **pictures).logits[:, -1]
+        cache = DynamicCache(config=model.model.config.get_text_config())
+        with run.partial_prompt():
+            model.model.model(input_ids=words[:, :12], past_key_values=cache, **pictures)
+        got = model.model(input_ids=words[:, 12:], past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
 def test_what_waits_for_a_prediction_raises_where_none_is_made() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, answer, answer_and_report, ask, literally, logits
-from matrix import EDITS, MAIN, pairs
+from matrix import CONTRASTS, EDITS, MAIN, pairs
 from methods import Method
 from tiny import tiny
 from transformers import set_seed
@@ -29,7 +29,7 @@ def test_plain_forward_passes_predict_what_generate_does(family: str, method: Me
     assert answer(model, inputs, method.acts, tokens=1) == [[int(first)]]
 
 
-@pairs(families=FEW)
+@pairs(*MAIN, *CONTRASTS, families=FEW)
 def test_a_static_cache_equals_a_dynamic_one(family: str, method: Method) -> None:
     model = tiny(family)
     inputs = ask(model, *ROWS)

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask, literally
-from matrix import EDITS, MAIN
+from matrix import ALL, EDITS, MAIN
 from tiny import Tiny, tiny
 from torch import Tensor
 from transformers import DynamicCache
 
 from regaze.hooks import attach
+from regaze.interventions import PromptHighlighter
 
 
 @pytest.mark.parametrize("name", [name for name in MAIN if not EDITS[name].decides])
@@ -92,6 +93,40 @@ def test_questions_may_share_an_encoded_prefix(name: str) -> None:
     torch.testing.assert_close(both, got[0].repeat(1, 2, 1), rtol=0, atol=1e-4)
 
 
+CUT = {
+    "ilvad": "begin anew with the whole conversation",
+    "anchor": "read prompts at once",
+    "vhr": "needs the whole prompt",
+    "avisc": "read the new prompt from its beginning",
+}
+"""Methods that decide by a whole prompt, by name, and what they say of another one's beginning."""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_cache_that_is_cut_behind_the_picture_answers_another_question(name: str) -> None:
+    """As the whole prompt does, or it is refused."""
+    model, spec = tiny("llava"), ALL[name].acts
+    inputs = ask(model, (SHORT, [0]))
+    image_end = int(model.expected_image_columns(inputs)[0].nonzero().max()) + 1
+    question = model.processor.tokenizer("what is on the left?", return_tensors="pt")["input_ids"]
+    whole = torch.cat([inputs["input_ids"][:, :image_end], question], 1)
+    told: dict[str, Any] = {
+        "attention_mask": torch.ones_like(whole), "max_new_tokens": 3, "do_sample": False,
+        "output_logits": True, "return_dict_in_generate": True,
+    }  # fmt: skip
+    cache = DynamicCache(config=model.model.config.get_text_config())
+    with attach(model.model, spec, processor=model.processor):
+        want = model.model.generate(whole, **pixels(inputs), **told)
+        model.model.generate(**inputs, max_new_tokens=4, do_sample=False, past_key_values=cache)
+        cache.crop(image_end - cache.get_seq_length())
+        if ALL[name].name in CUT:
+            with pytest.raises(NotImplementedError, match=CUT[ALL[name].name]):
+                model.model.generate(whole, past_key_values=cache, **told)
+            return
+        got = model.model.generate(whole, past_key_values=cache, **told)
+    torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), rtol=0, atol=1e-4)
+
+
 def pixels(inputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
 
@@ -136,3 +171,17 @@ def test_a_cache_from_before_the_attachment_raises() -> None:
         model.model(**inputs, past_key_values=cache)
     with attach(model.model, EDITS["pai"].acts), pytest.raises(ValueError, match="attach first"):
         model.model(input_ids=torch.tensor([[7]]), past_key_values=cache)
+
+
+def test_a_span_of_another_question_behind_a_cut_cache_is_refused() -> None:
+    """The second run has read the beginning; what it is to see faintly is new."""
+    model, spec = tiny("llava"), PromptHighlighter(spans=("dog",))
+    inputs = ask(model, (SHORT, [0]))
+    image_end = int(model.expected_image_columns(inputs)[0].nonzero().max()) + 1
+    cache = DynamicCache(config=model.model.config.get_text_config())
+    with attach(model.model, spec, processor=model.processor), torch.no_grad():
+        model.model(**inputs, past_key_values=cache)
+        cache.crop(image_end - cache.get_seq_length())
+        question = model.processor.tokenizer("a dog?", return_tensors="pt")["input_ids"]
+        with pytest.raises(NotImplementedError, match="highlight: a span came behind"):
+            model.model(input_ids=question, past_key_values=cache)
