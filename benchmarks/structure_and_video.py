@@ -1,10 +1,11 @@
-"""The cost of Structured Diffusion, skip-layer guidance, ByTheWay and Enhance-A-Video.
+"""The cost of Structured Diffusion, PrimeComposer, skipped blocks, ByTheWay and Enhance-A-Video.
 
 Each on a model of its kind with random weights, whole runs of some steps, so that what happens once
 (phrases are encoded) and what happens in some steps alone (ByTheWay, the first fifth) counts as it
-does. Ratios to the plain pipeline, and skip-layer guidance to diffusers' own, of rounds in which
-all take turns. Aimed at: 1.02 for Structured, 1.03 for both video methods, 0.85 of diffusers' for
-the branch that skips.
+does; PrimeComposer's pictures are inverted in the run, or their latents are given. Ratios to the
+plain pipeline, and skip-layer guidance to diffusers' own, of rounds in which all take turns. Aimed
+at: 1.02 for Structured, 1.03 for both video methods that don't guide, 0.85 of diffusers' for the
+branch that skips.
 
 Run:  python -m benchmarks.structure_and_video [--threads 1] [--rounds 5] [--only Wan]
 """
@@ -12,6 +13,8 @@ Run:  python -m benchmarks.structure_and_video [--threads 1] [--rounds 5] [--onl
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +32,7 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from PIL import Image
 from rich.console import Console
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -47,6 +51,8 @@ from regaze.evals.sandbox.painting.build import build_tokenizer
 
 WIDTH = 256
 SKIPPED = [3, 4]
+STEPS, CELLS = 20, 32
+"""The U-Net's steps, and its latents' rows and columns."""
 PROMPT = "a red circle and a blue square"
 
 
@@ -69,11 +75,19 @@ def _ddim() -> DDIMScheduler:
     return DDIMScheduler(clip_sample=False, steps_offset=1)
 
 
+def _autoencoder() -> Any:
+    """A small one, whose latents' cells are 8 pixels wide."""
+    return AutoencoderKL(
+        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4, latent_channels=4,
+    )  # fmt: skip
+
+
 def unet() -> Any:
     """A U-Net with a text encoder, whose words are known."""
     torch.manual_seed(0)
     model = UNet2DConditionModel(
-        sample_size=32, block_out_channels=(64, 128, 256, 256), cross_attention_dim=WIDTH,
+        sample_size=CELLS, block_out_channels=(64, 128, 256, 256), cross_attention_dim=WIDTH,
         attention_head_dim=8, norm_num_groups=32,
     )  # fmt: skip
     tokenizer = build_tokenizer()
@@ -83,7 +97,7 @@ def unet() -> Any:
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
     )  # fmt: skip
     return StableDiffusionPipeline(
-        None, CLIPTextModel(config).eval(), tokenizer, model.eval(), _ddim(), None, None,
+        _autoencoder(), CLIPTextModel(config).eval(), tokenizer, model.eval(), _ddim(), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
 
@@ -95,13 +109,13 @@ def animate() -> Any:
         sample_size=16, block_out_channels=(64, 128, 256, 256), cross_attention_dim=WIDTH,
         motion_num_attention_heads=4, num_attention_heads=4, norm_num_groups=32,
     )  # fmt: skip
-    vae: Any = AutoencoderKL(
-        block_out_channels=(8,) * 4, down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, norm_num_groups=4,
-    )  # fmt: skip
-    # Never run: it only says that a latent cell is 8 pixels wide.
     return AnimateDiffPipeline(
-        vae, None, None, model.eval(), None, DDIMScheduler(clip_sample=False, steps_offset=1)
+        _autoencoder(),
+        None,
+        None,
+        model.eval(),
+        None,
+        DDIMScheduler(clip_sample=False, steps_offset=1),
     )
 
 
@@ -114,6 +128,18 @@ def wan() -> Any:
     )  # fmt: skip
     parts: Any = (None, None, None, FlowMatchEulerDiscreteScheduler(shift=3.0))
     return WanPipeline(*parts, transformer=model.eval())
+
+
+def _composing(inverts: bool) -> regaze.PrimeComposer:
+    """An object in a quarter of the picture, both as pictures or as latents of every step."""
+    place: dict[str, Any] = {"box": (0.5, 0.5, 1.0, 1.0), "subject": ("square",)}
+    if inverts:
+        pictures = [Image.new("RGB", (8 * CELLS,) * 2, colour) for colour in ("gray", "blue")]
+        return regaze.PrimeComposer(*pictures, mask=(0.0, 0.0, 1.0, 1.0), **place)
+    mask = torch.zeros(CELLS, CELLS, dtype=torch.bool)
+    mask[CELLS // 2 :, CELLS // 2 :] = True
+    latents = {name: torch.randn(STEPS + 1, 4, CELLS, CELLS) for name in ("background", "object")}
+    return regaze.PrimeComposer(latents=latents, mask=mask, **place)
 
 
 def cases() -> dict[str, Case]:
@@ -129,9 +155,14 @@ def cases() -> dict[str, Case]:
     frames = {"num_frames": 16, "height": 128, "width": 128, "decode_chunk_size": 16}
     size = {"num_frames": 17, "height": 256, "width": 256}
     return {
-        "U-Net, 32 x 32 latents, 20 steps": Case(
-            unet, {"prompt": PROMPT, "num_inference_steps": 20, "height": 256, "width": 256},
-            {"plain": (None, {}), "Structured": (regaze.StructuredDiffusion(phrases), {})},
+        f"U-Net, {CELLS} x {CELLS} latents, {STEPS} steps": Case(
+            unet, {"prompt": PROMPT, "num_inference_steps": STEPS, "height": 256, "width": 256},
+            {
+                "plain": (None, {}),
+                "Structured": (regaze.StructuredDiffusion(phrases), {}),
+                "PrimeComposer, latents given": (_composing(inverts=False), {}),
+                "PrimeComposer": (_composing(inverts=True), {}),
+            },
         ),
         "SD3-like, 12 blocks, 2 skipped, 4 steps": Case(
             lambda: dit("cpu"), {**dit_call(), "num_inference_steps": 4},
@@ -143,7 +174,11 @@ def cases() -> dict[str, Case]:
         ),
         "Wan-like, 5 latent frames, 2 steps": Case(
             wan, {**embeds, **size, "num_inference_steps": 2},
-            {"plain": (None, {}), "Enhance-A-Video": (regaze.EnhanceAVideo(), {})},
+            {
+                "plain": (None, {}),
+                "Enhance-A-Video": (regaze.EnhanceAVideo(), {}),
+                "STG": (regaze.STG(layers=(2,)), {}),
+            },
         ),
     }  # fmt: skip
 
@@ -164,6 +199,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="models whose name holds this, such as Wan")
     options = parse(parser)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = folder  # PrimeComposer keeps pictures and latents there.
+        measure(options)
+
+
+def measure(options: argparse.Namespace) -> None:
+    """Measure each model's runs and print a table of them."""
     console = Console()
     console.print(describe(options), highlight=False)
     for title, case in cases().items():

@@ -149,9 +149,19 @@ def attend(
             mine = mine[:, :, rows] if mask.shape[2] > 1 else mine
             more["attn_mask"] = mine[..., columns]
         made[:, heads, rows] = kernel(
-            query[:, heads, rows], key[:, shared, columns], value[:, shared, columns], **more
+            _taken(query, heads, rows),
+            _taken(key, shared, columns),
+            _taken(value, shared, columns),
+            **more,
         )
     return made
+
+
+def _taken(x: Tensor, heads: slice, span: Span) -> Tensor:
+    """Some tokens of some heads of "B H N D"."""
+    # Copies whole rows, where indexing copies number by number.
+    some = x[:, heads]
+    return some[:, :, span] if isinstance(span, slice) else some.index_select(2, span)
 
 
 def _on(span: Span, like: Tensor) -> Span:

@@ -13,6 +13,7 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
+from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _Self = TypeVar("_Self", bound="Guided")
@@ -52,6 +53,12 @@ class Guided(ByLayers):
     def idle(self: _Self) -> _Self:
         """The same with guidance of weight 0."""
         return replace(self, scale=0.0)
+
+    def controls(self) -> dict[str, Intervention]:
+        """The same difference, towards the perturbed branch."""
+        # What is lost of an adaptive scale stops at 0, so one below it would do nothing.
+        mirrored = self.scale > 0 and not self.adaptive
+        return {"towards": replace(self, scale=-self.scale)} if mirrored else {}
 
     def literal(self) -> GuidanceForm:
         """A whole second pass with the edited maps, and what is added of the difference."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +12,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion.text import Prompt
 
+_WORD = re.compile(r"[\w'-]+")
 Made = list[tuple[Tensor | None, Tensor | None, Tensor]]
 """Contexts of keys and of values "S L C" (None: the prompts' own), and each sample's share "S"."""
 
@@ -71,6 +74,16 @@ def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
         encoded: The phrase, encoded by itself: "L C", its first token behind the one that begins.
 
     Raises:
+        ValueError: As `columns_of`.
+    """
+    columns = columns_of(prompt, phrase)
+    return Aligned(columns, encoded[1 : 1 + len(columns[0])])
+
+
+def columns_of(prompt: Prompt, phrase: str) -> tuple[tuple[int, ...], ...]:
+    """The columns of a phrase in a prompt, once for each time that it occurs, equally many.
+
+    Raises:
         ValueError: The prompt doesn't hold the phrase, or cuts it off, or reads it as other tokens.
     """
     found = prompt.find(phrase)
@@ -85,7 +98,28 @@ def aligned(prompt: Prompt, phrase: str, encoded: Tensor) -> Aligned:
             f"structured_diffusion: {phrase!r} is {sorted(lengths)} tokens in {prompt.text!r}, so "
             "it can't be aligned; leave it out"
         )
-    return Aligned(tuple(map(tuple, found)), encoded[1 : 1 + lengths.pop()])
+    return tuple(map(tuple, found))
+
+
+def other_spans(prompt: str, phrases: Sequence[str]) -> list[str]:
+    """Spans of a prompt that aren't its phrases, drawn at random, but the same ones each time.
+
+    For each phrase one of as many words, as long as there are any left.
+    """
+    words = [word.span() for word in _WORD.finditer(prompt)]
+    draw, taken, found = random.Random(prompt), {_read(phrase) for phrase in phrases}, []
+    for phrase in phrases:
+        last = max(len(_read(phrase)), 1) - 1
+        spans = [prompt[words[at][0] : words[at + last][1]] for at in range(len(words) - last)]
+        left = [span for span in spans if _read(span) not in taken]
+        if left:
+            found.append(draw.choice(left))
+            taken.add(_read(found[-1]))
+    return found
+
+
+def _read(text: str) -> tuple[str, ...]:
+    return tuple(word.lower() for word in _WORD.findall(text))
 
 
 def _merged(context: Tensor, phrases: Sequence[Aligned]) -> Tensor:

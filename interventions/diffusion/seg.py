@@ -32,7 +32,7 @@ from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.perturb import blur_queries, mean_query
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import register
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion.guided import Guided
 
 INFINITE = 9999.0
@@ -66,6 +66,11 @@ class SEG(Guided):
     def idle(self) -> SEG:
         """The same with nothing blurred."""
         return replace(self, sigma=0.0)
+
+    def controls(self) -> dict[str, Intervention]:
+        """The same difference, towards the blurred branch."""
+        # The paper's gamma weighs gamma - 1 without guidance by prompt: -gamma isn't its mirror.
+        return super().controls() if self.sense == "code" else {}
 
     def literal(self) -> GuidanceForm:
         """A whole second pass of the branch that the sense says."""

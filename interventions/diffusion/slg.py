@@ -24,7 +24,7 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.guided import Guided
 from regaze.interventions.diffusion.skip import Skipping, check_layers
 
@@ -68,10 +68,6 @@ class SLG(Guided):
     def literal_map(self, m: Map) -> Tensor:
         """Never asked for: no map is edited."""
         raise NotImplementedError
-
-    def controls(self) -> dict[str, Intervention]:
-        """The same difference, towards the branch without the blocks."""
-        return {"towards": replace(self, scale=-self.scale)} if self.scale > 0 else {}
 
     def bind(self, host: Host) -> Skipping:
         """Make the guidance."""

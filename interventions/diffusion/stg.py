@@ -29,7 +29,7 @@ from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.guided import Guided
 from regaze.interventions.diffusion.pag import PAG
 from regaze.interventions.diffusion.skip import Skipping, check_layers
@@ -81,10 +81,6 @@ class STG(Guided):
     def literal_map(self, m: Map) -> Tensor:
         """The identity, or with the picture's rows seeing themselves and the text."""
         return self._attention().literal_map(m)
-
-    def controls(self) -> dict[str, Intervention]:
-        """The same difference, towards the branch that skips."""
-        return {"towards": replace(self, scale=-self.scale)} if self.scale > 0 else {}
 
     def bind(self, host: Host) -> Guidance:
         """Make the guidance."""

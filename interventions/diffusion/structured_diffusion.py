@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -33,11 +33,19 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
+from regaze.hooks.diffusion.text import Prompt
 from regaze.hooks.diffusion.works import Run, Work
-from regaze.interventions.base import register
+from regaze.interventions.base import Intervention, register
 from regaze.interventions.diffusion import structured_literally
 from regaze.interventions.diffusion.nouns import noun_phrases
-from regaze.interventions.diffusion.phrase_contexts import Aligned, Made, aligned, contexts
+from regaze.interventions.diffusion.phrase_contexts import (
+    Aligned,
+    Made,
+    aligned,
+    columns_of,
+    contexts,
+    other_spans,
+)
 from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
 
 _MODELS = ("UNet2DConditionModel", "UNetMotionModel")
@@ -59,6 +67,8 @@ class StructuredDiffusion(ByLayers):
         layers: Layers: parts of module paths; by default every cross-attention layer.
         start: Share of the sampling steps at which it begins.
         stop: Share of the sampling steps at which it ends; all steps by default, as in the code.
+        spans: Spans of the prompt that are read by themselves: its "phrases", or as a control
+            "random" ones, for each phrase one of as many words that is none.
     """
 
     name: ClassVar[str] = "structured_diffusion"
@@ -72,6 +82,7 @@ class StructuredDiffusion(ByLayers):
     layers: tuple[str | int, ...] | None = None
     start: float = 0.0
     stop: float = 1.0
+    spans: str = "phrases"
 
     def check(self) -> None:
         """Check the fields' domains."""
@@ -86,6 +97,7 @@ class StructuredDiffusion(ByLayers):
                 )
         check_choice(self.name, "absent", self.absent, ("raise", "skip"))
         check_choice(self.name, "keys", self.keys, ("prompt", "phrases", "pairs"))
+        check_choice(self.name, "spans", self.spans, ("phrases", "random"))
         check_where(self.name, self.layers, self.start, self.stop)
 
     @property
@@ -97,6 +109,11 @@ class StructuredDiffusion(ByLayers):
     def idle(self) -> StructuredDiffusion:
         """The same without phrases: the prompt alone."""
         return replace(self, phrases=())
+
+    def controls(self) -> dict[str, Intervention]:
+        """As many spans of the prompt that are no phrases."""
+        phrases = self.phrases and self.spans == "phrases"
+        return {"random spans": replace(self, spans="random")} if phrases else {}
 
     def literal(self) -> WholeForm:
         """Explicit maps, each context by a pass of its own."""
@@ -163,9 +180,13 @@ class _Structured(Work):
                 tuple(phrase for phrase in phrases if prompt.find(phrase))
                 for prompt, phrases in zip(prompts, lists, strict=True)
             ]
+        kind = "noun phrase of two words or more"
+        if self.spec.spans == "random":
+            kind = "span beside its phrases"
+            lists = [_others(prompt, own) for prompt, own in zip(prompts, lists, strict=True)]
         unlike = [prompts[n].text for n, phrases in enumerate(lists) if not phrases]
         if unlike:
-            run.tally.note = f"no noun phrase of two words or more in {shown(unlike[0])}"
+            run.tally.note = f"no {kind} in {shown(unlike[0])}"
         wanted = list(dict.fromkeys(phrase for phrases in lists for phrase in phrases))
         if not wanted:
             return replace(self, samples=((),) * len(prompts), kept=[])
@@ -183,7 +204,7 @@ class _Structured(Work):
 
     def attend(self, call: Call) -> Tensor:
         """Head outputs whose conditional rows read the phrases."""
-        pass_, module = call.pass_, call.module
+        pass_, module = call.pass_, cast(Any, call.module)
         if pass_ is None or pass_.pipeline is None:
             raise ValueError(
                 "structured_diffusion needs a running pipeline, which knows the prompt's words"
@@ -193,6 +214,16 @@ class _Structured(Work):
         made = self._contexts(pass_, rows)
         cond = slice(rows.start * frames, rows.stop * frames)
 
+        def project(layer: Any, text: Tensor | None, own: Tensor) -> Tensor:
+            return own[cond] if text is None else _heads(layer(text), own, frames)
+
+        if self.spec.keys == "prompt":
+            # Only values differ, so that all rows go through the kernel together.
+            ((_, averaged, _),) = made
+            values = call.value.clone()
+            values[cond] = project(module.to_v, averaged, values)
+            return call.kernel(call.query, call.key, values)
+
         def attention(rows: slice, key: Tensor, value: Tensor) -> Tensor:
             mask = (
                 {} if call.mask is None or len(call.mask) == 1 else {"attn_mask": call.mask[rows]}
@@ -200,15 +231,10 @@ class _Structured(Work):
             return call.kernel(call.query[rows], key, value, **mask)
 
         done: Any = 0
-        for keys, values, share in made:
-            key, value = call.key[cond], call.value[cond]
-            key = key if keys is None else _heads(module.to_k(keys), key, frames)  # type: ignore[union-attr, operator]
-            value = value if values is None else _heads(module.to_v(values), value, frames)  # type: ignore[union-attr, operator]
-            one = attention(cond, key, value)
-            if len(made) == 1:  # Its share is 1.
-                done = one
-            else:
-                done = done + share.repeat_interleave(frames)[:, None, None, None].to(one) * one
+        for keys, values_, share in made:
+            key = project(module.to_k, keys, call.key)
+            one = attention(cond, key, project(module.to_v, values_, call.value))
+            done = done + share.repeat_interleave(frames)[:, None, None, None].to(one) * one
         parts = {cond.start: done}
         for rest in (slice(0, cond.start), slice(cond.stop, len(call.query))):
             if rest.start < rest.stop:
@@ -225,6 +251,14 @@ class _Structured(Work):
         made = contexts(base, self.samples, self.spec.keys)
         self.kept[:] = [text, made]
         return made
+
+
+def _others(prompt: Prompt, phrases: Sequence[str]) -> tuple[str, ...]:
+    """Spans in the place of phrases, of what the encoder doesn't cut off."""
+    for phrase in phrases:
+        columns_of(prompt, phrase)
+    seen = max(end for _, end in prompt.spans)
+    return tuple(other_spans(prompt.text[:seen], phrases))
 
 
 def _heads(projected: Tensor, like: Tensor, frames: int) -> Tensor:

@@ -14,6 +14,7 @@ from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal import WholeForm
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Layout, Site
+from regaze.interventions.diffusion.phrase_contexts import other_spans
 from regaze.interventions.diffusion.texts_literally import (
     Pairs,
     Reading,
@@ -52,6 +53,8 @@ def _texts(spec: StructuredDiffusion, pipeline: Any, call: Mapping[str, Any], ro
         prompt = prompts[row // each]
         if spec.absent == "skip":
             phrases = tuple(p for p in phrases if _places(pipeline, prompt, p))
+        if spec.spans == "random":
+            phrases = tuple(other_spans(prompt, phrases))
         mine, last = [], own[row]
         for phrase in phrases:
             mine.append(_put(pipeline, prompt, phrase, own[row]))

@@ -24,7 +24,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -38,7 +38,7 @@ from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.works import Guidance
-from regaze.interventions.base import Intervention, Preset, register
+from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.guided import Guided
 
 _INSIDE = re.compile(r"(.*)\.transformer_blocks\.(\d+)\.attn1")
@@ -70,10 +70,6 @@ class TPG(Guided):
         super().check()
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise ValueError(f"tpg: seed must be a whole number, got {shown(self.seed)}")
-
-    def controls(self) -> dict[str, Intervention]:
-        """The same difference, towards the branch whose tokens are shuffled."""
-        return {"towards": replace(self, scale=-self.scale)} if self.scale > 0 else {}
 
     def literal(self) -> GuidanceForm:
         """A whole second pass with tokens permuted where they enter the first chosen block."""

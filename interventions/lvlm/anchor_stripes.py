@@ -90,7 +90,12 @@ def anchored(
             made = near.out[head]
             if len(at):
                 columns = first + at
-                far = _far(query[head, rows], key[head, columns], value[head, columns], scale)
+                far = _far(
+                    query[head, rows],
+                    key[head].index_select(0, columns),
+                    value[head].index_select(0, columns),
+                    scale,
+                )
                 made = together((near.out[head][None, None], near.lse[head][None, None]), far)[0, 0]
             out[head, rows] = made.to(out.dtype)
             if weights is not None:
@@ -136,9 +141,11 @@ def _near(
             seen = mask[:, some]
             seen = torch.cat([seen[..., :first], seen[..., rows.start : stop]], -1)
             logits = logits.masked_fill(~seen, -torch.inf)
-        lse = logits.logsumexp(-1)
-        out = (logits - lse[..., None]).exp() @ values.float()
-        parts.append(Near(out, lse, logits.amax(-1)))
+        largest = logits.amax(-1, keepdim=True)
+        weights = logits.sub_(largest).exp_()
+        total = weights.sum(-1, keepdim=True)
+        out = weights @ values.float() / total
+        parts.append(Near(out, (largest + total.log())[..., 0], largest[..., 0]))
     return Near(*(torch.cat(x, 1) for x in zip(*parts, strict=True)))
 
 

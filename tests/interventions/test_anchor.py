@@ -51,7 +51,7 @@ def test_a_threshold_that_admits_all_is_dense_attention() -> None:
     inputs = ask(model, (LONG, [0]))
     plain = logits(model, inputs)
     wide = AnchorAttention(theta=1e6, block=2, step=2, init=2)
-    torch.testing.assert_close(logits(model, inputs, wide), plain, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits(model, inputs, wide), plain, rtol=2e-6, atol=1e-5)
     idle = SPEC.idle()
     assert torch.equal(logits(model, inputs, idle), plain)
     # A prompt of one superblock is read as always.

@@ -7,7 +7,7 @@ import pytest
 
 from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.controls import controls, roles, with_controls
-from regaze.interventions import PAI, VAF, VAR, VHR, Intervention, get, names
+from regaze.interventions import PAG, PAI, SEG, VAF, VAR, VHR, Intervention, get, names
 
 
 def labels(*texts: str) -> dict[str, str]:
@@ -44,6 +44,12 @@ def test_of_combined_methods_one_at_a_time_is_replaced() -> None:
         # VAR's share is between 0 and 1: there is no sign to flip.
         (VAR(), {}),
         (VHR(heads="random"), {}),
+        (PAG(), {"towards": PAG(scale=-3)}),
+        (PAG(scale=0), {}),
+        # Below 0 an adaptive scale stays at 0, and the paper's gamma has no mirror.
+        (PAG(adaptive=0.01), {}),
+        (SEG(scale=2), {"towards": SEG(scale=-2)}),
+        (SEG(sense="paper"), {}),
     ],
 )
 def test_controls_stay_within_what_a_method_allows(

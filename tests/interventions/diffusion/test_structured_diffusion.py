@@ -21,6 +21,7 @@ import regaze
 from regaze.hooks.diffusion.literal import Manner
 from regaze.interventions import StructuredDiffusion, from_dict, parse
 from regaze.interventions.diffusion import nouns
+from regaze.interventions.diffusion.phrase_contexts import other_spans
 
 PROMPT = "a red circle and a blue square"
 OTHER = "a green circle"
@@ -131,9 +132,13 @@ def test_it_equals_explicit_maps_and_leaves_nothing(pipe: Any, keys: str, guided
 
 
 @pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
+@pytest.mark.parametrize("spans", ["phrases", "random"])
 @pytest.mark.parametrize("keys", KEYS)
-def test_it_equals_the_literal_form_that_verify_runs(pipe: Any, keys: str, guided: bool) -> None:
-    spec = StructuredDiffusion(phrases=[[RED, BLUE], [GREEN, OTHER]], keys=keys, layers=("mid",))
+def test_it_equals_the_literal_form_that_verify_runs(
+    pipe: Any, keys: str, spans: str, guided: bool
+) -> None:
+    phrases = [[RED, BLUE], [GREEN, OTHER]] if spans == "phrases" else [[RED], [GREEN]]
+    spec = StructuredDiffusion(phrases=phrases, keys=keys, layers=("mid",), spans=spans)
     with regaze.attach(pipe, spec) as found:
         got = run(pipe, [PROMPT, OTHER], guided)
     with found.specs[0].literal().within(pipe, Manner("unet", guided)):  # type: ignore[attr-defined]
@@ -144,6 +149,49 @@ def test_it_equals_the_literal_form_that_verify_runs(pipe: Any, keys: str, guide
     with replace(spec, phrases=(RED, GREEN)).literal().within(pipe, Manner("unet", guided)):
         lacking = run(pipe, [PROMPT, OTHER], guided)
     assert not torch.equal(lacking, got)
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["cfg", "alone"])
+def test_the_control_reads_as_many_spans_that_are_no_phrases(pipe: Any, guided: bool) -> None:
+    spec = StructuredDiffusion([[RED, BLUE], [GREEN]])
+    (control,) = spec.controls().values()
+    assert control == replace(spec, spans="random") and control.controls() == {}
+    spans = [other_spans(PROMPT, [RED, BLUE]), other_spans(OTHER, [GREEN])]
+    assert [len(each) for each in spans] == [2, 1] and spans[1] == ["a green"]
+    for span in spans[0]:
+        assert span in PROMPT and len(span.split()) == 3 and span not in (RED, BLUE)
+    assert len(set(spans[0])) == 2
+    with regaze.attach(pipe, control):
+        got = run(pipe, [PROMPT, OTHER], guided)
+        assert torch.equal(run(pipe, [PROMPT, OTHER], guided), got)
+    with regaze.attach(pipe, StructuredDiffusion(spans)):
+        assert torch.equal(run(pipe, [PROMPT, OTHER], guided), got)
+    with regaze.attach(pipe, spec):
+        assert not torch.equal(run(pipe, [PROMPT, OTHER], guided), got)
+
+
+def test_spans_are_cut_from_the_prompt_as_it_is_written() -> None:
+    prompt = "A red circle, a blue square and a white cross."
+    phrases = ["a red circle", "A BLUE SQUARE", "a white cross"]
+    found = other_spans(prompt, phrases)
+    assert found == other_spans(prompt, phrases) and len(set(found)) == 3
+    for span in found:
+        assert span in prompt and len(span.replace(",", "").split()) == 3
+        assert span.lower() not in map(str.lower, phrases)
+    # Another prompt gets others, and what is left may be too little.
+    assert found != other_spans(prompt + " And a red ring", phrases)
+    assert other_spans("a red circle", ["a red circle"]) == []
+    assert set(other_spans("a red circle", ["a red circle", "circle", "red"])) == {"a"}
+
+
+def test_a_prompt_without_other_spans_is_noted_and_a_missing_phrase_raises(pipe: Any) -> None:
+    with regaze.attach(pipe, StructuredDiffusion([OTHER], spans="random")) as found:
+        got = run(pipe, OTHER)
+    assert torch.equal(got, run(pipe, OTHER))
+    assert "no span beside its phrases in 'a green circle'" in str(found.report())
+    lacking = StructuredDiffusion(["a green square"], spans="random")
+    with regaze.attach(pipe, lacking), pytest.raises(ValueError, match="isn't in the prompt"):
+        run(pipe)
 
 
 def test_phrases_that_a_prompt_lacks_may_be_skipped(pipe: Any) -> None:
