@@ -59,7 +59,9 @@ def run_files(out: Path) -> list[Path]:
 
     Raises:
         ValueError: There is none.
+        OSError: There is no such directory.
     """
+    out.stat()
     found = sorted(out.rglob(store.RUN))
     if not found:
         raise ValueError(f"{out} holds no run: no {store.RUN} in it or below")

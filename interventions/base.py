@@ -102,11 +102,18 @@ class Intervention(ABC):
         for f in dataclasses.fields(self):
             value = _plain(getattr(self, f.name))
             object.__setattr__(self, f.name, value)
-            if f.type == "bool":
+            if _kind(f) == "bool":
                 check_flag(self.name, f.name, value)
             elif str(f.type).startswith("tuple[") and not isinstance(value, tuple | None):
-                raise ValueError(f"{self.name}: {f.name} must be a list, got {shown(value)}")
+                raise ValueError(
+                    f"{self.name}: {f.name} must be a list such as [1,2], got {shown(value)}"
+                )
         self.check()
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if _kind(f) in ("int", "float") and not number:
+                raise ValueError(f"{self.name}: {f.name} must be a number, got {shown(value)}")
 
     def check(self) -> None:  # noqa: B027 (a method without fields has nothing to check)
         """Check the fields' domains.
@@ -182,6 +189,11 @@ class Intervention(ABC):
             if (value := getattr(self, f.name)) != f.default
         ]
         return self.name + (":" + ",".join(changed) if changed else "")
+
+
+def _kind(field: dataclasses.Field[Any]) -> str:
+    """A field's type as it is written, with ``from __future__ import annotations`` or without."""
+    return field.type if isinstance(field.type, str) else getattr(field.type, "__name__", "")
 
 
 def register(cls: _T) -> _T:

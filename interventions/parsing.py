@@ -41,7 +41,15 @@ def parse(text: str) -> Intervention:
             fields[field] = _stored(field, value[1:]) if value[:1] == "@" else read_value(value)
         except RecursionError as error:
             raise ValueError(f"{name}: {field} is nested too deeply") from error
-    cls = get(name)
+    try:
+        cls = get(name)
+    except ValueError as error:
+        if set(name) & set(",= "):
+            form = (
+                "fields follow a colon, as in vhr:alpha=2, and a plus joins methods, as in var+pai"
+            )
+            raise ValueError(f"{error} ({form})") from None
+        raise
     return cls.preset(preset, **fields) if at else cls.from_fields(fields)
 
 

@@ -94,6 +94,12 @@ class Certificate:
         """The labels of what was verified, in order."""
         return list(dict.fromkeys(line.method for line in self.lines if line.method))
 
+    @property
+    def unchecked(self) -> list[str]:
+        """The labels of methods of which nothing could be checked."""
+        checked = {line.method for line in self.lines if line.verdict in ("passed", "failed")}
+        return [label for label in self.methods if label not in checked]
+
     def only(self, method: str) -> Certificate:
         """Keep the lines about one method and about the plain model.
 

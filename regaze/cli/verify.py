@@ -66,7 +66,7 @@ def verify(
 ) -> None:
     """Prove on your own model that each method does what its formula says, and leaves no trace.
 
-    Exit code 1: a promise failed, or none could be checked.
+    Exit code 1: a promise failed, or none could be checked, be it of one method that --with names.
     """
     from regaze.evals.pictures.pipelines import is_pipeline
     from regaze.evals.runs.conditions import Condition
@@ -105,6 +105,8 @@ def verify(
         typer.echo(json.dumps(certificate.to_dict(), allow_nan=False, ensure_ascii=False))
     else:
         show(certificate, target.model)
+    if with_ and certificate.unchecked:
+        fail(f"nothing could be checked of {', '.join(certificate.unchecked)}", 1)
     raise typer.Exit(0 if certificate.passed else 1)
 
 

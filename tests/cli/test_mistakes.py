@@ -58,6 +58,8 @@ from regaze.evals import sandbox
         (["eval", "pope", "--num-beams", "2", "--temperature", "1"], "exclude each other"),
         (["compare-runs", ".", "."], "holds no run"),
         (["show", "."], "holds no run"),
+        (["show", "runs/pope"], "there is no runs/pope"),
+        (["compare-runs", ".", "nope"], "holds no run"),
     ],
 )
 def test_mistakes_are_one_clear_line(

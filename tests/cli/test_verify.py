@@ -42,6 +42,13 @@ def test_json_is_the_certificate() -> None:
     assert found["model"]["identity"]["name"] == "sandbox"
 
 
+def test_a_named_method_of_which_nothing_could_be_checked_is_exit_code_1() -> None:
+    result = call("verify", "--with", "vhr:layers=[99]")
+    assert result.exit_code == 1
+    assert "layers holds 99" in " ".join(result.stdout.split())
+    assert "error: nothing could be checked of vhr:layers=[99]" in result.stderr
+
+
 @pytest.mark.usefixtures("wrong")
 def test_a_promise_that_fails_is_exit_code_1() -> None:
     result = call("verify", "--with", "pai")

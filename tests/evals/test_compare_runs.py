@@ -144,8 +144,11 @@ def test_one_run_each_needs_no_folder_in_common(tmp_path: Path) -> None:
     a = made(tmp_path / "a" / "deep", {"none": "yes"})
     b = made(tmp_path / "b", {"none": "yes"})
     assert len(compare_runs(a.parent, b)) == 1
-    with pytest.raises(ValueError, match="holds no run"):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
         compare_runs(a, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no run"):
+        compare_runs(a, tmp_path / "empty")
 
 
 def test_the_second_run_does_not_need_its_data_any_more(tmp_path: Path) -> None:

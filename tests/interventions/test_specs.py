@@ -294,6 +294,28 @@ def test_text_that_is_none_and_values_of_the_wrong_type_are_refused() -> None:
             parse(f"pag:layers={layers}")
 
 
+def test_fields_of_ones_own_method_are_of_their_type_though_nothing_checks_them() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Own(VHR):
+        gain: float = 1.0
+        count: int = 2
+        loud: bool = False
+
+    assert Own(gain=2, count=3, loud=True).label.endswith("gain=2,count=3,loud=true")
+    for wrong in ({"gain": "three"}, {"count": None}, {"gain": True}, {"loud": 1}):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=f"{name} must be "):
+            Own.from_fields(wrong)
+
+
+@pytest.mark.parametrize("text", ["vhr,pai", "vhr=2", "vhr alpha=2"])
+def test_a_form_that_no_condition_has_is_told_the_right_one(text: str) -> None:
+    with pytest.raises(ValueError, match=r"did you mean vhr\? \(fields follow a colon, as in"):
+        parse(text)
+    with pytest.raises(ValueError, match=r"did you mean [^(]*$"):
+        parse("vrh")
+
+
 def test_long_values_are_shown_by_their_beginning_and_deep_ones_refused() -> None:
     for text in ("9" * 401, "9" * 5000, "[" * 200):
         with pytest.raises(ValueError, match="alpha must be") as caught:
