@@ -57,7 +57,8 @@ def parse(conditions: Sequence[str], sweeps: Sequence[str] = ()) -> dict[str, Co
         Conditions by title: the label, in which a swept field stands even at its default.
 
     Raises:
-        ValueError: An unknown method, field or value; a column given twice, or none at all.
+        ValueError: An unknown method, field or value; a method without a field that it needs; a
+            column given twice, or none at all.
     """
     found = [Condition.parse(text) for text in conditions]
     swept: dict[str, list[str]] = {}
@@ -70,6 +71,7 @@ def parse(conditions: Sequence[str], sweeps: Sequence[str] = ()) -> dict[str, Co
             raise ValueError(
                 f"{condition.label}: @{condition.image} is for models that read an image"
             )
+        condition.check_given()
     titles = [_title(condition, swept) for condition in found]
     if twice := sorted({title for title in titles if titles.count(title) > 1}):
         raise ValueError(f"given twice: {', '.join(twice)}; name each condition once")

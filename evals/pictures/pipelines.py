@@ -206,9 +206,11 @@ def _folder(name: str, variant: str | None) -> Path:
     except RepositoryNotFoundError as error:
         raise ValueError(f"{hint} the Hub knows no such public model either") from error
     except (OSError, ValueError) as error:
+        # diffusers is long about a model that is not in the cache.
+        why = first_line(error)
+        why = "offline, and not in the local cache" if "not fully cached" in why else why
         raise ValueError(
-            f"{hint} it can't be had from the Hub ({first_line(error)}): check the spelling or "
-            "the connection"
+            f"{hint} it can't be had from the Hub ({why}): check the spelling or the connection"
         ) from error
 
 

@@ -92,6 +92,14 @@ class ConceptUpdate(ByLayers):
                     'words of the prompt, or "auto"'
                 )
 
+    def check_given(self) -> None:
+        """Check that concepts are named."""
+        if not self.tokens:
+            raise ValueError(
+                f"{self.name} acts on words of the prompt, and none are named: set tokens to words "
+                'such as [cat,frog], to column numbers, or to "auto" for the prompt\'s nouns'
+            )
+
     def _listed(self) -> list[Any]:
         """All concepts that are named, of all prompts."""
         if self.tokens == "auto":

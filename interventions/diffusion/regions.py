@@ -136,6 +136,14 @@ class Regions(Intervention):
                 f"{shown(self.embeddings)}"
             )
 
+    def check_given(self) -> None:
+        """Check that regions are given."""
+        if not self.regions:
+            raise ValueError(
+                "regions gives parts of the picture prompts of their own, and none are given: set "
+                'regions to pairs of a box and a prompt, such as [[[0,0,0.5,1],"a red circle"]]'
+            )
+
     def idle(self) -> Regions:
         """The same with the base prompt alone."""
         return replace(self, base=1.0)

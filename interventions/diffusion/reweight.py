@@ -117,6 +117,14 @@ class Reweight(ByLayers):
         check_where("reweight", self.layers, self.start, self.stop)
         self._check_windows()
 
+    def check_given(self) -> None:
+        """Check that words are given."""
+        if not self.words:
+            raise ValueError(
+                "reweight makes words count more or less, and none are given: set words to "
+                '"(red:1.4) cat" or {"red": 1.4}'
+            )
+
     def _check_windows(self) -> None:
         if self.windows and self.maps == "first" and self.how == "logits":
             raise ValueError(
