@@ -34,6 +34,7 @@ from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
+from regaze.hooks.diffusion.guiders import refuse_uneven
 from regaze.hooks.diffusion.host import inner
 from regaze.hooks.diffusion.latents import Latents
 from regaze.hooks.diffusion.outside import Outside
@@ -335,6 +336,7 @@ class OnePass:
                 )
             delta = held[1]
         else:
+            refuse_uneven(pass_.running, prediction)
             deltas = [self._delta(pass_, entry, branch, kept, prediction)
                       for entry, branch in branches]  # fmt: skip
             delta = deltas[0]

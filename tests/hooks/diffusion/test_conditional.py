@@ -16,7 +16,13 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from diffusers.guiders import ClassifierFreeGuidance, PerturbedAttentionGuidance
+from diffusers.guiders import (
+    AdaptiveProjectedGuidance,
+    ClassifierFreeGuidance,
+    ClassifierFreeZeroStarGuidance,
+    PerturbedAttentionGuidance,
+    TangentialClassifierFreeGuidance,
+)
 from diffusers.hooks import LayerSkipConfig
 from diffusers.modular_pipelines.modular_pipeline import BlockState
 from diffusers.modular_pipelines.stable_diffusion_xl.denoise import StableDiffusionXLDenoiseStep
@@ -355,10 +361,10 @@ def modular(guider: Any) -> Any:
     return pipe
 
 
-def steps(pipe: Any) -> Tensor:
+def steps(pipe: Any, count: int = 3) -> Tensor:
     """The latents that a modular pipeline's denoising blocks make of a stock pipeline's call."""
     call = FAMILIES["sdxl"].call(1, True)
-    pipe.scheduler.set_timesteps(3)
+    pipe.scheduler.set_timesteps(count)
     ids = torch.tensor([[64.0, 48.0, 0.0, 0.0, 64.0, 48.0]])
     state = BlockState(
         **call, timesteps=pipe.scheduler.timesteps, add_time_ids=ids, negative_add_time_ids=ids,
@@ -396,6 +402,39 @@ def test_another_guiders_branches_are_refused() -> None:
     window = {"perturbed_guidance_start": 0.0, "perturbed_guidance_stop": 1.0}
     pipe = modular(PerturbedAttentionGuidance(perturbed_guidance_config=skip, **window))
     with regaze.attach(pipe.unet, PAG), pytest.raises(ValueError, match="pred_cond_skip.*neither"):
+        steps(pipe)
+
+
+def test_a_guider_of_another_kind_may_pass_on_what_is_added() -> None:
+    def added(guider: Any, scale: float) -> Tensor:
+        """What one step's latents move by; they are linear in the prediction."""
+        pipe = modular(guider)
+        plain = steps(pipe, 1)
+        with regaze.attach(pipe.unet, regaze.PAG(scale=scale)) as attached:
+            moved = steps(pipe, 1) - plain
+        assert attached.report().fired
+        return moved
+
+    want = added(ClassifierFreeGuidance(guidance_scale=5.0), 2.0)
+    for guider in (AdaptiveProjectedGuidance(), AdaptiveProjectedGuidance(guidance_scale=1.0)):
+        torch.testing.assert_close(added(guider, 2.0), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "guider",
+    [
+        ClassifierFreeZeroStarGuidance(),
+        TangentialClassifierFreeGuidance(),
+        ClassifierFreeGuidance(guidance_rescale=0.7),
+    ],
+    ids=["zero star", "tangential", "rescaled"],
+)
+def test_a_guider_that_scales_or_drops_what_is_added_raises(guider: Any) -> None:
+    pipe = modular(guider)
+    with (
+        regaze.attach(pipe.unet, PAG),
+        pytest.raises(ValueError, match="doesn't pass on what guidance adds to its branches"),
+    ):
         steps(pipe)
 
 
