@@ -29,7 +29,8 @@ def refuse_uneven(running: Running | None, prediction: Any) -> None:
     """
     if running is None or running.guider is None or not isinstance(prediction, Tensor):
         return
-    guider, branches = getattr(running.pipeline, "guider", None), running.guider[1]
+    guider: Any = getattr(running.pipeline, "guider", None)
+    alone = running.guider[1] == 1
     if len(getattr(guider, "_input_predictions", ())) > 2:
         return  # The call for its further branch raises.
     drawn = torch.Generator().manual_seed(0)
@@ -37,7 +38,7 @@ def refuse_uneven(running: Running | None, prediction: Any) -> None:
 
     def combined(more: Tensor | float) -> Any:
         parts = {"pred_cond": cond + more, "pred_uncond": uncond + more}
-        if branches == 1:
+        if alone:
             del parts["pred_uncond"]
         return copy.deepcopy(guider).forward(**parts).pred
 
