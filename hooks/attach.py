@@ -115,8 +115,10 @@ def attach(
         split_target(target, processor)
     for one in interventions:
         if not callable(getattr(one, "resolve", None)) or isinstance(one, type):
+            several = "; several come one by one: attach(model, *specs)"
             raise TypeError(
-                f"attach takes specs such as VHR(alpha=2) or parse('vhr:alpha=2'), got {shown(one)}"
+                "attach takes specs such as VHR(alpha=2) or parse('vhr:alpha=2'), got "
+                f"{shown(one)}{several if isinstance(one, list | tuple) else ''}"
             )
         if one.acts_on != wanted:
             raise ValueError(

@@ -29,9 +29,14 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
     if isinstance(model, nn.Module):
         own = getattr(target, "processor", None) or getattr(target, "tokenizer", None)
         return model, processor or own
+    first = hasattr(target, "resolve") and hasattr(target, "acts_on")
+    cure = (
+        "the model comes first: attach(model, spec)"
+        if first
+        else "load one with AutoModelForImageTextToText.from_pretrained(...)"
+    )
     raise TypeError(
-        f"attach needs a transformers model or pipeline, got {type(target).__name__}; load one "
-        "with AutoModelForImageTextToText.from_pretrained(...)"
+        f"attach needs a transformers model or pipeline, got {type(target).__name__}; {cure}"
     )
 
 

@@ -122,7 +122,10 @@ def load(folder: Path) -> Analysis:
         maps = tuple(HeadMap.from_dict(one) for one in found.pop("maps"))
         return Analysis(**found, maps=maps)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no analysis of heads ({error}): make it again") from error
+        lacks = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(
+            f"{path} is no analysis of heads ({lacks}): name a folder made by regaze analyse heads"
+        ) from error
 
 
 def analyse(

@@ -325,6 +325,13 @@ def test_what_is_no_spec_is_refused_with_how_to_make_one(given: Any) -> None:
         attach(tiny("llava").model, given)
 
 
+def test_a_list_of_specs_and_a_spec_in_the_models_place_are_told_the_order() -> None:
+    with pytest.raises(TypeError, match=r"several come one by one: attach\(model, \*specs\)"):
+        attach(tiny("llava").model, [VHR()])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got VHR; the model comes first: attach\(model, spec\)"):
+        attach(VHR(), tiny("llava").model)
+
+
 @pytest.mark.parametrize("processor", [5, "llava", object(), nn.Linear(1, 1)])
 def test_what_is_no_processor_is_refused_at_once(processor: Any) -> None:
     with pytest.raises(TypeError, match="processor must be what turns text and pictures into"):
