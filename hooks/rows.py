@@ -132,9 +132,8 @@ class RowJob:
                 # A row of padding may see nothing: its weights, which nobody uses, and their
                 # gradients must be numbers all the same.
                 nothing = ~visible.any(-1, keepdim=True)
-                logits = logits.masked_fill(nothing, 0.0)
+                logits = torch.where(visible, logits, torch.where(nothing, 0.0, -torch.inf))
                 visible = visible | nothing
-                logits = logits.masked_fill(~visible, -torch.inf)
         plain = None
         if self.plain:
             with torch.no_grad():

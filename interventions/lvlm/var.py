@@ -307,9 +307,12 @@ class _VAREdit(Edit):
         return layer in self.sums
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
-        sums, bounds = self.sums[layer]
-        weights = logits.softmax(-1)
-        return logits + redistribution(weights, columns.of(sums), bounds, self.spec.keep)
+        known, bounds = self.sums[layer]
+        sums = columns.of(known)
+        biases = head_biases(logits.softmax(-1), sums, bounds, self.spec.keep)
+        # `logits + biases @ sums[:, :, :2]` in one pass over the rows.
+        rows, biases = logits.flatten(1, 2), biases.flatten(1, 2)
+        return torch.baddbmm(rows, biases, sums[:, 0, :2]).view_as(logits)
 
 
 def sums_and_bounds(
@@ -342,7 +345,16 @@ def sums_and_bounds(
 
 
 def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
-    """The logit bias that turns attention weights into VAR's.
+    """The logit bias that turns attention weights into VAR's; arguments as of `head_biases`.
+
+    Returns:
+        "B H R K"; 0 in heads and rows that are not image-centric.
+    """
+    return head_biases(weights, sums, bounds, keep) @ sums[:, :, :2]
+
+
+def head_biases(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
+    """The biases of a row's sinks and of the rest of its image.
 
     Args:
         weights: "B H R K", float32, rows summing to 1.
@@ -351,7 +363,7 @@ def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -
         keep: Share of a sink's weight that stays.
 
     Returns:
-        "B H R K"; 0 in heads and rows that are not image-centric.
+        "B H R 2"; 0 in heads and rows that are not image-centric.
     """
     mass = weights @ sums.transpose(-1, -2)
     centric = (mass[..., 1:] >= bounds).all(-1, keepdim=True)
@@ -359,6 +371,5 @@ def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -
     rest = torch.where(centric, mass[..., 1:2], 1.0)
     gain = torch.log1p((1 - keep) * mass[..., :1] / rest)
     # exp(-1e4) is 0: all is taken.
-    loss = torch.full_like(gain, math.log(keep) if keep > 0 else -1e4)
-    factors = torch.where(centric, torch.cat([loss, gain], -1), 0.0)
-    return factors @ sums[:, :, :2]
+    loss = math.log(keep) if keep > 0 else -1e4
+    return torch.where(centric, torch.nn.functional.pad(gain, (1, 0), value=loss), 0.0)

@@ -60,11 +60,23 @@ def test_gathered_rows_are_those_asked_for() -> None:
 def test_scattered_rows_replace_only_valid_ones() -> None:
     out, new = random(2, 5, 3, 4, dtype=torch.float16), random(2, 2, 3, 4, seed=1)
     rows, valid = torch.tensor([[1, 4], [0, 3]]), torch.tensor([[True, True], [False, True]])
+    want = out.clone()
     written = scatter_rows(out, rows, valid, new)
     assert written.dtype == torch.float16
-    want = out.clone()
     want[0, 1], want[0, 4], want[1, 3] = new[0, 0].half(), new[0, 1].half(), new[1, 1].half()
     assert torch.equal(written, want)
+
+
+def test_rows_are_written_in_place_unless_a_backward_pass_may_need_what_was_there() -> None:
+    rows, valid = torch.tensor([[1]]), torch.tensor([[True]])
+    out, new = random(1, 3, 2, 4), random(1, 1, 2, 4, seed=1)
+    assert scatter_rows(out, rows, valid, new).data_ptr() == out.data_ptr()
+    source = random(1, 3, 2, 4).requires_grad_()
+    needed = source.exp()  # Its backward pass reads its output.
+    scatter_rows(needed, rows, valid, new).sum().backward()
+    want = source.detach().exp()
+    want[:, 1] = 0
+    torch.testing.assert_close(source.grad, want)
 
 
 CASES = list(itertools.product([0, 3], [None, 2, 4], [False, True], [True, False]))
