@@ -10,6 +10,7 @@ keep isn't looked at: most of them look on.
 
 from __future__ import annotations
 
+import dis
 import functools
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -32,11 +33,16 @@ _CLOSED = _LIBRARIES | {"_thread", "logging", "numpy", "threading", "tqdm", "tri
 """Packages whose objects are one thing each, not looked into."""
 _OWN_OF_TORCH = frozenset(vars(nn.Module()))
 _MOST = 20_000
+_BY_OTHER_NAMES = ("__dict__", "getattr", "vars")
+"""Names by which code may read attributes that it doesn't name."""
 _VALUES = (bool, bytes, complex, float, int, str, type(None))
 _ROWS = (deque, frozenset, list, set, tuple)
 
-Found = dict[str, tuple[Any, Any]]
-"""Objects by the way to them, each with a mark of its present state."""
+Names = frozenset[str]
+_NO_NAMES: Names = frozenset()
+Found = dict[str, tuple[Any, Any, Names]]
+"""Objects by the way to them, each with a mark of its present state, and the names of others'
+attributes on that way."""
 
 
 _CLEAN: dict[type, Any] = {}
@@ -148,23 +154,45 @@ def _seen(roots: list[Any]) -> Found:
     """The objects that can be reached from some."""
     found: Found = {}
     known: set[int] = set()
-    left = deque(("", root) for root in roots)
+    left: deque[tuple[str, Any, Names]] = deque(("", root, frozenset()) for root in roots)
     while left and len(found) < _MOST:
-        path, thing = left.popleft()
-        found[path or f"{len(found)}"] = thing, _mark(thing)
+        path, thing, through = left.popleft()
+        found[path or f"{len(found)}"] = thing, _mark(thing), through
         if id(thing) not in known:
             known.add(id(thing))
-            left += [(f"{path}{step}", part) for step, part in _parts(thing)]
+            of_others = _package(type(thing).__module__) not in _CLOSED
+            for step, part in _parts(thing):
+                own = {step[1:]} if of_others and step[0] == "." else _NO_NAMES
+                left.append((f"{path}{step}", part, through | own))
     return found
 
 
 def _changed(before: Found, after: Found) -> str:
-    """The way to the first thing that isn't what it was; empty if all is."""
+    """The way to the first thing that isn't what it was; empty if all is.
+
+    What others' objects were only told, and no code of theirs that was reached looks at, is left
+    out: a map that is kept for whoever asks, say.
+    """
+    read = set[str]().union(*(_read(x.__code__) for x, *_ in after.values() if _is_theirs(x)))
+    every = not read.isdisjoint(_BY_OTHER_NAMES)
     for path in before.keys() | after.keys():
-        (one, mark), (other, now) = before.get(path, (None, 0)), after.get(path, (None, 1))
-        if type(one) is not type(other) or mark != now:
-            return path.lstrip(".")
+        one, mark, through = before.get(path, (None, 0, _NO_NAMES))
+        other, now, _ = after.get(path, (None, 1, _NO_NAMES))
+        if (type(one) is not type(other) or mark != now) and (every or through <= read):
+            return path.lstrip(". ")
     return ""
+
+
+def _is_theirs(thing: Any) -> bool:
+    return isinstance(thing, FunctionType) and _home(thing) not in _CLOSED
+
+
+def _read(code: CodeType) -> set[str]:
+    """The names of attributes that code reads, as far as they stand in it."""
+    steps = dis.get_instructions(code)
+    found = {str(step.argval) for step in steps if step.opname.startswith("LOAD_")}
+    inner = (one for one in code.co_consts if isinstance(one, CodeType))
+    return found.union(*map(_read, inner))
 
 
 def _mark(thing: Any) -> Any:
@@ -185,9 +213,10 @@ def _mark(thing: Any) -> Any:
 
 
 def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
-    """The things that a thing holds, with the step from it to them."""
+    """The things that a thing holds, with the step to them, for attributes with a dot before it."""
+    own = type(thing)
     if isinstance(thing, FunctionType):
-        if _home(thing) not in _CLOSED:
+        if _is_theirs(thing):
             yield from _reached(thing)
     elif isinstance(thing, MethodType):
         yield from ((" function", thing.__func__), (" self", thing.__self__))
@@ -198,33 +227,30 @@ def _parts(thing: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(thing, _ROWS):
         yield from ((f"[{n}]", value) for n, value in enumerate(list(thing)))
     elif isinstance(thing, type):
-        if _package(thing.__module__) not in _CLOSED:
-            held = list(vars(thing).items())
-            kept = (*_VALUES, Tensor, dict, *_ROWS)
-            yield from ((f".{n}", x) for n, x in held if isinstance(x, kept) and n[:2] != "__")
-    elif isinstance(thing, nn.Module):
-        held = list(vars(thing).items())
-        yield from ((f".{n}", value) for n, value in held if n not in _OWN_OF_TORCH)
+        held, kept = list(vars(thing).items()), (*_VALUES, FunctionType, Tensor, dict, *_ROWS)
+        yield from ((f" {n}", x) for n, x in held if isinstance(x, kept) and n[:2] != "__")
+        if isinstance(code := vars(thing).get("__call__"), FunctionType):
+            yield "()", code
     elif isinstance(thing, (Tensor, ModuleType, *_VALUES)):
         return
-    elif _package((own := type(thing)).__module__) not in _CLOSED:
+    elif isinstance(thing, nn.Module) or _package(own.__module__) not in _CLOSED:
         held = list(getattr(thing, "__dict__", {}).items())
-        yield from ((f".{name}", value) for name, value in held)
-        yield " class", own
-        if isinstance(code := vars(own).get("__call__"), FunctionType):
-            yield "()", code
+        torchs = _OWN_OF_TORCH if isinstance(thing, nn.Module) else _NO_NAMES
+        yield from ((f".{name}", value) for name, value in held if name not in torchs)
+        if _package(own.__module__) not in _CLOSED:
+            yield " class", own
 
 
 def _reached(code: FunctionType) -> Iterator[tuple[str, Any]]:
     """The names and values that a function reads beside its arguments."""
     for name, cell in zip(code.__code__.co_freevars, code.__closure__ or (), strict=True):
         with suppress(ValueError):  # It may be empty yet.
-            yield f".{name}", cell.cell_contents
+            yield f" {name}", cell.cell_contents
     globals_ = code.__globals__
-    yield from ((f".{n}", globals_[n]) for n in sorted(_names(code.__code__)) if n in globals_)
+    yield from ((f" {n}", globals_[n]) for n in sorted(_names(code.__code__)) if n in globals_)
     given = (*(code.__defaults__ or ()), *(code.__kwdefaults__ or {}).values())
     yield from ((f" default {n}", value) for n, value in enumerate(given))
-    yield from ((f".{name}", value) for name, value in vars(code).items())
+    yield from ((f" {name}", value) for name, value in vars(code).items())
 
 
 def _names(code: CodeType) -> set[str]:

@@ -133,15 +133,12 @@ class SecondRuns:
             # Inputs of the model, not settings of generate.
             known = inspect.signature(scorer.forward).parameters
             given = {k: v for k, v in asked.items() if k in known or isinstance(v, Tensor)}
+        _refuse_other_masks(given)
         inputs = dict(branch.inputs(given, self._of_rows(pass_, given)))
+        _refuse_other_masks(inputs)
         for name in (*_POSITIONS, "labels", "logits_to_keep"):
             inputs.pop(name, None)
         mask = inputs.get("attention_mask")
-        if isinstance(mask, Tensor) and mask.ndim != 2:
-            raise NotImplementedError(
-                "a second run of the model counts a prompt's tokens by its attention mask, and "
-                f"this one has {mask.ndim} dimensions: give one of two"
-            )
         if (positions := _positions(inputs, running.positions)) is not None:
             inputs["position_ids"] = positions
         ends = mask is None or (isinstance(mask, Tensor) and bool(mask[:, -1].all()))
@@ -220,6 +217,20 @@ class SecondRuns:
         if not isinstance(second, Running):
             raise RuntimeError(f"{type(scorer).__name__} ran without its text tower")
         return output.logits.gather(1, scored_rows(second.pass_, output.logits)), second
+
+
+def _refuse_other_masks(inputs: Mapping[str, Any]) -> None:
+    """Check that an attention mask says which tokens are padding.
+
+    Raises:
+        NotImplementedError: It has other dimensions.
+    """
+    mask = inputs.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim != 2:
+        raise NotImplementedError(
+            "a second run of the model counts a prompt's tokens by its attention mask, and this "
+            f"one has {mask.ndim} dimensions: give one of two"
+        )
 
 
 def _is_asked(asked: Mapping[str, Any], pass_: Pass) -> bool:

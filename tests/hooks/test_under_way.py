@@ -172,12 +172,13 @@ def test_a_model_cast_while_attached_is_edited(name: str) -> None:
     torch.testing.assert_close(got.float(), want, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["vcd", "icd"])
 @torch.no_grad()
-def test_a_contrast_says_which_masks_it_takes() -> None:
+def test_a_contrast_says_which_masks_it_takes(name: str) -> None:
     model = tiny("llava", fresh=True)
     inputs = ask(model, (SHORT, [0]))
     size = inputs["input_ids"].shape[1]
     inputs["attention_mask"] = torch.zeros(1, 1, size, size)
     inputs["attention_mask"].masked_fill_(torch.ones(size, size).triu(1).bool(), -1e9)
     with pytest.raises(NotImplementedError, match="has 4 dimensions: give one of two"):
-        logits(model, inputs, ALL["vcd"].acts)
+        logits(model, inputs, ALL[name].acts)

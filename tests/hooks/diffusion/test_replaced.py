@@ -118,6 +118,17 @@ class Helper:
         return out
 
 
+class ByName(Helper):
+    """The same, read by a name that stands nowhere in its code."""
+
+    out, slot = None, "out"
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        before = getattr(self, self.slot)
+        self.out = self.stock(*args, **kwargs)
+        return self.out if before is None else mix(self.out, before)
+
+
 KEEPING: dict[str, Callable[[Any], Any]] = {
     "every second call": every_second,
     "momentum": momentum,
@@ -125,6 +136,7 @@ KEEPING: dict[str, Callable[[Any], Any]] = {
     "a default": by_default,
     "a global": in_a_global,
     "an object": lambda block: Helper(block).run,
+    "an object by name": lambda block: ByName(block).run,
     "in a partial": lambda block: functools.partial(Helper(block).run),
 }
 REFUSED = r"transformer_blocks.1's own forward .*keeps something from call to call"
@@ -194,6 +206,43 @@ def test_attention_processors_that_count_raise() -> None:
         pytest.raises(ValueError, match=r"attn2's own forward .*controller\['layer'\]"),
     ):
         kind.run(pipe)
+
+
+class Telling(AttnProcessor2_0):  # type: ignore[misc]
+    """Keeps its output for whoever asks, as IP-Adapter's own processors do their maps."""
+
+    last: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().__call__(*args, **kwargs)
+        self.last = out
+        return out
+
+
+class Mixing(Telling):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before, out = self.last, super().__call__(*args, **kwargs)
+        return out if before is None or before.shape != out.shape else out + 0.1 * before
+
+
+@pytest.mark.parametrize("guided", [True, False])
+def test_what_is_kept_for_others_alone_does_no_harm(guided: bool) -> None:
+    pipe, kind = built("sd"), FAMILIES["sd"]
+    spec = regaze.PAG(layers=("mid",))
+    with regaze.attach(pipe, spec):
+        want = kind.run(pipe, guided=guided)
+
+    def put(processor: Any) -> None:
+        for name, module in pipe.unet.named_modules():
+            if name.endswith("attn2"):
+                module.set_processor(processor)
+
+    put(Telling())
+    with regaze.attach(pipe, spec):
+        assert torch.equal(kind.run(pipe, guided=guided), want)
+        put(Mixing())
+        with pytest.raises(ValueError, match=r"attn2's own forward .*its last"):
+            kind.run(pipe, guided=guided)
 
 
 # -- and what keeps nothing --------------------------------------------------------------------
