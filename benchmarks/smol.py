@@ -6,7 +6,8 @@
   one picture and for a long one about four. All conditions share the weights and take turns; a
   ratio is the median over rounds of time / time of the unmodified model in the same round.
 - ``memory``: the peak of a prefill and a decode step above the loaded model, in fresh processes.
-- ``question``: a yes/no question about a picture whose prefix is shared, in seconds.
+- ``question``: a yes/no question about a picture, in seconds: with the prefix shared, in a batch
+  of whole prompts, and by itself.
 - ``long``: methods against their literal form on the long prompt.
 - ``compiled``: ``torch.compile`` in its default mode against the same, uncompiled.
 """
@@ -189,26 +190,22 @@ def question(model: Any, processor: Any, options: argparse.Namespace) -> Table:
     """Seconds of a question about a picture that is asked several."""
     answerer = Answerer(model, processor, 2)
     words = ("circle", "square", "cow", "train", "cup", "dog")
-    whole = ("VHR",)  # Compares the whole prompt with one without its image.
-    table = make_table(
-        f"a question of {len(words)} about a picture, {model.dtype}",
-        ("", "shared prefix", "one at a time"),
-    )
+    ways = ("shared prefix", "one batch", "one at a time")
+    table = make_table(f"a question of {len(words)} about a picture, {model.dtype}", ("", *ways))
     for name, specs in conditions(options.only or ("PAI", "VAF", "VHR")).items():
-        times: dict[bool, list[float]] = {True: [], False: []}
+        times: dict[str, list[float]] = {way: [] for way in ways}
         with attach(model, *specs) as attached:
 
-            def ask(parts: Sequence[Sequence[Question]], partly: Any = attached) -> None:
-                for part in parts:
-                    answerer.ask(part, share=len(part) > 1, partial=partly.partial_prompt)
+            def ask(way: str, asked: Sequence[Question], partly: Any = attached) -> None:
+                for part in [[one] for one in asked] if way == "one at a time" else [asked]:
+                    share = way == "shared prefix"
+                    answerer.ask(part, share=share, partial=partly.partial_prompt)
 
             for picture in pictures(options.repeats):
                 asked = [Question(f"Is there a {w} in the image?", picture, "0") for w in words]
-                for shared, parts in ((True, [asked]), (False, [[one] for one in asked])):
-                    if shared and name in whole:
-                        continue
-                    taken = seconds(partial(ask, parts), options)
-                    times[shared].append(taken / len(words))
+                for way in ways if all(spec.shares_prefix for spec in specs) else ways[1:]:
+                    taken = seconds(partial(ask, way, asked), options)
+                    times[way].append(taken / len(words))
         cells = (f"{statistics.median(t):.3f} s" if t else "-" for t in times.values())
         table.add_row(name, *cells)
     return table

@@ -94,7 +94,7 @@ class Intervention(ABC):
         """True if questions about one image may share its cached prefix.
 
         False if what the method does to the image's columns, or shows of it, depends on the
-        question, or if it compares whole prompts.
+        question, or if a second run reads whole prompts.
         """
         return True
 

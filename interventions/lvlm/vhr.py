@@ -8,9 +8,10 @@ projection and A0 the same head's output with the image removed:
     heads with VHD > median are multiplied by alpha, then the next layer follows
 
 The chosen heads stay fixed for the sample and every row is scaled, so cached keys and values stay
-consistent. He et al., arXiv 2412.13949, section 4. Both prompts run in one forward pass and are
-reinforced layer by layer; the paper leaves open whether the one without image is, and the kind of
-std.
+consistent. The image's rows are scaled too, by heads that the question chose: behind the first
+edited layer its keys and values belong to one question, so several can't share them. He et al.,
+arXiv 2412.13949, section 4. Both prompts run in one forward pass and are reinforced layer by layer;
+the paper leaves open whether the one without image is, and the kind of std.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class VHR(Intervention):
 
     @property
     def shares_prefix(self) -> bool:
-        """False: whole prompts are compared."""
+        """False: the image's rows are scaled too, by heads that the question chose."""
         return False
 
     def check(self) -> None:

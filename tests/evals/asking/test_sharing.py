@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from regaze.evals.asking.generation import Answerer
 from regaze.evals.asking.prompts import Prompter, Question, common
 from regaze.evals.asking.sharing import CannotShareError, arrange, splice
 from regaze.hooks import attach
-from regaze.interventions import PAI, VHR, Intervention
+from regaze.interventions import PAI, Intervention
 
 PROMPTS = (
     "is there a dog?",
@@ -234,9 +235,34 @@ def test_groups_of_different_sizes_and_no_image_at_all() -> None:
     check_same(answer(answerer, blind, share=True), answer(answerer, blind, together=False))
 
 
-def test_a_method_that_compares_whole_prompts_says_that_it_cannot_share() -> None:
-    assert not VHR().shares_prefix
-    assert all(EDITS[name].acts.shares_prefix for name in ("pai", "vaf", "var"))
+def differing(family: str, spec: Intervention) -> list[int]:
+    """Layers in which what two questions have in common, the picture too, has other keys."""
+    model = tiny(family)
+    answerer = Answerer(model.model, model.processor, 4)
+    caches, rows = [], []
+    for prompt in PROMPTS[:2]:
+        inputs = answerer.encode([prompt], [model.picture(0, (40, 28))])
+        with torch.inference_mode(), attach(model.model, spec, processor=model.processor):
+            caches.append(sharing.read(model.model, inputs))
+        rows.append(inputs["input_ids"][0].tolist())
+    shared = common(rows)
+    keys = [[layer.keys[:, :, :shared] for layer in cache.layers] for cache in caches]
+    return [n for n, pair in enumerate(zip(*keys, strict=True)) if not torch.equal(*pair)]
+
+
+@pairs(*EDITS, families=("llava", "qwen2_vl"))
+def test_a_method_shares_only_keys_that_no_question_changes(family: str, method: Method) -> None:
+    assert not method.acts.shares_prefix or not differing(family, method.acts)
+
+
+@pairs("vhr", "vhr-mask", families=("llava", "qwen2_vl"))
+def test_the_heads_that_a_question_chooses_change_the_keys_of_its_picture(
+    family: str, method: Method
+) -> None:
+    assert not method.acts.shares_prefix
+    for first in (0, 1):
+        late: Any = replace(method.acts, layers=(first,))
+        assert differing(family, late) == [*range(first + 1, 3)]
 
 
 def test_beginnings_and_rests_are_laid_out_behind_padding() -> None:
