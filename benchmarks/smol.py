@@ -8,7 +8,8 @@
 - ``memory``: the peak of a prefill and a decode step above the loaded model, in fresh processes.
 - ``question``: a yes/no question about a picture, in seconds: with the prefix shared, in a batch
   of whole prompts, and by itself.
-- ``long``: methods against their literal form on the long prompt.
+- ``long``: methods against their literal form on the long prompt, and the unmodified model against
+  itself on explicit maps, which is rounding alone.
 - ``compiled``: ``torch.compile`` in its default mode against the same, uncompiled.
 """
 
@@ -225,8 +226,6 @@ def long(model: Any, processor: Any, options: argparse.Namespace) -> Table:
     spread = float(plain.std())
     # Its literal form runs the prompt twice a layer.
     for name, specs in conditions(options.only or ("PAI", "VAF", "VHR")).items():
-        if not specs:
-            continue
         if name == "VHR":
             name, specs = "VHR, 3 layers", (_SHORT,)
         with attach(model, *specs, processor=processor) as attached:

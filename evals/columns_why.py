@@ -83,7 +83,8 @@ def told(result: RunResult) -> dict[str, Any]:
 
     Returns:
         By label: ``same``, the share of captions that stay word for word; ``tokens``, their mean
-        length; ``cut``, the share that went on beyond the length limit.
+        length; ``cut``, the share that went on beyond the length limit; ``twice``, the share that
+        names something more than once.
     """
     plain = {key: record.text for key, record in result.answers[0].records.items()}
     found = {}
@@ -92,10 +93,12 @@ def told(result: RunResult) -> dict[str, Any]:
         if answers.silent or len(records) < len(plain):
             continue
         same = [record.text == plain[key] for key, record in records.items()]
+        named = [result.task.counts(item, records[item.id].text) for item in result.items]
         found[answers.label] = {
             "same": round(statistics.mean(same), 4),
             "tokens": round(statistics.mean(r.n_new_tokens for r in records.values()), 1),
             "cut": round(statistics.mean(r.finish == "length" for r in records.values()), 4),
+            "twice": round(statistics.mean(n["mentions"] > n["distinct"] for n in named), 4),
         }
     return found
 

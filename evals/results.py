@@ -44,7 +44,7 @@ from regaze.interventions.base import get
 
 KEPT: Mapping[str, Sequence[str]] = {
     "pope": ("accuracy", "f1", AUC, BEST, "yes_ratio"),
-    "chair": ("chair_s", "chair_i", "recall", "f1", "words"),
+    "chair": ("chair_s", "chair_i", "recall", "precision", "f1", "words"),
 }
 """Metrics that are stored."""
 FOUND: Mapping[str, tuple[str, Mapping[str, Any]]] = {

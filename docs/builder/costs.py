@@ -41,15 +41,20 @@ _SAYS: Mapping[tuple[str, ...], Sequence[str]] = {
     (
         "On a real language model",
         "shared, float32",
-        "one at a time",
+        "batch, float32",
+        "one at a time, float32",
         "shared, bfloat16",
-        "one at a time",
+        "batch, bfloat16",
+        "one at a time, bfloat16",
     ): (
         "On SmolLM2-135M, one of six POPE questions about a picture takes {} s in float32 with the "
         "picture read once",
-        "A question by itself takes {} s in float32",
-        "One of six takes {} s in bfloat16 with the picture read once",
-        "one by itself {} s in bfloat16",
+        "On SmolLM2-135M, in a batch that reads the picture with each of six POPE questions, one "
+        "takes {} s in float32",
+        "one by itself {} s",
+        "In bfloat16 one of six takes {} s with the picture read once",
+        "In a batch that reads the picture with each, one takes {} s in bfloat16",
+        "one by itself {} s",
     ),
     (
         "What contrasts cost",

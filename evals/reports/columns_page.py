@@ -10,12 +10,13 @@ from regaze.evals.reports.results_page import changed, left_out, percent, table_
 from regaze.evals.scoring.thresholds import AUC
 
 _POPE: Mapping[str, int] = {"accuracy": 1, AUC: 1, "yes_ratio": 0}
-_CHAIR: Mapping[str, int] = {"chair_i": -1, "recall": 1}
+_CHAIR: Mapping[str, int] = {"chair_i": -1, "precision": 1, "recall": 1}
 _NAMES = {
     "accuracy": "Accuracy",
     AUC: "AUC of the yes margin",
     "yes_ratio": "Share of yes",
     "chair_i": "Captions: CHAIR_i",
+    "precision": "Captions: precision, each object counted once",
     "recall": "Captions: recall",
 }
 _TITLES = {
@@ -46,7 +47,9 @@ def page(stored: Mapping[str, Any], drawn: Mapping[str, Any]) -> str:
     parts = [_head(worlds, told), _readings(stored)]
     parts += [_changes(worlds, stored, drawn, name, way) for name, way in _POPE.items()]
     if told:
-        parts += [_changes(told, stored, drawn, name, way) for name, way in _CHAIR.items()]
+        for name, way in _CHAIR.items():
+            kept = {where: table for where, table in told.items() if _keeps(table, name)}
+            parts += [_changes(kept, stored, drawn, name, way)] if kept else []
         parts += [_wording(stored)]
     parts += [_tuned(stored)] if stored["tuned"] else []
     parts += [_moves(stored), _mass(stored), _left_out(stored)]
@@ -92,15 +95,17 @@ def _wording(stored: Mapping[str, Any]) -> str:
         "## Captions: what becomes of them",
         "",
         f"Of the {stored['tables']['captions']['items']} captions by `smol`: those that stay word "
-        "for word, their mean length, those that run on past the length limit.",
+        "for word, their mean length, those that run on past the length limit, and those that name "
+        "something twice.",
         "",
-        table_row("method", "unchanged", "tokens", "cut"),
-        table_row("---", *["---:"] * 3),
+        table_row("method", "unchanged", "tokens", "cut", "names twice"),
+        table_row("---", *["---:"] * 4),
     ]
     names = _named(stored)
     for label, found in stored["why"]["captions"].items():
-        same, cut = (f"{100 * found[key]:.0f} %" for key in ("same", "cut"))
-        lines.append(table_row(names.get(label, "none"), same, f"{found['tokens']:.0f}", cut))
+        same, cut, twice = (f"{100 * found[key]:.0f} %" for key in ("same", "cut", "twice"))
+        name, tokens = names.get(label, "none"), f"{found['tokens']:.0f}"
+        lines.append(table_row(name, same, tokens, cut, twice))
     return "\n".join(lines)
 
 
@@ -117,6 +122,11 @@ def _settings(stored: Mapping[str, Any]) -> dict[str, str]:
         for method, found in stored["tuned"].items()
         if found["with"] not in (None, stored["usual"][method])
     }
+
+
+def _keeps(table: Table, metric: str) -> bool:
+    """True if a table holds a metric: older ones lack what came later."""
+    return metric in next(iter(table["rows"].values()))["metrics"]
 
 
 def _baseline(table: Table, metric: str) -> str:

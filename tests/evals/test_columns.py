@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,6 +81,13 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     assert "Described: 2 (drawn scenes, `sandbox`) and 2 (scenes, `smol`)." in text
     become = text.split("## Captions: what becomes of them")[1].split("##")[0]
     assert "Of the 2 captions" in become and "| none | 100 % |" in become
+    old = copy.deepcopy(drawn)  # as stored before precision was kept
+    for row in old["tables"][1]["rows"].values():
+        del row["metrics"]["precision"]
+    for known, shown in ((drawn, True), (old, False)):
+        exact = page(stored, known).split("## Captions: precision")[1].split("##")[0]
+        assert "| scenes, `smol` |" in exact
+        assert ("drawn scenes" in exact) == shown
     assert {*stored["why"]["captions"]} >= {"none", "pai", "m3id"}
     columns.main([*given, "--page"])
     assert (tmp_path / "results-smol.md").read_text("utf-8") == text
@@ -118,20 +126,20 @@ def test_a_table_is_asked_again_with_the_stored_settings_and_the_others_stay(
 
 
 def test_what_becomes_of_captions() -> None:
+    task = Source("chair", split="smol-test", n_images=2).tasks()[0]
+
     def answers(label: str, said: list[tuple[str, int, End]]) -> Answers:
         records = {
-            str(key): Record(str(key), "i", text, n_new_tokens=count, finish=finish)
-            for key, (text, count, finish) in enumerate(said)
+            item.id: Record(item.id, "i", text, n_new_tokens=count, finish=finish)
+            for item, (text, count, finish) in zip(task.items, said, strict=True)
         }
         return Answers(label, records, {"sessions": []})
 
-    plain = answers("none", [("a cat", 2, "eos"), ("a dog", 2, "eos")])
-    edited = answers("vaf", [("a cat", 2, "eos"), ("a dog dog", 5, "length")])
-    items = [Item(key, "i", "q") for key in ("0", "1")]
-    task = Source("chair", split="smol-test", n_images=2).tasks()[0]
-    found = columns_why.told(RunResult(task, items, [plain, edited], Path()))
-    assert found["none"] == {"same": 1, "tokens": 2, "cut": 0}
-    assert found["vaf"] == {"same": 0.5, "tokens": 3.5, "cut": 0.5}
+    plain = answers("none", [("a cat and a dog", 2, "eos"), ("a dog", 2, "eos")])
+    edited = answers("vaf", [("a cat and a dog", 2, "eos"), ("a dog, a dog", 5, "length")])
+    found = columns_why.told(RunResult(task, task.items, [plain, edited], Path()))
+    assert found["none"] == {"same": 1, "tokens": 2, "cut": 0, "twice": 0}
+    assert found["vaf"] == {"same": 0.5, "tokens": 3.5, "cut": 0.5, "twice": 0.5}
 
 
 def test_what_a_question_asks_about() -> None:
