@@ -84,10 +84,10 @@ def test_every_method_is_asked_in_the_worlds_of_pictures_and_stands_beside_the_d
     old = copy.deepcopy(drawn)  # as stored before precision was kept
     for row in old["tables"][1]["rows"].values():
         del row["metrics"]["precision"]
-    for known, shown in ((drawn, True), (old, False)):
+    for known, kept in ((drawn, True), (old, False)):
         exact = page(stored, known).split("## Captions: precision")[1].split("##")[0]
         assert "| scenes, `smol` |" in exact
-        assert ("drawn scenes" in exact) == shown
+        assert ("drawn scenes" in exact) == kept
     assert {*stored["why"]["captions"]} >= {"none", "pai", "m3id"}
     columns.main([*given, "--page"])
     assert (tmp_path / "results-smol.md").read_text("utf-8") == text
