@@ -124,9 +124,9 @@ class ByName(Helper):
     out, slot = None, "out"
 
     def run(self, *args: Any, **kwargs: Any) -> Any:
-        before = getattr(self, self.slot)
-        self.out = self.stock(*args, **kwargs)
-        return self.out if before is None else mix(self.out, before)
+        before, made = getattr(self, self.slot), self.stock(*args, **kwargs)
+        self.out = made
+        return made if before is None else mix(made, before)
 
 
 KEEPING: dict[str, Callable[[Any], Any]] = {
