@@ -8,7 +8,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, ask, logits
+from asking import LONG, SHORT, Row, answer, ask, assert_literal, logits
 from flash import use_flash
 from flex import plain_flex
 from matrix import CONTRASTS, EDITS, MAIN, pairs
@@ -326,6 +326,34 @@ def test_a_video_of_one_frame_is_edited_as_an_image_is(family: str, method: Meth
     edited = logits(model, video, method.acts)
     torch.testing.assert_close(edited, logits(model, inputs, method.acts), rtol=0, atol=1e-4)
     assert answer(model, video, method.acts) == answer(model, inputs, method.acts)
+
+
+def clip_and_picture(model: Tiny, frames: int) -> dict[str, Any]:
+    """A prompt with two pictures, of which the first becomes a clip of frames unlike each other."""
+    inputs, config = ask(model, (SHORT, [0, 0])), model.model.config
+    ids, (grid, other) = inputs["input_ids"], inputs["image_grid_thw"]
+    patches = inputs["pixel_values"][: int(grid.prod())]
+    drawn = torch.Generator().manual_seed(5)
+    noise = [torch.randn(patches.shape, generator=drawn) for _ in range(frames)]
+    columns = (ids == config.image_token_id)[0].nonzero().flatten()[: int(grid.prod()) // 4]
+    start, end = int(columns[0]), int(columns[-1]) + 1
+    clip = torch.full((1, frames * len(columns)), config.video_token_id)
+    ids = torch.cat([ids[:, :start], clip, ids[:, end:]], 1)
+    kinds = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "mm_token_type_ids": kinds,
+        "pixel_values": inputs["pixel_values"][len(patches) :], "image_grid_thw": other[None],
+        "pixel_values_videos": torch.cat([patches + 0.5 * one for one in noise]),
+        "video_grid_thw": grid[None] * torch.tensor([frames, 1, 1]),
+    }  # fmt: skip
+
+
+@pairs(*(name for name in MAIN if name != "paint"), "vcd", "avisc", families=("qwen2_5_vl",))
+def test_a_clip_beside_a_picture_is_edited_as_explicit_maps_are(
+    family: str, method: Method
+) -> None:
+    model = tiny(family)
+    assert_literal(model, clip_and_picture(model, 3), method.acts, within=5e-5)
 
 
 @pytest.mark.parametrize("name", MAIN)
