@@ -8,6 +8,8 @@ import pytest
 from command_line import call, one_line
 
 from regaze.evals import sandbox
+from regaze.evals.asking import models
+from regaze.evals.pictures import pipelines
 
 
 @pytest.mark.parametrize(
@@ -100,3 +102,29 @@ def test_unknown_commands_and_options_suggest_the_nearest(args: list[str], messa
 def test_debug_shows_where_it_came_from() -> None:
     result = call("--debug", "eval", "pop")
     assert isinstance(result.exception, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["ask", "--prompt", "x", "--with", "pasta"], "points at a part of the prompt"),
+        (["eval", "pope", "--with", "adhh"], "acts on listed heads, and none are given"),
+        (["eval", "pope", "--with", "highlight", "--with", "all"], "points at a part"),
+        (["discover", "heads-lvlm", "pasta"], "points at a part of the prompt"),
+        (["discover", "heads-lvlm", "adhh", "chair", "--by", "margin"], "ask pope"),
+        (["compare", "--prompt", "x", "--with", "regions"], "none are given: set regions"),
+    ],
+)
+def test_what_no_model_could_run_is_refused_before_one_is_loaded(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loaded(*args: object, **options: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(models, "load", loaded)
+    monkeypatch.setattr(pipelines, "load", loaded)
+    monkeypatch.chdir(tmp_path)
+    result = call(*args)
+    assert result.exit_code == 2
+    assert message in one_line(result)
+    assert list(tmp_path.iterdir()) == []
