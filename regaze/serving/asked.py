@@ -184,4 +184,6 @@ def _said(error: ValidationError) -> ApiError:
         known = [*Chat.model_fields, *_NEUTRAL, *_SILENT] if not outer else ()
         said = unknown("field", str(last), known) if known else f"unknown field {where!r}"
         return bad(said, where, "unknown_parameter")
+    if first["type"] == "missing":
+        return bad(f"{where} is missing", where)
     return bad(f"{where}: {first['msg']}, got {shown(first['input'])}", where)

@@ -56,6 +56,7 @@ def said(answer: tuple[int, dict[str, Any]], status: int) -> str:
         ({"stop": ["a", "b", "c", "d", "e"]}, "up to four"),
         ({"stop": ""}, "none of them empty"),
         ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages.0.content is missing"),
         ({"messages": "hi"}, "messages"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
         ({"messages": [*TEXT, {"role": "assistant", "content": "yes"}]}, "must be the user's"),
