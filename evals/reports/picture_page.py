@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_SHOWN: Mapping[str, Mapping[str, int]] = {
-    "composition": {"right": 1, "found": 1, "missing": -1, "leaked": -1, "extra": -1},
-    "negation": {"right": 1, "found": 1, "unwanted": -1, "extra": -1},
-}
-"""Metrics of each subset, and which way is better."""
-_PLAIN = ("extra",)
-"""Metrics that are no shares."""
+from regaze.evals.reports.picture_reading import SHOWN, number, points, why
+
 _ALPHA = 0.05
 _LONGEST = 90
 
@@ -49,11 +44,12 @@ makes this page and goes on where it was stopped; its numbers are in
   anything further counts as *extra*.
 - **Settings** are those with the most right pictures on validation prompts
   ([below](#what-was-tried)). Then test prompts were painted once, {sizes["steps"]} steps in
-  {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR were measured
-  first in the painters' cards
+  {stored["dtype"]}, a picture each. PAG, SEG, SoftPAG, Attend-and-Excite and A-STAR take their
+  settings from the painters' cards
   ([MM-DiT](../evals/sandbox/models/painter-mmdit/README.md),
-  [U-Net](../evals/sandbox/models/painter-unet/README.md)), with sweeps and controls, and take
-  their settings from there where they are painted; FlowWarp is in the
+  [U-Net](../evals/sandbox/models/painter-unet/README.md)), which have their sweeps; what
+  moved nothing on the U-Net's validation prompts (SEG; SoftPAG beside guidance) is left out;
+  FlowWarp is in the
   [ControlNet's](../evals/sandbox/models/painter-controlnet/README.md), and methods of video are in
   that of the [painter of clips](../evals/sandbox/models/painter-motion/README.md). Edits and
   compositions are in [pictures.md](pictures.md#edits).
@@ -79,15 +75,23 @@ def _findings(studies: Sequence[Mapping[str, Any]]) -> str:
             kind = "Shows nothing" if right["low"] <= 0 <= right["high"] else (
                 "Helps" if right["delta"] > 0 else "Harms"
             )  # fmt: skip
-            said = f"`{method}` ({_where(study)}) {_points(right)}"
+            said = f"`{method}` ({_where(study)}) {points(right)}"
             others = [
-                f"{label_of} {_points(row['changes']['right'])}"
+                f"{label_of} {points(row['changes']['right'])}"
                 for name, row in table["rows"].items()
                 if row["control"] and name.split(":")[0] == label.split(":")[0]
                 for label_of in (f"its control, {row['control']},",)
             ]
-            kinds[kind].append("; ".join([said, *others]))
-    lines = ["## In short", "", "Changes of *right*, in points, on test prompts."]
+            line = "; ".join([said, *others])
+            kinds[kind].append(
+                line if kind == "Helps" else f"{line}. {why(method, study, studies)}"
+            )
+    lines = [
+        "## In short",
+        "",
+        "Changes of *right*, in points, on test prompts. Where nothing is gained, what these "
+        "scores say about why.",
+    ]
     for kind, found in kinds.items():
         lines += ["", f"{kind}:", "", *(f"- {one}" for one in found or ["nothing"])]
     return "\n".join(lines)
@@ -120,7 +124,7 @@ def _sweeps(studies: Sequence[Mapping[str, Any]]) -> list[str]:
 def _table(
     study: Mapping[str, Any], table: Mapping[str, Any], times: Mapping[str, float] | None
 ) -> list[str]:
-    shown = _SHOWN[study["subset"]]
+    shown = SHOWN[study["subset"]]
     ends = ["time"] if times is not None else []
     lines = [
         _row("settings", *shown, *ends),
@@ -140,25 +144,16 @@ def _cell(metric: str, way: int, row: Mapping[str, Any]) -> str:
     value = row["metrics"][metric]
     if value is None:
         return ""
-    shown = _number(metric, value)
+    shown = number(metric, value)
     change = row["changes"] and row["changes"][metric]
     if not change or change["low"] is None:
         return shown
-    said = f"{shown}, {_points(change, metric)}"
+    said = f"{shown}, {points(change, metric)}"
     if not change["low"] <= 0 <= change["high"]:
         said += "●" if not way else "▲" if change["delta"] * way > 0 else "▼"
     p = change["p"] if change["p_holm"] is None else change["p_holm"]
     holds = p is not None and p < _ALPHA
     return f"**{said}**" if holds else said
-
-
-def _points(change: Mapping[str, float], metric: str = "right") -> str:
-    delta, low, high = (_number(metric, change[key], "+") for key in ("delta", "low", "high"))
-    return f"{delta} [{low}, {high}]"
-
-
-def _number(metric: str, value: float, sign: str = "") -> str:
-    return f"{value:{sign}.2f}" if metric in _PLAIN else f"{100 * value:{sign}.1f}"
 
 
 def _code(label: str) -> str:
