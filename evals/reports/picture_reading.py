@@ -27,7 +27,7 @@ def why(method: str, study: Mapping[str, Any], studies: Sequence[Mapping[str, An
         *_opposed(method, study),
         *_traded(method, study),
     ]
-    return " ".join(found or [_unmoved(method, study)])
+    return " ".join(found or [_alone(method, study)])
 
 
 def _repaired(
@@ -58,21 +58,28 @@ def _opposed(method: str, study: Mapping[str, Any]) -> Iterator[str]:
 
 def _traded(method: str, study: Mapping[str, Any]) -> Iterator[str]:
     """What it gains in one score it loses in another."""
-    row = _rows(study)[study["best"][method]]
-    moved = _moved(method, study)
-    better, worse = (
-        [f"{name} ({points(row['changes'][name], name)})" for name, way in moved.items()
-         if way == side and name != "right"]
-        for side in (1, -1)
-    )  # fmt: skip
+    better, worse = (_others(method, study, side) for side in (1, -1))
     if better and worse:
-        yield f"It betters {_listed(better)} and worsens {_listed(worse)}."
+        yield f"It improves {better} and worsens {worse}."
 
 
-def _unmoved(method: str, study: Mapping[str, Any]) -> str:
-    if not any(_moved(method, study).values()):
-        return "No score moves."
-    return "These scores don't say why."
+def _alone(method: str, study: Mapping[str, Any]) -> str:
+    """What else moves, of a method that nothing is traded by."""
+    for said, side in (("improves", 1), ("worsens", -1)):
+        if others := _others(method, study, side):
+            return f"It {said} {others} alone."
+    return "No other score moves."
+
+
+def _others(method: str, study: Mapping[str, Any], side: int) -> str:
+    """The scores but *right* that a method makes better (1) or worse (-1), and how far."""
+    changes = _rows(study)[study["best"][method]]["changes"]
+    said = [
+        f"{name} ({points(changes[name], name)})"
+        for name, way in _moved(method, study).items()
+        if way == side and name != "right"
+    ]
+    return ", ".join(said[:-1]) + (" and " if said[1:] else "") + "".join(said[-1:])
 
 
 def _moved(method: str, study: Mapping[str, Any]) -> dict[str, int]:
@@ -91,10 +98,6 @@ def _way(row: Mapping[str, Any], metric: str, way: int) -> int:
 def _rows(study: Mapping[str, Any]) -> Mapping[str, Any]:
     rows: Mapping[str, Any] = study["tables"]["test"]["rows"]
     return rows
-
-
-def _listed(parts: Sequence[str]) -> str:
-    return ", ".join(parts[:-1]) + (" and " if parts[1:] else "") + parts[-1]
 
 
 def points(change: Mapping[str, float], metric: str = "right") -> str:

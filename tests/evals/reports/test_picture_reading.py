@@ -44,7 +44,7 @@ def test_what_guidance_repairs_by_itself_is_named() -> None:
         "Without guidance it finds objects that are missing; guidance by itself leaves 6.5 % "
         "missing, for 18.2 % without."
     )
-    none = "No score moves."
+    none = "No other score moves."
     # It finds none without guidance either, or guidance leaves as many, or the painter is another.
     for other in (
         study(1, 0.182, slg={"right": 0.1}),
@@ -69,8 +69,10 @@ def test_a_control_that_gains_is_named(gained: float, said: bool) -> None:
 def test_what_is_gained_here_and_lost_there_is_named() -> None:
     one = study(3, 0.1, "negation", slg={"unwanted": -0.163, "found": -0.211, "extra": 0.4})
     assert why("slg", one, [one]) == (
-        "It betters unwanted (-16.3 [-17.3, -15.3]) and worsens found (-21.1 [-22.1, -20.1]) and "
+        "It improves unwanted (-16.3 [-17.3, -15.3]) and worsens found (-21.1 [-22.1, -20.1]) and "
         "extra (+0.40 [+0.39, +0.41])."
     )
     half = study(3, 0.1, "negation", slg={"unwanted": -0.163})
-    assert why("slg", half, [half]) == "These scores don't say why."
+    assert why("slg", half, [half]) == "It improves unwanted (-16.3 [-17.3, -15.3]) alone."
+    half = study(3, 0.1, "negation", slg={"right": -0.1, "extra": 0.4})
+    assert why("slg", half, [half]) == "It worsens extra (+0.40 [+0.39, +0.41]) alone."
