@@ -46,8 +46,9 @@ def test_what_did_best_on_validation_is_painted_on_test_with_its_control(
     best = done["best"]["nag"]
     assert rights[best] == max(rights[label] for label in ("nag:phi=1.0", "nag:phi=2.0"))
     control = "nag:negative=," + best.removeprefix("nag:")
-    assert list(test["rows"]) == ["none", best, "pag:scale=1.0", control]
+    assert list(test["rows"]) == ["none", best, "pag:scale=1.0", control, "pag:scale=-1.0"]
     assert test["rows"][control]["control"] == "empty"
+    assert test["rows"]["pag:scale=-1.0"]["control"] == "towards"
     assert test["rows"][best]["control"] is None
     assert set(done["times"]) == {best, "pag:scale=1.0"}
     assert test["prompts"] == 6 and validation["prompts"] == 4
