@@ -209,7 +209,10 @@ class Seat(Scoring):
                 "call the whole model rather than its text tower, and disable gradient "
                 "checkpointing, or take the hook off"
             )
-        if code := replaced(tower):
+        code = replaced(tower)
+        if "forward" not in vars(tower):  # Its class may name its arguments as it likes.
+            code.pop("", None)
+        if code:
             raise NotImplementedError(
                 "this intervention compares the prompt with itself without images, which stands "
                 "behind it in the same rows, and what stands in the place of "

@@ -10,6 +10,7 @@ from command_line import call, evaluate, one_line
 from regaze.evals import sandbox
 from regaze.evals import study as studies
 from regaze.evals.runs import records, store
+from regaze.evals.scoring.kept import KEPT
 
 
 def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) -> None:
@@ -20,6 +21,7 @@ def test_eval_prints_the_table_and_writes_all_files(model: str, tmp_path: Path) 
     found = {str(path.relative_to(tmp_path / "run")) for path in (tmp_path / "run").rglob("*.*")}
     assert found == {
         ".lock",
+        KEPT,
         "report.html",
         "run.json",
         "scores.json",

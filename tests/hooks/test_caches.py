@@ -77,7 +77,11 @@ def test_columns_kept_elsewhere_are_found_out(method: str) -> None:
     inputs = ask(model, (SHORT, [0]))
     with (
         taking(model, hide, find),
-        pytest.raises(RuntimeError, match=r"layer \d .* attends over \d+ columns where"),
+        # A second run before the first layer's check finds out that something is kept.
+        pytest.raises(
+            (RuntimeError, ValueError),
+            match=r"layer \d .* attends over \d+ columns where|keeps something from call to call",
+        ),
     ):
         answer(model, inputs, EDITS[method].acts)
 

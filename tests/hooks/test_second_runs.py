@@ -115,7 +115,8 @@ def test_a_wrapper_that_calls_forward_past_the_scores_is_refused() -> None:
         want = model.model(**told).logits
         with pytest.raises(RuntimeError, match="forward was called directly"):
             Wrapper(model.model)(**told)
-        model.model.model(**told)  # It makes no scores.
+        with pytest.raises(NotImplementedError, match="without its output layer"):
+            model.model.model(**told)
         assert torch.equal(model.model(**told).logits, want)
     with attach(model.model, PAI(0.5, layers=(0, 1))), torch.no_grad():
         want = model.model(**told).logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -239,8 +240,10 @@ def test_models_without_patches_and_processors_without_template_raise() -> None:
     with pytest.raises(ValueError, match="resampler"):
         looker(blip)
     llava = tiny("llava")
+    silent = copy.copy(llava.processor)
+    silent.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        Looker(llava.model, llava.processor.image_processor)
+        Looker(llava.model, silent)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
