@@ -5,6 +5,7 @@ import json
 import pytest
 from command_line import call
 
+from regaze.cli import terminal
 from regaze.evals import sandbox
 from regaze.interventions import GIFT, get, names
 from regaze.interventions.base import presets
@@ -34,13 +35,13 @@ def test_presets_are_known_without_an_import() -> None:
         assert presets(name) == tuple(get(name).presets), name
 
 
-@pytest.mark.parametrize("width", ["40", "60", "80"])
-def test_a_narrow_terminal_breaks_no_word(width: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_a_narrow_terminal_breaks_no_word(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.out, "_width", 300)
     known = {word.rstrip(":") for word in call("list").stdout.split()} | {"│"}
-    monkeypatch.setenv("COLUMNS", width)
+    monkeypatch.setattr(terminal.out, "_width", width)
     shown = call("list").stdout
-    assert "…" not in shown and max(map(len, shown.splitlines()[:-2])) <= int(width)
+    assert "…" not in shown and max(map(len, shown.splitlines()[:-2])) <= width
     found = {word.rstrip(":") for word in shown.split() if word[0] not in "┏┡└"}
     # The one address is longer than 40 columns.
     assert {word for word in found - known if word not in ADDRESS} == set()
