@@ -3,9 +3,9 @@
 A second run beside a pass (a perturbed branch, say) calls such code once more, on other inputs.
 What it keeps, as a step cache written by hand does, would then be the second run's when the next
 pass reads it. So the objects that it can reach (closures, globals, arguments' defaults, attributes)
-are looked at before and after a second run, which must leave them as they were. Libraries' own code
-in such a place (offloading, casting, compilation) is known. What hooks by ``register_forward_hook``
-keep isn't looked at: most of them look on.
+are looked at before and after a second run, which must leave them as they were; only a ``forward``
+may go on counting. Libraries' own code in such a place (offloading, casting, compilation) is
+known. What hooks by ``register_forward_hook`` keep isn't looked at: most of them look on.
 """
 
 from __future__ import annotations
