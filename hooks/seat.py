@@ -209,10 +209,7 @@ class Seat(Scoring):
                 "call the whole model rather than its text tower, and disable gradient "
                 "checkpointing, or take the hook off"
             )
-        code = replaced(tower)
-        if "forward" not in vars(tower):  # Its class may name its arguments as it likes.
-            code.pop("", None)
-        if code:
+        if code := replaced(tower):
             raise NotImplementedError(
                 "this intervention compares the prompt with itself without images, which stands "
                 "behind it in the same rows, and what stands in the place of "

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,7 +37,9 @@ def taking(
         return args, kwargs
 
     handle = tower.register_forward_pre_hook(enter, with_kwargs=True)
-    kind.forward = forward
+    # Written in its class's module, as in another version of transformers.
+    home = vars(sys.modules[kind.__module__])
+    kind.forward = FunctionType(forward.__code__, home, closure=forward.__closure__)
     try:
         yield
     finally:
@@ -77,11 +80,7 @@ def test_columns_kept_elsewhere_are_found_out(method: str) -> None:
     inputs = ask(model, (SHORT, [0]))
     with (
         taking(model, hide, find),
-        # A second run before the first layer's check finds out that something is kept.
-        pytest.raises(
-            (RuntimeError, ValueError),
-            match=r"layer \d .* attends over \d+ columns where|keeps something from call to call",
-        ),
+        pytest.raises(RuntimeError, match=r"layer \d .* attends over \d+ columns where"),
     ):
         answer(model, inputs, EDITS[method].acts)
 

@@ -169,6 +169,25 @@ def test_what_keeps_something_may_stand_where_no_second_run_comes() -> None:
         assert torch.equal(kind.run(pipe, guided=False), want)
 
 
+def test_a_forward_that_counts_its_calls_counts_second_runs_too() -> None:
+    pipe, kind = built("flux"), FAMILIES["flux"]
+    block = pipe.transformer.transformer_blocks[0]
+    with regaze.attach(pipe, PAG):
+        want = kind.run(pipe, guided=False)
+    stock, calls = block.forward, [0]
+
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls[0] += 1
+        return stock(*args, **kwargs)
+
+    block.forward = counting
+    plain = kind.run(pipe, guided=False)
+    passes, calls[0] = calls[0], 0
+    with regaze.attach(pipe, PAG):
+        assert torch.equal(kind.run(pipe, guided=False), want)
+    assert calls[0] == 2 * passes and not torch.equal(plain, want)
+
+
 def test_a_class_s_forward_in_another_s_place_is_looked_at_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
