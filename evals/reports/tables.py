@@ -29,7 +29,7 @@ from regaze.evals.scoring.scores import Row, TaskScores
 from regaze.evals.task import POOLED
 
 _STYLES: Mapping[Verdict, str] = {"better": "green", "worse": "red", "moved": "yellow", "open": ""}
-_LABEL = 24
+_LABEL, _INTERVAL = 24, 13
 _KEY = (
     "Shares in percent; changes with 95 % intervals from a paired bootstrap over {}. "
     "▲ better, ▼ worse, ● moved: the interval excludes 0."
@@ -69,8 +69,11 @@ def summary(runs: Sequence[TaskScores]) -> RenderableType:
         table = WholeWords(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
         table.add_column("", min_width=9)
         for label in labels:
-            # As wide as the widest interval, so that the tables stand in line.
-            table.add_column(label, min_width=14 if label in rows and rows[label].change else 5)
+            # As wide as most intervals, so that the tables stand in line; the settings of a
+            # label that is wider go below its name.
+            width = _INTERVAL if label in rows and rows[label].change else 4
+            header = label if len(label) <= _INTERVAL else label.replace(":", ":\n", 1)
+            table.add_column(header, min_width=width)
         for metric in shown_metrics(scores)[:3]:
             cells = [_cell(scores, rows.get(label), metric) for label in labels]
             table.add_row(metric_name(metric), *cells)

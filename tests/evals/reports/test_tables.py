@@ -37,6 +37,16 @@ def test_the_summary_has_a_column_per_condition() -> None:
     assert "100.0 +100.0▲" in shown
 
 
+def test_five_conditions_stand_side_by_side_in_an_ordinary_terminal() -> None:
+    scores = pope_scores()
+    none, vhr, pai = (c for c in scores.conditions if c.control is None)
+    others = [replace(pai, label=label) for label in ("var", "vaf")]
+    given = (none, replace(vhr, label="vhr:layers=[2,3]"), pai, *others)
+    lines = text(tables.summary([replace(scores, conditions=given)]), 80).splitlines()
+    header = next(line for line in lines if line.split()[:1] == ["none"])
+    assert header.split() == ["none", "layers=[2,3]", "pai", "var", "vaf"]
+
+
 def test_controls_stand_apart_at_the_end() -> None:
     shown = text(tables.render(pope_scores()), 110)
     compared, _, controls = shown.partition("controls, mean of the 2")
