@@ -73,7 +73,7 @@ def painting_world(split: str, subsets: Sequence[str], n: int) -> list[Prompt]:
 
     Args:
         split: ``validation`` or ``test``.
-        subsets: Some of `regaze.evals.sandbox.painting.scenes.SUBSETS`, or ``NEGATION``.
+        subsets: Some of `regaze.evals.sandbox.painting.SUBSETS`, or ``NEGATION``.
         n: Prompts to draw of each subset. What is drawn again is left out: its pictures would be
             the same ones.
 

@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from regaze.evals.sandbox.painting import PAINTERS
+from regaze.evals.sandbox.painting import NEGATION, PAINTERS
 from regaze.evals.sandbox.painting.prompts import COLOURS, SHAPES
-from regaze.evals.sandbox.painting.scenes import KINDS, NEGATION
+from regaze.evals.sandbox.painting.scenes import KINDS
 from regaze.interventions import (
     NAG,
     SLG,

@@ -84,12 +84,13 @@ def load(task: Task, out: Path) -> RunResult:
     """
     plan = store.read_run(out)
     items = take(task.items, plan["limit"])
+    digest = items_digest(items)
     answers = []
     inputs = Inputs()
     for condition in plan["conditions"]:
         folder = out / condition["folder"]
         manifest = cast(dict[str, Any], store.read_manifest(folder))
-        if manifest["config"].get("items_sha256") != items_digest(items):
+        if manifest["config"].get("items_sha256") != digest:
             raise ValueError(f"{folder} answers other questions than the {task.name} given")
         known = manifest["sessions"]
         manifest["sessions"] += [one for one in read_sessions(folder) if one not in known]

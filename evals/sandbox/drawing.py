@@ -57,7 +57,12 @@ class Object:
     @property
     def phrase(self) -> str:
         """Colour and shape, e.g. ``"red circle"``: what questions and captions speak of."""
-        return f"{self.colour} {self.shape}"
+        return phrase(self.shape, self.colour)
+
+
+def phrase(shape: str, colour: str) -> str:
+    """The words for an object, e.g. ``"red circle"``."""
+    return f"{colour} {shape}"
 
 
 def _circle(radius: float, dx: float = 0.0, dy: float = 0.0, corners: int = 24) -> list[Point]:

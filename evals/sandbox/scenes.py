@@ -14,7 +14,7 @@ from functools import cached_property
 
 from PIL import Image
 
-from regaze.evals.sandbox.drawing import COLOURS, SIZE, Box, Object, draw
+from regaze.evals.sandbox.drawing import COLOURS, SIZE, Box, Object, draw, phrase
 from regaze.evals.sandbox.known import check_scene
 
 SPLITS = ("train", "validation", "test", "test-prior", "clutter-validation", "clutter")
@@ -81,17 +81,38 @@ def scene(split: str, index: int) -> Scene:
     Raises:
         ValueError: Unknown split or negative index.
     """
+    key, rng, content, kinds = _begun(split, index)
+    if not split.startswith("clutter"):
+        return Scene(key, _place(kinds, content, rng, _SMALLEST, _LARGEST), content)
+    placed = _place(kinds, content, rng, _SMALLEST_IN_CLUTTER, _LARGEST_IN_CLUTTER)
+    return Scene(key, placed, content, rng.randint(6, 12))
+
+
+def scene_key(split: str, index: int) -> str:
+    """The key of a scene, e.g. ``"test/00012"``."""
+    return f"{split}/{index:05d}"
+
+
+def phrases(split: str, index: int) -> list[str]:
+    """The objects of a scene, in its order, as `Object.phrase` names them; none is placed.
+
+    Raises:
+        ValueError: Unknown split or negative index.
+    """
+    *_, kinds = _begun(split, index)
+    return [phrase(shape, colour) for shape, colour in kinds]
+
+
+def _begun(split: str, index: int) -> tuple[str, random.Random, Box, list[tuple[str, str]]]:
+    """A scene's key, random stream, letterbox and kinds of objects, before these are placed."""
     check_scene(split, index, SPLITS)
-    key = f"{split}/{index:05d}"
+    key = scene_key(split, index)
     rng = random.Random(key)
     content = _letterbox(rng)
     with_prior = split in ("train", "test-prior")
     kinds = _kinds_with_prior(rng) if with_prior else _kinds_without_prior(rng)
     rng.shuffle(kinds)
-    if not split.startswith("clutter"):
-        return Scene(key, _place(kinds, content, rng, _SMALLEST, _LARGEST), content)
-    placed = _place(kinds, content, rng, _SMALLEST_IN_CLUTTER, _LARGEST_IN_CLUTTER)
-    return Scene(key, placed, content, rng.randint(6, 12))
+    return key, rng, content, kinds
 
 
 def _kinds_with_prior(rng: random.Random) -> list[tuple[str, str]]:

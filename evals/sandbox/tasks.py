@@ -19,7 +19,7 @@ from itertools import chain, count, islice
 from PIL import Image
 
 from regaze.evals.polling import KINDS, Record, build_questions
-from regaze.evals.sandbox.scenes import Scene, scene
+from regaze.evals.sandbox.scenes import Scene, phrases, scene, scene_key
 
 CROWD = 4
 """Fewest objects in a scene that CHAIR asks to describe."""
@@ -81,15 +81,10 @@ def pope_records(split: str, n_images: int, seed: int = 0) -> list[Record]:
 
 
 def _truth(split: str, n_images: int, at_least: int) -> dict[str, list[str]]:
-    scenes = (scene(split, index) for index in count())
-    asked = (s for s in scenes if len(s.objects) >= at_least)
-    return {s.key: _phrases(s) for s in islice(asked, n_images)}
-
-
-def _phrases(s: Scene) -> list[str]:
-    return [item.phrase for item in s.objects]
+    scenes = ((scene_key(split, index), phrases(split, index)) for index in count())
+    return dict(islice((s for s in scenes if len(s[1]) >= at_least), n_images))
 
 
 @lru_cache(maxsize=1)
 def _training_phrases() -> list[list[str]]:
-    return [_phrases(scene("train", index)) for index in range(_COUNTED_SCENES)]
+    return [phrases("train", index) for index in range(_COUNTED_SCENES)]

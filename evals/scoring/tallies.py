@@ -55,23 +55,35 @@ class Tallies:
         require_clusters(len(clusters))
         self.groups, self.group_of = _codes([item.group for item in items])
         self.correct = np.empty((len(systems), len(items)), np.bool_)
+        members: dict[tuple[int, int], list[int]] = {}
+        for index, cell in enumerate(zip(self.cluster_of, self.group_of, strict=True)):
+            members.setdefault(cell, []).append(index)
+        # Most systems answer most questions alike; what is counted once needn't be again.
+        known: dict[tuple[str, ...], tuple[list[bool], Counts]] = {}
         tallies = []
         for place, system in enumerate(systems):
-            counted = [
-                [task.counts(item, answers[item.id]) for item in items]
-                for answers in system.answers
-            ]
-            right = np.array([[row["correct"] > 0 for row in rows] for rows in counted])
+            right = np.empty((len(system.answers), len(items)), np.bool_)
+            for seed, answers in enumerate(system.answers):
+                for indices in members.values():
+                    asked = [items[i] for i in indices]
+                    texts = [answers[item.id] for item in asked]
+                    key = (asked[0].id, *texts)
+                    if key not in known:
+                        counted = [task.counts(*pair) for pair in zip(asked, texts, strict=True)]
+                        hits = [counts["correct"] > 0 for counts in counted]
+                        known[key] = hits, task.tally(asked, counted)
+                    right[seed, indices], tally = known[key]
+                    tallies.append(tally)
             self.correct[place] = right.mean(0) > 0.5
-            tallies.append([self._tallies(items, rows) for rows in counted])
-        self.keys = list(next(iter(tallies[0][0].values())))
+        self.keys = list(tallies[0])
         # (clusters, systems, seeds, groups, keys)
-        shape = (len(clusters), len(systems), len(tallies[0]), len(self.groups), len(self.keys))
-        self.counts = np.zeros(shape)
-        for place, by_seed in enumerate(tallies):
-            for seed, cells in enumerate(by_seed):
-                for (cluster, group), tally in cells.items():
-                    self.counts[cluster, place, seed, group] = [tally[key] for key in self.keys]
+        shape = (len(clusters), len(systems), len(systems[0].answers), len(self.groups))
+        self.counts = np.zeros((*shape, len(self.keys)))
+        where_clusters, where_groups = np.array(list(members)).T
+        rows = np.array([[tally[key] for key in self.keys] for tally in tallies])
+        for place, block in enumerate(rows.reshape(*shape[1:3], len(members), len(self.keys))):
+            for seed, cells in enumerate(block):
+                self.counts[where_clusters, place, seed, where_groups] = cells
         self.totals = {
             name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
         }
@@ -80,17 +92,6 @@ class Tallies:
         if yes_no and all(i.id in s.margins for s in systems for i in items):
             margins = [system.margins for system in systems]
             self.ranking = Ranking(items, margins, self.cluster_of, self.group_of)
-
-    def _tallies(
-        self, items: Sequence[Item], counted: Sequence[Counts]
-    ) -> dict[tuple[int, int], Counts]:
-        cells: dict[tuple[int, int], list[int]] = {}
-        for index, cell in enumerate(zip(self.cluster_of, self.group_of, strict=True)):
-            cells.setdefault(cell, []).append(index)
-        return {
-            cell: self.task.tally([items[i] for i in members], [counted[i] for i in members])
-            for cell, members in cells.items()
-        }
 
     def point(self) -> dict[str, Array]:
         """Metrics from all items, shape (systems, seeds, groups + totals).

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -49,11 +50,16 @@ class Ranking:
     ) -> None:
         self.yes = np.array([item.target == "yes" for item in items])
         self.margins = np.array([[given[item.id] for item in items] for given in margins])
-        members = [group_of == group for group in range(int(group_of.max()) + 1)]
+        self.cluster_of = cluster_of
+        self.members = [group_of == group for group in range(int(group_of.max()) + 1)]
         # A group that asks for one answer only (AMBER's existence questions) has no ranking.
-        self.ranked = [bool(self.yes[m].any() and not self.yes[m].all()) for m in members]
-        self.parts = [
-            [_Part(values[m], self.yes[m], cluster_of[m]) for m in members]
+        self.ranked = [bool(self.yes[m].any() and not self.yes[m].all()) for m in self.members]
+
+    @cached_property
+    def _parts(self) -> list[list[_Part]]:
+        """The margins in order, by system and group."""
+        return [
+            [_Part(values[m], self.yes[m], self.cluster_of[m]) for m in self.members]
             for values in self.margins
         ]
 
@@ -66,10 +72,10 @@ class Ranking:
         Returns:
             For each name "draws systems groups"; NaN for a group with one kind of item.
         """
-        values = np.full((len(DIRECTIONS), len(times), len(self.parts), len(self.ranked)), np.nan)
+        values = np.full((len(DIRECTIONS), len(times), len(self.margins), len(self.ranked)), np.nan)
         # A row for each cluster, of the smallest type that holds the sums: rows stay in the cache.
         by_cluster = np.ascontiguousarray(times.T, np.int32)
-        for system, parts in enumerate(self.parts):
+        for system, parts in enumerate(self._parts):
             for group, part in enumerate(parts):
                 if self.ranked[group]:
                     values[:, :, system, group] = part.scored(by_cluster)

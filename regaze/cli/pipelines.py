@@ -12,7 +12,7 @@ import typer
 from regaze.cli.noise import hush
 from regaze.cli.options import Device, on_one_thread
 from regaze.cli.terminal import note
-from regaze.evals.sandbox.painting.scenes import NEGATION, SUBSETS
+from regaze.evals.sandbox.painting import NEGATION, SUBSETS
 from regaze.evals.sandbox.video import PIPELINES
 from regaze.hooks.checks import shown
 

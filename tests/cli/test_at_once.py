@@ -13,13 +13,18 @@ from command_line import evaluate
 HEAVY = ("torch", "transformers", "diffusers", "matplotlib", "scipy", "accelerate", "nltk")
 
 
-def loaded(code: str, *args: str) -> set[str]:
-    """The heavy libraries that a fresh process has loaded after running some code."""
+def modules(code: str, *args: str) -> set[str]:
+    """What a fresh process has loaded after running some code."""
     end = "\nimport json, sys; print('\\n' + json.dumps(sorted(sys.modules)))"
     command = [sys.executable, "-c", code + end, *args]
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    return set(HEAVY) & set(json.loads(run.stdout.splitlines()[-1]))
+    return set(json.loads(run.stdout.splitlines()[-1]))
+
+
+def loaded(code: str, *args: str) -> set[str]:
+    """The heavy libraries among them."""
+    return set(HEAVY) & modules(code, *args)
 
 
 def loaded_by(*args: str, code: int = 0) -> set[str]:
@@ -40,6 +45,11 @@ def test_importing_the_package_is_free_until_a_name_is_used() -> None:
 def test_specs_of_the_package_and_conditions_need_no_torch_until_they_are_named() -> None:
     code = "from regaze.evals.runs.conditions import Condition; Condition.parse('none@blank')"
     assert loaded(code) == set()
+
+
+def test_help_does_without_arrays_and_pictures() -> None:
+    code = "from regaze.cli import commands; assert commands.app"
+    assert not {"numpy", "PIL"} & modules(code)
 
 
 @pytest.mark.parametrize(

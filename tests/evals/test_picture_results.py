@@ -16,8 +16,7 @@ from regaze.evals.picture_results import Sizes, of_methods, results, timed
 from regaze.evals.pictures.studies import STUDIES, Study
 from regaze.evals.reports.picture_page import page
 from regaze.evals.runs import files
-from regaze.evals.sandbox.painting import PAINTERS
-from regaze.evals.sandbox.painting.scenes import NEGATION
+from regaze.evals.sandbox.painting import NEGATION, PAINTERS
 from regaze.interventions import NAG, PAG
 
 SIZES = Sizes(validation=4, test=6, steps=2)

@@ -17,9 +17,10 @@ from diffusers import DiffusionPipeline, StableDiffusion3Pipeline
 from PIL import Image
 from scipy import stats
 
+from regaze.evals.sandbox.painting import SUBSETS
 from regaze.evals.sandbox.painting.build import TOKENS
 from regaze.evals.sandbox.painting.checker import Verdict, check, total
-from regaze.evals.sandbox.painting.scenes import SPLITS, SUBSETS, wanted
+from regaze.evals.sandbox.painting.scenes import SPLITS, wanted
 
 STEPS = 25
 """Denoising steps; more change little."""

@@ -20,6 +20,7 @@ from PIL import Image
 from regaze.evals.sandbox import drawing
 from regaze.evals.sandbox.drawing import Object, shape_mask
 from regaze.evals.sandbox.known import check_known, check_scene
+from regaze.evals.sandbox.painting import NEGATION, SUBSETS
 from regaze.evals.sandbox.painting.prompts import (
     COLOURS,
     RELATIONS,
@@ -32,11 +33,6 @@ SIZE = drawing.SIZE // 2
 """Width and height of a picture, in pixels. Objects keep the drawing's own 64 x 64 coordinates."""
 BACKGROUND = (40, 40, 44)
 SPLITS = ("train", "validation", "test")
-SUBSETS = ("single", "pair", "relation", "composition")
-"""Kinds of validation and test prompts: one object of any kind; two seen in training, but not
-together; the same with a relation; and ``composition``, the hard ones (see `wanted`)."""
-NEGATION = "negation"
-"""One or two objects without another one, which is named last: see `Wanted.unwanted`."""
 
 HELD_OUT = frozenset(
     {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from regaze.evals.sandbox.drawing import COLOURS, SIZE, Object, shape_mask
-from regaze.evals.sandbox.scenes import FAVOURITE, PARTNER, SHAPES, SPLITS, Scene, scene
+from regaze.evals.sandbox.scenes import FAVOURITE, PARTNER, SHAPES, SPLITS, Scene, phrases, scene
 
 
 def test_the_same_number_gives_the_same_scene() -> None:
@@ -25,6 +25,12 @@ def test_the_ground_truth_is_pinned() -> None:
     test = ["white circle", "green moon", "white ring", "blue cross"]
     assert [item.phrase for item in scene("test", 0).objects] == test
     assert [item.phrase for item in scene("train", 0).objects] == ["blue square", "green arrow"]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_phrases_are_those_of_the_scene(split: str) -> None:
+    for index in range(20):
+        assert phrases(split, index) == [item.phrase for item in scene(split, index).objects]
 
 
 def test_in_clutter_objects_are_small_and_pieces_lie_about() -> None:

@@ -10,13 +10,12 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from regaze.evals.sandbox.drawing import Object
-from regaze.evals.sandbox.painting import painter_path
+from regaze.evals.sandbox.painting import SUBSETS, painter_path
 from regaze.evals.sandbox.painting.checker import Counts, check, objective, total
 from regaze.evals.sandbox.painting.detector import detect
 from regaze.evals.sandbox.painting.scenes import (
     BACKGROUND,
     SIZE,
-    SUBSETS,
     paint,
     right_picture,
     scene,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from regaze.evals.sandbox.painting import NEGATION, SUBSETS
 from regaze.evals.sandbox.painting.build import TOKENS, build_tokenizer
 from regaze.evals.sandbox.painting.prompts import WORDS, Kind, Wanted, parse
-from regaze.evals.sandbox.painting.scenes import NEGATION, SUBSETS, wanted
+from regaze.evals.sandbox.painting.scenes import wanted
 
 RED_CIRCLE, BLUE_SQUARE = Kind("red", "circle"), Kind("blue", "square")
 

@@ -9,14 +9,13 @@ import math
 import pytest
 
 from regaze.evals.sandbox.drawing import SIZE as DRAWN
+from regaze.evals.sandbox.painting import NEGATION, SUBSETS
 from regaze.evals.sandbox.painting.prompts import COLOURS, RELATIONS, SHAPES, Kind
 from regaze.evals.sandbox.painting.scenes import (
     HELD_OUT,
     KINDS,
-    NEGATION,
     SIZE,
     SPLITS,
-    SUBSETS,
     combinations,
     relation_of,
     right_picture,
