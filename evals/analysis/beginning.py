@@ -49,5 +49,6 @@ class Beginning:
     def continued(self, model: Any, count: int) -> dict[str, Any]:
         """Arguments for ``generate`` to read the rest in so many rows."""
         ids = self.ids.repeat(count, 1)
-        shared = sharing.Shared(self.prefix, ids, torch.ones_like(ids), count)
+        image_of = torch.zeros(count, dtype=torch.long)
+        shared = sharing.Shared(self.prefix, ids, torch.ones_like(ids), image_of)
         return sharing.proceed(model, copy.deepcopy(self.cache), shared, 1, self.lag)

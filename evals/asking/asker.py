@@ -129,10 +129,18 @@ class Asker:
         prepares, answerer = self.prepares, self.answerer
         # By its pixels, because all blank images of one size are one.
         shown = {i.id: images[i.image] if i.image else _Shown() for i in items}
-        questions = {
-            i.id: Question(i.prompt, shown[i.id].image, shown[i.id].sha256, i.choices)
-            for i in items
-        }
+        questions: dict[str, Question] = {}
+        alike: dict[Hashable, str] = {}
+        # The same question about the same pixels (POPE asks for an object that is there in each of
+        # its groups; all blank images of one size are one) has one answer, unless it is drawn.
+        first: dict[str, str] = {}
+        for i in items:
+            asks = (i.prompt, shown[i.id].sha256, i.choices, answerer.decoding.samples and i.id)
+            first[i.id] = alike.setdefault(asks, i.id)
+            if first[i.id] == i.id:
+                questions[i.id] = Question(
+                    i.prompt, shown[i.id].image, shown[i.id].sha256, i.choices
+                )
         answers: dict[str, Generated | Refused] = {}
         prepared: dict[str, Prepared] = {}
         if prepares and items[0].image is not None:
@@ -142,31 +150,17 @@ class Asker:
                 else:
                     prepared[key] = found
             questions = {key: found.question for key, found in prepared.items()}
-        if not questions:
-            return answers
-        # Blank images of one size are one, so the same question about them is answered once; but
-        # not where something is drawn, or where an intervention counts what it acts on.
-        blank_alone = self.plan.condition.image == "blank" and not self.plan.specs
-        apart = not blank_alone or answerer.decoding.samples
-        asks: dict[str, Hashable] = {
-            key: key if apart else (q.prompt, q.key, q.choices) for key, q in questions.items()
-        }
-        once: dict[Hashable, Question] = {}
-        for key, question in questions.items():
-            once.setdefault(asks[key], question)
         given = answerer.ask(
-            [*once.values()],
+            [*questions.values()],
             share=self.share,
             partial=self.attached.partial_prompt,
             drawing=partial(answerer.decoding.drawing, seed, [item.id for item in items]),
         )
-        answered = dict(zip(once, given, strict=True))
-        for key, asked in asks.items():
-            answer = answered[asked]
+        for key, answer in zip(questions, given, strict=True):
             if key in prepared and isinstance(answer, Generated):
                 answer = replace(answer, extra=prepared[key].extra)
             answers[key] = answer
-        return answers
+        return {key: answers[asked] for key, asked in first.items()}
 
     def _record(
         self,

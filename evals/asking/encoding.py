@@ -95,17 +95,14 @@ class Encoder:
             share: True if prompts about one image share their beginning.
         """
         refused: dict[int, Refused] = {}
-        encoded = [
-            one
-            for groups in _alike(rows, share)
-            for one in self._encode(groups, share and len(groups[0]) > 1, refused)
-        ]
+        groups = _groups(rows, share)
+        encoded = self._encode(groups, share and len(groups) < len(rows), refused) if rows else []
         return encoded, refused
 
     def _encode(
         self, groups: Sequence[Sequence[Row]], share: bool, refused: dict[int, Refused]
     ) -> list[Encoded]:
-        """Groups with equally many rows, each with its own image."""
+        """Groups of rows, each with its own image."""
         rows = [row for group in groups for row in group]
         firsts = [group[0] for group in groups] if share else rows
         try:
@@ -152,13 +149,10 @@ class Encoder:
         return sharing.arrange(firsts, spliced, self._pad)
 
 
-def _alike(rows: Sequence[Row], share: bool) -> list[list[list[Row]]]:
-    """Rows in groups that show the same image, and of those the ones of the same size together."""
+def _groups(rows: Sequence[Row], share: bool) -> list[list[Row]]:
+    """Rows in groups that show the same image."""
     groups: dict[Any, list[Row]] = {}
     for number, row in enumerate(rows):
         alone = not share or row.question.image is None
         groups.setdefault((number, None) if alone else (None, row.question.key), []).append(row)
-    sizes: dict[int, list[list[Row]]] = {}
-    for group in groups.values():
-        sizes.setdefault(len(group), []).append(group)
-    return list(sizes.values())
+    return list(groups.values())

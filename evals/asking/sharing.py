@@ -33,19 +33,19 @@ class CannotShareError(Exception):
 
 @dataclass(frozen=True)
 class Shared:
-    """Prompts about G images, k about each.
+    """Prompts about G images, N in all.
 
     Attributes:
         prefix: Inputs "G P" of the beginnings, with the images.
-        ids: "G*k P+S" whole prompts.
-        mask: "G*k P+S", 1 where ``ids`` is no padding.
-        repeats: k.
+        ids: "N P+S" whole prompts.
+        mask: "N P+S", 1 where ``ids`` is no padding.
+        image_of: "N" each prompt's image, by its place.
     """
 
     prefix: Mapping[str, Tensor]
     ids: Tensor
     mask: Tensor
-    repeats: int
+    image_of: Tensor
 
 
 def splice(
@@ -81,7 +81,7 @@ def arrange(
 
     Args:
         firsts: Left-padded inputs "G T" of each group's first prompt, with the images.
-        groups: Token ids of each group's prompts, equally many in each, the first one first.
+        groups: Token ids of each group's prompts, the first one first.
         pad: Token id to pad with.
     """
     # At least one token stays, as the row that predicts the answer.
@@ -104,10 +104,10 @@ def arrange(
     seen = torch.stack(
         [_pad_left(torch.ones(len(row), dtype=torch.long), longest, 0) for row in rests]
     )
-    k = len(groups[0])
-    ids = torch.cat([prefix["input_ids"].repeat_interleave(k, 0), rest], 1)
-    mask = torch.cat([prefix["attention_mask"].repeat_interleave(k, 0), seen], 1)
-    return Shared(prefix, ids, mask, k)
+    image_of = torch.tensor([g for g, rows in enumerate(groups) for _ in rows])
+    ids = torch.cat([prefix["input_ids"][image_of], rest], 1)
+    mask = torch.cat([prefix["attention_mask"][image_of], seen], 1)
+    return Shared(prefix, ids, mask, image_of)
 
 
 def begin(
@@ -155,11 +155,11 @@ def proceed(
         CannotShareError: The cache isn't one that can be continued by columns.
     """
     check_cache(cache)
-    cache.batch_repeat_interleave(shared.repeats * beams)
+    cache.batch_select_indices(shared.image_of.repeat_interleave(beams).to(model.device))
     ids, mask = shared.ids.to(model.device), shared.mask.to(model.device)
     positions = mask.cumsum(1) - 1
     if lag is not None:
-        positions = positions + lag.to(positions).repeat_interleave(shared.repeats, 0)
+        positions = positions + lag.to(positions)[shared.image_of.to(positions.device)]
     return {
         "input_ids": ids,
         "attention_mask": mask,

@@ -214,15 +214,34 @@ def test_sampled_answers_are_kept_for_every_seed_and_can_be_made_again(tmp_path:
     assert one.answers[0].records == one.answers[0].by_seed[0]
 
 
-def test_the_same_question_about_blank_images_is_answered_once(tmp_path: Path) -> None:
-    result = run_toy(tmp_path, "none@blank", "pai:alpha=0@blank", batch_size=30)
-    given, blank, edited = result.answers
-    texts = [{key: r.text for key, r in a.records.items()} for a in (blank, edited)]
-    assert texts[0] == texts[1] and len(texts[0]) == len(given.records)
-    costs = [a.cost for a in (blank, edited)]
-    items = [cost.items for cost in costs if cost]
-    columns = [cost.columns for cost in costs if cost]
-    assert items[0] == items[1] == 30 and 4 * columns[0] < columns[1]
+@pytest.mark.parametrize("share", [True, False])
+def test_the_same_question_about_the_same_pixels_is_answered_once(
+    tmp_path: Path, share: bool
+) -> None:
+    """Each of the 15 questions stands in both groups; all blank images are one."""
+    conditions = ("none@blank", "pai:alpha=2", "pai:alpha=2@blank")
+    once = run_toy(tmp_path / "once", *conditions, batch_size=30, share=share)
+    # Of batches of 3 none holds a question twice.
+    apart = run_toy(tmp_path / "apart", *conditions, batch_size=3, share=share)
+    for one, other in zip(once.answers, apart.answers, strict=True):
+        assert len(one.records) == 30
+        assert {k: r.text for k, r in one.records.items()} == {
+            k: r.text for k, r in other.records.items()
+        }
+    given, blank, edited, both = (a.cost for a in once.answers)
+    assert given and blank and edited and both
+    assert given.items == blank.items == 30
+    assert given.columns == edited.columns == 5 * blank.columns == 5 * both.columns
+    alone = [a.cost for a in apart.answers]
+    assert alone[0] and 2 * given.columns / 30 == alone[0].columns / alone[0].items
+
+
+def test_drawn_answers_are_drawn_for_each_question(tmp_path: Path) -> None:
+    drawn = run_toy(tmp_path, batch_size=30, decoding=Decoding(temperature=2.0, seeds=(0,)))
+    found = drawn.answers[0]
+    texts = {key: record.text for key, record in found.records.items()}
+    pairs = [(texts[key], texts[key.replace("easy", "hard")]) for key in texts if "easy" in key]
+    assert len(pairs) == 15 and sum(one != two for one, two in pairs) > 10
 
 
 def test_sharing_is_written_down_and_so_is_who_cannot(tmp_path: Path) -> None:

@@ -271,7 +271,8 @@ def test_beginnings_and_rests_are_laid_out_behind_padding() -> None:
         "attention_mask": torch.tensor([[1, 1, 1, 1], [0, 1, 1, 1]]),
         "pixel_values": torch.zeros(2, 3),
     }
-    shared = arrange(firsts, [[[1, 2, 3, 4], [1, 2, 3, 7, 8]], [[1, 5, 6], [1, 9, 9]]], pad=0)
+    groups = [[[1, 2, 3, 4], [1, 2, 3, 7, 8]], [[1, 5, 6], [1, 9, 9], [1, 8]]]
+    shared = arrange(firsts, groups, pad=0)
     assert shared.prefix["input_ids"].tolist() == [[1, 2, 3], [0, 0, 1]]
     assert shared.prefix["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
     assert shared.prefix["pixel_values"] is firsts["pixel_values"]
@@ -280,9 +281,10 @@ def test_beginnings_and_rests_are_laid_out_behind_padding() -> None:
         [1, 2, 3, 7, 8],
         [0, 0, 1, 5, 6],
         [0, 0, 1, 9, 9],
+        [0, 0, 1, 0, 8],
     ]
     assert shared.mask.tolist()[0] == [1, 1, 1, 0, 1]
-    assert shared.repeats == 2
+    assert shared.image_of.tolist() == [0, 0, 1, 1, 1]
 
 
 def test_equal_prompts_keep_a_token_that_predicts() -> None:
