@@ -51,7 +51,8 @@ class Family:
         packs: Inputs of the text decoder with one entry per token, besides embeddings, mask and
             positions: a run without image takes those of its own columns.
         zeros: Likewise, but zero (False) in a run without image: what vision adds to columns.
-        vision: Path from the model to its vision tower, whose class `VISION` has to know.
+        vision: Path from the model to its vision tower, whose class
+            `regaze.hooks.vision_towers.VISION` has to know.
         drops: Inputs of the text decoder that are left out while something is attached, because
             with them layers compute some of their rows only.
         refuse: Reason why no method can act on it; empty if some can.
@@ -75,55 +76,6 @@ class Family:
     vision: str = ""
     refuse: str = ""
 
-
-@dataclass(frozen=True)
-class Vision:
-    """The facts about vision towers of one class: their attention, and the layout of pictures.
-
-    Attributes:
-        layers: Path from the tower to the list of its layers.
-        attention: A layer's attention module.
-        layout: "batch": each picture is a batch row, patches in reading order, as many as
-            ``pixel_values`` and the patch size make; "grids": all patches in one sequence, blocks
-            that are merged later side by side, by ``grid_thw``; attention is called for each frame;
-            "windows": likewise, sorted by window, and called for each window in some layers;
-            "packed": all patches in one sequence, in reading order, by ``image_sizes``; a mask
-            keeps pictures apart.
-        class_token: True if a class token stands before the patches.
-    """
-
-    layers: str
-    attention: str = "self_attn"
-    layout: Literal["batch", "grids", "windows", "packed"] = "batch"
-    class_token: bool = False
-
-
-VISION: dict[str, Vision] = {
-    "Blip2VisionModel": Vision("encoder.layers", class_token=True),
-    "CLIPVisionModel": Vision("encoder.layers", class_token=True),
-    "Exaone4_5_VisionModel": Vision("blocks", "attn", "windows"),
-    "Glm4vMoeVisionModel": Vision("blocks", "attn", "grids"),
-    "Glm4vVisionModel": Vision("blocks", "attn", "grids"),
-    "GlmOcrVisionModel": Vision("blocks", "attn", "grids"),
-    "Idefics2VisionTransformer": Vision("encoder.layers"),
-    "Idefics3VisionTransformer": Vision("encoder.layers"),
-    "InstructBlipVideoVisionModel": Vision("encoder.layers", class_token=True),
-    "InstructBlipVisionModel": Vision("encoder.layers", class_token=True),
-    "InternVLVisionModel": Vision("encoder.layer", "attention", class_token=True),
-    "JanusVisionModel": Vision("encoder.layers"),
-    "PixtralVisionModel": Vision("transformer.layers", "attention", "packed"),
-    "Qwen2VisionTransformerPretrainedModel": Vision("blocks", "attn", "grids"),
-    "Qwen2_5OmniVisionEncoder": Vision("blocks", "attn", "windows"),
-    "Qwen2_5_VisionTransformerPretrainedModel": Vision("blocks", "attn", "windows"),
-    "Qwen3OmniMoeVisionEncoder": Vision("blocks", "attn", "grids"),
-    "Qwen3VLMoeVisionModel": Vision("blocks", "attn", "grids"),
-    "Qwen3VLVisionModel": Vision("blocks", "attn", "grids"),
-    "Qwen3_5MoeVisionModel": Vision("blocks", "attn", "grids"),
-    "Qwen3_5VisionModel": Vision("blocks", "attn", "grids"),
-    "SiglipVisionModel": Vision("encoder.layers"),
-    "SmolVLMVisionTransformer": Vision("encoder.layers"),
-}
-"""Vision towers by class. One that isn't here can be neither edited nor looked at."""
 
 _IDEFICS: dict[str, Any] = {
     "vision": "model.vision_model",

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regaze.hooks.families import VISION, Family, Vision
+from regaze.hooks.families import Family
 from regaze.hooks.passes import Columns, Pass, Picture, Rows
+from regaze.hooks.vision_towers import VISION, Vision
 
 
 @dataclass(frozen=True)

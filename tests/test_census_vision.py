@@ -11,9 +11,10 @@ from torch import Tensor
 from vision_maps import Raise, Spec, explicitly, literal, of_picture
 
 from regaze.hooks import attach, capture
-from regaze.hooks.families import FAMILIES, VISION
+from regaze.hooks.families import FAMILIES
 from regaze.hooks.host import find_host
 from regaze.hooks.pictures import Eye
+from regaze.hooks.vision_towers import VISION
 
 SEEN = [family for family in EVERY if FAMILIES[family].vision]
 UNSEEN = [f for f in EVERY if not FAMILIES[f].vision and not FAMILIES[f].refuse]
