@@ -1,9 +1,10 @@
 """The kernel patch: edit the attention that some modules compute in one forward pass.
 
-Processors are never replaced by ours: inside an edited module a torch-function mode waits for
-calls of ``F.scaled_dot_product_attention``, where queries, keys and values are final (after
-projections, LoRA, normalisation and rotary embedding) and heads aren't yet projected. What is
-edited in a pass is known to the thread that runs it, so threads don't see each other's.
+Processors are never replaced by ours: inside an edited module a torch-function mode
+(`KernelCalls`) waits for calls of ``F.scaled_dot_product_attention``, where queries, keys and
+values are final (after projections, LoRA, normalisation and rotary embedding) and heads aren't yet
+projected. What is edited in a pass is known to the thread that runs it, so threads don't see each
+other's.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import modes
-from regaze.hooks.diffusion.call import Call, Editor, Entered
+from regaze.hooks.diffusion.call import Editor, Entered
+from regaze.hooks.diffusion.kernel_calls import KernelCalls, missed
 from regaze.hooks.diffusion.sites import Layout, Site
 
 # Processors that compute otherwise what AttnProcessor2_0 computes by the kernel.
@@ -94,7 +95,7 @@ class Edits:
             module: Any = self._denoiser.get_submodule(site.name)
             # What came off in the middle of a pass isn't missed.
             if site.name not in self._runs and self.calls.covers(module):
-                raise RuntimeError(_missed(site, module, "it never ran in this pass"))
+                raise RuntimeError(missed(site, module, "it never ran in this pass"))
 
 
 @contextmanager
@@ -162,7 +163,9 @@ def _attend(module: nn.Module, call: Callable[..., Any], /, *args: Any, **kwargs
         return call(*args, **kwargs)
     site, chain = found
     watch(edits.calls, module)  # Another processor may have been set meanwhile.
-    mode = _Kernel(module, site, edits, chain, Entered.of(site, args, kwargs))
+    mode = KernelCalls(
+        module, site, edits.layout, edits.pass_, chain, Entered.of(site, args, kwargs)
+    )
     outer = _HERE.module
     try:
         _HERE.module = module
@@ -211,125 +214,6 @@ def _amplified(output: Any, factor: Tensor, entered: Entered, site: Site) -> Any
         )
     scaled = first * factor.to(first.dtype)[:, None, None]
     return (scaled, *streams[1:]) if isinstance(output, tuple) else scaled
-
-
-class _Kernel(modes.Mode):
-    """Hands editors the kernel calls of one forward of a module that are its own attention."""
-
-    def __init__(
-        self, module: Any, site: Site, edits: Edits, chain: Sequence[Editor], entered: Entered
-    ) -> None:
-        super().__init__()
-        self._module, self._site, self._edits, self._chain = module, site, edits, chain
-        self.entered = entered
-        self._queries: list[Tensor] = []
-        self._seen: list[tuple[int, int, int]] = []
-        self.factors: list[Tensor] = []
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Any,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = dict(kwargs or {})
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **named)
-        names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        named = dict(zip(names, args, strict=False)) | named
-        query, key, value = (named.pop(name) for name in names[:3])
-        self._seen.append((len(query), query.shape[-2], key.shape[-2]))
-        if not self._own(query, key):
-            return func(query, key, value, **named)
-        if named.get("is_causal"):
-            raise NotImplementedError(
-                f"{self._site.name} is causal, which no perturbation allows for"
-            )
-        self._queries.append(query)
-        return self._edited(query, key, value, named)
-
-    def _own(self, query: Tensor, key: Tensor) -> bool:
-        """True if a call is the module's own attention.
-
-        A second call on the same queries, with other keys, is an IP-Adapter's.
-        """
-        if any(_same(query, one) for one in self._queries):
-            return False
-        if self._site.kind == "cross":
-            return key.shape[-2] == self._edits.layout.n_text
-        rows = query.shape[-2]
-        if self._edits.layout.segments:
-            rows += sum(one.shape[-2] for one in self._queries)
-        return rows == key.shape[-2]
-
-    def _edited(self, query: Tensor, key: Tensor, value: Tensor, named: dict[str, Any]) -> Tensor:
-        site = self._site
-        if query.ndim != 4 or query.shape[1] != site.heads:
-            raise RuntimeError(
-                f"{site.name} calls its kernel with queries {tuple(query.shape)}, where (batch, "
-                f"{site.heads} heads, tokens, size) was expected; it can't be edited"
-            )
-
-        def kernel(query: Tensor, key: Tensor, value: Tensor, **changed: Any) -> Tensor:
-            settings = named | changed
-            result: Tensor = F.scaled_dot_product_attention(query, key, value, **settings)
-            return result
-
-        scale = named.get("scale") or query.shape[-1] ** -0.5
-        given: Tensor | None = None
-        for editor in self._chain:
-            call = Call(
-                site, self._edits.layout, query, key, value, named.get("attn_mask"), scale, kernel,
-                self.entered, self._module, self._edits.pass_, given,
-                self.factors,
-            )  # fmt: skip
-            given = editor(call)
-        shape = (*query.shape[:3], value.shape[-1])
-        if given is None or given.shape != shape or given.dtype != query.dtype:
-            what = None if given is None else (tuple(given.shape), given.dtype)
-            raise RuntimeError(
-                f"the edit of {site.name} made {what}, and the module uses {(shape, query.dtype)}"
-            )
-        return given
-
-    def check(self) -> None:
-        """Check that every row that entered the module was edited, once.
-
-        Raises:
-            RuntimeError: Some weren't, or it isn't known which were.
-        """
-        if not self.entered.covered([(len(q), q.shape[-2]) for q in self._queries]):
-            raise RuntimeError(_missed(self._site, self._module, self._story()))
-
-    def _story(self) -> str:
-        if not self._seen:
-            return (
-                f"its processor {type(self._module.processor).__name__} made no call of "
-                "scaled_dot_product_attention in this pass (another kernel, or step caching "
-                "skipped the layer)"
-            )
-        wanted = "keys of the text" if self._site.kind == "cross" else "rows that are the columns"
-        return (
-            f"{self.entered} entered it, and its kernel calls had (batch, rows, columns) "
-            f"{self._seen}: those with {wanted} hold other rows in all"
-        )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one is other or (
-        one.data_ptr() == other.data_ptr()
-        and one.shape == other.shape
-        and one.stride() == other.stride()
-    )
-
-
-def _missed(site: Site, module: Any, what: str) -> str:
-    return (
-        f"{site.name} ({type(module).__name__}) was to be edited, but {what}, so the edit would "
-        "have been skipped silently; set the standard processor (set_default_attn_processor()), "
-        "switch caching off, or choose other layers"
-    )
 
 
 # -- processors on other kernels ---------------------------------------------------------------
