@@ -14,8 +14,8 @@ from tiny_denoisers import GRID, HEIGHT, TEXT, TINY, TOKENS, WIDTH, livened, noi
 from torch import Tensor, nn
 
 import regaze
-from regaze.hooks.diffusion.checking import Proven
 from regaze.hooks.diffusion.families import CHECKED
+from regaze.hooks.diffusion.proof import Proven
 from regaze.hooks.diffusion.sites import find_sites, read_layout
 from regaze.hooks.diffusion.works import Attend
 from regaze.interventions import PAG, SEG, SoftPAG
