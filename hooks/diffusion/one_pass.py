@@ -1,14 +1,6 @@
 """One forward pass of a denoiser, with the works that are attached to it.
 
-Branches run beside the main pass. With eps the denoiser's output, every branch of guidance that the
-pipeline gets back is eps + delta, where delta sums what each branch's `combine` differs by from its
-rows' own prediction. For guidance away from a perturbed branch that is
-
-    delta = sum over guidances of  s (eps_cond - eps_perturbed)
-
-so that a pipeline's own ``uncond + g (cond - uncond)`` becomes that plus delta for every g, and
-``cond + delta`` without classifier-free guidance. This is linear in the prediction, whatever it
-predicts: the formula of diffusers' PAG pipelines.
+Branches run beside the main pass (`regaze.hooks.diffusion.branches`).
 
 A main edit acts in every pass, branches included: guidance leads away from what the edited model
 would predict. Where both are on a layer, the branch's edit stands in the main one's place.
@@ -18,73 +10,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
+from regaze.hooks.diffusion.branches import Branches, fork_of, with_branches
 from regaze.hooks.diffusion.conditional import find_rows
 from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.fork import Fork, Instead, Kept, is_compiled, why_not
-from regaze.hooks.diffusion.guiders import refuse_uneven
+from regaze.hooks.diffusion.fork import Instead, Kept, is_compiled, why_not
 from regaze.hooks.diffusion.host import inner
-from regaze.hooks.diffusion.latents import Latents
-from regaze.hooks.diffusion.outside import Outside
 from regaze.hooks.diffusion.passes import Editors, Pass, ended
-from regaze.hooks.diffusion.predictions import (
-    each,
-    prediction_of,
-    tiled,
-    trimmed,
-    with_prediction,
-    with_sample,
-)
-from regaze.hooks.diffusion.rows import Rows, call_by_name, call_of_rows
+from regaze.hooks.diffusion.per_thread import PerThread
+from regaze.hooks.diffusion.predictions import prediction_of, trimmed, with_sample
+from regaze.hooks.diffusion.rows import Rows, call_by_name
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
-from regaze.hooks.diffusion.text import Words, read_text
-from regaze.hooks.diffusion.works import Branch, Run, Work
+from regaze.hooks.diffusion.works import Work
 from regaze.hooks.replaced import keeping_nothing
 
 _NOTHING: Mapping[str, Any] = {}
 
 Live = Sequence[tuple[Entry, Work]]
 """Works that act in a pass, with what counts for them."""
-
-
-@dataclass
-class Begun:
-    """A work that has begun with a run of a pipeline.
-
-    Attributes:
-        run: The run's number.
-        step: The step that it was in last.
-        work: The work of this run.
-        words: Prompt's embeddings as they were, if the work has looked at its words.
-    """
-
-    run: int
-    step: int
-    work: Work
-    words: Words | None = None
-
-
-@dataclass
-class PerThread:
-    """The state that one thread keeps from pass to pass."""
-
-    latents: Latents = field(default_factory=Latents)
-    begun: dict[int, Begun] = field(default_factory=dict)
-    delta: tuple[Any, Any] | None = None
-    outside: Outside = field(default_factory=Outside)
 
 
 class Surroundings(Protocol):
@@ -151,7 +107,9 @@ class OnePass:
             if work.edits:
                 entry.tally.begin()
         if branches:
-            output = self._combined(pass_, branches, kept, output)
+            output = with_branches(
+                pass_, branches, kept, output, self._seat.thread(), partial(self._forward, pass_)
+            )
         for _, work in self._live:
             output = work.after(pass_, output)
         return output
@@ -196,32 +154,8 @@ class OnePass:
         pass_.layout = self._layout(pass_, call, pass_.rows.branches)
         if any(entry.work.needs_latents for entry in live):
             pass_.latents = seat.thread().latents.begin(pass_)
-        self._live = [(entry, self._begun(entry, pass_)) for entry in live]
+        self._live = [(entry, seat.thread().work_of(entry, pass_)) for entry in live]
         return pass_
-
-    def _begun(self, entry: Entry, pass_: Pass) -> Work:
-        """The work of this run of the pipeline; a new one if another run has begun."""
-        found = pass_.running
-        if found is None or type(entry.work).begin is Work.begin:
-            return entry.work
-        if found.guider is not None:  # Nothing is known of what else a modular pipeline holds.
-            return entry.work
-        begun, step = self._seat.thread().begun, -1 if found.step is None else found.step[0]
-        if (known := begun.get(id(entry))) is not None:
-            again = pass_.rows.cond is not None and step == known.step and step >= 0
-            # Where a run ended early, the next one may have its number, and begins at its step.
-            if known.run == found.run and step >= known.step and not again:
-                known.step = step
-                if known.words is not None:
-                    known.words.refuse_others(pass_)
-                return known.work
-        samples, steps = pass_.rows.samples, 0 if found.step is None else found.step[1]
-        read = read_text(found.pipeline, samples, pass_.layout.n_words)
-        run = Run(samples, steps, read, entry.tally, found.pipeline)
-        work = entry.work.begin(run)
-        words = Words.of(pass_) if run.looked else None
-        begun[id(entry)] = Begun(found.run, step, work, words)
-        return work
 
     def _layout(self, pass_: Pass, call: dict[str, Any], branches: int) -> Layout:
         images = 1 if pass_.running is None else pass_.running.images
@@ -294,9 +228,9 @@ class OnePass:
         ):
             return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
 
-    # -- branches beside it --------------------------------------------------------------------
+    # -- what branches need of it --------------------------------------------------------------
 
-    def _kept(self, pass_: Pass, branches: Sequence[tuple[Entry, Branch]]) -> Kept | None:
+    def _kept(self, pass_: Pass, branches: Branches) -> Kept | None:
         """The keeper of outputs that branches need of the pass; None if they need none."""
         if pass_.rows.cond is None or not branches:
             return None
@@ -310,81 +244,11 @@ class OnePass:
             note = f"whole extra passes: {own}" if own else "forks at its first block"
             entry.tally.note = "; ".join(filter(None, (note, pass_.rows.told)))
             if own is None:
-                wanted.append(_fork_of(branch, pass_))
+                wanted.append(fork_of(branch, pass_))
         if not wanted:
             return None
         forks.watch(self._seat.calls(self._owner, pass_.compiled), self._denoiser)
         return Kept(self._denoiser, pass_.family, wanted, pass_.rows.batch)
-
-    def _combined(
-        self,
-        pass_: Pass,
-        branches: Sequence[tuple[Entry, Branch]],
-        kept: Kept | None,
-        output: Any,
-    ) -> Any:
-        """The output with what branches add to it."""
-        thread = self._seat.thread()
-        prediction = prediction_of(output)
-        now = None if pass_.running is None else (pass_.running.run, pass_.running.step)
-        if pass_.rows.cond is None:
-            held, thread.delta = thread.delta, None
-            if held is None or held[0] != now or len(held[1]) != len(prediction):
-                raise RuntimeError(
-                    "the unconditional branch ran before the conditional one, whose guidance it "
-                    "shares; this order of calls isn't supported"
-                )
-            delta = held[1]
-        else:
-            refuse_uneven(pass_.running, prediction)
-            deltas = [self._delta(pass_, entry, branch, kept, prediction)
-                      for entry, branch in branches]  # fmt: skip
-            delta = deltas[0]
-            for more in deltas[1:]:
-                delta = each(torch.add, delta, more)
-            thread.delta = (now, delta) if pass_.rows.split else None
-        return with_prediction(output, each(torch.add, prediction, tiled(delta, prediction)))
-
-    def _delta(
-        self, pass_: Pass, entry: Entry, branch: Branch, kept: Kept | None, prediction: Any
-    ) -> Any:
-        """The difference of a branch's combination from its rows' own prediction."""
-        rows = branch.chosen(pass_)
-        call = call_of_rows(pass_.call, rows, pass_.rows.batch, pass_.family)
-        if branch.inputs is not None:
-            call = branch.inputs(dict(call), pass_)
-        editors = {
-            site: [partial(entry.attend, work)] for work in branch.works for site in work.sites
-        }
-        if kept is not None and kept.broken:
-            entry.tally.note = f"whole extra passes: {kept.broken}"
-        if kept is None or kept.broken or branch.inputs is not None:
-            output = self._forward(pass_, call, editors, (), branch.skipped, branch.instead)
-        else:
-            fork = _fork_of(branch, pass_)
-            with kept.replaying(fork):
-                output = self._forward(
-                    pass_, call, editors, kept.skips(fork), branch.skipped, branch.instead
-                )
-        for site in branch.sites:
-            if branch.instead or site.block in branch.skipped:
-                entry.tally.count(site.name)
-        entry.tally.begin()
-
-        def differs(main: Tensor, beside: Tensor) -> Tensor:
-            return branch.combine(main, beside, pass_) - main
-
-        return each(differs, prediction[rows], prediction_of(output))
-
-
-def has_branches(work: Work) -> bool:
-    """True if a work asks for further runs beside a pass."""
-    return type(work).branches is not Work.branches
-
-
-def _fork_of(branch: Branch, pass_: Pass) -> Fork:
-    rows = branch.chosen(pass_)
-    return frozenset(site.block for site in branch.sites), (rows.start, rows.stop)
 
 
 def _refuse_checkpoints(denoiser: Any) -> None:

@@ -13,13 +13,15 @@ from torch import nn
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
+from regaze.hooks.diffusion.branches import has_branches
 from regaze.hooks.diffusion.eager import eagerly
 from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner, refuse_caches, refuse_parallel
-from regaze.hooks.diffusion.one_pass import OnePass, PerThread, has_branches
+from regaze.hooks.diffusion.one_pass import OnePass
 from regaze.hooks.diffusion.outside import Guess
+from regaze.hooks.diffusion.per_thread import PerThread
 from regaze.hooks.diffusion.sites import blocks
 from regaze.hooks.locks import BriefLock
 
