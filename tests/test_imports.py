@@ -52,7 +52,7 @@ def test_importing_everything_from_the_repository_root_loads_no_file_twice() -> 
     if find_spec("lmms_eval") is None:
         names.remove("regaze.evals.lmms_eval.model")  # A plugin, loaded by lmms-eval alone.
     if find_spec("gradio") is None:
-        pages = [f"regaze.evals.play.{name}" for name in ("fields", "page", "serving")]
+        pages = [f"regaze.evals.play.{name}" for name in ("fields", "page", "parts", "serving")]
         names = [name for name in names if name not in pages]
     code = (
         "import collections, importlib, json, sys\n"

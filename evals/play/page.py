@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from regaze.evals.play import cards, controls, recipes
 from regaze.evals.play.fields import NOTHING, choices, draw, named, shown_as
 from regaze.evals.play.following import Ended, Job, follow, one_line
 from regaze.evals.play.models import Shelf
+from regaze.evals.play.parts import Asked, Shown, draw_asked, draw_shown
 from regaze.evals.play.running import PLAIN, Request, Result, run
 from regaze.evals.play.samples import sample
 from regaze.evals.reports.viewer import SCRIPT
@@ -37,49 +37,6 @@ def theme() -> Any:
     return looks.set(
         block_info_text_color="*neutral_600", block_info_text_color_dark="*neutral_400"
     )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The parts of the page that make a request."""
-
-    model: Any
-    picture: Any
-    prompt: Any
-    first: Any
-    second: Any
-    words: Any
-    painting: Any
-    tokens: Any
-    seed: Any
-    steps: Any
-    guidance: Any
-    negative: Any
-
-    @property
-    def fixed(self) -> list[Any]:
-        """The inputs that a run reads, but for the methods and their fields."""
-        settings = [self.tokens, self.seed, self.steps, self.guidance, self.negative]
-        return [self.model, self.picture, self.prompt, *settings]
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """The parts of the page that show a result."""
-
-    status: Any
-    answers: Any
-    viewer: Any
-    report: Any
-    elsewhere: Any
-    script: Any
-    command: Any
-    picture: Any
-
-    @property
-    def all(self) -> list[Any]:
-        """Every one of them."""
-        return [*vars(self).values()]
 
 
 class Page:
@@ -105,13 +62,13 @@ class Page:
             gr.Markdown("# regaze play\nA model as it is, and with its attention re-aimed.")
             with gr.Row(equal_height=False):
                 with gr.Column(scale=2, min_width=300):
-                    asked, another = self._asked()
+                    asked, another = draw_asked(self._shelf, self._model)
                     fields = gr.Column()
                 with gr.Column(scale=3, min_width=300):
                     with gr.Row():
                         go = gr.Button("Run", variant="primary", elem_id="run", min_width=90)
                         stop = gr.Button("Stop", elem_id="stop", min_width=90)
-                    shown = self._shown()
+                    shown = draw_shown()
             counter = gr.State(0)
             with fields:
                 self._fields(asked, shown, go)
@@ -128,80 +85,7 @@ class Page:
             page.unload(self._stop)
         return page
 
-    def _asked(self) -> tuple[_Asked, Any]:
-        paints = self._shelf.paints(self._model)
-        first = sample(paints, 0)
-        model = gr.Dropdown(
-            list(self._shelf.offered),
-            value=self._model,
-            label="Model",
-            info="Built in" + (", a folder or a Hub id" if self._shelf.any_model else ""),
-            allow_custom_value=self._shelf.any_model,
-            elem_id="model",
-        )
-        picture = gr.Image(
-            value=first.picture,
-            visible=not paints,
-            type="pil",
-            format="png",  # Lossless: what is drawn here is what the model is shown.
-            label="Picture",
-            height=220,
-            sources=["upload", "clipboard"],
-            elem_id="picture",
-        )
-        prompt = gr.Textbox(first.prompt, label="Question or prompt", lines=2, elem_id="prompt")
-        another = gr.Button("Another example", size="sm", elem_id="another")
-        methods = [
-            gr.Dropdown(choices(paints), value=NOTHING, label=label, elem_id=elem_id)
-            for label, elem_id in (("Method", "first"), ("And a second one", "second"))
-        ]
-        with gr.Accordion("Settings", open=False):
-            with gr.Group(visible=not paints) as words:
-                tokens = gr.Number(64, label="Longest answer, in tokens", precision=0)
-            with gr.Group(visible=paints) as painting:
-                seed = gr.Number(0, label="Number of the picture", precision=0)
-                steps = gr.Number(None, label="Denoising steps", precision=0)
-                guidance = gr.Number(None, label="Guidance scale")
-                negative = gr.Textbox("", label="Negative prompt")
-        asked = _Asked(
-            model,
-            picture,
-            prompt,
-            methods[0],
-            methods[1],
-            words,
-            painting,
-            tokens,
-            seed,
-            steps,
-            guidance,
-            negative,
-        )
-        return asked, another
-
-    def _shown(self) -> _Shown:
-        status = gr.HTML(cards.status("Ready."), elem_id="status")
-        answers = gr.HTML(elem_id="answers")
-        viewer = gr.HTML(elem_id="viewer")
-        report = gr.HTML(elem_id="report")
-        with gr.Accordion("The same elsewhere", open=True, visible=False) as elsewhere:
-            script = gr.Code(
-                language="python", label="As Python", elem_id="python", interactive=False
-            )
-            command = gr.Code(
-                language="shell",
-                label="As a command",
-                elem_id="command",
-                interactive=False,
-                wrap_lines=True,
-                lines=2,
-            )
-            picture = gr.DownloadButton(
-                f"Save the picture as {recipes.PICTURE}, which both read", elem_id="save", size="sm"
-            )
-        return _Shown(status, answers, viewer, report, elsewhere, script, command, picture)
-
-    def _fields(self, asked: _Asked, shown: _Shown, go: Any) -> None:
+    def _fields(self, asked: Asked, shown: Shown, go: Any) -> None:
         def fields(first: str, second: str) -> None:
             kinds, parts = [], []
             for slot, choice in enumerate((first, second)):
@@ -220,7 +104,7 @@ class Page:
 
     def _run(
         self,
-        shown: _Shown,
+        shown: Shown,
         session: str,
         kinds: Sequence[type[Intervention] | None],
         given: Sequence[Any],
@@ -256,7 +140,7 @@ class Page:
         finally:
             self._jobs.pop(session, None)
 
-    def _result(self, shown: _Shown, request: Request, result: Result) -> dict[Any, Any]:
+    def _result(self, shown: Shown, request: Request, result: Result) -> dict[Any, Any]:
         silent = not result.report.fired
         says = "Done, but a method never fired: this is the plain model." if silent else "Done."
         paints = self._shelf.paints(request.model)
