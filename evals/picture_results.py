@@ -4,9 +4,10 @@
 prompts with them and with their controls, measures what a picture costs, and writes
 ``picture-results.json`` and, from that alone, ``results-diffusion.md``. Stopped, it goes on where
 it was; another size wants another ``--out``. ``--only`` does some of the studies, ``--methods``
-some of their methods, to which others can be added later; the page is of those that are done there,
-and with ``--keep`` also of those that ``picture-results.json`` held. ``--times`` paints nothing and
-measures anew what the stored settings cost.
+some of their methods beside those that ``--out`` holds already. The page is of what is done there,
+and with ``--keep`` also of other studies that ``picture-results.json`` held. A study is kept or
+painted as a whole: its methods share a baseline and Holm's correction, so one that would lose
+methods is refused. ``--times`` paints nothing and measures anew what the stored settings cost.
 """
 
 from __future__ import annotations
@@ -214,6 +215,46 @@ def of_methods(study: Study, methods: Sequence[str] | None) -> Study:
     return replace(study, grids=kept)
 
 
+def _beside(study: Study, methods: Sequence[str] | None, done: Mapping[str, Any] | None) -> Study:
+    """A study with the methods asked for and those that are done already."""
+    return of_methods(study, methods and [*methods, *(done["best"] if done else ())])
+
+
+def done_studies(out: Path) -> dict[str, dict[str, Any]]:
+    """What `results` gave for the studies that a directory holds, by name."""
+    paths = {study.name: out / study.name / _DONE for study in STUDIES}
+    return {name: files.read_json(path) for name, path in paths.items() if path.exists()}
+
+
+def check_whole(
+    kept: Mapping[str, Any], done: Mapping[str, Any], todo: Sequence[Study], stored: Path
+) -> None:
+    """Check that no study loses methods, before anything is painted.
+
+    Args:
+        kept: The stored studies.
+        done: Those that ``--out`` holds.
+        todo: Those to paint, with the methods that they will have.
+        stored: The file that ``kept`` is from.
+
+    Raises:
+        ValueError: One would; the message names the methods.
+    """
+    new = {name: [*one["best"]] for name, one in done.items()}
+    new |= {study.name: [*study.grids] for study in todo}
+    for study in STUDIES:
+        if study.name in new and study.name in kept:
+            found = new[study.name]
+            # A method that the study has no more may go.
+            lost = [one for one in study.grids if one in kept[study.name]["best"]]
+            if lost := [one for one in lost if one not in found]:
+                raise ValueError(
+                    f"{study.name} would lose {', '.join(lost)}, which {stored} holds: a study is "
+                    "painted as a whole, so first paint these too, with "
+                    f"--only {study.name} --methods {' '.join([*found, *lost])}"
+                )
+
+
 def stored_studies(path: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
     """The data that a page was made from, by study.
 
@@ -247,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     every = sorted({name for study in STUDIES for name in study.grids})
     parser.add_argument("--methods", nargs="+", choices=every, help="default: all of a study")
     parser.add_argument(
-        "--keep", action="store_true", help="what isn't in --out stays as the JSON has it"
+        "--keep", action="store_true", help="studies that aren't in --out stay as the JSON has them"
     )
     parser.add_argument(
         "--times", action="store_true", help="only measure times of the JSON's studies anew"
@@ -264,21 +305,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             parser.error(str(error))
         asked = [one for one in STUDIES if one.name in (given.only or [one.name])]
-        todo = [one for one in (of_methods(one, given.methods) for one in asked) if one.grids]
+        todo = [one for one in asked if of_methods(one, given.methods).grids]
         if not todo:
             parser.error(f"none of these studies is of {' or '.join(given.methods)}")
         if given.times:
             if missing := [study.name for study in todo if study.name not in kept]:
                 parser.error(f"{stored} holds no {' or '.join(missing)}: paint it first")
             for study in todo:
-                loaded = load(study.model, dtype=_DTYPE)
-                kept[study.name] = timed(study, kept[study.name], loaded, sizes)
+                some, loaded = of_methods(study, given.methods), load(study.model, dtype=_DTYPE)
+                kept[study.name] = timed(some, kept[study.name], loaded, sizes)
         else:
+            done = done_studies(given.out)
+            todo = [_beside(study, given.methods, done.get(study.name)) for study in todo]
+            try:
+                check_whole(kept, done, todo, stored)
+            except ValueError as error:
+                parser.error(str(error))
             for study in todo:
-                done = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
-                files.write_json(given.out / study.name / _DONE, done)
-            paths = {study.name: given.out / study.name / _DONE for study in STUDIES}
-            kept |= {name: files.read_json(path) for name, path in paths.items() if path.exists()}
+                one = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
+                files.write_json(given.out / study.name / _DONE, one)
+            kept |= done_studies(given.out)
         found = [kept[study.name] for study in STUDIES if study.name in kept]
         whole = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
         files.write_text(stored, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")

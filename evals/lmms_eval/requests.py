@@ -145,10 +145,12 @@ def interventions(text: str) -> tuple[Intervention, ...]:
     ``intervention="vhr:alpha=2,layers=[2,3]"``.
 
     Raises:
-        ValueError: An unknown method or field, with the nearest names.
+        ValueError: An unknown method or field, with the nearest names; or a method without a
+            field that it needs.
     """
     quoted = re.fullmatch(r"""\s*(["'])(.*)\1\s*""", text)
     condition = Condition.parse(quoted[2] if quoted else text)
+    condition.check_given()
     if condition.image != "given":
         raise ValueError(
             f"intervention {text!r} asks for another image, but lmms-eval chooses the images: "

@@ -106,6 +106,8 @@ def run(shelf: Shelf, request: Request, job: Job) -> Result:
     """
     if not request.prompt.strip():
         raise ValueError("nothing is asked: write a question, or what to paint")
+    for spec in request.specs:
+        spec.check_given()
     job.tell(News(f"opening {request.model}"))
     opened = shelf.open(request.model)
     job.turn(opened.lock)

@@ -31,6 +31,7 @@ class ColumnScale(ColumnTool):
     name: ClassVar[str] = "columnscale"
     summary: ClassVar[str] = "tool: scale the weights of some columns"
     paper: ClassVar[str] = "none: a tool for experiments"
+    wants: ClassVar[str] = "factor to another number than 1, such as 2"
 
     factor: float = 1.0
 

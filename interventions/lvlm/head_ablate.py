@@ -12,7 +12,7 @@ from regaze.hooks.checks import check_choice
 from regaze.hooks.literal import MapForm, OutputForm
 from regaze.hooks.passes import Columns
 from regaze.interventions.base import register
-from regaze.interventions.lvlm.tool import Heads, Tool, acted_on
+from regaze.interventions.lvlm.tool import HEADS, Heads, Tool, acted_on
 
 
 @register
@@ -29,6 +29,7 @@ class HeadAblate(Tool):
     name: ClassVar[str] = "headablate"
     summary: ClassVar[str] = "tool: take chosen heads out"
     paper: ClassVar[str] = "none: a tool for experiments"
+    wants: ClassVar[str] = HEADS
 
     heads: Heads = ()
     to: Literal["zero", "uniform"] = "zero"

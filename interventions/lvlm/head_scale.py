@@ -27,6 +27,7 @@ class HeadScale(Tool):
     name: ClassVar[str] = "headscale"
     summary: ClassVar[str] = "tool: scale the outputs of chosen heads"
     paper: ClassVar[str] = "none: a tool for experiments"
+    wants: ClassVar[str] = "factor to another number than 1, such as 0"
 
     factor: float = 1.0
 

@@ -27,6 +27,7 @@ class LogitBias(ColumnTool):
     name: ClassVar[str] = "logitbias"
     summary: ClassVar[str] = "tool: add to the logits of some columns"
     paper: ClassVar[str] = "none: a tool for experiments"
+    wants: ClassVar[str] = "bias to another number than 0, such as 1"
 
     bias: float = 0.0
 

@@ -2,8 +2,9 @@
 
 The tools are not a paper's methods but what experiments are made of, each about ten lines on the
 engine. They act on text rows behind the image ("text") or on the rows that predict ("last"); like
-all methods here they leave a prompt without an image alone. By default each does nothing: there is
-no setting that is right for everyone. `docs/own-method.md` builds one from scratch.
+all methods here they leave a prompt without an image alone. By default each does nothing, as no
+setting is right for everyone: commands ask for one, `regaze.attach` takes the no-op as it is.
+`docs/own-method.md` builds a tool from scratch.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from regaze.interventions.lvlm.common import choose_layers, require_patches
 
 Heads = tuple[tuple[int, int], ...] | Literal["all"]
 Vectors = tuple[tuple[float, ...], ...]
+HEADS = "heads to [layer, head] pairs such as [[4,0],[4,3]], or to all"
 _Self = TypeVar("_Self", bound="Tool")
 
 
@@ -39,6 +41,9 @@ class Tool(Intervention):
         rows: "text": prompt text behind the image, and what is generated; "last": rows that
             predict.
     """
+
+    wants: ClassVar[str] = "its strength"
+    """The field without which a tool does nothing, and values for it, as an error asks for them."""
 
     heads: Heads = "all"
     layers: tuple[int, ...] | None = None
@@ -64,6 +69,17 @@ class Tool(Intervention):
             )
         if len(set(pairs)) < len(pairs):
             raise ValueError(f"{self.name}: heads names a head twice: {list(map(list, pairs))}")
+
+    def check_given(self) -> None:
+        """Check that the settings change something."""
+        wants = self.wants if self.heads else HEADS
+        if not (self.heads and self.given):
+            raise ValueError(f"{self.name} changes nothing as it is given: set {wants}")
+
+    @property
+    def given(self) -> bool:
+        """True if the field that `wants` names is set."""
+        return self != self.idle()
 
     def resolve(self: _Self, host: Host) -> _Self:
         """Choose the layers, and check the heads."""
@@ -147,6 +163,8 @@ class VectorTool(Tool):
             a head's output. None is a no-op. `head_outputs` reads them off a run.
     """
 
+    wants: ClassVar[str] = "vectors to lists of numbers, each as long as a head's output"
+
     vectors: Vectors = ()
 
     def check(self) -> None:
@@ -163,6 +181,11 @@ class VectorTool(Tool):
                 f"{self.name}: there are {len(rows)} vectors for {pairs} heads; give one for each, "
                 "or one for all"
             )
+
+    @property
+    def given(self) -> bool:
+        """True if there are vectors, be they added at strength zero."""
+        return bool(self.vectors)
 
     def vector(self, layer: int, like: Tensor) -> Tensor:
         """The heads' vectors "H 1 D", given outputs "B H R D"; zeros for heads that have none.

@@ -57,6 +57,8 @@ def places(
         raise ValueError(unknown("painter", model, PAINTERS))
     set_up(threads)
     conditions = [Condition.parse(text) for text in with_ or ["none"]]
+    for condition in conditions:
+        condition.check_given()
     source = PlaceSource(split, count, tuple(kinds or KINDS), seed)
     check_place(folder / RUN, folder / REPORT)
     world = join()

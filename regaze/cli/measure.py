@@ -49,6 +49,7 @@ def vas(
     from regaze.evals.runs.conditions import Condition
 
     condition = Condition() if with_ is None else Condition.parse(with_)
+    condition.check_given()
     if condition.image != "given":
         raise ValueError(
             f"--with {with_}: VAS is measured on the pictures that are given; name only what is to "

@@ -78,6 +78,7 @@ def verify(
     for condition, text in zip(conditions, with_ or (), strict=True):
         if not condition.specs or condition.image != "given":
             raise ValueError(f"--with {text}: there is no method in it to verify")
+        condition.check_given()
     stacks: list[tuple[Intervention, ...]] = [condition.specs for condition in conditions]
     paints = is_pipeline(target.model)
     if paints and (target.device_map or target.attn_implementation):

@@ -15,8 +15,9 @@ def read(text: str, param: str = "regaze") -> Condition:
     """Read ``none``, ``vhr:alpha=2`` or ``var+pai``; no file of the server is opened for it.
 
     Raises:
-        ApiError: An unknown method or field (the message names the nearest), one that can't be
-            attached to a language model, another image, or a value from a file.
+        ApiError: An unknown method or field (the message names the nearest), a method without a
+            field that it needs, one that can't be attached to a language model, another image, or
+            a value from a file.
     """
     if len(text) > _LONGEST:
         raise bad(f"an intervention has at most {_LONGEST} letters, this has {len(text)}", param)
@@ -24,6 +25,7 @@ def read(text: str, param: str = "regaze") -> Condition:
         raise bad("field=@FILE would read a file of the server: write the value itself", param)
     try:
         condition = Condition.parse(text)
+        condition.check_given()
     except (ValueError, ImportError) as error:
         raise bad(" ".join(str(error).split()), param, "unknown_intervention") from error
     if condition.image != "given":

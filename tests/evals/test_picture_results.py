@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,97 @@ def test_studies_that_are_not_done_again_stay_on_the_page(
     assert now == {**whole, "studies": [painted(study("b")), {**done, "name": "c"}]}
     picture_results.main(["--docs", str(tmp_path), "--out", str(tmp_path / "out"), "--only", "a"])
     assert [one["name"] for one in files.read_json(path)["studies"]] == ["a", "b"]
+
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """The command on the tiny painter, with a name of ``--out``; it gives the stored study."""
+    monkeypatch.setattr(picture_results, "STUDIES", [STUDY])
+    monkeypatch.setattr(picture_results, "load", lambda model, dtype: tiny_painter.shared())
+    sizes = [word for name, count in asdict(SIZES).items() for word in (f"--{name}", str(count))]
+
+    def once(out: str, *asked: str) -> dict[str, Any]:
+        folders = ["--docs", str(tmp_path), "--out", str(tmp_path / out)]
+        picture_results.main([*folders, *sizes, *asked])
+        (study,) = files.read_json(tmp_path / "picture-results.json")["studies"]
+        return dict(study)
+
+    return once
+
+
+def test_methods_join_those_that_the_directory_holds(run: Run, done: dict[str, Any]) -> None:
+    assert list(run("out", "--methods", "pag")["best"]) == ["pag"]
+    both = run("out", "--methods", "nag")
+    assert (both["best"], both["tables"]) == (done["best"], done["tables"])
+
+
+def _keep(stored: dict[str, Any], folder: Path) -> bytes:
+    """Store a study as the command does."""
+    path = folder / "picture-results.json"
+    whole = {"sizes": asdict(SIZES), "dtype": "bfloat16", "studies": [stored]}
+    files.write_json(path, whole)
+    return path.read_bytes()
+
+
+def _paint_nothing(monkeypatch: pytest.MonkeyPatch, done: dict[str, Any]) -> None:
+    def painted(study: Study, *rest: Any) -> dict[str, Any]:
+        best = {name: done["best"][name] for name in study.grids}
+        return {**done, "name": study.name, "best": best}
+
+    monkeypatch.setattr(picture_results, "results", painted)
+
+
+def test_a_study_that_is_kept_loses_no_method(
+    run: Run,
+    done: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = _keep(done, tmp_path)
+    with pytest.raises(SystemExit):
+        run("fresh", "--methods", "pag", "--keep")
+    path = tmp_path / "picture-results.json"
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"tiny would lose nag, which {path} holds" in said
+    assert said.endswith("first paint these too, with --only tiny --methods pag nag")
+    assert path.read_bytes() == before and not (tmp_path / "fresh").exists()
+    _paint_nothing(monkeypatch, done)
+    # What it says to do works, and so does painting everything.
+    named = ["--only", "tiny", "--methods", "pag", "nag"]
+    assert run("fresh", *named, "--keep")["best"] == done["best"]
+    assert run("other", "--keep")["best"] == done["best"]
+    # Without --keep the page is of what is done.
+    assert list(run("fourth", "--methods", "pag")["best"]) == ["pag"]
+
+
+def test_a_study_of_the_directory_that_is_not_painted_again_loses_none_either(
+    run: Run,
+    done: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    _paint_nothing(monkeypatch, done)
+    run("some", "--methods", "pag")
+    _keep(done, tmp_path)
+    monkeypatch.setattr(picture_results, "STUDIES", [STUDY, replace(STUDY, name="second")])
+    with pytest.raises(SystemExit):
+        run("some", "--only", "second", "--keep")
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "tiny would lose nag" in said and said.endswith("--only tiny --methods pag nag")
+
+
+def test_a_method_that_the_study_has_no_more_goes(
+    run: Run, done: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _paint_nothing(monkeypatch, done)
+    _keep(done, tmp_path)
+    monkeypatch.setattr(picture_results, "STUDIES", [of_methods(STUDY, ["pag"])])
+    assert list(run("second", "--keep")["best"]) == ["pag"]
 
 
 def test_times_are_measured_anew_of_the_stored_settings_of_the_methods_asked_for(

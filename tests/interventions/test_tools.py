@@ -130,6 +130,44 @@ def test_by_default_tools_do_nothing_and_say_so(spec: Intervention) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        ("headscale", "factor"),
+        ("headscale:heads=[[0,1]]", "factor"),
+        ("headscale:factor=2,heads=[]", "heads"),
+        ("headablate", "heads"),
+        ("headablate:to=uniform", "heads"),
+        ("logitbias:columns=rest", "bias"),
+        ("columnscale:rows=last", "factor"),
+        ("steer", "vectors"),
+        ("steer:heads=[[0,1]],strength=2", "vectors"),
+        ("patch", "vectors"),
+    ],
+)
+def test_what_changes_nothing_as_given_is_said_with_the_field_to_set(text: str, field: str) -> None:
+    name = text.partition(":")[0]
+    with pytest.raises(ValueError, match=f"^{name} changes nothing as it is given: set {field} to"):
+        parse(text).check_given()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "headscale:factor=0",
+        "headablate:heads=[[0,1]]",
+        "headablate:heads=all",
+        "logitbias:bias=-1",
+        "columnscale:factor=2",
+        "steer:vectors=[[1]]",
+        "steer:vectors=[[1]],strength=0",
+        "patch:vectors=[[1]]",
+    ],
+)
+def test_what_is_set_is_taken_and_so_is_a_strength_that_is_zero_on_purpose(text: str) -> None:
+    parse(text).check_given()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("headscale:heads=[0,1]", r"heads must be .*pairs such as \[\[4,0\],\[4,3\]\]"),

@@ -36,6 +36,7 @@ def said(answer: tuple[int, dict[str, Any]], status: int) -> str:
         ({"regaze": "vhr:alpha=-1"}, "alpha must be"),
         ({"regaze": "pag"}, "acts on diffusers pipelines"),
         ({"regaze": "vicrop"}, "changes what is asked"),
+        ({"regaze": "headscale"}, "headscale changes nothing as it is given: set factor"),
         ({"regaze": "none@blank"}, "is a control"),
         ({"regaze": "ad-hh:heads=@/etc/passwd"}, "would read a file of the server"),
         ({"regaze": "vhr:layers=[99]"}, "layers holds 99"),

@@ -171,3 +171,8 @@ def test_another_image_is_refused() -> None:
         interventions("none@blank")
     with pytest.raises(ValueError, match="unknown intervention 'vahr'; did you mean"):
         interventions("vahr")
+
+
+def test_a_method_that_changes_nothing_as_given_is_refused() -> None:
+    with pytest.raises(ValueError, match="headscale changes nothing as it is given: set factor"):
+        interventions("headscale")

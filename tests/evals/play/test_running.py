@@ -222,3 +222,11 @@ def test_a_shelf_keeps_two_and_opens_what_it_may() -> None:
     assert shelf.open("sandbox") is shelf.open("sandbox")
     assert not shelf.paints("sandbox") and Shelf().paints("painter-unet")
     assert "pai" in methods(False) and "pai" not in methods(True) and "pag" in methods(True)
+
+
+def test_a_method_that_changes_nothing_as_given_is_refused_before_a_model_is_opened() -> None:
+    news: list[News] = []
+    asked = Request("sandbox", "Describe the image.", (regaze.get("headscale")(),), PICTURE)
+    with pytest.raises(ValueError, match="headscale changes nothing as it is given: set factor"):
+        run(Shelf(), asked, Job(news.append))
+    assert not news
