@@ -24,7 +24,8 @@ from literal_denoisers import (
     prediction,
     soft,
 )
-from tiny_denoisers import TEXT, TINY, cells
+from tiny_calls import TEXT, cells
+from tiny_denoisers import TINY
 from torch import Tensor
 
 import regaze

@@ -12,7 +12,7 @@ import pytest
 import torch
 from literal_denoisers import STOCK, kernels
 from test_census_pipelines import GUIDED, built
-from tiny_denoisers import cells
+from tiny_calls import cells
 from tiny_guided import PIPES
 from torch import Tensor
 

@@ -9,7 +9,8 @@ import torch
 from flows import edit_maps, random_flow
 from literal_denoisers import Map, changed_rows, literally, maps_of, prediction
 from test_census_diffusers import KNOWN, built, perturbed_sites, picture_rows, with_other
-from tiny_denoisers import FRAMES, TINY, cells
+from tiny_calls import FRAMES, cells
+from tiny_denoisers import TINY
 from torch import Tensor
 
 import regaze

@@ -19,7 +19,8 @@ import pytest
 import torch
 from literal_denoisers import Edit, alone, blurred, changed_rows, literally
 from test_census_diffusers import bumped, perturbed_sites
-from tiny_denoisers import GRID, TEXT, TINY, WIDTH, noise
+from tiny_calls import GRID, TEXT, WIDTH, noise
+from tiny_denoisers import TINY
 from tiny_guided import PIPES, Stub
 from torch import Tensor
 

@@ -10,7 +10,8 @@ import test_census_diffusers as census
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from tiny_denoisers import TEXT, TINY, TOKENS, WIDTH, Tiny, noise, step
+from tiny_calls import TEXT, TOKENS, WIDTH, noise, step
+from tiny_denoisers import TINY, Tiny
 from torch import Tensor, nn
 
 import regaze

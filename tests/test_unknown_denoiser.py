@@ -10,7 +10,8 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention
 from literal_denoisers import alone, blurred, literally, prediction, soft
-from tiny_denoisers import GRID, HEIGHT, TEXT, TINY, TOKENS, WIDTH, livened, noise, step, unet_call
+from tiny_calls import GRID, HEIGHT, TEXT, TOKENS, WIDTH, noise, step, unet_call
+from tiny_denoisers import TINY, livened
 from torch import Tensor, nn
 
 import regaze

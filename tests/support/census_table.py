@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from test_census_diffusers import KNOWN, built, perturbed_sites, picture_rows
-from tiny_denoisers import TINY, cells
+from tiny_calls import cells
+from tiny_denoisers import TINY
 
 from regaze.hooks.diffusion.families import FAMILIES
 from regaze.hooks.diffusion.sites import TEXT, find_sites

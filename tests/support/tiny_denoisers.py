@@ -1,25 +1,38 @@
-"""Tiny denoisers with random weights, one of each class, and the arguments of a call.
-
-Pictures are HEIGHT x COLUMNS latents, so grids are HEIGHT/2 x COLUMNS/2 tokens wherever a model
-cuts patches of two; videos have two latent frames. Texts have TEXT tokens.
-"""
+"""Tiny denoisers with random weights, one of each class, called with what `tiny_calls` makes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import diffusers
 import torch
-from torch import Tensor, nn
-
-TEXT, WIDTH, POOLED, FRAMES = 5, 16, 12, 2
-HEIGHT, COLUMNS = 8, 6
-GRID = (HEIGHT // 2, COLUMNS // 2)
-TOKENS = GRID[0] * GRID[1]
-
-Call = Callable[[int], dict[str, Any]]
+from tiny_calls import (
+    COLUMNS,
+    FRAMES,
+    GRID,
+    HEIGHT,
+    POOLED,
+    REFERENCES,
+    TEXT,
+    TOKENS,
+    WIDTH,
+    Call,
+    for_batch,
+    noise,
+    ones,
+    packed,
+    padded,
+    picture,
+    places,
+    pooled,
+    step,
+    text,
+    unet_call,
+    video,
+    with_references,
+)
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -60,22 +73,6 @@ class Tiny:
         return (sides.get("f", 1), sides["h"] // 2, sides["w"] // 2)
 
 
-def cells(tokens: int) -> tuple[int, int, int]:
-    """(frames, rows, columns) of so many tokens of a tiny picture or video."""
-    for rows, columns in ((HEIGHT, COLUMNS), GRID, (HEIGHT, HEIGHT), (GRID[0], GRID[0])):
-        for frames in (1, FRAMES):
-            if frames * rows * columns == tokens:
-                return frames, rows, columns
-    raise AssertionError(tokens)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    """Normal noise; the first rows of a larger batch are those of a smaller one."""
-    rows = [torch.randn(shape[1:], generator=torch.Generator().manual_seed(100 * seed + i))
-            for i in range(shape[0])]  # fmt: skip
-    return torch.stack(rows)
-
-
 def livened(model: nn.Module) -> nn.Module:
     """Random weights where a model begins with zeros or ones, so that leaving a part out shows."""
     made = torch.Generator().manual_seed(3)
@@ -85,64 +82,6 @@ def livened(model: nn.Module) -> nn.Module:
         elif not weight.any() or weight.ndim < 2:
             weight.data = 0.2 * torch.randn(weight.shape, generator=made)
     return model.eval()
-
-
-def step(batch: int) -> Tensor:
-    return torch.full((batch,), 500.0)
-
-
-def text(batch: int, **more: Any) -> dict[str, Any]:
-    return {
-        "encoder_hidden_states": noise(batch, TEXT, WIDTH, seed=1),
-        "timestep": step(batch),
-    } | more
-
-
-def ones(batch: int, length: int = TEXT) -> Tensor:
-    return torch.ones(batch, length, dtype=torch.bool)
-
-
-def picture(**more: Any) -> Call:
-    return lambda b: text(b, hidden_states=noise(b, 4, HEIGHT, COLUMNS)) | _made(more, b)
-
-
-def video(**more: Any) -> Call:
-    return lambda b: text(b, hidden_states=noise(b, 4, FRAMES, HEIGHT, COLUMNS)) | _made(more, b)
-
-
-def packed(channels: int, **more: Any) -> Call:
-    """Latents that the pipeline cut into tokens."""
-    return lambda b: text(b, hidden_states=noise(b, TOKENS, channels)) | _made(more, b)
-
-
-REFERENCES = 2 * GRID[1]
-"""Tokens of another picture, of two rows."""
-
-
-def with_references(**more: Any) -> Call:
-    """Latents in tokens with those of another picture after them."""
-    return lambda b: (
-        packed(16, **more)(b)
-        | {"hidden_states": torch.cat([noise(b, TOKENS, 16), noise(b, REFERENCES, 16, seed=7)], 1)}
-    )
-
-
-def _made(more: dict[str, Any], batch: int) -> dict[str, Any]:
-    return {k: v(batch) if callable(v) else v for k, v in more.items()}
-
-
-def places(first: int = 0, axes: int = 3) -> Tensor:
-    """A position for each image token."""
-    rows, columns = GRID
-    ids = torch.zeros(rows, columns, axes)
-    ids[..., 0] = first
-    ids[..., 1] = torch.arange(rows)[:, None]
-    ids[..., 2] = torch.arange(columns)
-    return ids.reshape(-1, axes)
-
-
-def pooled(batch: int) -> Tensor:
-    return noise(batch, POOLED, seed=3)
 
 
 UNET: dict[str, Any] = {
@@ -171,10 +110,6 @@ HUNYUAN15_TEXT: dict[str, Any] = {
     "encoder_attention_mask_2": lambda b: ones(b, 3),
     "image_embeds": lambda b: torch.zeros(b, 2, 8),
 }  # fmt: skip
-
-
-def unet_call(batch: int) -> dict[str, Any]:
-    return text(batch, sample=noise(batch, 4, HEIGHT, COLUMNS))
 
 
 TINY: dict[str, Tiny] = {
@@ -457,20 +392,13 @@ TINY: dict[str, Tiny] = {
 }  # fmt: skip
 
 
-def padded(batch: int, length: int = TEXT) -> Tensor:
-    """A mask under which every second row has two tokens less."""
-    mask = ones(batch, length)
-    mask[1::2, -2:] = False
-    return mask
-
-
 def _padded(name: str, *masks: str, **more: Any) -> Tiny:
     """A model whose second prompt is shorter than the first."""
     stock = TINY[name]
 
     def call(batch: int) -> dict[str, Any]:
         found = stock.call(batch)
-        return found | {n: padded(batch, found[n].shape[1]) for n in masks} | _made(more, batch)
+        return found | {n: padded(batch, found[n].shape[1]) for n in masks} | for_batch(more, batch)
 
     return replace(stock, of=name, call=call)
 

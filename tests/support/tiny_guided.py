@@ -13,7 +13,7 @@ from typing import Any
 
 import diffusers
 import torch
-from tiny_denoisers import (
+from tiny_calls import (
     COLUMNS,
     FRAMES,
     GRID,
@@ -21,12 +21,12 @@ from tiny_denoisers import (
     POOLED,
     REFERENCES,
     TEXT,
-    TINY,
     TOKENS,
     WIDTH,
     noise,
     ones,
 )
+from tiny_denoisers import TINY
 from torch import Tensor, nn
 
 Arguments = dict[str, Any]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from diffusers.models.attention import BasicTransformerBlock
 from literal_denoisers import changed_rows
-from tiny_denoisers import TINY, UNET, livened, unet_call
+from tiny_calls import unet_call
+from tiny_denoisers import TINY, UNET, livened
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
