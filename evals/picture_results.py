@@ -17,12 +17,20 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from regaze.evals.pictures.kept_studies import (
+    DONE,
+    beside,
+    check_whole,
+    done_studies,
+    of_methods,
+    stored_studies,
+)
 from regaze.evals.pictures.pipelines import LoadedPipeline, load
 from regaze.evals.pictures.prompts import painting_world
 from regaze.evals.pictures.render import Painter, Shot
@@ -39,7 +47,6 @@ from regaze.evals.scoring.statistics import Change
 from regaze.hooks import attach
 
 _DTYPE = "bfloat16"
-_DONE = "done.json"
 _BATCH = 30
 _ROUNDS = 3
 _TIMED = 8
@@ -209,72 +216,6 @@ def timed(
     return {**stored, "times": {**stored["times"], **found}}
 
 
-def of_methods(study: Study, methods: Sequence[str] | None) -> Study:
-    """A study with some of its methods; with all of them for None."""
-    kept = {name: specs for name, specs in study.grids.items() if name in (methods or [name])}
-    return replace(study, grids=kept)
-
-
-def _beside(study: Study, methods: Sequence[str] | None, done: Mapping[str, Any] | None) -> Study:
-    """A study with the methods asked for and those that are done already."""
-    return of_methods(study, methods and [*methods, *(done["best"] if done else ())])
-
-
-def done_studies(out: Path) -> dict[str, dict[str, Any]]:
-    """What `results` gave for the studies that a directory holds, by name."""
-    paths = {study.name: out / study.name / _DONE for study in STUDIES}
-    return {name: files.read_json(path) for name, path in paths.items() if path.exists()}
-
-
-def check_whole(
-    kept: Mapping[str, Any], done: Mapping[str, Any], todo: Sequence[Study], stored: Path
-) -> None:
-    """Check that no study loses methods, before anything is painted.
-
-    Args:
-        kept: The stored studies.
-        done: Those that ``--out`` holds.
-        todo: Those to paint, with the methods that they will have.
-        stored: The file that ``kept`` is from.
-
-    Raises:
-        ValueError: One would; the message names the methods.
-    """
-    new = {name: [*one["best"]] for name, one in done.items()}
-    new |= {study.name: [*study.grids] for study in todo}
-    for study in STUDIES:
-        if study.name in new and study.name in kept:
-            found = new[study.name]
-            # A method that the study has no more may go.
-            lost = [one for one in study.grids if one in kept[study.name]["best"]]
-            if lost := [one for one in lost if one not in found]:
-                raise ValueError(
-                    f"{study.name} would lose {', '.join(lost)}, which {stored} holds: a study is "
-                    "painted as a whole, so first paint these too, with "
-                    f"--only {study.name} --methods {' '.join([*found, *lost])}"
-                )
-
-
-def stored_studies(path: Path, sizes: Sizes) -> dict[str, dict[str, Any]]:
-    """The data that a page was made from, by study.
-
-    Raises:
-        ValueError: The pictures had other sizes, or a study isn't one of today's.
-        OSError: The file can't be read.
-    """
-    stored = files.read_json(path)
-    for key, value in {"sizes": asdict(sizes), "dtype": _DTYPE}.items():
-        if stored[key] != value:
-            raise ValueError(f"{path} is of {key} {stored[key]}, not {value}: nothing to keep")
-    today = {study.name: study for study in STUDIES}
-    found: dict[str, dict[str, Any]] = {one["name"]: one for one in stored["studies"]}
-    for name, one in found.items():
-        fields = ("model", "subset", "guidance")
-        if name not in today or any(one[key] != getattr(today[name], key) for key in fields):
-            raise ValueError(f"{path} holds {name}, of a {one['model']} that isn't studied so now")
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     usual = Sizes()
@@ -300,8 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not given.page:
         torch.set_num_threads(1)
         sizes = Sizes(**{name: getattr(given, name) for name in asdict(usual)})
+        made = {"sizes": asdict(sizes), "dtype": _DTYPE}
         try:
-            kept = stored_studies(stored, sizes) if given.keep or given.times else {}
+            keeps = given.keep or given.times
+            kept = stored_studies(stored, made, STUDIES) if keeps else {}
         except (ValueError, OSError) as error:
             parser.error(str(error))
         asked = [one for one in STUDIES if one.name in (given.only or [one.name])]
@@ -315,18 +258,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 some, loaded = of_methods(study, given.methods), load(study.model, dtype=_DTYPE)
                 kept[study.name] = timed(some, kept[study.name], loaded, sizes)
         else:
-            done = done_studies(given.out)
-            todo = [_beside(study, given.methods, done.get(study.name)) for study in todo]
+            done = done_studies(given.out, STUDIES)
+            todo = [beside(study, given.methods, done.get(study.name)) for study in todo]
             try:
-                check_whole(kept, done, todo, stored)
+                check_whole(STUDIES, todo, done, kept, stored)
             except ValueError as error:
                 parser.error(str(error))
             for study in todo:
                 one = results(study, load(study.model, dtype=_DTYPE), given.out, sizes)
-                files.write_json(given.out / study.name / _DONE, one)
-            kept |= done_studies(given.out)
+                files.write_json(given.out / study.name / DONE, one)
+            kept |= done_studies(given.out, STUDIES)
         found = [kept[study.name] for study in STUDIES if study.name in kept]
-        whole = {"sizes": asdict(sizes), "dtype": _DTYPE, "studies": found}
+        whole = {**made, "studies": found}
         files.write_text(stored, json.dumps(whole, ensure_ascii=False, allow_nan=False) + "\n")
     files.write_text(given.docs / "results-diffusion.md", page(files.read_json(stored)))
 

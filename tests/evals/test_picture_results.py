@@ -13,7 +13,8 @@ import pytest
 import tiny_painter
 
 from regaze.evals import picture_results
-from regaze.evals.picture_results import Sizes, of_methods, results, timed
+from regaze.evals.picture_results import Sizes, results, timed
+from regaze.evals.pictures.kept_studies import of_methods
 from regaze.evals.pictures.studies import STUDIES, Study
 from regaze.evals.reports.picture_page import page
 from regaze.evals.runs import files
