@@ -131,3 +131,11 @@ def test_the_map_of_the_engine_names_each_of_its_files() -> None:
     ours = {name for name in files if name in named or name.startswith("literal_")}
     assert ours == files
     assert {name for name in named if name != "literal_*.py"} <= files
+
+
+def test_the_map_of_diffusion_names_each_of_its_files() -> None:
+    page = (ROOT / "docs" / "diffusion.md").read_text(encoding="utf-8")
+    table = page.partition("## Map of files")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(\w+\.py)`", table))
+    files = {path.name for path in (ROOT / "hooks" / "diffusion").glob("*.py")} - {"__init__.py"}
+    assert named == files

@@ -62,6 +62,19 @@ def test_one_region_of_everything_with_the_base_prompt_is_the_plain_model() -> N
     assert torch.allclose(paint(whole), paint(), atol=1e-5)
 
 
+def test_the_effect_of_regions_is_measured_against_the_base_prompt_alone() -> None:
+    pipe, kind = tiny("sd3"), FAMILIES["sd3"]
+    text = {"text": noise(1, 7, WIDTH, seed=9)}
+    effects = []
+    for base in (0.0, 0.5):
+        spec = regaze.Regions([((0, 0, 0.5, 1), "")], base=base, stop=1, embeddings=text)
+        with regaze.attach(pipe, spec) as attached:
+            kind.run(pipe, num_inference_steps=1)
+        # What enters the first layer is the same in both runs.
+        effects.append(attached.report().interventions[0].layers[0].effect)
+    assert effects[1] == pytest.approx(effects[0] / 2, rel=1e-3) and effects[1] > 0
+
+
 def test_another_mask_in_a_second_run_takes_effect() -> None:
     pipe, kind = tiny("sd3"), FAMILIES["sd3"]
     text = {"text": noise(1, 7, WIDTH, seed=9)}
