@@ -66,9 +66,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", ["painter-mmdit", "painter-unet"])
-def test_every_method_keeps_every_promise_on_the_painters(name: str) -> None:
+def test_every_method_keeps_every_promise_on_a_painter(name: str) -> None:
     loaded = pipelines.load(name)
     specs = every("diffusers pipelines")
+    if name == "painter-unet":  # Those that the other painter refuses, and one that it doesn't.
+        specs = [s for s in specs if s.name in {"pag", "consistedit", *REFUSED["painter-mmdit"]}]
     certificate = regaze.verify(
         loaded.pipeline, *specs, call={**loaded.arguments, "num_inference_steps": 2}
     )
