@@ -58,6 +58,8 @@ class Edit:
             "image" (the image's own), or None for no row edit. In the vision tower "class" (the
             class token's row of each picture), indices of each picture's rows, or "all", which
             costs a whole map: N x N a head.
+        keeps_masked: `edit_logits` leaves -inf as it is, because it adds finite numbers or
+            multiplies by positive ones; otherwise masked columns are masked once more behind it.
         sees_decoding: `see_hidden` is called in decode steps too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         looks_ahead: Number of decode steps that are run, on the likeliest tokens and a copy of the
@@ -73,6 +75,7 @@ class Edit:
     reads: frozenset[int] = frozenset()
     rows: Rows | None = None
     reads_only: bool = False
+    keeps_masked: bool = False
     sees_decoding: bool = False
     looks_ahead: int = 0
     null_prompt: bool = False

@@ -131,9 +131,8 @@ class RowJob:
             if visible is not None:
                 # A row of padding may see nothing: its weights, which nobody uses, and their
                 # gradients must be numbers all the same.
-                nothing = ~visible.any(-1, keepdim=True)
-                logits = torch.where(visible, logits, torch.where(nothing, 0.0, -torch.inf))
-                visible = visible | nothing
+                visible = visible | ~visible.any(-1, keepdim=True)
+                logits = logits.masked_fill_(~visible, -torch.inf)
         plain = None
         if self.plain:
             with torch.no_grad():
@@ -175,7 +174,8 @@ class RowJob:
         else:
             new = edit.edit_logits(self.layer, logits, columns)
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
-        where = acts if visible is None else visible if acts is None else visible & acts
+        seen = None if edit.keeps_masked else visible
+        where = acts if seen is None else seen if acts is None else seen & acts
         if where is not None:
             new = torch.where(where, new, logits)
         if entry in self._due:
@@ -258,12 +258,13 @@ def measure(
         valid: "B R", rows that count.
         logits: True if both are logits, False if they are weights.
     """
-    rows = torch.linspace(0, valid.shape[1] - 1, min(MEASURED_ROWS, valid.shape[1]))
-    rows = rows.round().long().to(valid.device)
+    count = valid.shape[1]
+    step = -(-count // MEASURED_ROWS)
+    rows = slice((count - 1) % step, None, step)  # The last one always among them.
     old, new = before[:, :, rows], after[:, :, rows]
     if logits:
         old, new = old.softmax(-1), new.softmax(-1)
-    entry.tally.add(layer, 0.5 * (new - old).abs().sum(-1), valid[:, None, rows])
+    entry.tally.add(layer, 0.5 * (new - old).abs_().sum(-1), valid[:, None, rows])
 
 
 def overwrite(

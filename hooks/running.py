@@ -6,7 +6,7 @@ import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,32 @@ from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
 from regaze.hooks.rows import MEASURED_TAKEN, RowJob, Working, overwrite, refuse_unknown
 from regaze.hooks.tally import Entry, due
+
+
+class _Here(NamedTuple):
+    """The edits of one layer in a pass, by what they do; layers with the same edits share it.
+
+    Attributes:
+        taker: The one that computes the attention itself, if any does in this pass.
+        rows: Those with rows.
+        scaling: Those that scale heads.
+        looks: Of layers that are scaled, or edited when the last row is run again, it is seen in
+            this pass that a recomputed row is the kernel's.
+    """
+
+    taker: Working | None
+    rows: Sequence[Working]
+    scaling: Sequence[Working]
+    looks: bool
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry[Edit, int]], works: Works, pass_: Pass) -> _Here:
+        """Sort the edits of a layer."""
+        here = [(entry, works[entry]) for entry in entries]
+        takers = (one for one in here if overrides(one[1], "take_over") and one[1].takes(pass_))
+        scaling = [one for one in here if overrides(one[1], "scale_heads")]
+        looks = bool(scaling) or any(edit.looks_back for _, edit in here)
+        return cls(next(takers, None), [one for one in here if one[1].rows], scaling, looks)
 
 
 @dataclass(eq=False)
@@ -53,7 +79,7 @@ class Running:
     prompt: Prompt
     works: Works
     cache: Any
-    by_layer: Mapping[int, Sequence[Entry[Edit, int]]]
+    by_layer: Mapping[int, tuple[Entry[Edit, int], ...]]
     null: NullPrompt | None
     offsets: Mapping[int, int]
     n_keys: Mapping[int, int]
@@ -63,6 +89,7 @@ class Running:
     keeps: bool = False
     kept: dict[int, Call] = field(default_factory=dict)
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
+    _here: dict[tuple[Entry[Edit, int], ...], _Here] = field(default_factory=dict)
     _calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _checks: set[int] = field(default_factory=set)
     _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)
@@ -82,20 +109,18 @@ class Running:
         entries = self.by_layer.get(layer)
         if entries is None:
             return run(stock)
-        here = [(entry, self.works[entry]) for entry in entries]
+        here = self._here.get(entries)
+        if here is None:
+            here = self._here[entries] = _Here.of(entries, self.works, self.pass_)
         if not self.over:
             self._count(layer, call)
             self._count_keys(layer, call)
-        takers = [(e, w) for e, w in here if overrides(w, "take_over") and w.takes(self.pass_)]
-        if takers:
-            return self._taken_over(layer, stock, call, takers[0], len(here) > 1)
+        if here.taker is not None:
+            return self._taken_over(layer, stock, call, here.taker, len(entries) > 1)
         real = call if null is None else null.real(call)
-        rows = [(e, w) for e, w in here if w.rows and w.active(layer, self.pass_)]
-        scaling = [(e, w) for e, w in here if overrides(w, "scale_heads")]
-        # Of layers that are edited when the row is run again, it is seen here that it is exact.
-        looks = bool(scaling) or any(w.looks_back for _, w in here)
-        out, weights = self._rows(layer, stock, run, real, rows, looks)
-        for entry, edit in scaling:
+        rows = [one for one in here.rows if one[1].active(layer, self.pass_)]
+        out, weights = self._rows(layer, stock, run, real, rows, here.looks)
+        for entry, edit in here.scaling:
             factor = self._factor(layer, entry, edit, out)
             if factor is not None:
                 # The prompt without image gets the same factors.

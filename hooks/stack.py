@@ -71,7 +71,7 @@ class Stack(ABC):
         self._model = weakref.ref(model)
         self._paths = paths
         self._names = list(inspect.signature(type(tower).forward).parameters)[1:]
-        self._by_layer: dict[int, list[LayerEntry]] = {}
+        self._by_layer: dict[int, tuple[LayerEntry, ...]] = {}
         self._here: Any = self.here()
         self._checked: set[tuple[int, bool]] = set()
         self._hooked: list[weakref.ref[nn.Module]] = []
@@ -267,13 +267,10 @@ class Stack(ABC):
             yield
 
 
-def at_layers(entries: Sequence[LayerEntry]) -> dict[int, list[LayerEntry]]:
+def at_layers(entries: Sequence[LayerEntry]) -> dict[int, tuple[LayerEntry, ...]]:
     """The entries that act at each layer, in order."""
-    found: dict[int, list[LayerEntry]] = {}
-    for entry in entries:
-        for layer in entry.work.layers:
-            found.setdefault(layer, []).append(entry)
-    return found
+    layers = {layer for entry in entries for layer in entry.work.layers}
+    return {i: tuple(entry for entry in entries if i in entry.work.layers) for i in layers}
 
 
 @contextmanager

@@ -101,6 +101,7 @@ class _VAFEdit(Edit):
         acts = spec.enhance != 1 or spec.suppress != 1
         super().__init__(spec.layers or () if acts else ())
         self.spec = spec
+        self.keeps_masked = spec.enhance > 0 and spec.suppress > 0
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         return scale_logits(

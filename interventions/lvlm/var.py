@@ -38,6 +38,8 @@ from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
 from regaze.interventions.lvlm.sinks import find_sinks, known_sinks, sink_values
 
+LEAST = 1e-30
+"""Least mass off the sinks that a head must have for a row to be edited."""
 _NOTES = "arXiv 2503.03321, as notes on the paper give it"
 
 
@@ -238,6 +240,7 @@ class _Seen:
 
 class _VAREdit(Edit):
     rows = "text"
+    keeps_masked = True
 
     def __init__(self, spec: VAR, host: Host) -> None:
         super().__init__(spec.layers or () if spec.keep != 1 else ())
@@ -339,7 +342,7 @@ def sums_and_bounds(
     test = (1 - least_share) * image.float() - visual.float()
     sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)[:, None]
     slack = -(1 - least_share) * epsilon * image.sum(1)
-    smallest = torch.where(visual.any(1), 1e-30, torch.inf)
+    smallest = torch.where(visual.any(1), LEAST, torch.inf)
     bounds = torch.stack([smallest, slack, torch.full_like(slack, floor)], -1)[:, None, None]
     return sums, bounds
 
@@ -368,8 +371,8 @@ def head_biases(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> T
     mass = weights @ sums.transpose(-1, -2)
     centric = (mass[..., 1:] >= bounds).all(-1, keepdim=True)
     # Where it isn't used, the quotient must not be 0 / 0 either: its gradient would be NaN.
-    rest = torch.where(centric, mass[..., 1:2], 1.0)
+    rest = mass[..., 1:2].clamp(min=LEAST)
     gain = torch.log1p((1 - keep) * mass[..., :1] / rest)
     # exp(-1e4) is 0: all is taken.
     loss = math.log(keep) if keep > 0 else -1e4
-    return torch.where(centric, torch.nn.functional.pad(gain, (1, 0), value=loss), 0.0)
+    return torch.nn.functional.pad(gain, (1, 0), value=loss) * centric

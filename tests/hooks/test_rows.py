@@ -9,6 +9,8 @@ from matrix import EDITS, MAIN
 from tiny import tiny
 
 from regaze.hooks import attach, capture, rows
+from regaze.hooks.edits import Edit
+from regaze.hooks.tally import Entry
 
 
 @pytest.mark.parametrize("most", [1, 600, 1200])
@@ -48,3 +50,17 @@ def test_parts_count_as_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert [layer.calls for layer in in_parts.layers] == [1] * len(EDITS[name].layers)
     assert [layer.calls for layer in at_once.layers] == [1] * len(EDITS[name].layers)
     assert in_parts.fired
+
+
+@pytest.mark.parametrize("count", [*range(1, 20), 50])
+def test_a_few_rows_are_measured_and_the_last_among_them(count: int) -> None:
+    before = torch.zeros(1, 2, count, 4)
+    after = before.clone()
+    after[:, :, -1, 0] = 5.0
+    entry: Entry[Edit, int] = Entry(Edit([0]))
+    rows.measure(entry, 0, before, after, torch.ones(1, count, dtype=torch.bool), logits=True)
+    share, change = entry.tally.measured(0)
+    measured = round(1 / share)
+    assert min(count, 4) <= measured <= min(count, rows.MEASURED_ROWS)
+    moved = after[0, 0, -1].softmax(-1)[0] - 0.25
+    assert change == pytest.approx(float(moved) / measured)
