@@ -35,18 +35,23 @@ def values(conditions: Any) -> dict[str, Any]:
     }
 
 
+def copied(kind: str, folder: Path) -> Path:
+    """A copy of a stored run: scores are kept in its directory."""
+    return Path(shutil.copytree(DATA / kind, folder))
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_old_run_has_the_scores_that_it_had(kind: str) -> None:
-    (scored,) = reopen(DATA / kind)
+def test_an_old_run_has_the_scores_that_it_had(kind: str, tmp_path: Path) -> None:
+    (scored,) = reopen(copied(kind, tmp_path / "a"))
     assert values(to_json(scored.scores[0])["conditions"]) == EXPECTED[kind]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_runs_of_any_kind_are_compared(kind: str, tmp_path: Path) -> None:
-    shutil.copytree(DATA / kind, tmp_path / "b")
-    for path in (tmp_path / "b").glob("*/manifest.json"):
+    a, b = (copied(kind, tmp_path / name) for name in "ab")
+    for path in b.glob("*/manifest.json"):
         path.write_text(path.read_text().replace('"regaze": "0.1.0"', '"regaze": "0.2.0"', 1))
-    (pair,) = compare_runs(DATA / kind, tmp_path / "b")
+    (pair,) = compare_runs(a, b)
     assert list(pair.differences) == ['regaze: "0.1.0" in A, "0.2.0" in B']
     found = values(to_json(pair.scores[0])["conditions"])
     for name in "AB":
@@ -59,13 +64,13 @@ def test_two_runs_of_any_kind_are_compared(kind: str, tmp_path: Path) -> None:
 def test_pictures_from_other_noise_or_clips_are_not_compared(
     kind: str, other: str, tmp_path: Path
 ) -> None:
-    shutil.copytree(DATA / kind, tmp_path / "b")
-    for path in (tmp_path / "b").glob("*/manifest.json"):
+    a, b = (copied(kind, tmp_path / name) for name in "ab")
+    for path in b.glob("*/manifest.json"):
         manifest = json.loads(path.read_text())
         manifest["config"][other] = "x"
         path.write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=f"can't be compared: .*{other}"):
-        compare_runs(DATA / kind, tmp_path / "b")
+        compare_runs(a, b)
 
 
 def test_an_old_search_of_heads_is_read() -> None:

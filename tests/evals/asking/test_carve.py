@@ -178,12 +178,13 @@ def test_a_run_is_paired_counts_its_passes_and_says_what_it_showed(tmp_path: Pat
     assert (spec["layers"], spec["steps"], spec["fit"]) == ([3, 4], "last", "pad")
     assert carve.firing and carve.firing["fired"]
     (report,) = carve.firing["interventions"]
-    assert report["label"].startswith("carve:layers=[3,4],") and report["prompts"] == 30
+    assert report["label"].startswith("carve:layers=[3,4],")
+    assert report["prompts"] == 15  # Each question stands in both groups and is asked once.
     assert 0.7 < report["effect"] < 1
     assert carve.cost and none.cost
-    # All but the first batch: 24 questions about four images, and one general question of each.
-    assert carve.cost.extra["carve_prompts"] == 24 + 4 and not none.cost.extra
-    assert carve.cost.extra["carve_tokens"] == 4 * 28
+    # All but the first batch: 12 questions about four images, and one general question of each.
+    assert carve.cost.extra["carve_prompts"] == 12 + 4 and not none.cost.extra
+    assert carve.cost.extra["carve_tokens"] == 4 * 16
     assert carve.cost.extra["carve_seconds"] > 0
     assert carve.cost.columns > none.cost.columns
     assert len({record.text for record in carve.records.values()}) > 1

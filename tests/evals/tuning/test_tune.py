@@ -33,11 +33,11 @@ def test_a_broken_off_search_ends_as_one_in_one_go_and_sees_no_test_scene(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = set()
-    real_scene, real_run = scenes.scene, runner.run
+    real_phrases, real_run = scenes.phrases, runner.run
 
-    def scene(split: str, index: int) -> scenes.Scene:
+    def phrases(split: str, index: int) -> list[str]:
         drawn.add(split)
-        return real_scene(split, index)
+        return real_phrases(split, index)
 
     calls = 0
 
@@ -48,7 +48,7 @@ def test_a_broken_off_search_ends_as_one_in_one_go_and_sees_no_test_scene(
             raise KeyboardInterrupt
         return real_run(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("regaze.evals.sandbox.tasks.scene", scene)
+    monkeypatch.setattr("regaze.evals.sandbox.tasks.phrases", phrases)
     spec = parse("vhr:layers=[1]")
     whole = tune(loaded, spec, VALIDATION, out=tmp_path / "whole", trials=6)
     monkeypatch.setattr(tuning, "run", run)
