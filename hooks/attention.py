@@ -119,7 +119,8 @@ def visible_columns(
         window: Sliding-window size that such a mask implies, if any.
 
     Returns:
-        Bool "B 1|H R K" (None: everything visible) and an additive float bias or None.
+        Bool "B 1|H R K" (None: everything visible) and an additive float bias, 0 where
+        nothing is seen, or None.
 
     Raises:
         TypeError: A mask of an unknown kind.
@@ -144,7 +145,8 @@ def visible_columns(
         picked = mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, n_keys))
         if picked.dtype == torch.bool:
             return picked, None
-        return picked > torch.finfo(picked.dtype).min / 2, picked.float()
+        visible = picked > torch.finfo(picked.dtype).min / 2
+        return visible, picked.float().masked_fill(~visible, 0)
     if hasattr(mask, "mask_mod"):
         batch_index = torch.arange(rows.shape[0], device=rows.device)[:, None, None]
         head = torch.zeros((), dtype=torch.long, device=rows.device)

@@ -24,7 +24,7 @@ from regaze.hooks.rows import MEASURED_TAKEN, RowJob, Working, overwrite, refuse
 from regaze.hooks.tally import Entry, due
 
 
-class _Here(NamedTuple):
+class _Acting(NamedTuple):
     """The edits of one layer in a pass, by what they do; layers with the same edits share it.
 
     Attributes:
@@ -41,7 +41,7 @@ class _Here(NamedTuple):
     looks: bool
 
     @classmethod
-    def of(cls, entries: Sequence[Entry[Edit, int]], works: Works, pass_: Pass) -> _Here:
+    def of(cls, entries: Sequence[Entry[Edit, int]], works: Works, pass_: Pass) -> _Acting:
         """Sort the edits of a layer."""
         here = [(entry, works[entry]) for entry in entries]
         takers = (one for one in here if overrides(one[1], "take_over") and one[1].takes(pass_))
@@ -89,7 +89,7 @@ class Running:
     keeps: bool = False
     kept: dict[int, Call] = field(default_factory=dict)
     apart: dict[nn.Module, Apart] = field(default_factory=dict)
-    _here: dict[tuple[Entry[Edit, int], ...], _Here] = field(default_factory=dict)
+    _acting: dict[tuple[Entry[Edit, int], ...], _Acting] = field(default_factory=dict)
     _calls: dict[int, int] = field(default_factory=lambda: defaultdict(int))
     _checks: set[int] = field(default_factory=set)
     _factors: dict[tuple[int, Entry[Edit, int]], Tensor | None] = field(default_factory=dict)
@@ -109,18 +109,18 @@ class Running:
         entries = self.by_layer.get(layer)
         if entries is None:
             return run(stock)
-        here = self._here.get(entries)
-        if here is None:
-            here = self._here[entries] = _Here.of(entries, self.works, self.pass_)
+        acting = self._acting.get(entries)
+        if acting is None:
+            acting = self._acting[entries] = _Acting.of(entries, self.works, self.pass_)
         if not self.over:
             self._count(layer, call)
             self._count_keys(layer, call)
-        if here.taker is not None:
-            return self._taken_over(layer, stock, call, here.taker, len(entries) > 1)
+        if acting.taker is not None:
+            return self._taken_over(layer, stock, call, acting.taker, len(entries) > 1)
         real = call if null is None else null.real(call)
-        rows = [one for one in here.rows if one[1].active(layer, self.pass_)]
-        out, weights = self._rows(layer, stock, run, real, rows, here.looks)
-        for entry, edit in here.scaling:
+        rows = [one for one in acting.rows if one[1].active(layer, self.pass_)]
+        out, weights = self._rows(layer, stock, run, real, rows, acting.looks)
+        for entry, edit in acting.scaling:
             factor = self._factor(layer, entry, edit, out)
             if factor is not None:
                 # The prompt without image gets the same factors.

@@ -135,7 +135,8 @@ class Asker:
         # its groups; all blank images of one size are one) has one answer, unless it is drawn.
         first: dict[str, str] = {}
         for i in items:
-            asks = (i.prompt, shown[i.id].sha256, i.choices, answerer.decoding.samples and i.id)
+            alone = i.id if answerer.decoding.samples else None
+            asks = (i.prompt, shown[i.id].sha256, i.choices, alone)
             first[i.id] = alike.setdefault(asks, i.id)
             if first[i.id] == i.id:
                 questions[i.id] = Question(

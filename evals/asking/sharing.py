@@ -155,11 +155,12 @@ def proceed(
         CannotShareError: The cache isn't one that can be continued by columns.
     """
     check_cache(cache)
-    cache.batch_select_indices(shared.image_of.repeat_interleave(beams).to(model.device))
+    # Indices on the CPU: the cache's layers may be on several devices.
+    cache.batch_select_indices(shared.image_of.repeat_interleave(beams))
     ids, mask = shared.ids.to(model.device), shared.mask.to(model.device)
     positions = mask.cumsum(1) - 1
     if lag is not None:
-        positions = positions + lag.to(positions)[shared.image_of.to(positions.device)]
+        positions = positions + lag.to(positions)[shared.image_of]
     return {
         "input_ids": ids,
         "attention_mask": mask,

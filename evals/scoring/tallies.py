@@ -81,9 +81,9 @@ class Tallies:
         self.counts = np.zeros((*shape, len(self.keys)))
         where_clusters, where_groups = np.array(list(members)).T
         rows = np.array([[tally[key] for key in self.keys] for tally in tallies])
-        for place, block in enumerate(rows.reshape(*shape[1:3], len(members), len(self.keys))):
-            for seed, cells in enumerate(block):
-                self.counts[where_clusters, place, seed, where_groups] = cells
+        by_system = rows.reshape(*shape[1:3], len(members), len(self.keys))
+        # Indices that a slice parts come first in the shape.
+        self.counts[where_clusters, :, :, where_groups] = by_system.transpose(2, 0, 1, 3)
         self.totals = {
             name: total.groups for name, total in self._totals(self.counts.sum(0)).items()
         }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regaze.hooks.diffusion import modes
 from regaze.hooks.diffusion.call import Call, Editor, Entered
+from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Layout, Site
 
 
@@ -33,7 +34,7 @@ class KernelCalls(modes.Mode):
         module: Any,
         site: Site,
         layout: Layout,
-        pass_: Any,
+        pass_: Pass | None,
         chain: Sequence[Editor],
         entered: Entered,
     ) -> None:
