@@ -79,7 +79,7 @@ def summary(runs: Sequence[TaskScores]) -> RenderableType:
             table.add_row(metric_name(metric), *cells)
         parts += [_title(scores), table, *_threshold_lines(scores)]
     units = " or ".join(dict.fromkeys(scores.units for scores in runs))
-    key = f"{_KEY.format(units)} Of groups the mean is shown."
+    key = f"{_KEY.format(units)} Several groups are shown by their mean."
     return Group(*parts, Text(key, style="dim"), "")
 
 
