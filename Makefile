@@ -57,7 +57,7 @@ smol: $(DEV)  ## Fetch the small real language model that some tests need, 110 M
 
 test: $(DEV)  ## Run the whole test suite.
 	@echo "==> Running the tests"
-	@$(BIN)/pytest -n $(WORKERS)
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 test-oldest:  ## Run a part of the tests on the oldest versions allowed, in .venv-oldest (PYTHON=python3.10).
 	@test -d .venv-oldest || $(PYTHON) -m venv .venv-oldest

@@ -53,10 +53,8 @@ def spec_for(host: Host, method: Method) -> Intervention:
     return dataclasses.replace(acts, **changes)
 
 
-@torch.no_grad()
-def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the prompt's rows, then ids and logits of greedy decoding."""
-    prompt = model.model(**inputs).logits
+def generated(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Ids and logits of greedy decoding."""
     made = model.model.generate(
         **inputs,
         max_new_tokens=3,
@@ -64,7 +62,13 @@ def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return prompt, made.sequences[:, -3:], torch.stack(made.logits, 1)
+    return made.sequences[:, -3:], torch.stack(made.logits, 1)
+
+
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of the prompt's rows, then what is generated."""
+    return model.model(**inputs).logits, *generated(model, inputs)
 
 
 def apart(got: Tensor, want: Tensor) -> float:
@@ -126,9 +130,9 @@ def test_a_left_padded_batch_equals_single_prompts(family: str) -> None:
             if cannot(family, method) or (method.name == "gift" and len(host.sites) == 1):
                 continue
             with attach(model.model, spec_for(host, method)):
-                _, ids, batch = run(model, prompts(family, *rows))
-                alone = [run(model, prompts(family, row)) for row in rows]
-            for together, picked, (_, single_ids, single) in zip(batch, ids, alone, strict=True):
+                ids, batch = generated(model, prompts(family, *rows))
+                alone = [generated(model, prompts(family, row)) for row in rows]
+            for together, picked, (single_ids, single) in zip(batch, ids, alone, strict=True):
                 assert torch.equal(picked, single_ids[0]), method.id
                 spread = float(single[single.isfinite()].std())
                 assert apart(together, single[0]) <= ROUNDING * spread, method.id

@@ -204,7 +204,7 @@ def test_attaching_anew_finishes_an_interrupted_detach(model: Tiny) -> None:
         want = run(model)
     number, went_through = 0, False
     while not went_through:
-        number += 3
+        number += 7
         first = attach(model.model, *ALL)
         with interrupted(number) as interrupt:
             first.detach()

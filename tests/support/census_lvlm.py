@@ -387,7 +387,8 @@ def prompts(family: str, *rows: Sequence[int]) -> dict[str, Any]:
     if family in ("blip-2", "instructblip", "instructblipvideo"):
         frames = (3,) if family == "instructblipvideo" else ()
         generator = torch.Generator().manual_seed(1)
-        inputs["pixel_values"] = torch.randn(len(rows), *frames, 3, 24, 24, generator=generator)
+        picture = torch.randn(*frames, 3, 24, 24, generator=generator)
+        inputs["pixel_values"] = torch.stack([picture] * len(rows))
     if family.startswith("instructblip"):
         inputs["qformer_input_ids"] = torch.tensor([[1, 5, 6]] * len(rows))
     return inputs

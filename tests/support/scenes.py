@@ -90,6 +90,13 @@ def stage(scene: str) -> tuple[Any, Family]:
     return _built(kind.build), kind
 
 
+@functools.cache
+def plain(scene: str, guided: bool = True) -> Tensor:
+    """The latents of a scene's shared pipeline, with nothing attached: made once."""
+    pipe, kind = stage(scene)
+    return kind.run(pipe, guided=guided)
+
+
 def differ(one: Tensor, other: Tensor) -> float:
     """The largest difference, as a share of the other's largest value."""
     return ((one - other).abs().max() / other.abs().max()).item()
