@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -91,6 +92,15 @@ class KernelCalls(modes.Mode):
                 f"{site.heads} heads, tokens, size) was expected; it can't be edited"
             )
 
+        device = query.device.type
+        if torch.is_autocast_enabled(device):
+            # As the kernel would take them; edits are exact in what they choose to compute in.
+            with torch.autocast(device, enabled=False):
+                lower = torch.get_autocast_dtype(device)
+                query, key, value = (_lowered(x, lower) for x in (query, key, value))
+                named["attn_mask"] = _lowered(named.get("attn_mask"), lower)
+                return self._edited(query, key, value, named)
+
         def kernel(query: Tensor, key: Tensor, value: Tensor, **changed: Any) -> Tensor:
             settings = named | changed
             result: Tensor = F.scaled_dot_product_attention(query, key, value, **settings)
@@ -134,6 +144,12 @@ class KernelCalls(modes.Mode):
             f"{self.entered} entered it, and its kernel calls had (batch, rows, columns) "
             f"{self._seen}: those with {wanted} hold other rows in all"
         )
+
+
+def _lowered(x: Any, dtype: torch.dtype) -> Any:
+    """What a kernel gets of one of its arguments under ``torch.autocast``."""
+    wanted = isinstance(x, Tensor) and x.is_floating_point() and x.dtype != torch.float64
+    return x.to(dtype) if wanted else x
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -130,7 +130,9 @@ class _Move:
         z = sample if unscaled is None or len(unscaled) != len(sample) else unscaled
         z = self.running.cond(z).detach().float()
         plan = self._objective(call, len(z)).plan(self.step)
-        if plan is None:
+        # A second-order scheduler's correction starts from latents that it kept.
+        again = getattr(self.pipeline.scheduler, "state_in_first_order", True) is False
+        if plan is None or again:
             return self.stock(*args, **kwargs)
         self.new = self._descend(z, plan, lambda at: self._measure(call, key, at))
         with recorded(self.denoiser, [site.name for site in self.sites]) as found:

@@ -20,6 +20,7 @@ from torch import nn
 from regaze.hooks.calls import Calls
 from regaze.hooks.diffusion import fork as forks
 from regaze.hooks.diffusion import kernel
+from regaze.hooks.diffusion.begun import work_of
 from regaze.hooks.diffusion.branches import Branches, fork_of, with_branches
 from regaze.hooks.diffusion.conditional import find_rows
 from regaze.hooks.diffusion.containers import copy_containers
@@ -154,7 +155,7 @@ class OnePass:
         pass_.layout = self._layout(pass_, call, pass_.rows.branches)
         if any(entry.work.needs_latents for entry in live):
             pass_.latents = seat.thread().latents.begin(pass_)
-        self._live = [(entry, seat.thread().work_of(entry, pass_)) for entry in live]
+        self._live = [(entry, work_of(entry, pass_)) for entry in live]
         return pass_
 
     def _layout(self, pass_: Pass, call: dict[str, Any], branches: int) -> Layout:

@@ -25,7 +25,7 @@ class Handover:
     """Moved latents on their way from the denoiser's call to the scheduler's."""
 
     source: Source
-    run: int
+    run: object
     step: int
     old: Tensor
     new: Tensor

@@ -15,6 +15,31 @@ from regaze.hooks.diffusion.host import inner, is_pipeline
 _BETWEEN = ("accelerate", "contextlib", "diffusers", "functools", "peft", "regaze", "torch")
 """Packages whose code may lie between a pipeline and its denoiser's call."""
 
+_KEPT = "__regaze_memory__"
+
+
+class Memory:
+    """Things remembered of one run of a pipeline.
+
+    It lies among the variables of the run's ``__call__`` and ends with them: no other run, nested
+    or later, can be taken for this one.
+
+    Attributes:
+        works: Works that have begun with the run, by what they are attached as.
+    """
+
+    def __init__(self) -> None:
+        self.works: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, frame: FrameType) -> Memory:
+        """The memory of the run whose ``__call__`` has this frame."""
+        here: Any = frame.f_locals  # Python keeps what isn't a variable, too, as long as the frame.
+        if _KEPT not in here:
+            here[_KEPT] = cls()
+        found: Memory = here[_KEPT]
+        return found
+
 
 @dataclass(frozen=True)
 class Running:
@@ -23,7 +48,7 @@ class Running:
     Attributes:
         pipeline: The pipeline.
         variables: The variables of its ``__call__``, as they are now.
-        run: Number that tells this run from others.
+        run: Memory of this run, by which it is told from others.
         guider: Branch that this call is by the guider of a modular pipeline, and the number of
             branches in this step; None in other pipelines.
         through: The function that calls the denoiser, if it isn't the pipeline's own code, such as
@@ -32,7 +57,7 @@ class Running:
 
     pipeline: Any
     variables: Mapping[str, Any]
-    run: int
+    run: Memory
     guider: tuple[str, int] | None = None
     through: str = ""
 
@@ -63,7 +88,7 @@ def running(denoiser: Any) -> Running | None:
             if is_pipeline(pipeline) and _has(pipeline, denoiser):
                 through = [f for f in others if f.f_locals.get("self") is not pipeline]
                 name = through[0].f_code.co_name if through else ""
-                return Running(pipeline, frame.f_locals, id(frame), through=name)
+                return Running(pipeline, frame.f_locals, Memory.of(frame), through=name)
             if (found := _modular(frame, denoiser)) is not None:
                 return found
         if str(frame.f_globals.get("__name__")).partition(".")[0] not in _BETWEEN:
@@ -87,7 +112,7 @@ def _modular(frame: FrameType, denoiser: Any) -> Running | None:
             run = outer
         outer = outer.f_back
     steps = getattr(here.get("block_state"), "timesteps", None)
-    return Running(pipeline, {"timesteps": steps, **here}, id(run), (said, len(batches)))
+    return Running(pipeline, {"timesteps": steps, **here}, Memory.of(run), (said, len(batches)))
 
 
 def _has(pipeline: Any, denoiser: Any) -> bool:

@@ -67,7 +67,6 @@ class Seat:
             entry.doubt = self.doubt(entry)
             self.entries = tuple(one for one in self.entries if one is not entry)
             for thread in list(self._threads.values()):
-                thread.begun.pop(id(entry), None)
                 if entry.work.needs_latents:
                     thread.latents.recall()
             denoiser = self._denoiser()

@@ -154,6 +154,9 @@ def _part(pipeline: Any, rows: int, encoder: Encoder, columns: slice) -> Part:
     pads_apart = reader.pad_token_id not in (None, reader.eos_token_id)
     if given is None:
         return Part(encoder.kind, columns, None, pads_apart)
+    if isinstance(given, dict):
+        why = "the prompt changes from frame to frame"
+        return Part(encoder.kind, columns, None, pads_apart, why)
     texts = _listed(given)
     other = variables.get(encoder.beside) or given
     if _listed(other) != texts:

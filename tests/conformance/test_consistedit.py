@@ -19,6 +19,7 @@ from regaze.hooks.diffusion.families import FAMILIES
 from regaze.hooks.diffusion.kernel import Edits
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import Rows
+from regaze.hooks.diffusion.running import Memory
 from regaze.hooks.diffusion.running import Running as Pipe
 from regaze.interventions.diffusion.consistent import Consistent
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
@@ -70,7 +71,7 @@ def edited(attn: nn.Module, work: Any, case: dict[str, Any], model: str, site: S
     """A module's output with a work on its kernel, in the case's step."""
     denoiser = _Denoiser(attn)
     layout = Layout(GRID, n_text, False, n_image=20, branches=rows.branches)
-    running = Pipe(None, {"i": case.get("step", 0), "timesteps": range(STEPS)}, 0)
+    running = Pipe(None, {"i": case.get("step", 0), "timesteps": range(STEPS)}, Memory())
     pass_ = Pass(denoiser, FAMILIES[model], {}, rows, layout, running)
     calls = Calls()
     try:

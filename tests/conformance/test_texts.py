@@ -20,7 +20,7 @@ from regaze.hooks.diffusion.families import FAMILIES
 from regaze.hooks.diffusion.kernel import Edits
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.rows import Rows
-from regaze.hooks.diffusion.running import Running
+from regaze.hooks.diffusion.running import Memory, Running
 from regaze.interventions.diffusion import regional
 from regaze.interventions.diffusion.reweighting import Weighted
 
@@ -140,7 +140,7 @@ STEPS = 10
 
 def passing(rows: Rows, columns: int, step: int) -> Pass:
     """A pass of a step."""
-    running = Running(None, {"i": step, "timesteps": range(STEPS)}, 0)
+    running = Running(None, {"i": step, "timesteps": range(STEPS)}, Memory())
     layout = Layout(None, columns, False, branches=rows.branches)
     return Pass(None, FAMILIES["UNet2DConditionModel"], {}, rows, layout, running)
 

@@ -213,6 +213,21 @@ def test_group_offloading_runs_whole_extra_passes() -> None:
     assert "whole extra passes" in note
 
 
+@pytest.mark.parametrize(
+    "method", ["pag", "seg-infinite", "softpag-query-mean", "reweight", "attend_and_excite"]
+)
+@pytest.mark.parametrize("family", ["sd", "sd35", "qwen"])
+def test_autocast(family: str, method: str) -> None:
+    """Norms give queries and keys of float32 beside values of 16 bits."""
+    pipe, kind = tiny(family), FAMILIES[family]
+    with regaze.attach(pipe, METHODS[method].on(family)) as run:
+        want = kind.run(pipe)
+        with torch.autocast("cpu", torch.bfloat16):
+            got = kind.run(pipe)
+    assert run.report().fired
+    assert (got - want).abs().max() < 0.15 * want.abs().max()
+
+
 @pytest.mark.parametrize("way", ["wrapped", "in place", "blocks"])
 def test_compiled_denoisers(way: str) -> None:
     """The main branch runs compiled, without new graphs; the perturbed one as it is."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 import regaze
 from regaze.hooks.diffusion import descent, gradients
+from regaze.hooks.diffusion.literal_latents import moved_literally
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
@@ -154,8 +155,13 @@ def test_other_schedulers(scheduler: Any) -> None:
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
     plain = kind.run(pipe)
     with regaze.attach(pipe, move(regaze.AStar, "sd")) as run:
-        assert not torch.equal(kind.run(pipe), plain)
+        moved = kind.run(pipe)
+    assert not torch.equal(moved, plain)
     assert run.report().interventions[0].steps == 3
+    spec: Any = run.specs[0]
+    with moved_literally(pipe, kind.running(), spec.literal()):
+        want = kind.run(pipe)
+    assert (moved - want).abs().max() < 0.01 * (moved - plain).abs().max()
 
 
 def test_a_scheduler_that_corrects_latents_raises() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import pytest
 import tiny_painter
 import torch
-from tiny_pipelines import FAMILIES, WIDTH, noise, tiny
+from diffusers import AnimateDiffPipeline, MotionAdapter, UNetMotionModel
+from tiny_pipelines import FAMILIES, WIDTH, ddim, noise, quiet, tiny
 from torch import Tensor
 
 import regaze
@@ -247,3 +249,43 @@ def test_what_a_model_lacks() -> None:
         FAMILIES["sd"].run(tiny("sd"))
     with regaze.attach(tiny("sd").unet, regaze.NAG()), pytest.raises(ValueError, match="bare"):
         tiny("sd").unet(noise(1, 4, 8, 8), 1, noise(1, 5, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def travelling() -> Any:
+    """A pipeline for clips whose prompt changes from frame to frame."""
+    base: Any = tiny_painter.shared().pipeline
+    torch.manual_seed(2)
+    adapter = MotionAdapter(
+        block_out_channels=(8, 16), motion_layers_per_block=1, motion_num_attention_heads=2,
+        motion_norm_num_groups=4, motion_max_seq_length=8,
+    )  # fmt: skip
+    unet: Any = UNetMotionModel.from_unet2d(base.unet, adapter)
+    parts = (base.vae, base.text_encoder, base.tokenizer, unet.eval(), adapter, ddim())
+    pipe = quiet(AnimateDiffPipeline(*parts))
+    pipe.enable_free_noise(context_length=2, context_stride=1)
+    return pipe
+
+
+@pytest.mark.parametrize(
+    ("spec", "refused"),
+    [
+        (regaze.Reweight({"circle": 3.0}), "which columns hold 'circle' isn't known"),
+        (regaze.AttendAndExcite(tokens=["circle"]), "which columns hold which words isn't known"),
+        (regaze.StructuredDiffusion(phrases=["red circle"]), "its words aren't known"),
+        (regaze.NAG(negative="green"), ""),
+    ],
+)
+def test_a_prompt_that_changes_from_frame_to_frame(
+    travelling: Any, spec: Any, refused: str
+) -> None:
+    prompts = {0: "a red circle", 2: "a blue square and a circle"}
+    call: dict[str, Any] = {
+        "num_frames": 3, "num_inference_steps": 1, "latents": noise(1, 4, 3, 16, 16),
+        "output_type": "latent", "guidance_scale": 3.0,
+    }  # fmt: skip
+    why = "because the prompt changes from frame to frame"
+    wanted = pytest.raises(ValueError, match=f"{refused}, {why}") if refused else nullcontext()
+    with regaze.attach(travelling, spec) as run, wanted:
+        travelling(prompts, **call)
+    assert run.report().fired == (not refused)
