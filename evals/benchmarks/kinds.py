@@ -54,6 +54,9 @@ _PICKLE = (
 
 def looks_like(row: Mapping[str, Any]) -> str | None:
     """The benchmark that names its fields so, if one does."""
+    # POPE's rows may have all fields of V*Bench's, whose labels are letters.
+    if {"image", "text"} <= row.keys() and row.get("label") in ("yes", "no"):
+        return "POPE"
     return next((name for name, fields in _FIELDS_OF.items() if fields <= row.keys()), None)
 
 

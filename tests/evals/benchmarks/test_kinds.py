@@ -83,6 +83,11 @@ JSON: list[tuple[Any, str]] = [
     ({**COCO, "annotations": [{"category_id": 1, "keypoints": []}]}, "COCO keypoints"),
     ([{"image_id": 1, "category_id": 2, "score": 0.5}], "a JSON list of rows of COCO's detections"),
     ([QUESTION], "a JSON list of rows of POPE"),
+    ([{**QUESTION, "category": "random"}], "a JSON list of rows of POPE"),
+    (
+        [{**QUESTION, "category": "spatial", "label": "A"}],
+        "a JSON list of rows of V*Bench (letters)",
+    ),
     (["Is there a dog?"], 'a JSON list of texts, the first one "Is there a dog?"'),
     ([[1, 2]], "a JSON list of lists, the first one [1, 2]"),
     ([], "an empty JSON list"),
