@@ -7,7 +7,7 @@ has none, and then columns are known by their numbers alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,10 +162,8 @@ def _part(pipeline: Any, rows: int, encoder: Encoder, columns: slice) -> Part:
     if _listed(other) != texts:
         why = f"{encoder.beside} is another prompt, whose words lie in the same columns"
         return Part(encoder.kind, columns, None, pads_apart, why)
-    if hasattr(pipeline, "maybe_convert_prompt"):  # Textual inversion.
-        texts = [pipeline.maybe_convert_prompt(text, reader) for text in texts]
-    length = columns.stop - columns.start
-    prompts = [read_prompt(reader, text, length) for text in texts]
+    length, learned = columns.stop - columns.start, hasattr(pipeline, "maybe_convert_prompt")
+    prompts = [read_prompt(reader, text, length, learned) for text in texts]
     each = rows // len(prompts)
     return Part(encoder.kind, columns, tuple(_repeated(prompts, each)), pads_apart)
 
@@ -174,18 +172,35 @@ def _listed(given: Any) -> list[str]:
     return [given] if isinstance(given, str) else list(given)
 
 
-def read_prompt(tokenizer: Any, text: str, length: int) -> Prompt:
+def read_prompt(tokenizer: Any, text: str, length: int, learned: bool = False) -> Prompt:
     """A prompt as a tokenizer cuts it.
 
     Args:
         tokenizer: The tokenizer of a CLIP or T5 text encoder.
         text: The prompt.
         length: Number of tokens that the encoder takes.
+        learned: True if its pipeline puts all vectors of a learned word (textual inversion) in the
+            place of the first.
     """
     read = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
     pieces = tokenizer.convert_ids_to_tokens(read.input_ids)
     spans = [(a, b) if text[a:b].strip() else (0, 0) for a, b in read.offset_mapping]
-    return Prompt(text, tuple(pieces), tuple(spans))
+    tokens = list(zip(pieces, spans, strict=True))
+    if learned:
+        vectors = tokenizer.added_tokens_encoder
+        tokens = [(one, at) for piece, at in tokens for one in _vectors(piece, vectors)]
+        tokens[length - 1 : -1] = []  # The end token stays.
+    pieces, spans = zip(*tokens, strict=True)
+    return Prompt(text, pieces, spans)
+
+
+def _vectors(piece: str, known: Collection[str]) -> Iterator[str]:
+    """The tokens of a learned word, of which a prompt holds the first."""
+    yield piece
+    number = 1
+    while (more := f"{piece}_{number}") in known:
+        yield more
+        number += 1
 
 
 def _repeated(prompts: Sequence[Prompt], each: int) -> list[Prompt]:

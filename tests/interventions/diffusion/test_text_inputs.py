@@ -15,6 +15,7 @@ from tiny_pipelines import FAMILIES, WIDTH, ddim, noise, quiet, tiny
 from torch import Tensor
 
 import regaze
+from regaze.hooks.diffusion.text import read_prompt
 from regaze.interventions.diffusion.word_columns import read_weights
 
 PROMPT = "a red circle and a blue square"
@@ -249,6 +250,29 @@ def test_what_a_model_lacks() -> None:
         FAMILIES["sd"].run(tiny("sd"))
     with regaze.attach(tiny("sd").unet, regaze.NAG()), pytest.raises(ValueError, match="bare"):
         tiny("sd").unet(noise(1, 4, 8, 8), 1, noise(1, 5, WIDTH))
+
+
+def test_a_learned_word_is_all_of_its_vectors() -> None:
+    """Textual inversion: the prompt's one word is three tokens, also in a phrase."""
+    pipe: Any = quiet(tiny_painter.fresh().pipeline)
+    vectors = noise(3, pipe.unet.config.cross_attention_dim, seed=4)
+    pipe.load_textual_inversion({"<cat>": vectors}, token="<cat>")
+
+    def painted(spec: Any) -> Tensor:
+        call = {"latents": noise(1, 4, 16, 16), "num_inference_steps": 1, "output_type": "latent"}
+        with regaze.attach(pipe, spec):
+            latents: Tensor = pipe("a red <cat>, a circle", **call)[0]
+        return latents
+
+    want = painted(regaze.Reweight({column: 3.0 for column in (3, 4, 5)}))
+    assert torch.equal(painted(regaze.Reweight({"<cat>": 3.0})), want)
+    want = painted(regaze.Reweight({8: 3.0}))
+    assert torch.equal(painted(regaze.Reweight({"circle": 3.0})), want)
+    want = painted(regaze.AttendAndExcite(tokens=[[[2, 3, 4, 5], 8]]))
+    assert torch.equal(painted(regaze.AttendAndExcite(tokens=["red <cat>", "circle"])), want)
+    prompt = read_prompt(pipe.tokenizer, "<cat> " * 3, 6, learned=True)
+    assert prompt.find("<cat>") == [[1, 2, 3], [4]]
+    assert prompt.pieces[-1] == "<|endoftext|>" and len(prompt.pieces) == 6
 
 
 @pytest.fixture(scope="module")
