@@ -39,8 +39,8 @@ __all__ = ["DENOISERS", "FAMILIES", "Convention", "Family", "Rule", "convention_
 Kind = Literal["self", "joint", "cross", "temporal", "linear", "other"]
 """Kinds of attention, by what the rows attend to: the picture ("self"), picture and text ("joint"),
 columns that aren't its rows, mostly the text ("cross"), the same place in other frames
-("temporal"), everything by running sums without a map ("linear"); or its rows aren't the picture's
-("other": the text's alone, sound's)."""
+("temporal"), everything by running sums without a map ("linear"); or something else than picture
+and text has part in it ("other": sound, boxes), or the text alone."""
 
 UNET = ("down_blocks", "mid_block", "up_blocks")
 """The blocks of U-Nets: each but the last of those that go down halves the grid, each but the last
@@ -194,8 +194,7 @@ FAMILIES: dict[str, Family] = {
     "LTX2VideoTransformer3DModel": Family(
         (
             *_SELF_AND_CROSS,
-            Rule(r".*\.audio_to_video_attn", "cross"),
-            Rule(r".*\.(audio_attn\d|video_to_audio_attn)", "other"),
+            Rule(r".*\.(audio_attn\d|audio_to_video_attn|video_to_audio_attn)", "other"),
         ),
         layout=sizes,
     ),

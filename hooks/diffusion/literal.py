@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from regaze.hooks.diffusion.containers import copy_containers
 from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.literal_maps import Map, edited
+from regaze.hooks.diffusion.predictions import each, prediction_of, tiled, with_prediction
 from regaze.hooks.diffusion.sites import choose, find_sites, read_layout
 
 
@@ -114,17 +115,18 @@ class Manner:
         """True if a call holds both branches."""
         return self.guided and not self.calls
 
-    def cond(self, rows: Tensor) -> Tensor:
-        """The conditional rows of a call that holds them."""
+    def cond(self, rows: Any) -> Any:
+        """The conditional rows of a call that holds them: a tensor, or a list of one for each."""
         return self._half(rows, self.cond_last) if self.both else rows
 
-    def uncond(self, rows: Tensor) -> Tensor:
+    def uncond(self, rows: Any) -> Any:
         """The other rows; the conditional ones if there are no others."""
         return self._half(rows, not self.cond_last) if self.both else rows
 
     @staticmethod
-    def _half(rows: Tensor, second: bool) -> Tensor:
-        return rows.chunk(2)[1 if second else 0]
+    def _half(rows: Any, second: bool) -> Any:
+        half = len(rows) // 2
+        return rows[half:] if second else rows[:half]
 
 
 @contextmanager
@@ -171,10 +173,10 @@ def literally(
                         )
                     )  # fmt: skip
             output = stock(*args, **kwargs)
-            plain = output[0]
+            plain = prediction_of(output)
             if state.waiting:  # The unconditional call, which follows the conditional one.
-                return again(output, plain + state.waiting.pop())
-            delta = torch.zeros_like(plain)
+                return with_prediction(output, each(torch.add, plain, state.waiting.pop()))
+            delta = each(torch.zeros_like, plain)
             for form in _guiding(forms):
                 if not form.start <= share < form.stop or form.strict and share == form.start:
                     continue
@@ -184,15 +186,14 @@ def literally(
                     else:
                         second.enter_context(edited(denoiser, form.layers, form.edit, layout))
                         second.enter_context(form.around(denoiser, t))
-                    perturbed = stock(*args, **kwargs)[0]
+                    perturbed = prediction_of(stock(*args, **kwargs))
                 pick = running.cond if form.branch == "cond" else running.uncond
-                difference = pick(plain) - pick(perturbed)
-                repeats = len(plain) // len(difference)
-                difference = difference.repeat(repeats, *[1] * (plain.ndim - 1))
-                delta = delta + form.weight(t, running.guided) * difference
+                difference = tiled(each(torch.sub, pick(plain), pick(perturbed)), plain)
+                weight = form.weight(t, running.guided)
+                delta = each(partial(torch.add, alpha=weight), delta, difference)
         if running.guided and running.calls:
             state.waiting.append(delta)
-        return again(output, plain + delta)
+        return with_prediction(output, each(torch.add, plain, delta))
 
     denoiser.forward = forward
     try:
@@ -278,8 +279,3 @@ def by_name(denoiser: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[
     """The arguments of a denoiser's call by name."""
     names = list(inspect.signature(type(denoiser).forward).parameters)[1:]
     return {**dict(zip(names, args, strict=False)), **kwargs}
-
-
-def again(output: Any, first: Tensor) -> Any:
-    """A denoiser's output with another prediction in it."""
-    return (first,) if isinstance(output, tuple) else type(output)(first)

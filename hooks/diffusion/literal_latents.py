@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.descent import Objective
+from regaze.hooks.diffusion.families import family_of
 from regaze.hooks.diffusion.gradients import Descent
 from regaze.hooks.diffusion.literal import Manner, by_name, repeatable
 from regaze.hooks.diffusion.literal_maps import bias_of, kernels
@@ -114,12 +115,18 @@ class _Move:
     def taken(self, sample: Tensor) -> Tensor:
         """The sample that the scheduler gets."""
         new, self.new = self.new, None
+        if new is not None and new.shape != sample.shape:
+            raise NotImplementedError(
+                "the denoiser is called with more than the latents, which isn't written out here"
+            )
         return sample if new is None else new.to(sample.dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The denoiser's call, with moved latents."""
         call = by_name(self.denoiser, args, kwargs)
-        key = "sample" if "sample" in call else "hidden_states"
+        key = family_of(self.denoiser).sample
+        if not isinstance(call[key], Tensor):
+            raise NotImplementedError("a list of latents isn't written out here")
         if self.second:  # The unconditional call, which follows the conditional one.
             self.second = False
             return self.stock(**(call if self.new is None else self._with(call, key, self.new)))
@@ -144,7 +151,7 @@ class _Move:
 
     def _objective(self, call: dict[str, Any], samples: int) -> Objective:
         if self.objective is None:
-            words = int(call["encoder_hidden_states"].shape[1])
+            words = read_layout(self.denoiser, call).n_words
             steps = len(self.pipeline.scheduler.timesteps)
             steps = getattr(self.pipeline, "num_timesteps", None) or steps
             text = read_text(self.pipeline, samples, words)
@@ -191,6 +198,8 @@ class _Move:
 
     def _maps(self, found: dict[str, Tensor], layout: Layout) -> Tensor:
         """The conditional rows' mean maps over layers and heads, "B F R C T"."""
+        if layout.segments:
+            raise NotImplementedError("attention part by part isn't written out here")
         every: list[Tensor] = []
         for site in self.sites:
             every += self.running.cond(_text_columns(site, found[site.name], layout)).unbind(1)

@@ -151,6 +151,8 @@ def edited(
         values: From a call's `Map` to the values that weights are multiplied with, if others.
         step: See `Map.step`.
     """
+    if layout.segments:
+        raise NotImplementedError("attention part by part isn't written out here")
     factors: dict[str, Tensor] = {}
     found = find_sites(denoiser)
     sites = {s.name: s for s in found if s.name in layers}
@@ -187,8 +189,10 @@ def edited(
             )  # fmt: skip
             if factor is not None:
                 factors[name] = factor(about)
-            weighed = v if values is None else values(about)
-            return (edit(about) @ weighed).to(query.dtype)
+            weighed, chosen = v if values is None else values(about), edit(about)
+            unseen = (bias == -torch.inf).all(-1, keepdim=True)  # Rows of padding, which see none.
+            chosen = chosen.masked_fill(unseen & chosen.isnan(), 0)
+            return (chosen @ weighed).to(query.dtype)
 
         return kernel
 

@@ -8,9 +8,14 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from regaze.hooks.diffusion.families import Family
+from regaze.hooks.diffusion.families import UNET, Family
 from regaze.hooks.diffusion.rows import Rows
-from regaze.hooks.diffusion.running import Running, progress_of, timestep_of
+from regaze.hooks.diffusion.running import (
+    Running,
+    counts_training_steps,
+    progress_of,
+    timestep_of,
+)
 from regaze.hooks.diffusion.sites import Layout, Site
 
 Editors = Mapping[Site, Sequence[Callable[..., Tensor]]]
@@ -104,6 +109,25 @@ class Pass:
     def timestep(self) -> float:
         """The timestep as the scheduler counts it."""
         return timestep_of(self.running, self.call)
+
+    @property
+    def training_time(self) -> float:
+        """The timestep in training steps, 0 to 1000.
+
+        Raises:
+            ValueError: It isn't counted in them, or that isn't known.
+        """
+        bare_unet = self.running is None and self.family.blocks == UNET
+        if bare_unet or counts_training_steps(self.running):
+            return self.timestep
+        who = "loops around a bare transformer may count"
+        if self.pipeline is not None:
+            scheduler = getattr(self.pipeline, "scheduler", None)
+            who = f"the {type(scheduler).__name__} of this {type(self.pipeline).__name__} counts"
+        raise ValueError(
+            f"adaptive and until go by training steps, 0 to 1000, and {who} time otherwise; leave "
+            "them out, or end by a share of the sampling steps: stop"
+        )
 
     def within(self, start: float, stop: float) -> bool:
         """True if its step lies in a window, in shares of the steps."""

@@ -148,6 +148,16 @@ def progress_of(found: Running | None) -> float:
     return step / steps
 
 
+def counts_training_steps(found: Running | None) -> bool:
+    """True if the timesteps of a pipeline's scheduler are those of the training, 0 to 1000."""
+    scheduler: Any = None if found is None else getattr(found.pipeline, "scheduler", None)
+    if scheduler is None or hasattr(scheduler, "precondition_noise"):  # Logarithms of noise (EDM).
+        return False
+    config = scheduler.config
+    logarithms = config.get("timestep_type") == "continuous"
+    return not (logarithms and config.get("prediction_type") == "v_prediction")
+
+
 def timestep_of(found: Running | None, call: Mapping[str, Any]) -> float:
     """The timestep of a call as the scheduler counts it; pipelines may hand on a share of it."""
     told = call.get("timestep")

@@ -38,8 +38,8 @@ class Site:
         name: Path of the module in the denoiser, such as ``transformer_blocks.3.attn``.
         kind: Kind of attention, by what its rows attend to: the image ("self"), image and text
             ("joint"), columns that aren't its rows, mostly the text ("cross"), the same place in
-            other frames ("temporal"); or its rows aren't the image's ("other"), or it has no map
-            ("linear").
+            other frames ("temporal"); or the text alone or something else has part in it ("other"),
+            or it has no map ("linear").
         block: Path of the top-level block that it is in.
         layer: Number L among the layers of self- and joint attention, in the order in which they
             run, as in ``L18``. Others have none: a second image self-attention beside a joint one
@@ -179,7 +179,7 @@ _WHATS: dict[Kind, str] = {
     "cross": "cross-attention: image tokens attend to text, so that its map isn't square",
     "temporal": "temporal attention, which sees other frames of the same place",
     "linear": "linear attention, which has no map",
-    "other": "attention whose rows aren't the image's",
+    "other": "attention of something else than the image to itself or to its text",
 }
 _NEEDS = {
     PERTURBED: "can't be perturbed; choose self- or joint attention, which `regaze sites` lists",

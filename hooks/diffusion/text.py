@@ -185,13 +185,12 @@ def read_prompt(tokenizer: Any, text: str, length: int, learned: bool = False) -
     read = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)
     pieces = tokenizer.convert_ids_to_tokens(read.input_ids)
     spans = [(a, b) if text[a:b].strip() else (0, 0) for a, b in read.offset_mapping]
-    tokens = list(zip(pieces, spans, strict=True))
+    tokens: list[tuple[str, tuple[int, int]]] = list(zip(pieces, spans, strict=True))
     if learned:
         vectors = tokenizer.added_tokens_encoder
         tokens = [(one, at) for piece, at in tokens for one in _vectors(piece, vectors)]
         tokens[length - 1 : -1] = []  # The end token stays.
-    pieces, spans = zip(*tokens, strict=True)
-    return Prompt(text, pieces, spans)
+    return Prompt(text, tuple(piece for piece, _ in tokens), tuple(at for _, at in tokens))
 
 
 def _vectors(piece: str, known: Collection[str]) -> Iterator[str]:

@@ -258,7 +258,7 @@ class Guidance(Branch):
         """The branch itself, with this step's weight; none if that is 0."""
         weight = self.scale
         if self.adaptive > 0:
-            weight = max(0.0, weight - self.adaptive * (1000 - pass_.timestep))
+            weight = max(0.0, weight - self.adaptive * (1000 - pass_.training_time))
         if pass_.rows.cond is not None and self.scale_alone is not None:
             guided = pass_.rows.uncond is not None or pass_.rows.split
             weight *= 1.0 if guided else self.scale_alone / self.scale

@@ -66,9 +66,10 @@ def _columns(spec: Concepts, parts: Sequence[Part], sample: int, wanted: Any) ->
     for columns in _concepts(spec, parts, sample, wanted):
         for column in columns:
             if column not in place:
+                span = f"{inner[0]} to {inner[-1]}" if inner else "it has none"
                 raise ValueError(
                     f"{spec.name}: column {column} isn't one of the prompt's own "
-                    f"({inner[0]} to {inner[-1]}){_tokens(parts, sample)}"
+                    f"({span}){_tokens(parts, sample)}"
                 )
         concepts.append(tuple(place[column] for column in columns))
     return Columns(tuple(inner), tuple(concepts))

@@ -222,7 +222,7 @@ class _Negative(Work):
 
     def acts(self, pass_: Pass) -> bool:
         """True if it does anything in a pass."""
-        late = self.spec.until > 0 and pass_.timestep < 1000 * self.spec.until
+        late = self.spec.until > 0 and pass_.training_time < 1000 * self.spec.until
         return super().acts(pass_) and not late
 
     def begin(self, run: Run) -> Work:

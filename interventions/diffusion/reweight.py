@@ -174,7 +174,7 @@ class Reweight(ByLayers):
         factors = torch.ones(m.weights.shape[-2:]).to(m.weights)
         joint = m.site.kind == "joint"
         rows = m.image if joint else slice(None)
-        first = m.image.stop if joint and m.image.start == 0 else 0
+        first = m.layout.text(m.site.order, m.weights.shape[-1]).start if joint else 0
         for column, strength in self.words:
             factors[rows, first + column] *= strength
         weights = m.weights * factors

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.families import family_of
-from regaze.hooks.diffusion.literal import Manner, Steps, again, by_name, repeatable
+from regaze.hooks.diffusion.literal import Manner, Steps, by_name, repeatable
 from regaze.hooks.diffusion.literal_maps import kernels
+from regaze.hooks.diffusion.predictions import with_prediction
 from regaze.hooks.diffusion.sites import Layout, Site, find_sites, read_layout
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -125,7 +126,8 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
             raise NotImplementedError("the conditional half comes first, which isn't written out")
         texts = method.texts(pipeline, call, rows - unguided)
         if method.joint is not None and not _crosses(denoiser):
-            return again(stock(**call), method.joint(denoiser, call, texts, unguided))
+            prediction = method.joint(denoiser, call, texts, unguided)
+            return with_prediction(stock(**call), prediction)
         return _crossed(method, denoiser, stock, call, texts, text, rows, unguided)
 
     denoiser.forward = forward
