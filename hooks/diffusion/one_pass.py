@@ -227,7 +227,8 @@ class OnePass:
             self._applied(beside, {**chains, **editors}),
             self._blocks(beside, skipped, made),
         ):
-            return trimmed(self._denoiser.forward(**copy_containers(call)), batch)
+            # Its call, with others' hooks on it, but neither compiled nor with what is attached.
+            return trimmed(self._denoiser._call_impl(**copy_containers(call)), batch)
 
     # -- what branches need of it --------------------------------------------------------------
 

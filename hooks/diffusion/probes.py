@@ -94,7 +94,7 @@ def predict(denoiser: Any, call: Mapping[str, Any]) -> Tensor:
     Raises:
         TypeError: Its output isn't a tensor.
     """
-    output = denoiser.forward(**copy_containers(dict(call)))
+    output = denoiser._call_impl(**copy_containers(dict(call)))
     first = output if isinstance(output, Tensor) else output[0]
     if not isinstance(first, Tensor):
         raise TypeError(f"its output is a {type(first).__name__}, not a tensor")

@@ -272,6 +272,41 @@ def test_inputs_that_a_denoiser_consumes_are_kept_for_its_branches() -> None:
     assert "T2I adapter" in note
 
 
+def _brighter(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Changes what a denoiser is given, as an adapter of its text does."""
+    return args, kwargs | {"encoder_hidden_states": 1.3 * kwargs["encoder_hidden_states"]}
+
+
+def _stronger(module: nn.Module, args: Any, output: Any) -> Any:
+    """Changes what a denoiser predicts."""
+    return (1.2 * output[0], *output[1:])
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("fork", [True, False], ids=["fork", "whole"])
+@pytest.mark.parametrize("method", ["pag", "attend_and_excite"])
+@pytest.mark.parametrize("family", ["sd", "flux"])
+def test_hooks_of_others_on_the_denoiser_are_a_part_of_it(
+    family: str, method: str, fork: bool, first: bool
+) -> None:
+    pipe, kind = fresh(family), FAMILIES[family]
+    denoiser = getattr(pipe, kind.denoiser)
+
+    def hook() -> None:
+        denoiser.register_forward_pre_hook(_brighter, with_kwargs=True)
+        denoiser.register_forward_hook(_stronger)
+
+    if first:
+        hook()
+    with regaze.attach(pipe, METHODS[method].on(family), fork=fork) as run:
+        if not first:
+            hook()
+        got = kind.run(pipe)
+    with written_out(pipe, kind, run.specs[0]):
+        want = kind.run(pipe)
+    assert (got - want).abs().max() < 1e-4 * want.abs().max()
+
+
 def test_the_stock_processor_class_is_never_replaced_while_running() -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     seen: set[Any] = set()
