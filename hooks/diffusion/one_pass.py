@@ -70,6 +70,7 @@ class OnePass:
         self._seat, self._module, self._entries, self._owner = seat, module, entries, owner
         self._denoiser = inner(module)
         self._live: Live = ()
+        self._hooked = True  # Until it is seen that others' hooks change nothing.
 
     def __call__(self, run: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         """Run the denoiser; ``run`` calls it."""
@@ -103,7 +104,8 @@ class OnePass:
             stack.enter_context(self._blocks(pass_))
             if kept is not None:
                 stack.enter_context(kept.recording())
-            output = trimmed(run(*args, **kwargs), pass_.rows.batch)
+            output = self._looked_at(run(*args, **kwargs), args, kwargs)
+        output = trimmed(output, pass_.rows.batch)
         for entry, work in self._live:
             if work.edits:
                 entry.tally.begin()
@@ -113,6 +115,15 @@ class OnePass:
             )
         for _, work in self._live:
             output = work.after(pass_, output)
+        return output
+
+    def _looked_at(self, output: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """The output, once it is known whether others' hooks are a part of the denoiser."""
+        thread = self._seat.thread()
+        inside, thread.inside = thread.inside, None
+        if inside is not None:
+            call = call_by_name(self._denoiser, args, kwargs)
+            self._hooked = inside.is_changed(call, output)
         return output
 
     def _arguments(self, call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
@@ -227,8 +238,9 @@ class OnePass:
             self._applied(beside, {**chains, **editors}),
             self._blocks(beside, skipped, made),
         ):
-            # Its call, with others' hooks on it, but neither compiled nor with what is attached.
-            return trimmed(self._denoiser._call_impl(**copy_containers(call)), batch)
+            # Neither compiled nor with what is attached.
+            run = self._module._call_impl if self._hooked else self._denoiser.forward
+            return trimmed(run(**copy_containers(call)), batch)
 
     # -- what branches need of it --------------------------------------------------------------
 

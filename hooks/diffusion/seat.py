@@ -19,6 +19,7 @@ from regaze.hooks.diffusion.entries import Entry
 from regaze.hooks.diffusion.fork import is_compiled
 from regaze.hooks.diffusion.gradients import thawed
 from regaze.hooks.diffusion.host import inner, refuse_caches, refuse_parallel
+from regaze.hooks.diffusion.inside import Inside
 from regaze.hooks.diffusion.one_pass import OnePass
 from regaze.hooks.diffusion.outside import Guess
 from regaze.hooks.diffusion.per_thread import PerThread
@@ -90,6 +91,8 @@ class Seat:
             wanted.append(denoiser)
             self._calls.around(denoiser, self._around, opaque=True)
         if not any(is_compiled(part) for part in denoiser.modules()):
+            if self.entries:
+                self._calls.around(denoiser, self._inside, inner=True)
             # Compiled code would be compiled anew for each class: there, for the pass alone.
             for site in {site for entry in self.entries for site in entry.work.sites}:
                 module: Any = denoiser.get_submodule(site.name)
@@ -122,7 +125,16 @@ class Seat:
         refuse_parallel(inner(module))
         owner = Calls()
         with _cleared(owner):
-            return OnePass(self, module, entries, owner)(run, args, kw)
+            try:
+                return OnePass(self, module, entries, owner)(run, args, kw)
+            finally:
+                self.thread().inside = None
+
+    def _inside(self, module: nn.Module, run: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
+        output = run(*args, **kw)
+        if self.entries:
+            self.thread().inside = Inside.of(module, args, kw, output)
+        return output
 
     def thread(self) -> PerThread:
         """The state that this thread keeps from pass to pass."""

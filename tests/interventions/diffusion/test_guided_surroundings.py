@@ -307,6 +307,17 @@ def test_hooks_of_others_on_the_denoiser_are_a_part_of_it(
     assert (got - want).abs().max() < 1e-4 * want.abs().max()
 
 
+def test_hooks_of_others_on_a_compiled_denoiser_are_a_part_of_it() -> None:
+    torch._dynamo.reset()
+    pipe, compiled = fresh("flux"), fresh("flux")
+    compiled.transformer = torch.compile(compiled.transformer, backend="eager")
+    for one in (pipe, compiled):
+        one.transformer.register_forward_hook(_stronger)
+    want, _ = guided("flux", pipe)
+    got, _ = guided("flux", compiled)
+    assert close(got, want)
+
+
 def test_the_stock_processor_class_is_never_replaced_while_running() -> None:
     pipe, kind = tiny("sd"), FAMILIES["sd"]
     seen: set[Any] = set()
