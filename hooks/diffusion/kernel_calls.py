@@ -54,11 +54,10 @@ class KernelCalls(modes.Mode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        named = dict(kwargs or {})
         if func is not F.scaled_dot_product_attention:
-            return func(*args, **named)
+            return func(*args, **(kwargs or {}))
         names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-        named = dict(zip(names, args, strict=False)) | named
+        named = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         query, key, value = (named.pop(name) for name in names[:3])
         self._seen.append((len(query), query.shape[-2], key.shape[-2]))
         if not self._own(query, key):

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from regaze.hooks.diffusion.call import Call
@@ -154,6 +155,8 @@ class Work:
 
 def change(new: Tensor, old: Tensor) -> Tensor:
     """``|new - old| / |old|`` of head outputs "B H N D", "B H"."""
+    if new is old:  # As where the module's output is changed alone.
+        return old.new_zeros(old.shape[:2], dtype=torch.float32)
     old = old.float()
     found: Tensor = (new.float() - old).norm(dim=(2, 3)) / old.norm(dim=(2, 3)).clamp(1e-12)
     return found

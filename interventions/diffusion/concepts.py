@@ -18,6 +18,7 @@ from regaze.hooks.diffusion.host import Host
 from regaze.hooks.diffusion.literal_latents import LatentForm
 from regaze.hooks.diffusion.sites import TEXT, Site
 from regaze.hooks.diffusion.works import Run
+from regaze.interventions.base import Intervention
 from regaze.interventions.diffusion.concept_maps import Columns, concept_maps, literal_maps
 from regaze.interventions.diffusion.concept_tokens import columns_of
 from regaze.interventions.diffusion.where import ByLayers, check_where, chosen
@@ -51,10 +52,14 @@ class ConceptUpdate(ByLayers):
         sharpen: Factor on the maps before the softmax over these tokens; 100 in the code, 0 for
             none.
         sigma: Width of the 3 x 3 blur of each map; 0.5 in the code, 0 for none.
-        step_size: Step along the gradient; 20 in the code, 0 is a no-op. It falls over the steps
-            by ``sqrt(linspace(1, 0.5, T))``.
+        step_size: Step down the gradient; 20 in the code, 0 is a no-op, and below 0 it leads up,
+            away from what the concepts need. It falls over the steps by
+            ``sqrt(linspace(1, 0.5, T))``.
         start: Share of the sampling steps at which the updates begin.
         stop: Share of the sampling steps at which they end.
+        maps: Maps that move the latents: those of the "concepts", or as a control of "others", in
+            each concept's place one of the prompt's words that name nothing (articles,
+            conjunctions, prepositions), drawn at random, but the same ones each time.
     """
 
     acts_on: ClassVar[str] = "diffusers pipelines"
@@ -69,6 +74,7 @@ class ConceptUpdate(ByLayers):
     step_size: float = 20.0
     start: float = 0.0
     stop: float = 1.0
+    maps: str = "concepts"
 
     def __post_init__(self) -> None:
         if isinstance(self.tokens, int) or (isinstance(self.tokens, str) and self.tokens != "auto"):
@@ -79,10 +85,12 @@ class ConceptUpdate(ByLayers):
         """Check the fields' domains."""
         check_choice(self.name, "absent", self.absent, ("raise", "skip"))
         check_choice(self.name, "encoder", self.encoder, ("clip", "t5", "both"))
+        check_choice(self.name, "maps", self.maps, ("concepts", "others"))
         if self.cut is not None:
             check_choice(self.name, "cut", self.cut, ("last", "eos"))
-        for field in ("sharpen", "sigma", "step_size"):
+        for field in ("sharpen", "sigma"):
             check_number(self.name, field, getattr(self, field), low=0)
+        check_number(self.name, "step_size", self.step_size)
         check_where(self.name, self.layers, self.start, self.stop)
         for concept in self._listed():
             whole = isinstance(concept, tuple) and concept and all(map(_is_index, concept))
@@ -117,6 +125,15 @@ class ConceptUpdate(ByLayers):
     def idle(self: _Self) -> _Self:
         """The same with steps of size 0."""
         return replace(self, step_size=0.0)
+
+    def controls(self) -> dict[str, Intervention]:
+        """Steps the other way, and the same steps for as many words that name nothing."""
+        if not (self.tokens and self.step_size > 0 and self.maps == "concepts"):
+            return {}
+        return {
+            "away": replace(self, step_size=-self.step_size),
+            "other words": replace(self, maps="others"),
+        }
 
     def literal(self) -> LatentForm:
         """Losses written place by place, on whole maps and whole passes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import nltk
@@ -116,6 +117,89 @@ def test_real_tokenizers(folder: str, tokens: list[str]) -> None:
     (found,) = prompt.find("red circle")
     assert [prompt.pieces[i] for i in found if prompt.pieces[i] != "▁"] == tokens
     assert prompt.pieces[prompt.end] in ("<|endoftext|>", "</s>")
+
+
+def test_other_words_are_as_many_that_name_nothing() -> None:
+    # <s> 1 a 2 red 3 circ 4 le 5 , 6 a 7 blue 8 squa 9 re 10 and 11 a 12 whit 13 e 14 circ 15 le
+    def others(tokens: Any, text: str = PROMPT, **more: Any) -> list[int]:
+        found = columns(tokens, text, maps="others", **more)
+        assert found.inner == columns(tokens, text, **more).inner
+        return [found.inner[i] for one in found.concepts for i in one]
+
+    three = others(["circle", "square"])
+    assert three == others(["circle", "square"]) == sorted(set(three)) and len(three) == 3
+    assert set(three) < {1, 6, 10, 11}
+    # Another prompt gets others.
+    texts = [f"{PROMPT} {word}" for word in ("ring", "bell", "bird", "fish", "tree", "road")]
+    assert len({tuple(others(["circle"], text)) for text in texts}) > 1
+    # Words that a concept holds are no others.
+    assert others(["square and a"], absent="skip") in ([1], [6])
+    assert others([1], "A cat and a dog") in ([3], [4])
+    assert columns(["cat"], "the cat", maps="others").concepts == ((0,),)
+
+
+@pytest.mark.parametrize("text", ["red circle, blue square", "a circle, android square"])
+def test_a_prompt_with_too_few_other_words_raises_and_shows_its_tokens(text: str) -> None:
+    few = int(text.startswith("a "))
+    with pytest.raises(ValueError, match=rf"needs 2 words .* the prompt has {few}; its tokens are"):
+        columns(["circle", "square"], text, maps="others")
+    found = columns(["circle", "square"], text, maps="others", absent="skip")
+    assert found.concepts == ((0,),) * few
+
+
+def test_other_words_of_two_encoders_are_the_same() -> None:
+    text = "a cat and a dog on the road"
+    clip, t5 = (
+        Part("clip", slice(0, 20), (pieces(text),)),
+        Part("t5", slice(20, 50), (pieces(text),)),
+    )
+    spec = regaze.AStar(tokens=["cat", "dog"], encoder="both", maps="others")
+    (found,) = columns_of(spec, Run(1, 10, (clip, t5)))
+    pairs = [tuple(found.inner[i] for i in one) for one in found.concepts]
+    assert len(pairs) == 2 and all(b == a + 20 for a, b in pairs)
+
+
+def test_other_words_need_a_prompt() -> None:
+    bare = Part("clip", slice(0, 20), None)
+    with pytest.raises(ValueError, match="which columns hold which words isn't known"):
+        columns_of(regaze.AStar(tokens=[2], maps="others"), Run(1, 10, (bare,)))
+
+
+@pytest.mark.parametrize("method", [regaze.AStar, regaze.AttendAndExcite])
+def test_controls_lead_away_or_move_other_words(method: Any) -> None:
+    spec = method(tokens=["circle", "square"], absent="skip", step_size=5.0)
+    away, others = spec.controls()["away"], spec.controls()["other words"]
+    assert away == replace(spec, step_size=-5.0) and others == replace(spec, maps="others")
+    assert len(spec.controls()) == 2
+    for none in (away, others, method(), replace(spec, step_size=0.0)):
+        assert none.controls() == {}
+
+
+@pytest.mark.parametrize("method", [regaze.AStar, regaze.AttendAndExcite])
+def test_controls_move_what_they_say(method: Any) -> None:
+    pipe = tiny_painter.fresh().pipeline
+    pipe.set_progress_bar_config(disable=True)
+    prompt = "a red circle and a blue square"
+
+    def latents(spec: Any) -> torch.Tensor:
+        with regaze.attach(pipe, spec):
+            noise = torch.Generator().manual_seed(0)
+            found: torch.Tensor = pipe(
+                prompt, generator=noise, num_inference_steps=1, output_type="latent"
+            )[0]
+        return found
+
+    spec = method(tokens=["circle", "square"])
+    away, others = spec.controls().values()
+    plain, moved = latents(spec.idle()), latents(spec)
+    # After a single step the moves are opposite, to the first order.
+    small = [replace(one, step_size=one.step_size / 400) for one in (spec, away)]
+    up, down = (latents(one) - plain for one in small)
+    assert torch.cosine_similarity(up.flatten(), down.flatten(), 0) < -0.9
+    # The columns of the words that name nothing are 1 a, 4 and, 5 a.
+    pairs = [latents(replace(spec, tokens=pair)) for pair in ([1, 4], [1, 5], [4, 5])]
+    assert sum(torch.equal(latents(others), one) for one in pairs) == 1
+    assert not torch.equal(latents(others), moved)
 
 
 def test_prompts_of_a_pipeline() -> None:
