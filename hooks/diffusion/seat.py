@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 from torch import nn
@@ -63,23 +65,43 @@ class Seat:
             self._install()
 
     def pop(self, entry: Entry) -> None:
-        """Take a work off, from anywhere; a second time finishes what the first one couldn't."""
+        """Take a work off, from anywhere; a second time finishes what the first one couldn't.
+
+        A pass under way, in whatever thread, ends as it began, and leaves nothing behind then.
+        """
         with self._lock:
             entry.doubt = self.doubt(entry)
             self.entries = tuple(one for one in self.entries if one is not entry)
-            for thread in list(self._threads.values()):
-                if entry.work.needs_latents:
+            if entry.work.needs_latents and not self._under_way():
+                for thread in list(self._threads.values()):
                     thread.latents.recall()
-            denoiser = self._denoiser()
-            if entry.work.needs_latents and denoiser is not None:
-                thawed(inner(denoiser))
-            if not self.entries:
-                self._threads.clear()
-                self._guesses.clear()
-                for calls in self._passing:
-                    calls.release()
-                self._passing.clear()
-            self._install()
+                if (denoiser := self._denoiser()) is not None:
+                    thawed(inner(denoiser))
+            self._retire()
+
+    def _retire(self) -> None:
+        """Take off what nothing attached needs, unless a pass is under way that may."""
+        if self._under_way():
+            return
+        if not self.entries:
+            self._threads.clear()
+            self._guesses.clear()
+            for calls in self._passing:
+                calls.release()
+            self._passing.clear()
+        self._install()
+
+    def _under_way(self) -> bool:
+        """True if any thread is in the middle of a pass, which its stack tells."""
+        for top in sys._current_frames().values():
+            frame: FrameType | None = top
+            while frame is not None:
+                if frame.f_code is Seat._around.__code__:
+                    here = frame.f_locals
+                    if here.get("self") is self and not here.get("over"):
+                        return True
+                frame = frame.f_back
+        return False
 
     def _install(self) -> None:
         """Run code around the calls of what the works need, and of nothing else."""
@@ -123,17 +145,20 @@ class Seat:
             return run(*args, **kw)
         refuse_caches(inner(module))  # Switched on since something was attached.
         refuse_parallel(inner(module))
-        owner = Calls()
+        owner, over = Calls(), False
         with _cleared(owner):
             try:
                 return OnePass(self, module, entries, owner)(run, args, kw)
             finally:
+                over = True  # noqa: F841 (for `_under_way`, which reads it off the stack)
                 self.thread().inside = None
+                if self.entries is not entries:
+                    with self._lock:
+                        self._retire()
 
     def _inside(self, module: nn.Module, run: Callable[..., Any], /, *args: Any, **kw: Any) -> Any:
         output = run(*args, **kw)
-        if self.entries:
-            self.thread().inside = Inside.of(module, args, kw, output)
+        self.thread().inside = Inside.of(module, args, kw, output)
         return output
 
     def thread(self) -> PerThread:

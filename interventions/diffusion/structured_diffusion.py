@@ -205,9 +205,10 @@ class _Structured(Work):
     def attend(self, call: Call) -> Tensor:
         """Head outputs whose conditional rows read the phrases."""
         pass_, module = call.pass_, cast(Any, call.module)
-        if pass_ is None or pass_.pipeline is None:
+        if pass_ is None or not self.samples:  # It never began: nobody knows the prompt's words.
             raise ValueError(
-                "structured_diffusion needs a running pipeline, which knows the prompt's words"
+                "structured_diffusion needs a running pipeline that tells the prompt's words, as "
+                "bare denoisers and modular pipelines don't"
             )
         _check_plain(pass_.denoiser, module)
         frames, rows = call.samples().frames, pass_.rows.cond or slice(0, pass_.rows.batch)

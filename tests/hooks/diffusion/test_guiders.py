@@ -48,6 +48,16 @@ def steps(pipe: Any, count: int = 3) -> Tensor:
     return latents
 
 
+def test_a_modular_pipeline_tells_no_words() -> None:
+    pipe = modular(ClassifierFreeGuidance(guidance_scale=5.0))
+    for spec, why in (
+        (regaze.StructuredDiffusion(phrases=["a red cat"]), "modular pipelines don't"),
+        (regaze.Reweight({"cat": 2.0}), "which columns hold 'cat' isn't known"),
+    ):
+        with regaze.attach(pipe.unet, spec), pytest.raises(ValueError, match=why):
+            steps(pipe)
+
+
 @pytest.mark.parametrize("scale", [5.0, 1.0])
 def test_a_guider_names_the_branches_of_a_modular_pipeline(scale: float) -> None:
     stock, kind = tiny("sdxl"), FAMILIES["sdxl"]
