@@ -197,8 +197,10 @@ class Again:
                 )
             for name in ("keys", "values"):
                 old = getattr(held, name)
-                gone = max(0, total - old.shape[2])  # A sliding window keeps the last ones.
-                made = self._with(old, getattr(new, name), columns.to(old.device) - gone)
+                # A sliding window keeps the last ones, which may be padding behind these.
+                gone = max(0, total - old.shape[2])
+                whole = nn.functional.pad(old, (0, 0, gone, 0))
+                made = self._with(whole, getattr(new, name), columns.to(old.device))[:, :, gone:]
                 if held.is_compileable:
                     old.copy_(made)  # A static cache's tensors stay where they are.
                 else:

@@ -57,13 +57,11 @@ class Callers:
         Raises:
             RuntimeError: It reads the prompt in parts in a way that isn't known.
         """
-        for frame in frames():
-            if frame.f_code.co_name in _LOOPS:
-                local = frame.f_locals
-                if self.holds(local.get("self")):
-                    if _begins_anew(frame.f_code.co_name, local):
-                        return Generating(candidates=self._generated(local))
-                    return _read(frame.f_code.co_name, local)
+        for frame in self._loops():
+            local = frame.f_locals
+            if _begins_anew(frame.f_code.co_name, local):
+                return Generating(candidates=self._generated(local))
+            return _read(frame.f_code.co_name, local)
         return Generating()
 
     def _generated(self, loop: Mapping[str, Any]) -> int:
@@ -73,10 +71,9 @@ class Callers:
             RuntimeError: The prompt's length isn't where it is known to be.
         """
         now = loop.get("cur_len", len(loop["input_ids"][0]))
-        for frame in frames():
-            local = frame.f_locals
-            if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
-                prompt = local.get("input_ids_length")
+        for frame in self._loops():
+            if frame.f_code.co_name == "generate":
+                prompt = frame.f_locals.get("input_ids_length")
                 if isinstance(prompt, int) and isinstance(now, int) and now >= prompt:
                     return now - prompt
         raise RuntimeError(
@@ -85,10 +82,10 @@ class Callers:
         )
 
     def request(self) -> Mapping[str, Any] | None:
-        """Return the inputs of a running ``generate``, as they were given."""
-        for frame in frames():
+        """Return the inputs of the ``generate`` that makes this call, as they were given."""
+        for frame in self._loops():
             local = frame.f_locals
-            if frame.f_code.co_name == "generate" and self.holds(local.get("self")):
+            if frame.f_code.co_name == "generate":
                 asked = dict(local.get("kwargs") or {})
                 if local.get("inputs") is not None:
                     asked.setdefault("input_ids", local["inputs"])
@@ -98,10 +95,41 @@ class Callers:
     def arguments(self) -> Iterator[Mapping[str, Any]]:
         """Variables of the running ``forward`` calls around the tower, outermost first."""
         found: list[Mapping[str, Any]] = []
-        for frame in frames():
+        for frame in self._outwards():
             if frame.f_code.co_name == "forward" and self.holds(frame.f_locals.get("self")):
                 found.append(frame.f_locals)
         yield from reversed(found)
+
+    def _loops(self) -> Iterator[FrameType]:
+        """Frames of generation that make the call of the tower that runs now, innermost first.
+
+        What a loop was given (processors of scores, criteria to stop, streamers) may run the model
+        on prompts of its own, of which the loop knows nothing.
+        """
+        inner: FrameType | None = None
+        for frame in self._outwards():
+            if frame.f_code.co_name in _LOOPS:
+                local = frame.f_locals
+                if self.holds(owner := local.get("self")):
+                    caller = None if inner is None else inner.f_locals.get("self")
+                    if caller is not owner and any(one is caller for one in _helpers(local)):
+                        return
+                    yield frame
+            inner = frame
+
+    def _outwards(self) -> Iterator[FrameType]:
+        """Frames of the call of the tower that runs now, innermost first.
+
+        A hook may run the model inside of a call of its own: that one isn't this call's any more.
+        """
+        called: set[nn.Module] = set()
+        for frame in frames():
+            if frame.f_code is _CALL:
+                module = frame.f_locals["self"]
+                if module in called:
+                    return
+                called.add(module)
+            yield frame
 
     def around(self) -> FrameType | None:
         """The innermost running method of a module that holds the tower."""
@@ -114,6 +142,21 @@ def call_of(module: nn.Module) -> FrameType | None:
         if frame.f_code is _CALL and frame.f_locals.get("self") is module:
             return frame
     return None
+
+
+def refuse_nested(module: nn.Module) -> None:
+    """Check that a module isn't called inside of a call of its own.
+
+    Raises:
+        NotImplementedError: It is.
+    """
+    calls = (f for f in frames() if f.f_code is _CALL and f.f_locals["self"] is module)
+    if next(calls, None) is not None and next(calls, None) is not None:
+        raise NotImplementedError(
+            f"{type(module).__name__} is called inside of a call of its own (by a hook that runs "
+            "the model on another prompt), and what is attached can't keep both apart: run the "
+            "other prompt before or behind that call, or detach"
+        )
 
 
 def count_calls(modules: Collection[nn.Module]) -> int:
@@ -139,6 +182,12 @@ def frames() -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
+
+
+def _helpers(loop: Mapping[str, Any]) -> Iterator[Any]:
+    """What a loop calls beside its model."""
+    names = ("logits_processor", "stopping_criteria", "candidate_generator", "streamer")
+    yield from (loop[name] for name in names if loop.get(name) is not None)
 
 
 def _begins_anew(loop: str, local: Mapping[str, Any]) -> bool:

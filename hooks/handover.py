@@ -34,14 +34,18 @@ class Handover(Generic[T]):
         """Leave a value for this call; it replaces what was left before."""
         self._here.left = _call(), value
 
+    def waits(self) -> bool:
+        """Return whether something was left in this call that isn't taken yet."""
+        return self._here.left is not None and runs(self._here.left[0])
+
     def take(self) -> T:
         """Take what was left in this call.
 
         Raises:
             RuntimeError: Nothing was, or by a call that is over.
         """
-        left, self._here.left = self._here.left, None
-        if left is None or not runs(left[0]):
+        waits, left, self._here.left = self.waits(), self._here.left, None
+        if left is None or not waits:
             raise RuntimeError(
                 "this method reads the picture in the vision tower, which didn't run in this call "
                 "(the picture's features were computed beforehand, or by another call): give the "

@@ -140,9 +140,12 @@ def find_host(
         raise ValueError(f'unknown must be "raise" or "check", got {unknown!r}')
     top: Any = getattr(model, "config", None)
     if top is None:
+        held = (name for name, part in model.named_modules() if hasattr(part, "generate"))
+        inside = next(held, "")
+        cure = f": attach to the one that it holds, target.{inside}" if inside else ""
         raise TypeError(
-            f"{type(model).__name__} is no transformers model (it has no config): it can't be "
-            "attached to"
+            f"{type(model).__name__} is no transformers model (it has no config), so it can't be "
+            f"attached to{cure}"
         )
     family = family_of(top)
     if family is None:

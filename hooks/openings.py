@@ -28,6 +28,7 @@ from regaze.hooks.reading import Block, Reader
 from regaze.hooks.running import Running
 from regaze.hooks.stack import Here, LayerEntry, Stack, at_layers
 from regaze.hooks.tally import Entry
+from regaze.hooks.tokens import Kind
 
 Enter = Callable[[Mapping[str, Any], Pass], Mapping[str, Any]]
 
@@ -245,6 +246,13 @@ def null_prompt_of(running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | 
     if not wants or not bool(pass_.tokens.has_image.any()):
         return None
     if prompt.compared is not None and _holds(prompt, prompt.compared, pass_):
+        later = pass_.tokens.is_kind(Kind.IMAGE)[:, prompt.compared.shape[1] :]
+        if not pass_.decodes and bool(later.any()):
+            raise NotImplementedError(
+                "another picture came in the middle of the conversation, and this intervention "
+                "compared the prompt with and without the first one: begin anew with the whole "
+                "conversation"
+            )
         return None
     if pass_.past > 0 or not pass_.prompt_end:
         raise NotImplementedError(
@@ -256,8 +264,11 @@ def null_prompt_of(running: Running, kwargs: Mapping[str, Any]) -> NullPrompt | 
 
 
 def _holds(prompt: Prompt, ids: Tensor, pass_: Pass) -> bool:
-    """Return whether a prompt still begins with token ids "B C"; it may have been rolled back."""
+    """Return whether a prompt still begins with token ids "B C"; it may have been rolled back.
+
+    Token ids say nothing of pictures: those that are read again may be others.
+    """
     end = ids.shape[1]
-    if pass_.past >= end:
-        return True
+    if bool(pass_.tokens.is_kind(Kind.IMAGE)[:, pass_.past : end].any()):
+        return False
     return torch.equal(prompt.ids[:, :end], ids)

@@ -19,6 +19,7 @@ from transformers.utils.generic import ModelOutput
 from regaze.hooks.again import Again
 from regaze.hooks.ahead import look_ahead
 from regaze.hooks.caches import cache_name, find_cache
+from regaze.hooks.callers import refuse_nested
 from regaze.hooks.edits import Edit
 from regaze.hooks.joint import JointCache, Part, Together, arguments, joinable, plain
 from regaze.hooks.lanes import Lane
@@ -71,6 +72,8 @@ class Scores:
         """Take note of a call's arguments; return others where second runs join it."""
         if scorer is not self._scorer():
             return None
+        if self._here.given is not None:
+            refuse_nested(scorer)
         given = dict(zip(("input_ids",), args, strict=False)) | kwargs
         self._here.given, self._here.running, self._here.joint = given, None, {}
         asked = kwargs.get("return_dict")

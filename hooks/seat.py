@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from regaze.hooks.again import Again
 from regaze.hooks.caches import find_cache
+from regaze.hooks.callers import refuse_nested
 from regaze.hooks.checkpointing import checkpoints, guard, hand_on
 from regaze.hooks.edits import overrides
 from regaze.hooks.host import Host
@@ -151,6 +152,8 @@ class Seat(Scoring):
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if tower is not self.tower():
             return None
+        if self._here.running is not None:
+            refuse_nested(tower)
         self._here.running, self._here.reached = self._here.again, True
         if self._here.paused or self._here.again is not None:
             return None

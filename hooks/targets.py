@@ -48,10 +48,15 @@ def refuse_wrapper(target: Any) -> None:
     """
     kinds = {kind.__name__ for kind in type(target).__mro__}
     name = type(target).__name__
-    if isinstance(target, nn.DataParallel | nn.parallel.DistributedDataParallel):
+    if isinstance(target, nn.DataParallel):
         raise TypeError(
             f"{name} runs copies of the model, which edits on the original wouldn't reach: attach "
             "to what it wraps, target.module, and call that"
+        )
+    if isinstance(target, nn.parallel.DistributedDataParallel):
+        raise TypeError(
+            f"{name} wraps the model of this process: attach to it, target.module; calls of the "
+            "wrapper are edited then, too"
         )
     if "ModularPipeline" in kinds:
         raise TypeError(

@@ -157,7 +157,8 @@ class DoLa(Intervention):
             )
             found = tuple(host.site(c).layer for c in sorted(self.candidates))
             return replace(self, candidates=found)
-        tied = head.weight is host.tower.get_input_embeddings().weight  # type: ignore[operator]
+        tower: Any = host.tower
+        tied = getattr(head, "weight", None) is tower.get_input_embeddings().weight
         wanted = _bucket(self.candidates, host.n_layers, tied)
         attending = [site.layer for site in host.sites]
         found = tuple(c for c in wanted if c in attending) or tuple(attending[-1:])
@@ -203,7 +204,11 @@ def _exit(host: Host, hidden: Tensor, norm: bool) -> Tensor:
     tower: Any = host.tower
     head = _head(host)
     hidden = tower.norm(hidden.to(tower.norm.weight.device)) if norm else hidden
-    found: Tensor = head(hidden.to(head.weight))
+    weight = getattr(head, "weight", None)
+    # Of a quantised layer it may be a method, or integers.
+    if isinstance(weight, Tensor) and weight.is_floating_point():
+        hidden = hidden.to(weight)
+    found: Tensor = head(hidden)
     return found
 
 

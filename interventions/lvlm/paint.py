@@ -250,7 +250,8 @@ class _Boost(Edit):
     def __init__(self, spec: PAINT, found: Handover[_Seen], acts: bool) -> None:
         super().__init__(spec.layers or () if acts else ())
         self.spec, self.found = spec, found
-        self.read: list[_Seen] = []
+        self.read: list[tuple[int, _Seen]] = []
+        """By the column from which on the pictures stand that were read together."""
         self.goes_on = False
         self.shares: GrowingMask | None = None
 
@@ -260,9 +261,11 @@ class _Boost(Edit):
         if not self.layers or pass_.decodes:
             return
         image = pass_.tokens.is_kind(Kind.IMAGE)
-        # What a prompt that is read in parts shows was read with its first part.
-        if bool(image[:, pass_.past :].any()) and not (self.goes_on and self.read):
-            self.read.append(self.found.take())
+        self.read = [(start, seen) for start, seen in self.read if start < pass_.past]
+        # `generate` reads all pictures with the first part of a prompt.
+        known = bool(self.read) and self.goes_on and not self.found.waits()
+        if bool(image[:, pass_.past :].any()) and not known:
+            self.read.append((pass_.past, self.found.take()))
         self.goes_on = not pass_.prompt_end
         if self.read and pass_.prompt_end:
             self.shares = GrowingMask(self._place(image)[:, None, None].to(pass_.device))
@@ -273,12 +276,23 @@ class _Boost(Edit):
         return twin
 
     def _place(self, image: Tensor) -> Tensor:
-        """The share of each column, "B K".
+        """The share of each column, "B K"."""
+        ends = [start for start, _ in self.read[1:]] + [image.shape[1]]
+        parts = [
+            self._place_in(image[:, start:end], seen)
+            for (start, seen), end in zip(self.read, ends, strict=True)
+        ]
+        return torch.cat([torch.zeros(len(image), self.read[0][0]), *parts], 1)
+
+    def _place_in(self, image: Tensor, seen: _Seen) -> Tensor:
+        """The share of each of the columns whose pictures were read together.
 
         Raises:
             ValueError: Patches can't be told from columns.
         """
-        patches = sum(p.grid.numel() for seen in self.read for p in seen.pictures)
+        if not bool(image.any()):  # They were cut off since.
+            return torch.zeros(image.shape)
+        patches = sum(picture.grid.numel() for picture in seen.pictures)
         columns = int(image.sum())
         for times in range(1, len(image) + 1):  # Beams, and prompts with one beginning.
             side = math.isqrt(patches * times // max(1, columns))
@@ -290,7 +304,7 @@ class _Boost(Edit):
                 "columns that they become on this model"
             )
         shares = torch.zeros(image.shape)
-        found = torch.cat([self._of(s, n, side) for s in self.read for n in range(len(s.pictures))])
+        found = torch.cat([self._of(seen, n, side) for n in range(len(seen.pictures))])
         of_one = shares[::times]
         of_one[image[::times]] = found.cpu()
         return of_one.repeat_interleave(times, 0)

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 import torch
 from asking import LONG, SHORT, Row, ask, logits
-from matrix import EDITS, MAIN, pairs
+from matrix import ALL, EDITS, MAIN, pairs
 from methods import Method
 from tiny import Tiny, tiny
 from torch import Tensor, nn
+from transformers import LogitsProcessorList
 
 from regaze.hooks import attach, capture
 from regaze.interventions import Intervention
@@ -236,6 +237,71 @@ def test_repeated_rows_are_followed(name: str, options: dict[str, Any]) -> None:
                 beams = made.beam_indices[number].tolist()
                 got = torch.stack([step[b] for step, b in zip(made.logits, beams, strict=False)])
                 torch.testing.assert_close(got, torch.stack(steps), rtol=0, atol=1e-4)
+
+
+class Asking:
+    """A processor of scores that runs the model on a prompt of its own, as contrasts do."""
+
+    def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
+        self.model, self.inputs = model, inputs
+        self.heard: list[Tensor] = []
+
+    def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
+        self.heard.append(self.model(**self.inputs).logits[:, -1])
+        return scores
+
+
+@pytest.mark.parametrize("way", ["use_cache", "assistant_model"])
+@pytest.mark.parametrize("name", ["pai", "vhr", "vcd", "gift-late"])
+def test_what_generate_was_given_may_run_the_model_on_prompts_of_its_own(
+    name: str, way: str
+) -> None:
+    """The loop's tokens behind its prompt, and its drafts, are none of theirs."""
+    if way == "use_cache" and name in ("vcd", "gift-late"):
+        pytest.skip("they need a cache to generate")
+    model, spec = tiny("llava"), ALL[name].acts
+    inputs, other = ask(model, (SHORT, [0])), ask(model, (LONG, [1]))
+    want = logits(model, other, spec)[:, -1]
+    options = {"use_cache": False} if way == "use_cache" else {way: tiny("llava", seed=1).model}
+    asking = Asking(model.model, other)
+    with attach(model.model, spec):
+        told = {"max_new_tokens": 4, "do_sample": False, **options}
+        alone = model.model.generate(**inputs, **told)
+        beside = model.model.generate(
+            **inputs, logits_processor=LogitsProcessorList([asking]), **told
+        )
+    assert torch.equal(beside, alone)
+    assert len(asking.heard) > 2
+    for heard in asking.heard:
+        torch.testing.assert_close(heard, want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [("pai", "layers.1"), ("vcd", "norm"), ("gift-late", "")]
+)
+@torch.no_grad()
+def test_a_hook_that_runs_the_model_inside_of_its_own_call_is_refused(
+    name: str, where: str
+) -> None:
+    """It left scores and rows as they were."""
+    model = tiny("llava")
+    inputs, other, busy = ask(model, (SHORT, [0])), ask(model, (LONG, [1])), False
+
+    def run_another(*_: Any) -> None:
+        nonlocal busy
+        if not busy:
+            busy = True
+            model.model(**other)
+
+    handle = model.tower.get_submodule(where).register_forward_hook(run_another)
+    try:
+        with attach(model.model, ALL[name].acts):
+            with pytest.raises(NotImplementedError, match="is called inside of a call of its own"):
+                model.model(**inputs)
+            after = model.model(**inputs).logits
+    finally:
+        handle.remove()
+    assert torch.equal(after, logits(model, inputs, ALL[name].acts))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import test_census_lvlm as census
 import torch
 import transformers as hf
-from asking import literally
+from asking import SHORT, ask, literally, logits
 from census_lvlm import CHANGES, EVERY, PROMPT, bare_host, pictures, prompts, tiny_model
 from matrix import EDITS, support_table
 from tiny import Tiny, tiny
@@ -324,8 +325,33 @@ def test_wrappers_name_the_way_out() -> None:
         attach(model.processor, PAI())
     with pytest.raises(TypeError, match="is a processor, not a model"):
         attach(model.processor.tokenizer, PAI())
-    with pytest.raises(TypeError, match="Linear is no transformers model"):
+    with pytest.raises(TypeError, match="Linear is no transformers model") as error:
         attach(nn.Linear(2, 2), PAI())
+    assert "target." not in str(error.value)
+    holder = nn.ModuleDict({"head": nn.Linear(2, 2), "vlm": model.model})
+    with pytest.raises(TypeError, match=r"the one that it holds, target\.vlm$"):
+        attach(holder, PAI())
+
+
+def test_the_model_inside_of_a_distributed_wrapper_is_attached_to(tmp_path: Path) -> None:
+    model, inputs = tiny("llava"), ask(tiny("llava"), (SHORT, [0]))
+    where: dict[str, Any] = {
+        "init_method": f"file://{tmp_path / 'meeting'}",
+        "rank": 0,
+        "world_size": 1,
+    }
+    torch.distributed.init_process_group("gloo", **where)
+    try:
+        wrapper = nn.parallel.DistributedDataParallel(model.model)
+        with pytest.raises(TypeError, match=r"attach to it, target\.module; calls of the wrapper"):
+            attach(wrapper, PAI())
+        spec = PAI(alpha=0.5, layers=(1, 2))
+        with attach(wrapper.module, spec), torch.no_grad():
+            assert torch.equal(wrapper(**inputs).logits, model.model(**inputs).logits)
+            edited = wrapper(**inputs).logits
+        assert not torch.equal(edited, logits(model, inputs))
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 @torch.no_grad()

@@ -54,6 +54,23 @@ def test_a_right_padded_batch_equals_single_samples(name: str) -> None:
         torch.testing.assert_close(together[: len(alone)], alone, rtol=0, atol=1e-4)
 
 
+@pairs("adaptvis", "gift-late", families=("gemma3",))
+@torch.no_grad()
+def test_a_last_row_that_padding_pushed_out_of_a_window_runs_again(
+    family: str, method: Method
+) -> None:
+    """(What ILVAD looks at ahead the model itself reads over a window of padding.)"""
+    model = tiny(family, fresh=True)
+    model.processor.tokenizer.padding_side = "right"
+    batch = ask(model, *ROWS)
+    count, window = int(batch["attention_mask"][0].sum()), model.tower.config.sliding_window
+    assert batch["input_ids"].shape[1] - count >= window
+    with attach(model.model, method.acts, processor=model.processor):
+        together = model.model(**batch, use_cache=True).logits[0, count - 1]
+        alone = model.model(**ask(model, ROWS[0]), use_cache=True).logits[0, -1]
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
+
+
 @pairs(families=("llava", "qwen2_vl", "gemma3", "instructblip"))
 def test_two_samples_in_a_row_equal_two_fresh_attachments(family: str, method: Method) -> None:
     model = tiny(family)

@@ -22,7 +22,7 @@ from matrix import CONTRASTS, pairs
 from methods import LAYERS, Method
 from threads import together
 from tiny import Tiny, tiny
-from torch import Tensor
+from torch import Tensor, nn
 from traces import trace
 
 from regaze.hooks import attach
@@ -190,6 +190,44 @@ def test_dola_contrasts_exits_that_leave_no_probability_to_most_tokens(
 def test_dola_needs_no_picture() -> None:
     model = tiny("llava")
     check(model, ask(model, (SHORT, [])), DoLa(candidates=LAYERS))
+
+
+class WholeNumbers(nn.Module):
+    """An output layer whose weight is quantised; some packages make it a method."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return nn.functional.linear(hidden, self.weight.to(hidden) * self.scale)
+
+
+class Packed(nn.Module):
+    """Another, as torch's own dynamic quantisation makes it."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.inner = [WholeNumbers(linear)]
+
+    def weight(self) -> Tensor:
+        return self.inner[0].weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        found: Tensor = self.inner[0](hidden)
+        return found
+
+
+@pytest.mark.parametrize("kind", [WholeNumbers, Packed])
+def test_dola_reads_exits_by_a_quantised_output_layer(kind: type[nn.Module]) -> None:
+    model, spec = tiny("llava", fresh=True), DoLa(candidates=LAYERS)
+    inputs, head = ask(model, ROWS[0]), WholeNumbers(model.model.lm_head)
+    with torch.no_grad():
+        model.model.lm_head.weight.copy_(head.weight * head.scale)
+    want = logits(model, inputs, spec)
+    model.model.lm_head = kind(model.model.lm_head)
+    torch.testing.assert_close(logits(model, inputs, spec), want, rtol=0, atol=1e-4)
 
 
 # -- VCD's noise --------------------------------------------------------------------------------

@@ -127,6 +127,23 @@ def test_a_cache_that_is_cut_behind_the_picture_answers_another_question(name: s
     torch.testing.assert_close(torch.stack(got.logits), torch.stack(want.logits), rtol=0, atol=1e-4)
 
 
+@torch.no_grad()
+def test_vhr_compares_no_picture_with_another_one_s_heads() -> None:
+    """Token ids say nothing of pictures: another one, at the same columns or later, is refused."""
+    model = tiny("llava")
+    one, other = ask(model, (SHORT, [0])), ask(model, (SHORT, [1]))
+    start = int(model.expected_image_columns(one)[0].nonzero()[0])
+    with attach(model.model, EDITS["vhr"].acts):
+        cache = model.model(**one, use_cache=True).past_key_values
+        later = {"attention_mask": torch.ones(1, 2 * cache.get_seq_length(), dtype=torch.long)}
+        with pytest.raises(NotImplementedError, match="another picture came in the middle"):
+            model.model(**{**other, **later}, past_key_values=copy.deepcopy(cache))
+        cache.crop(start - cache.get_seq_length())
+        again = {"input_ids": other["input_ids"][:, start:], **pixels(other)}
+        with pytest.raises(NotImplementedError, match="needs the whole prompt"):
+            model.model(**again, past_key_values=cache)
+
+
 def pixels(inputs: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask")}
 

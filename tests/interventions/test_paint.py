@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 import transformers
 from asking import LONG, SHORT, Row, answer, ask, literally, logits
 from tiny import Tiny, tiny
+from torch import Tensor
 
 from regaze.hooks import Picture, attach
 from regaze.interventions import PAINT, parse
@@ -79,6 +81,48 @@ def test_a_further_turn_goes_on_with_the_patches_that_were_read() -> None:
         cache = model.model(**inputs, use_cache=True).past_key_values
         plain = model.model(input_ids=question, past_key_values=cache).logits[0, -1]
     assert (edited - plain).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+@torch.no_grad()
+def test_pictures_of_later_parts_and_turns_are_their_samples_own(goes_on: bool) -> None:
+    model = tiny("llava")
+    spec = PAINT(alpha=2, beta=1, layers=LAYERS, scores="received", modulation="heads")
+    first: list[Row] = [(SHORT, [0]), ("a b", [1])]
+    second: list[Row] = [(LONG, [2]), ("is it?", [3])]
+
+    def talk(first: list[Row], second: list[Row]) -> Tensor:
+        begins, ends = ask(model, *first), ask(model, *second)
+        mask = torch.cat([begins["attention_mask"], ends["attention_mask"]], 1)
+        places = (
+            (mask.cumsum(1) - 1)
+            .clamp(min=0)
+            .split([x["input_ids"].shape[1] for x in (begins, ends)], 1)
+        )
+        with attach(model.model, spec) as run:
+            with run.partial_prompt() if goes_on else nullcontext():
+                cache = model.model(**begins, position_ids=places[0]).past_key_values
+            ends |= {"attention_mask": mask, "position_ids": places[1]}
+            found: Tensor = model.model(**ends, past_key_values=cache).logits[:, -1]
+        return found
+
+    pairs = zip(first, second, strict=True)
+    alone = torch.cat([talk([begins], [ends]) for begins, ends in pairs])
+    torch.testing.assert_close(talk(first, second), alone, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_another_picture_behind_the_same_system_text_has_its_own_patches() -> None:
+    model = tiny("llava")
+    one, other = ask(model, (SHORT, [0])), ask(model, (SHORT, [1]))
+    start = int(model.expected_image_columns(one)[0].nonzero()[0])
+    with attach(model.model, SPEC):
+        want = model.model(**other).logits[:, -1]
+        cache = model.model(**one).past_key_values
+        cache.crop(start - cache.get_seq_length())
+        again = {"input_ids": other["input_ids"][:, start:], "pixel_values": other["pixel_values"]}
+        got = model.model(**again, past_key_values=cache).logits[:, -1]
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
 
 
 def test_patches_that_become_one_column_are_averaged() -> None:
