@@ -121,6 +121,11 @@ def attach(
                 f"{shown(one)}{several if isinstance(one, list | tuple) else ''}"
             )
         if one.acts_on != wanted:
+            if denoisers is None and not hasattr(target, "config"):
+                raise ValueError(
+                    f"{one.label} acts on {one.acts_on}, and a {type(target).__name__} is neither "
+                    "a pipeline nor a denoiser: attach to the pipeline, or its U-Net or transformer"
+                )
             raise ValueError(
                 f"{one.label} acts on {one.acts_on}, and this is one of the {wanted} "
                 f"({type(target).__name__}); `regaze list` names the methods for it"

@@ -46,7 +46,7 @@ class DenoiserAttachment(Attachment):
         self._calls = Calls()
 
     def watch(self, pipeline: Any) -> None:
-        """Let a pipeline's calls show whether it still has the denoisers attached to."""
+        """Let a pipeline's calls show whether it still has the denoisers, and when they end."""
         self._calls.around(pipeline, self._with_parts)
 
     def _with_parts(
@@ -60,7 +60,11 @@ class DenoiserAttachment(Attachment):
                     f"{', '.join(spec.label for spec in self.specs)} was attached to the one "
                     "before, so nothing would act: detach, then attach to the pipeline as it is now"
                 )
-        return run(*args, **kwargs)
+        try:
+            return run(*args, **kwargs)
+        finally:
+            for seat in self._seats:
+                seat.ended()
 
     def detach(self) -> None:
         """Take these interventions off; a second call finishes what the first one couldn't.

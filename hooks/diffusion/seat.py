@@ -175,6 +175,12 @@ class Seat:
                 self._threads[here] = PerThread()
             return self._threads[here]
 
+    def ended(self) -> None:
+        """Let nothing of this thread wait for a scheduler's step that a run ended before."""
+        state = self._threads.get(threading.current_thread())
+        if state is not None:
+            state.latents.recall()
+
     @property
     def attached(self) -> Any:
         """The pipeline that works were attached to, while it exists."""

@@ -230,6 +230,8 @@ def test_a_file_of_heads(tmp_path: Path) -> None:
 def test_methods_of_the_other_side_are_refused() -> None:
     with pytest.raises(ValueError, match="acts on vision-language models"):
         regaze.attach(tiny("sd"), regaze.PAI())
+    with pytest.raises(ValueError, match="neither a pipeline nor a denoiser"):
+        regaze.attach(tiny("sd").unet.mid_block, regaze.PAG())
     with pytest.raises(TypeError, match="vae_decoder|no unet"):
         regaze.attach(_NoDenoiser(), regaze.PAG())
 

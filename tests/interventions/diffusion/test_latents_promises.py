@@ -67,6 +67,21 @@ def _failing(step: Any) -> Any:
     return fails
 
 
+def test_a_run_that_ends_before_the_schedulers_step_leaves_it_alone() -> None:
+    """A copy of the scheduler would step the original otherwise."""
+    pipe, kind = tiny("sd"), FAMILIES["sd"]
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with regaze.attach(pipe, move(regaze.AStar, "sd")):
+        handle = pipe.unet.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            kind.run(pipe)
+        handle.remove()
+        assert "step" not in vars(pipe.scheduler)
+
+
 @pytest.mark.parametrize("family", DIFFERENT)
 def test_each_sample_of_a_batch_is_refined_until_its_own_end(family: str) -> None:
     pipe, kind = tiny(family), FAMILIES[family]
