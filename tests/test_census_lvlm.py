@@ -1,7 +1,7 @@
 """Every image-text-to-text class of transformers is edited exactly, or refuses; nothing in between.
 
 Each class that can be built tiny is built, and every method run on it against its literal form, in
-the prompt and in decoding.
+the prompt and in decoding, alone and in a padded batch.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
                 continue
             with attach(model.model, spec_for(host, method)) as attached:
                 edited = run(model, inputs)
+                longer = generated(model, prompts(family, LONGER))
+                padded = generated(model, prompts(family, PROMPT, LONGER))
             with literally(model, inputs, attached.specs):
                 literal = run(model, inputs)
             report = attached.report()
@@ -117,22 +119,8 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             assert torch.equal(edited[1], literal[1]), method.id
             for got, want in zip(edited, literal, strict=True):
                 assert apart(got, want) <= ROUNDING * spread, method.id
+            for row, (ids, scores) in enumerate((edited[1:], longer)):
+                assert torch.equal(padded[0][row], ids[0]), method.id
+                assert apart(padded[1][row], scores[0]) <= ROUNDING * spread, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):
             assert torch.equal(got, before)
-
-
-@pytest.mark.parametrize("family", EDITED)
-def test_a_left_padded_batch_equals_single_prompts(family: str) -> None:
-    model = tiny_model(family)
-    host, rows = find_host(model.model), (PROMPT, LONGER)
-    with pictures(model):
-        for method in RUN:
-            if cannot(family, method) or (method.name == "gift" and len(host.sites) == 1):
-                continue
-            with attach(model.model, spec_for(host, method)):
-                ids, batch = generated(model, prompts(family, *rows))
-                alone = [generated(model, prompts(family, row)) for row in rows]
-            for together, picked, (single_ids, single) in zip(batch, ids, alone, strict=True):
-                assert torch.equal(picked, single_ids[0]), method.id
-                spread = float(single[single.isfinite()].std())
-                assert apart(together, single[0]) <= ROUNDING * spread, method.id

@@ -63,7 +63,6 @@ def test_one_entry_and_one_tiny_config_are_a_family(
     monkeypatch.setitem(CHANGES, made_up, {"text_config": {"num_key_value_heads": 1}})
     monkeypatch.setattr("matrix.EVERY", (*EVERY, made_up))
     census.test_every_method_equals_its_literal_form_or_says_why_not(made_up)
-    census.test_a_left_padded_batch_equals_single_prompts(made_up)
     assert "Made-Up-VL" in support_table()
 
 
