@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
 from regaze.hooks.literal_scores import ScoreForm
@@ -46,6 +47,14 @@ class Map:
 
 def _same(scores: Tensor, map_: Map) -> Tensor:
     return scores
+
+
+def reweighed(scores: Tensor, old: Tensor, new: Tensor) -> Tensor:
+    """Scores of weights ``new`` where they were those of ``old``; rows of neither need sum to 1.
+
+    They aren't shifted by a norm's logarithm, because forms behind may look at scores themselves.
+    """
+    return scores + torch.where(old > 0, new / old, 1.0).log()
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class ProbeForm:
-    """A method that runs the whole prompt unedited before it says what it does to it.
+    """A method that runs the whole prompt before it says what it does to it.
+
+    Beside other methods it reads what they leave, at its place in their order.
 
     Attributes:
         act: ``act(probe)``: what it then does in a second run of the prompt.

@@ -41,6 +41,8 @@ class Pass:
         maps: Number of maps built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
+        before: Number of forms whose edits are in the maps that are kept; those behind them act
+            in the layers before alone.
         weights: Maps of these layers in the block that was run last.
         blocks: Maps of these layers in all blocks.
     """
@@ -57,6 +59,7 @@ class Pass:
     maps: int = 0
     row: int = -1
     looks: Collection[int] = ()
+    before: int = 0
     weights: dict[int, Tensor] = field(default_factory=dict)
     blocks: list[dict[int, Tensor]] = field(default_factory=list)
 
@@ -85,15 +88,17 @@ class Pass:
             hidden = torch.cat([before, hidden], -2)
         self.hidden[layer] = hidden
 
-    def edit(self, layer: int, scores: Tensor, seen: Tensor) -> Tensor:
+    def edit(self, layer: int, scores: Tensor, seen: Tensor, count: int | None = None) -> Tensor:
         """The edits on a layer's map.
 
         Args:
             layer: Layer index.
             scores: "1 H Q K".
             seen: Bool "1 1 Q K".
+            count: Number of forms whose edits act; all by default.
         """
-        forms = [f for f in self.forms if isinstance(f, MapForm) and layer in f.layers]
+        acting = self.forms[:count]
+        forms = [f for f in acting if isinstance(f, MapForm) and layer in f.layers]
         if not forms:
             return scores
         # A sliding window's first columns are gone: they count as unseen.
@@ -177,18 +182,23 @@ def _attend(
     if mask is not None:
         shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         seen = seen & shown[..., : scores.shape[-1]]
+    if layer in now.looks:
+        now.weights[layer] = _softmax(now.edit(layer, scores, seen, now.before), seen)
     scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
-    weights = scores.softmax(-1).nan_to_num(0)  # A row may see nothing at all.
+    weights = _softmax(scores, seen)
     weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
-    if layer in now.looks:
-        now.weights[layer] = weights
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
         now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights
+
+
+def _softmax(scores: Tensor, seen: Tensor) -> Tensor:
+    """Weights; a row may see nothing at all."""
+    return scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num(0)
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)

@@ -39,7 +39,9 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
-    each = [_acting(host, inputs, prompt, one) for one in each]
+    for number, form in enumerate(each):
+        if isinstance(form, ProbeForm) and any(prompt.image):
+            each[number] = _acting(host, inputs, prompt, each, form)
     edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
     scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
@@ -63,10 +65,12 @@ def literally(
         )
 
 
-def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -> Form:
-    """Return the form that acts, after a run of the plain prompt if it wants to see that first."""
-    if not isinstance(form, ProbeForm) or not any(prompt.image):
-        return form
+def _acting(
+    host: Host, inputs: Mapping[str, Any], prompt: Prompt, forms: Sequence[Form], form: ProbeForm
+) -> MapForm:
+    """Return the form that acts, after a run of the prompt as the other edits of maps leave it."""
+    beside = [one for one in forms if isinstance(one, MapForm | OutputForm)]
+    before = sum(isinstance(one, MapForm | OutputForm) for one in forms[: forms.index(form)])
     model: Any = host.model
     more: dict[str, Any] = {}
     with ExitStack() as held, torch.no_grad():
@@ -75,7 +79,8 @@ def _acting(host: Host, inputs: Mapping[str, Any], prompt: Prompt, form: Form) -
             from regaze.hooks.capture import capture
 
             eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
-        seen = held.enter_context(running(host, Pass(prompt, [], {}, looks=form.layers)))
+        now = Pass(prompt, beside, {}, looks=form.layers, before=before)
+        seen = held.enter_context(running(host, now))
         if form.looks_ahead:
             told = {"max_new_tokens": form.looks_ahead, "do_sample": False, "num_beams": 1}
             model.generate(**inputs, **told)

@@ -167,15 +167,16 @@ class RowJob:
         plan: RowPlan,
         columns: Columns,
     ) -> Tensor:
-        acts = plan.acts[edit.rows] if edit.rows else None
+        acts = rows = plan.acts[edit.rows] if edit.rows else None
         if overrides(edit, "column_bias"):
             bias = edit.column_bias(self.layer, columns)
             new = logits if bias is None else bias.add(logits)
+            rows = None  # All rows get it, by the kernel or here.
         else:
             new = edit.edit_logits(self.layer, logits, columns)
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
         seen = None if edit.keeps_masked else visible
-        where = acts if seen is None else seen if acts is None else seen & acts
+        where = rows if seen is None else seen if rows is None else seen & rows
         if where is not None:
             new = torch.where(where, new, logits)
         if entry in self._due:

@@ -37,7 +37,7 @@ from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.handover import Handover
 from regaze.hooks.host import Host
-from regaze.hooks.literal import Map, MapForm, Probe, ProbeForm
+from regaze.hooks.literal import Map, MapForm, Probe, ProbeForm, reweighed
 from regaze.hooks.passes import Columns, Pass
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import at_depth, choose_layers, require_again, require_patches
@@ -200,9 +200,8 @@ class GIFT(Intervention):
                 reads = _most(a[:, row], asked)[:half]
                 for head in reads:
                     now[head, asked] = now[head, asked] * self.beta * r
-                new[:, row] = now / now.sum(-1, keepdim=True)
-            # The logarithm of what isn't seen is -inf, which stays so.
-            return torch.where(m.last, new[None].log(), z)
+                new[:, row] = now
+            return reweighed(z, a[None], new[None])
 
         return MapForm(self.layers or (), edit)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from regaze.hooks.literal import Map, MapForm, Probe
+from regaze.hooks.literal import Map, MapForm, Probe, reweighed
 from regaze.interventions.lvlm.ilvad_maps import ALIKE
 
 if TYPE_CHECKING:
@@ -99,8 +99,8 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
             g = (held - low) / (high - low) + spec.beta
             for head in _best(a[:, text].sum(-1)):
                 new[head, list(ground)] *= g.clamp(min=_TINY)
-        new = (new / new.sum(-1, keepdim=True)).to(z.device)
-        return torch.where(m.last, new[None, :, None].log(), z)
+        old, new = (one[None, :, None].to(z.device) for one in (a, new))
+        return torch.where(m.last, reweighed(z, old, new), z)
 
     return MapForm(EVERY, edit)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from asking import LONG, SHORT, ask, assert_literal, decoded, literally
-from matrix import EDITS, pairs
+from matrix import ALL, EDITS, pairs
 from methods import LAYERS, SINKS, Method
 from tiny import FAMILIES, tiny
 
@@ -103,3 +103,23 @@ def test_the_extremes_equal_edited_maps(size: float) -> None:
     if size:
         assert_literal(model, inputs, VAR(rho=0.45, p=1, **SINKS))
         assert_literal(model, inputs, VHR(alpha=0, layers=LAYERS))
+
+
+@pytest.mark.parametrize("name", ["headscale", "spin-text", "var", "gift"])
+@pytest.mark.parametrize("bias", ["pasta", "highlight"])
+def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str) -> None:
+    model = tiny("llava")
+    assert_literal(model, ask(model, (SHORT, [0])), ALL[bias].acts, ALL[name].acts)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("vaf", "ilvad"), ("ilvad", "vaf"), ("gift", "pai"), ("gift-late", "pai"),
+        ("pai", "gift-late"), ("ilvad", "vaf", "icd"), ("paint", "gift", "var"),
+    ],
+    ids="+".join,
+)  # fmt: skip
+def test_methods_that_read_a_prompt_first_read_what_others_leave(names: tuple[str, ...]) -> None:
+    model = tiny("llava")
+    assert_literal(model, ask(model, (SHORT, [0])), *[ALL[name].acts for name in names])
