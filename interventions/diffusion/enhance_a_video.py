@@ -132,6 +132,8 @@ class EnhanceAVideo(ByLayers):
     def _attend(self, call: Call) -> Tensor:
         if call.site.kind == "temporal":
             return self._attend_over_frames(call)
+        if call.layout.segments:  # Of pictures: a call may hold none of their tokens.
+            _clip(call.site, call.layout.finest)
         video = call.image()
         grid = _clip(call.site, call.layout.grid(call.site, video.stop - video.start))
         first = video.start + call.first

@@ -248,8 +248,8 @@ class _Negative(Work):
             return call
         if self.encoded is None:
             raise ValueError(
-                "nag: a bare denoiser has no encoder to read a negative prompt with; give "
-                "embeddings, or attach to the pipeline"
+                "nag: a bare denoiser has no encoder to read a negative prompt with, and a modular "
+                "pipeline doesn't tell its own; give embeddings, or attach to a stock pipeline"
             )
         now = None if self.given is None else variables_of(pass_.pipeline)
         if now is not None and now.get("negative_prompt_embeds") is not self.given:

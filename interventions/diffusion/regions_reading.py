@@ -64,8 +64,8 @@ class Regional(Work):
             return call
         if self.encoded is None:
             raise ValueError(
-                "regions: a bare denoiser has no encoder to read prompts with; give embeddings, or "
-                "attach to the pipeline"
+                "regions: a bare denoiser has no encoder to read prompts with, and a modular "
+                "pipeline doesn't tell its own; give embeddings, or attach to a stock pipeline"
             )
         together = Encoded(self.encoded.text.flatten(0, 1)[None])
         if self.model == "FluxTransformer2DModel":

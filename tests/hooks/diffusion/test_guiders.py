@@ -53,6 +53,8 @@ def test_a_modular_pipeline_tells_no_words() -> None:
     for spec, why in (
         (regaze.StructuredDiffusion(phrases=["a red cat"]), "modular pipelines don't"),
         (regaze.Reweight({"cat": 2.0}), "which columns hold 'cat' isn't known"),
+        (regaze.NAG(negative="a cat"), "a modular pipeline doesn't tell its own; give embeddings"),
+        (regaze.Regions([((0, 0, 1, 1), "a cat")]), "a modular pipeline doesn't tell its own"),
     ):
         with regaze.attach(pipe.unet, spec), pytest.raises(ValueError, match=why):
             steps(pipe)

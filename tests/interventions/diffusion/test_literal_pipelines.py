@@ -87,6 +87,16 @@ def test_what_is_not_written_out_says_so(name: str, method: str) -> None:
         run(kind, pipe)
 
 
+def test_a_picture_attended_to_part_by_part_is_no_clip() -> None:
+    name = "QwenImage21Pipeline"
+    kind, pipe = PIPES[name], PIPES[name].build(name)
+    with (
+        regaze.attach(pipe, regaze.EnhanceAVideo(weight=2.0)),
+        pytest.raises(ValueError, match="make 1 x 4 x 4, and frames that see each other"),
+    ):
+        run(kind, pipe)
+
+
 TIMED = [
     regaze.PAG(adaptive=0.002),
     regaze.NAG(until=0.5, embeddings={"text": noise(1, 5, WIDTH), "pooled": noise(1, 12)}),
