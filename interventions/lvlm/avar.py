@@ -24,7 +24,7 @@ from torch import Tensor
 from regaze.hooks.checks import check_choice, check_number
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
-from regaze.hooks.literal import Map, MapForm
+from regaze.hooks.literal import Map, MapForm, reweighed
 from regaze.hooks.passes import Columns
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
@@ -86,7 +86,7 @@ class AVAR(Intervention):
             a = z.double().masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)
             new = torch.where(on_image, a + self.image * a, a)
             new = torch.where(on_system, new - self.system * new, new)
-            return torch.where(m.text, (new / new.sum(-1, keepdim=True)).log().float(), z)
+            return reweighed(z, a, new).float()
 
         return MapForm(self.layers or (), edit)
 

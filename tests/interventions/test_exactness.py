@@ -116,10 +116,10 @@ def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str
     "names",
     [
         ("vaf", "ilvad"), ("ilvad", "vaf"), ("gift", "pai"), ("gift-late", "pai"),
-        ("pai", "gift-late"), ("ilvad", "vaf", "icd"), ("paint", "gift", "var"),
+        ("pai", "gift-late"), ("avar-probs", "pai"), ("ilvad", "vaf", "icd"), ("paint", "gift", "var"),
     ],
     ids="+".join,
 )  # fmt: skip
-def test_methods_that_read_a_prompt_first_read_what_others_leave(names: tuple[str, ...]) -> None:
+def test_what_one_method_leaves_is_what_the_next_one_finds(names: tuple[str, ...]) -> None:
     model = tiny("llava")
     assert_literal(model, ask(model, (SHORT, [0])), *[ALL[name].acts for name in names])
