@@ -144,6 +144,14 @@ class Again:
                 out = out if factor is None else out * factor[:, None, :, None].to(out.dtype)
         return out.to(call.query.dtype), None
 
+    def show(self, layer: int, hidden: Tensor) -> None:
+        """Show a layer's input "B R E" to the edits that see those of single rows."""
+        for entry in self.first.by_layer.get(layer, ()):
+            edit = self.first.works[entry]
+            if overrides(edit, "see_hidden") and edit.sees_decoding:
+                with torch.no_grad():
+                    edit.see_hidden(layer, hidden, self.pass_)
+
     def answer(self, output: Any, scores: Tensor, new: Any) -> Tensor:
         """The scores "B R V" of both runs, where each counts; maps in the output change likewise.
 

@@ -60,7 +60,7 @@ class Edit:
             costs a whole map: N x N a head.
         keeps_masked: `edit_logits` leaves -inf as it is, because it adds finite numbers or
             multiplies by positive ones; otherwise masked columns are masked once more behind it.
-        sees_decoding: `see_hidden` is called in decode steps too.
+        sees_decoding: `see_hidden` is called in decode steps, and for rows that run again, too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
         looks_ahead: Number of decode steps that are run, on the likeliest tokens and a copy of the
             prompt's cache, before `look_back`: passes with ``pass_.ahead``, in which everything
@@ -124,7 +124,8 @@ class Edit:
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
         """Read the residual stream "B Q E" entering a layer, before its norm.
 
-        In decode steps only with ``sees_decoding``.
+        In decode steps, and of last rows that run again (then they alone, "B R E"), only with
+        ``sees_decoding``.
         Gradients don't flow through what is read.
         """
 

@@ -122,7 +122,7 @@ class Seat(Scoring):
     @sees_keywords
     def _see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running, layer = self._here.running, self._layers.get(module)
-        if isinstance(running, (Running, Together)) and layer is not None:
+        if running is not None and layer is not None:
             running.show(layer, args[0] if args else kwargs["hidden_states"])
 
     @torch.compiler.disable

@@ -296,7 +296,9 @@ class _DoLaEdit(Edit):
         self.hidden = {}
 
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
-        if pass_.prompt_end:
+        if pass_.again:
+            self.hidden[layer] = hidden
+        elif pass_.prompt_end:
             rows = pass_.scored(pass_.length).to(hidden.device)[..., None]
             self.hidden[layer] = hidden.gather(1, rows.expand(-1, -1, hidden.shape[-1]))
 

@@ -18,7 +18,7 @@ from asking import (
     decoded,
     logits,
 )
-from matrix import CONTRASTS, pairs
+from matrix import ALL, CONTRASTS, pairs
 from methods import LAYERS, Method
 from threads import together
 from tiny import Tiny, tiny
@@ -228,6 +228,16 @@ def test_dola_reads_exits_by_a_quantised_output_layer(kind: type[nn.Module]) -> 
     want = logits(model, inputs, spec)
     model.model.lm_head = kind(model.model.lm_head)
     torch.testing.assert_close(logits(model, inputs, spec), want, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("names", [("dola", "adaptvis"), ("gift-late", "dola")], ids="+".join)
+@pytest.mark.parametrize("family", ["gemma3", "llava"])
+def test_dola_reads_the_exits_of_the_run_whose_scores_it_contrasts(
+    family: str, names: tuple[str, ...]
+) -> None:
+    """Where the last row runs again, its exits are those of the second run."""
+    model = tiny(family)
+    assert_literal(model, ask(model, ROWS[0]), *[ALL[name].acts for name in names])
 
 
 # -- VCD's noise --------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str
     "names",
     [
         ("vaf", "ilvad"), ("ilvad", "vaf"), ("gift", "pai"), ("gift-late", "pai"),
-        ("pai", "gift-late"), ("avar-probs", "pai"), ("ilvad", "vaf", "icd"), ("paint", "gift", "var"),
+        ("pai", "gift-late"), ("avar-probs", "pai"), ("ilvad", "vaf", "icd"),
+        ("paint", "gift", "var"),
     ],
     ids="+".join,
 )  # fmt: skip
