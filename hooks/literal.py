@@ -149,12 +149,14 @@ class ProbeForm:
         layers: Layers whose maps it looks at.
         looks_at: Rows of the vision tower that it looks at.
         looks_ahead: Number of tokens that it lets the plain model answer greedily.
+        again: True if the last row then runs again: nothing else in the first run knows of it.
     """
 
     act: Callable[[Probe], MapForm]
     layers: Collection[int] = ()
     looks_at: Literal["class", "all"] | None = None
     looks_ahead: int = 0
+    again: bool = False
 
 
 Form = MapForm | OutputForm | HeadForm | ScoreForm | ProbeForm

@@ -39,15 +39,20 @@ def literally(
     """
     prompt = read(host, inputs)
     each = [one for form in forms for one in (form if isinstance(form, Sequence) else [form])]
-    for number, form in enumerate(each):
-        if isinstance(form, ProbeForm) and any(prompt.image):
-            each[number] = _acting(host, inputs, prompt, each, form)
-    edits = [form for form in each if isinstance(form, MapForm | OutputForm)]
-    scores = [form for form in each if isinstance(form, ScoreForm)]
     factors: dict[int, Tensor] = {}
-    for form in each:
-        if isinstance(form, HeadForm) and any(prompt.image):
-            factors = choose_factors(host, inputs, form, edits)
+    if any(prompt.image):
+        for number, form in enumerate(each):
+            if isinstance(form, ProbeForm) and not form.again:
+                each[number] = _acting(host, inputs, prompt, each, form, {})
+        first = list(each)
+        for form in first:
+            if isinstance(form, HeadForm):
+                factors = choose_factors(host, inputs, form, _edits_of(first))
+        for number, form in enumerate(first):
+            if isinstance(form, ProbeForm):
+                each[number] = _acting(host, inputs, prompt, first, form, factors)
+    edits = _edits_of(each)
+    scores = [form for form in each if isinstance(form, ScoreForm)]
     removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
 
     def plain(count: int, forms: Sequence[MapForm] = ()) -> AbstractContextManager[Pass]:
@@ -65,12 +70,20 @@ def literally(
         )
 
 
+def _edits_of(forms: Sequence[Form]) -> list[MapForm | OutputForm]:
+    return [form for form in forms if isinstance(form, MapForm | OutputForm)]
+
+
 def _acting(
-    host: Host, inputs: Mapping[str, Any], prompt: Prompt, forms: Sequence[Form], form: ProbeForm
+    host: Host,
+    inputs: Mapping[str, Any],
+    prompt: Prompt,
+    forms: Sequence[Form],
+    form: ProbeForm,
+    factors: Mapping[int, Tensor],
 ) -> MapForm:
-    """Return the form that acts, after a run of the prompt as the other edits of maps leave it."""
-    beside = [one for one in forms if isinstance(one, MapForm | OutputForm)]
-    before = sum(isinstance(one, MapForm | OutputForm) for one in forms[: forms.index(form)])
+    """Return the form that acts, after a run of the prompt as the other methods leave it."""
+    beside, before = _edits_of(forms), len(_edits_of(forms[: forms.index(form)]))
     model: Any = host.model
     more: dict[str, Any] = {}
     with ExitStack() as held, torch.no_grad():
@@ -79,7 +92,7 @@ def _acting(
             from regaze.hooks.capture import capture
 
             eye = held.enter_context(capture(model, form.looks_at, tower="vision"))
-        now = Pass(prompt, beside, {}, looks=form.layers, before=before)
+        now = Pass(prompt, beside, factors, looks=form.layers, before=before)
         seen = held.enter_context(running(host, now))
         if form.looks_ahead:
             told = {"max_new_tokens": form.looks_ahead, "do_sample": False, "num_beams": 1}

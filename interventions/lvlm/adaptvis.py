@@ -133,7 +133,7 @@ class AdaptVis(Intervention):
             weight = self.unsure if likeliest < self.threshold else self.sure
             return _literal(self.layers or (), weight)
 
-        return ProbeForm(act)
+        return ProbeForm(act, again=True)
 
     def resolve(self, host: Host) -> AdaptVis:
         """Choose the layers.

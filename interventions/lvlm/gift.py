@@ -159,7 +159,7 @@ class GIFT(Intervention):
 
     def literal(self) -> ProbeForm:
         """The formula above on the maps of a run of the prompt, word by word and head by head."""
-        return ProbeForm(self._literal, self.saliency or ())
+        return ProbeForm(self._literal, self.saliency or (), again=self.late)
 
     def _literal(self, seen: Probe) -> MapForm:
         asks = torch.tensor([not (i or s) for i, s in zip(seen.image, seen.structure, strict=True)])

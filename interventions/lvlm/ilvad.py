@@ -132,4 +132,4 @@ class ILVAD(Intervention):
         """The formula above, row by row and head by head; None for the control."""
         if self.patches != "found":
             return None
-        return ProbeForm(partial(literal, self), EVERY, looks_ahead=self.tokens)
+        return ProbeForm(partial(literal, self), EVERY, looks_ahead=self.tokens, again=True)
