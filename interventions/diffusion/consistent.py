@@ -14,25 +14,15 @@ from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.running import variables_of
 from regaze.hooks.diffusion.sites import Site
 from regaze.hooks.diffusion.text import Part
-from regaze.hooks.diffusion.works import Run, Work
+from regaze.hooks.diffusion.works import Run, Work, change
 from regaze.interventions.diffusion import masks
+from regaze.interventions.diffusion.chains import Chains, taken
 from regaze.interventions.diffusion.edit_mask import Attended, Running, relative, shares
 from regaze.interventions.diffusion.edit_source import UNREAD, columns_of
 from regaze.interventions.diffusion.edit_words import changed_words, check_pairs
 
 if TYPE_CHECKING:
     from regaze.interventions.diffusion.consist_edit import ConsistEdit
-
-
-def fuse(source: Tensor, edit: Tensor, preserve: Tensor | None) -> Tensor:
-    """Queries, keys or values of the picture's tokens, the source's where they are preserved.
-
-    Args:
-        source: "... N D".
-        edit: "... N D".
-        preserve: Bool, broadcastable to "... N 1"; None: everywhere.
-    """
-    return source if preserve is None else torch.where(preserve, source, edit)
 
 
 @dataclass
@@ -44,14 +34,12 @@ class _State:
         mean: Mean of that attention over the steps before.
         free: Editable tokens, by grid: "E N" bool, for each edit of the batch, in its order.
         began: True if its first pass was checked.
-        last: The last call's output, of which the sources' rows are unedited.
     """
 
     seen: Running = field(default_factory=Running)
     mean: Tensor | None = None
     free: dict[Any, Tensor] = field(default_factory=dict)
     began: bool = False
-    last: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -159,67 +147,63 @@ class Consistent(Work):
                 "consistedit: words are looked for while a running pipeline takes its steps; give "
                 "a bare denoiser a mask"
             )
-        who, chain, image = call.samples(), self.spec.rounds + 1, call.image()
-        check_pairs(who.prompts, chain)
-        split = (who.branches, who.prompts // chain, chain, who.images * who.frames)
+        chains, image = Chains.of(call, self.spec.rounds + 1), call.image()
         whole = self._whole(pass_)
-        stacked = [x.unflatten(0, split).clone() for x in (call.query, call.key, call.value)]
-        for number in range(1, chain):
-            preserve = None if self.free else self._preserve(call, split, number)
-            for x, structure in zip(stacked, (True, True, False), strict=True):
-                source, edit = x[:, :, number - 1, ..., image, :], x[:, :, number, ..., image, :]
-                if structure and whole:
-                    edit.copy_(source)
-                elif preserve is not None:
-                    edit.copy_(fuse(source, edit, preserve))
-        query, key, value = (x.flatten(0, 3) for x in stacked)
-        if self.members is None or pass_.main is not None or pass_.rows.cond is None:
-            self.state.last = torch.as_tensor(call.kernel(query, key, value))
-        else:
-            self.state.last = self._read(call, split, query, key, value)
-        return self.state.last
+        out = call.query.new_empty(*chains.split, *call.query.shape[1:3], call.value.shape[-1])
+        reads = self.members is not None and pass_.main is None and pass_.rows.cond is not None
+        seen, source = [], list[Tensor]()
+        for number in range(chains.split[2]):
+            rows = chains.rows(number)
+            if source:
+                preserve = not self.free and self._preserve(call, chains.split, number)
+                rows = [
+                    taken(one, own, image, every or preserve)
+                    for one, own, every in zip(source, rows, (whole, whole, False), strict=True)
+                ]
+            if reads and number < chains.split[2] - 1:
+                seen.append(self._read(chains, number, rows, out))
+            else:
+                out[:, :, number] = chains.attend(number, rows)
+            source = rows
+        if seen:
+            self.state.seen.add(torch.stack(seen, 1).flatten(0, 2))
+        return out.flatten(0, 3)
 
-    def unedited(self, call: Call) -> Tensor:
-        """The stock head outputs: those of the sources are there already."""
-        if self.state.last is None or self.state.last.shape[:3] != call.query.shape[:3]:
-            return call.output
-        images = call.samples().images * call.samples().frames
-        rows = torch.arange(len(call.query), device=call.query.device)
-        edits = rows[rows // images % (self.spec.rounds + 1) > 0]
-        whole = call.mask is None or len(call.mask) == 1
-        named = {} if whole or call.mask is None else {"attn_mask": call.mask[edits]}
-        out = self.state.last.clone()
-        out[edits] = call.kernel(call.query[edits], call.key[edits], call.value[edits], **named)
-        return out
+    def moved(self, call: Call, changed: Tensor) -> Tensor:
+        """The change of each head's output: a source's is none, and only edits run once more."""
+        chains = Chains.of(call, self.spec.rounds + 1)
+        new = changed.unflatten(0, chains.split)
+        found = new.new_zeros(new.shape[:5], dtype=torch.float32)
+        for number in range(1, chains.split[2]):
+            old = chains.attend(number, chains.rows(number))
+            each = change(new[:, :, number].flatten(0, 2), old.flatten(0, 2))
+            found[:, :, number] = each.unflatten(0, old.shape[:3])
+        whole: Tensor = found.flatten(0, 3)
+        return whole
 
-    def after(self, pass_: Pass, output: Any) -> Any:
-        """Keep no layer's output from pass to pass."""
-        self.state.last = None
-        return output
+    def _read(self, chains: Chains, number: int, rows: Sequence[Tensor], out: Tensor) -> Tensor:
+        """Fill in a number's outputs, and the shares that its conditional rows give their words.
 
-    def _read(
-        self, call: Call, split: tuple[int, int, int, int], query: Tensor, key: Tensor,
-        value: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """The same while the conditional sources' attention to their words is read."""
-        pass_, members = call.pass_, self.members
-        assert pass_ is not None and members is not None  # noqa: S101
-        cond = pass_.rows.cond or slice(0, pass_.rows.batch)
-        numbers = torch.arange(len(query)).view(split)
-        branch = numbers[cond.start * split[0] // pass_.rows.batch]
-        which = branch[:, :-1].flatten().to(query.device)
-        rows = Attended.of(call, query[which], key[which], value[which])
-        self.state.seen.add(shares(call, rows, which, members, self.spec.over or "joint"))
-        if rows.output is None:
-            return torch.as_tensor(call.kernel(query, key, value))
-        # The sources' rows are there already.
-        done = torch.zeros(len(query), dtype=torch.bool, device=query.device)
-        done[which] = True
-        out = query.new_empty(*query.shape[:3], value.shape[-1])
-        out[which] = rows.output
-        if not bool(done.all()):
-            out[~done] = call.kernel(query[~done], key[~done], value[~done])
-        return out
+        Returns:
+            The shares, "G I N".
+        """
+        call, split, pass_, members = chains.call, chains.split, chains.call.pass_, self.members
+        assert pass_ is not None and pass_.rows.cond is not None and members is not None  # noqa: S101
+        cond = pass_.rows.cond.start * split[0] // pass_.rows.batch
+        which = torch.arange(len(call.query), device=call.query.device).view(split)[cond, :, number]
+        words = members.view(split[1], split[2] - 1, split[3], -1)[:, number]
+        read = Attended.of(call, *(x[cond].flatten(0, 1) for x in rows))
+        over = self.spec.over or "joint"
+        found: Tensor = shares(call, read, which.flatten(), words.flatten(0, 1), over).unflatten(
+            0, which.shape
+        )
+        for branch in range(split[0]):
+            if branch == cond and read.output is not None:  # It is there already.
+                out[branch, :, number] = read.output.unflatten(0, which.shape)
+            else:
+                some = slice(branch, branch + 1)
+                out[some, :, number] = chains.attend(number, rows, some)
+        return found
 
     def _preserve(self, call: Call, split: tuple[int, int, int, int], number: int) -> Tensor:
         """The share that an edit takes from its source, "1 G I 1 N 1"."""

@@ -20,7 +20,9 @@ import regaze
 from regaze.hooks.diffusion.literal import Manner, literally
 from regaze.hooks.diffusion.literal_maps import Map, edited
 from regaze.hooks.diffusion.sites import read_layout
+from regaze.hooks.diffusion.works import change
 from regaze.interventions import ConsistEdit
+from regaze.interventions.diffusion.consistent import Consistent
 from regaze.interventions.diffusion.edit_source import Source, recorded
 from regaze.interventions.diffusion.edit_words import changed_words
 
@@ -202,6 +204,54 @@ def test_rounds_are_edits_of_edits(guided: bool) -> None:
     rows = [0, 1, 3, 4]
     first = {n: x[rows] if isinstance(x, Tensor) and len(x) == 6 else x for n, x in call.items()}
     assert differ(got[rows], run(pipe, first, replace(spec, rounds=1))) < 1e-5
+
+
+@GUIDED
+@pytest.mark.parametrize("family", ["sd3", "qwen"])
+def test_a_round_takes_from_the_round_before(family: str, guided: bool) -> None:
+    """A first edit that takes nothing of its source is a plain one, and the second one's source."""
+    pipe, kind = tiny(family), FAMILIES[family]
+    call = arguments(kind, guided, 1, chain=3)
+    corner = torch.zeros(HEIGHT, COLUMNS, dtype=torch.bool)
+    corner[4:, 2:] = True
+    spec = ConsistEdit(mask=[torch.ones_like(corner), corner], strength=0.0, rounds=2)
+    got, plain = run(pipe, call, spec), run(pipe, call)
+    assert differ(got[:2], plain[:2]) < 1e-5
+    last = run(pipe, of_rows(call, slice(1, 3), 3), ConsistEdit(mask=corner, strength=0.0))
+    assert differ(got[1:], last) < 1e-5
+    assert differ(got[2:], plain[2:]) > 1e-4
+
+
+@pytest.mark.parametrize("family", ["sd3", "qwen"])
+def test_each_edit_of_each_source_has_its_own_words(family: str) -> None:
+    pipe, kind = tiny(family), FAMILIES[family]
+    call = arguments(kind, True, 2, chain=3)
+    spec = ConsistEdit(words=[[1], [2], [3], [1, 2]], strength=0.4, rounds=2)
+    both = run(pipe, call, spec)
+    for number, words in enumerate(([[1], [2]], [[3], [1, 2]])):
+        rows = slice(3 * number, 3 * number + 3)
+        one = run(pipe, of_rows(call, rows, 6), replace(spec, words=words))
+        assert differ(both[rows], one) < 1e-5
+    other = run(pipe, call, replace(spec, words=[[1], [3], [3], [1, 2]]))
+    changed = [differ(a, b) > 1e-5 for a, b in zip(both, other, strict=True)]
+    assert changed == [False, False, True, False, False, False]
+
+
+@pytest.mark.parametrize("family", ["sd3", "qwen"])
+@pytest.mark.parametrize("name", ["consistedit", "consistedit-words"])
+def test_the_effect_is_the_change_of_all_rows(
+    family: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, call = tiny(family), arguments(FAMILIES[family], True, 2)
+
+    def effects() -> list[float]:
+        with regaze.attach(pipe, METHODS[name].on(f"pairs-{family}")) as attached:
+            pipe(**call)
+        return [layer.effect for layer in attached.report().interventions[0].layers]
+
+    found = effects()
+    monkeypatch.setattr(Consistent, "moved", lambda self, call, new: change(new, call.output))
+    assert found == pytest.approx(effects(), rel=1e-4) and min(found) > 0
 
 
 def test_several_images_of_a_prompt() -> None:
