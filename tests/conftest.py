@@ -40,6 +40,15 @@ def gradients_on() -> Iterator[None]:
         pytest.fail("the test left gradients off, for the whole process")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def shared_pipelines_stay() -> Iterator[None]:
+    """Fail the file that changes a shared pipeline, not one that comes later."""
+    yield
+    shared = sys.modules.get("tiny_pipelines")
+    if shared is not None and (names := shared.changed()):
+        pytest.fail(f"the file left shared pipelines changed: {', '.join(names)}")
+
+
 @pytest.fixture
 def own_methods() -> Iterator[None]:
     """Forget the methods that a test registers; those of regaze stay, as their modules do."""

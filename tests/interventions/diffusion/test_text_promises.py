@@ -11,7 +11,7 @@ from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProc
 from methods import METHODS
 from safetensors.torch import load_file
 from scenes import differ
-from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, tiny
+from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet, tiny
 from torch import Tensor
 
 import regaze
@@ -122,7 +122,8 @@ def test_measuring_computes_no_attention(family: str) -> None:
 
 
 def test_an_adapter_of_pictures_reads_each_samples_own() -> None:
-    pipe, kind = tiny("flux"), FAMILIES["flux"]
+    kind = FAMILIES["flux"]
+    pipe = quiet(kind.build())
     size = pipe.transformer.inner_dim
     torch.manual_seed(3)
     for block in pipe.transformer.transformer_blocks:
