@@ -53,7 +53,9 @@ def _opposed(method: str, study: Mapping[str, Any]) -> Iterator[str]:
     """Its control gains."""
     for label, row in _rows(study).items():
         if row["control"] and label.split(":")[0] == method and _way(row, "right", 1) > 0:
-            yield f"Its control, {row['control']}, gains: here it is led the wrong way."
+            opposite = row["control"] in ("towards", "away", "inverse")
+            why = "it is led the wrong way" if opposite else "what the control lacks doesn't matter"
+            yield f"Its control, {row['control']}, gains: here {why}."
 
 
 def _traded(method: str, study: Mapping[str, Any]) -> Iterator[str]:

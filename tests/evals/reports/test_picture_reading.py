@@ -64,6 +64,9 @@ def test_a_control_that_gains_is_named(gained: float, said: bool) -> None:
     one = study(3, 0.1, control={"right": gained})
     led = "Its control, towards, gains: here it is led the wrong way."
     assert (why("slg", one, [one]) == led) is said
+    one["tables"]["test"]["rows"]["slg:scale=-1.0"]["control"] = "random"
+    led = "Its control, random, gains: here what the control lacks doesn't matter."
+    assert (why("slg", one, [one]) == led) is said
 
 
 def test_what_is_gained_here_and_lost_there_is_named() -> None:
