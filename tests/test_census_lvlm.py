@@ -57,12 +57,12 @@ def generated(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Ids and logits of greedy decoding."""
     made = model.model.generate(
         **inputs,
-        max_new_tokens=3,
+        max_new_tokens=2,
         do_sample=False,
         output_logits=True,
         return_dict_in_generate=True,
     )
-    return made.sequences[:, -3:], torch.stack(made.logits, 1)
+    return made.sequences[:, -2:], torch.stack(made.logits, 1)
 
 
 @torch.no_grad()

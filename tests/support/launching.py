@@ -1,7 +1,4 @@
-"""Every kind of run, shared out by a launcher: ``torchrun ... launching.py FOLDER``.
-
-The first process then does it all again alone, so that both can be compared.
-"""
+"""Every kind of run, shared out by a launcher: ``torchrun ... launching.py FOLDER``."""
 
 from __future__ import annotations
 
@@ -10,20 +7,18 @@ from pathlib import Path
 
 from killing import kinds
 
-from regaze.evals.runs.distributed import World, join
+from regaze.evals.runs.distributed import join
 
 
 def main(root: Path) -> None:
-    """Run everything with as many processes as there are, and alone."""
+    """Run everything with as many processes as there are."""
     # Of processes that have met, transformers lets only the first one save a model.
     runs = kinds()
     world = join()
     if world.size != 2:
         sys.exit(f"the launcher started {world.size} process")
     for name, run in runs.items():
-        run(root / name / "together", world)
-        if world.first:
-            run(root / name / "alone", World())
+        run(root / name, world)
         world.wait()
 
 

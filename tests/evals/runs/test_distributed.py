@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from killing import NAMES
+from killing import NAMES, kinds
 from stored import answers_on_disk
 
 from regaze.evals.runs.distributed import World, join
@@ -122,8 +122,19 @@ LAUNCHERS = {
 }
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every kind of run by one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    for name, run in kinds().items():
+        run(folder / name, World())
+    return folder
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launcher: str) -> None:
+def test_launchers_share_out_every_kind_of_run(
+    tmp_path: Path, root: Path, alone: Path, launcher: str
+) -> None:
     script = str(root / "tests" / "support" / "launching.py")
     command = [sys.executable, "-m", *LAUNCHERS[launcher], script]
     done = subprocess.run(
@@ -136,16 +147,14 @@ def test_launchers_share_out_every_kind_of_run(tmp_path: Path, root: Path, launc
     )
     assert done.returncode == 0, done.stderr
     for name in set(NAMES) - {"heads"}:
-        together, alone = (tmp_path / name / how for how in ("together", "alone"))
-        assert answers_on_disk(together) == answers_on_disk(alone)
-        pictures = {path.relative_to(alone): path.read_bytes() for path in alone.rglob("*.png")}
+        together, one = tmp_path / name, alone / name
+        assert answers_on_disk(together) == answers_on_disk(one)
+        pictures = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.png")}
         assert {p: (together / p).read_bytes() for p in pictures} == pictures
         for path in together.glob("*/manifest.json"):
             ranks = {one["rank"] for one in json.loads(path.read_text())["sessions"]}
             assert ranks == {0, 1}
-    found = [
-        (tmp_path / "heads" / how / "scores.jsonl").read_text() for how in ("together", "alone")
-    ]
+    found = [(folder / "heads" / "scores.jsonl").read_text() for folder in (tmp_path, alone)]
     assert found[0] == found[1]
     assert found[0].count("\n") == 10
 
