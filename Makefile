@@ -28,7 +28,7 @@ REL  := $(VENV)/.installed-release
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo results picture-results smol test test-oldest smoke-oldest check typecheck bench docs cards \
+.PHONY: help demo results picture-results smol test test-oldest smoke-oldest check style typecheck bench docs cards \
     cut wheel release format clean
 
 help:  ## List the targets.
@@ -81,13 +81,15 @@ smoke-oldest: $(DEV)  ## Run two minutes of tests on the oldest versions allowed
 	echo "==> Running a part of the tests on them" && \
 	$(FLOORS)/bin/python -m pytest -p no:xdist $(SMOKE)
 
-check: $(DEV) typecheck  ## Lint, check formatting, types, import rules and documentation links.
+check: $(DEV) typecheck style  ## Lint, check formatting, types, import rules and documentation links.
+	@echo "==> Checking import rules and documentation links"
+	@$(BIN)/pytest tests/test_imports.py tests/test_docs.py
+
+style: $(DEV)  ## Lint and check formatting.
 	@echo "==> Linting (ruff check)"
 	@$(BIN)/ruff check
 	@echo "==> Checking the format (ruff format)"
 	@$(BIN)/ruff format --check
-	@echo "==> Checking import rules and documentation links"
-	@$(BIN)/pytest tests/test_imports.py tests/test_docs.py
 
 # Type checkers follow no package-dir mapping, so they get the installed layout as links.
 typecheck: $(DEV)  ## Check the types (mypy --strict).
