@@ -31,8 +31,8 @@ class _Acting(NamedTuple):
         taker: The one that computes the attention itself, if any does in this pass.
         rows: Those with rows.
         scaling: Those that scale heads.
-        looks: Of layers that are scaled, or edited when the last row is run again, it is seen in
-            this pass that a recomputed row is the kernel's.
+        looks: True if a row is recomputed for the row check even where no edit has rows: the layer
+            is scaled, or edited when the last row runs again.
     """
 
     taker: Working | None

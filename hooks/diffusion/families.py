@@ -39,8 +39,8 @@ __all__ = ["DENOISERS", "FAMILIES", "Convention", "Family", "Rule", "convention_
 Kind = Literal["self", "joint", "cross", "temporal", "linear", "other"]
 """Kinds of attention, by what the rows attend to: the picture ("self"), picture and text ("joint"),
 columns that aren't its rows, mostly the text ("cross"), the same place in other frames
-("temporal"), everything by running sums without a map ("linear"); or something else than picture
-and text has part in it ("other": sound, boxes), or the text alone."""
+("temporal"), everything by running sums without a map ("linear"); "other": the text alone, or
+attention in which something else than picture and text takes part, such as sound or boxes."""
 
 UNET = ("down_blocks", "mid_block", "up_blocks")
 """The blocks of U-Nets: each but the last of those that go down halves the grid, each but the last

@@ -123,7 +123,8 @@ class Pass:
         who = "loops around a bare transformer may count"
         if self.pipeline is not None:
             scheduler = getattr(self.pipeline, "scheduler", None)
-            who = f"the {type(scheduler).__name__} of this {type(self.pipeline).__name__} counts"
+            verb = "counts" if hasattr(scheduler, "config") else "may count"
+            who = f"the {type(scheduler).__name__} of this {type(self.pipeline).__name__} {verb}"
         raise ValueError(
             f"adaptive and until go by training steps, 0 to 1000, and {who} time otherwise; leave "
             "them out, or end by a share of the sampling steps: stop"

@@ -153,7 +153,9 @@ def counts_training_steps(found: Running | None) -> bool:
     scheduler: Any = None if found is None else getattr(found.pipeline, "scheduler", None)
     if scheduler is None or hasattr(scheduler, "precondition_noise"):  # Logarithms of noise (EDM).
         return False
-    config = scheduler.config
+    config = getattr(scheduler, "config", None)
+    if config is None:  # A class of one's own says nothing about its time.
+        return False
     logarithms = config.get("timestep_type") == "continuous"
     return not (logarithms and config.get("prediction_type") == "v_prediction")
 

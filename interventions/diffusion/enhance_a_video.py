@@ -132,7 +132,7 @@ class EnhanceAVideo(ByLayers):
     def _attend(self, call: Call) -> Tensor:
         if call.site.kind == "temporal":
             return self._attend_over_frames(call)
-        if call.layout.segments:  # Of pictures: a call may hold none of their tokens.
+        if call.layout.segments:  # Pictures' segments: a call may hold no token of theirs.
             _clip(call.site, call.layout.finest)
         video = call.image()
         grid = _clip(call.site, call.layout.grid(call.site, video.stop - video.start))

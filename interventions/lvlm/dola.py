@@ -205,7 +205,7 @@ def _exit(host: Host, hidden: Tensor, norm: bool) -> Tensor:
     head = _head(host)
     hidden = tower.norm(hidden.to(tower.norm.weight.device)) if norm else hidden
     weight = getattr(head, "weight", None)
-    # Of a quantised layer it may be a method, or integers.
+    # A quantised layer's weight may be a method, or integers.
     if isinstance(weight, Tensor) and weight.is_floating_point():
         hidden = hidden.to(weight)
     found: Tensor = head(hidden)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import AbstractContextManager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from torch import Tensor
 import regaze
 from regaze.hooks.diffusion.literal import Manner, literally
 from regaze.hooks.diffusion.literal_latents import LatentForm, moved_literally
+from regaze.hooks.diffusion.running import counts_training_steps
 
 SPECS: dict[str, Any] = {
     "pag": regaze.PAG(),
@@ -116,6 +118,13 @@ def test_training_time_is_not_read_off_logarithms_of_noise(spec: Any) -> None:
     with regaze.attach(pipe, dataclasses.replace(spec, **own)) as attached:
         kind.run(pipe)
     assert attached.report().fired
+
+
+def test_a_scheduler_that_says_nothing_of_its_time_is_not_taken_to_count_training_steps() -> None:
+    run: Any = SimpleNamespace(pipeline=SimpleNamespace(scheduler=object()))
+    assert not counts_training_steps(run)
+    run.pipeline.scheduler = tiny("sd").scheduler
+    assert counts_training_steps(run)
 
 
 @pytest.mark.parametrize("spec", TIMED, ids=lambda spec: spec.name)
