@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test may reach for a model hub; a forgotten download fails at once instead of hanging.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Most objects are those of the libraries and of models that stay: look at them less often.
+gc.set_threshold(50_000)
 
 
 @pytest.fixture(scope="session")

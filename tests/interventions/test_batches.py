@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, ask, logits
+from asking import LONG, SHORT, TOKENS, Row, answer, ask, logits
 from matrix import EDITS, MAIN, pairs
 from methods import Method
 from tiny import FAMILIES, tiny
@@ -81,8 +81,10 @@ def test_two_samples_in_a_row_equal_two_fresh_attachments(family: str, method: M
 
 
 def generate(model: Any, inputs: dict[str, Any]) -> list[int]:
-    ids: list[int] = model.model.generate(**inputs, max_new_tokens=5, do_sample=False)[0].tolist()
-    return ids[-5:]
+    ids: list[int] = model.model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[
+        0
+    ].tolist()
+    return ids[-TOKENS:]
 
 
 @pytest.mark.parametrize("name", MAIN)

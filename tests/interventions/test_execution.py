@@ -8,7 +8,7 @@ from typing import Any
 import accelerate
 import pytest
 import torch
-from asking import LONG, SHORT, Row, answer, ask, assert_literal, logits
+from asking import LONG, SHORT, TOKENS, Row, answer, ask, assert_literal, logits
 from flash import use_flash
 from flex import plain_flex
 from matrix import CONTRASTS, EDITS, MAIN, pairs
@@ -102,7 +102,7 @@ def test_half_precision_stays_close_to_full(
     error = (edited.float() - logits(full, inputs, method.acts)).abs().mean()
     # A threshold may fall to the other side; the typical logit may not.
     assert error < 3 * own + 0.2 * effect
-    assert len(answer(half, cast, method.acts)[0]) == 5
+    assert len(answer(half, cast, method.acts)[0]) == TOKENS
 
 
 @pytest.mark.parametrize("name", MAIN)
@@ -257,7 +257,7 @@ def test_a_pipeline_is_a_target(name: str) -> None:
     chat = [{"role": "user", "content": content}]
 
     def say() -> str:
-        made = pipe(text=chat, max_new_tokens=5, generate_kwargs={"do_sample": False})
+        made = pipe(text=chat, max_new_tokens=TOKENS, generate_kwargs={"do_sample": False})
         text: str = made[0]["generated_text"][-1]["content"]
         return text
 

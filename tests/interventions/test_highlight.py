@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, answer, ask, logits
+from asking import LONG, SHORT, TOKENS, answer, ask, logits
 from tiny import tiny
 
 from regaze.interventions import PASTA, PromptHighlighter, from_dict
@@ -31,7 +31,7 @@ def test_guidance_runs_batches_and_beams() -> None:
         alone = logits(model, ask(model, row), spec)[0, -1]
         torch.testing.assert_close(batch[sample], alone, rtol=0, atol=2e-4)
     inputs = ask(model, *rows)
-    assert [len(one) for one in answer(model, inputs, spec, num_beams=2)] == [5, 5]
+    assert [len(one) for one in answer(model, inputs, spec, num_beams=2)] == [TOKENS, TOKENS]
     assert answer(model, inputs, spec)[0] == answer(model, ask(model, rows[0]), spec)[0]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from asking import LONG, SHORT, answer, answer_and_report, ask, logits
+from asking import LONG, SHORT, TOKENS, answer, answer_and_report, ask, logits
 from methods import LAYERS
 from tiny import as_deep, tiny
 from transformers import StaticCache
@@ -62,7 +62,7 @@ def test_beams_static_caches_and_text_alone_work() -> None:
     model = tiny("llava")
     inputs = ask(model, (SHORT, [0]))
     beams = answer(model, inputs, SPEC, num_beams=3)
-    assert len(beams[0]) == 5
+    assert len(beams[0]) == TOKENS
     dynamic = steps(model, inputs, SPEC)
     cache = StaticCache(config=model.model.config.text_config, max_cache_len=80)
     static = steps(model, inputs, SPEC, past_key_values=cache)
@@ -126,4 +126,4 @@ def test_other_edits_go_to_other_layers() -> None:
         answer(model, inputs, SPEC, PAI(layers=LAYERS))
     assert torch.isfinite(logits(model, inputs, SPEC, PAI(layers=LAYERS))).all()
     both = answer(model, inputs, TidalDecode(budget=6, select=(1,)), PAI(alpha=2, layers=(0,)))
-    assert len(both[0]) == 5
+    assert len(both[0]) == TOKENS

@@ -91,10 +91,10 @@ def stage(scene: str) -> tuple[Any, Family]:
 
 
 @functools.cache
-def plain(scene: str, guided: bool = True) -> Tensor:
+def plain(scene: str, guided: bool = True, **more: Any) -> Tensor:
     """The latents of a scene's shared pipeline, with nothing attached: made once."""
     pipe, kind = stage(scene)
-    return kind.run(pipe, guided=guided)
+    return kind.run(pipe, guided=guided, **more)
 
 
 def differ(one: Tensor, other: Tensor) -> float:

@@ -29,7 +29,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-@promised("undo")
+def steps(method: Method) -> dict[str, int]:
+    """A first step and one that comes after another, unless what a method is given is of three."""
+    return {} if method.id in ("paro", "primecomposer") else {"num_inference_steps": 2}
+
+
+@promised("undo", *SOME)
 def test_detaching_restores_the_pipeline(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
     denoiser = getattr(pipe, kind.denoiser)
@@ -63,13 +68,17 @@ def written_out(pipe: Any, kind: Family, spec: Any, guided: bool) -> AbstractCon
 
 def check(scene: str, method: Method, guided: bool) -> None:
     pipe, kind = stage(scene)
+    few = steps(method)
+    alone = plain(scene, guided, **few)
     with regaze.attach(pipe, method.on(scene)) as run:
-        got = kind.run(pipe, guided=guided)
+        got = kind.run(pipe, guided=guided, **few)
     with written_out(pipe, kind, run.specs[0], guided):
-        want = kind.run(pipe, guided=guided)
+        want = kind.run(pipe, guided=guided, **few)
     assert run.report().fired
     assert differ(got, want) < method.within
-    assert differ(got, plain(scene, guided)) > 1e-4
+    assert differ(got, alone) > 1e-4
+    if guided:
+        assert torch.equal(kind.run(pipe, **few), alone), "a bit is left of it"
 
 
 @promised("literal")
@@ -86,7 +95,7 @@ def test_it_does_without_classifier_free_guidance(scene: str, method: Method) ->
 def test_a_batch_gives_what_single_samples_give(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
     with regaze.attach(pipe, method.on(scene)):
-        batch, single = kind.run(pipe, 2), kind.run(pipe, 1)
+        batch, single = (kind.run(pipe, size, **steps(method)) for size in (2, 1))
     assert differ(rows_of(kind, batch, 0), single) < method.within
 
 
