@@ -29,7 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def steps(method: Method) -> dict[str, int]:
+def steps(method: Method) -> dict[str, Any]:
     """A first step and one that comes after another, unless what a method is given is of three."""
     return {} if method.id in ("paro", "primecomposer") else {"num_inference_steps": 2}
 
