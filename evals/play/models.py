@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from regaze.evals import sandbox
+from regaze.evals import devices, sandbox
 from regaze.evals.asking.models import Loaded
 from regaze.evals.pictures.pipelines import LoadedPipeline, is_pipeline
 from regaze.evals.sandbox.painting import PAINTERS
@@ -46,7 +46,11 @@ class Shelf:
         offered: Names to choose from, first.
         any_model: Allow other folders and Hub ids, too.
         keep: Number that stay in memory.
-        options: Options of loading one: ``dtype`` and ``device``.
+        dtype: Of those that are loaded. Default: their own.
+        device: Where they are loaded. Default: the first GPU, else the CPU.
+
+    Raises:
+        ValueError: No such dtype, or no such device here.
     """
 
     def __init__(
@@ -55,11 +59,17 @@ class Shelf:
         *,
         any_model: bool = True,
         keep: int = 2,
-        **options: Any,
+        dtype: str | None = None,
+        device: str | None = None,
     ) -> None:
+        # Here, as the first model may be opened by the first click only.
+        if dtype is not None:
+            devices.dtype(dtype)
+        devices.device(device)
         self.offered = tuple(offered)
         self.any_model = any_model
-        self._keep, self._options = keep, options
+        self._keep = keep
+        self._options: dict[str, Any] = {"dtype": dtype, "device": device}
         self._opened: OrderedDict[str, Opened] = OrderedDict()
         self._lock = threading.Lock()
         self._kinds: dict[str, bool] = {}

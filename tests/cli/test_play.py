@@ -45,7 +45,8 @@ def test_a_port_that_is_taken_is_one_line() -> None:
     [
         (("--host", ""), "--host is empty"),
         (("--model", "sandbx"), "did you mean sandbox"),
-        (("--model", "sandbox", "--dtype", "int8"), "int8"),
+        (("--dtype", "int8"), "unknown dtype 'int8'"),
+        (("--device", "gpu"), "there is no device 'gpu'"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_served(args: tuple[str, ...], said: str) -> None:
