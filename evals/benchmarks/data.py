@@ -105,9 +105,11 @@ def read_text(path: Path) -> str:
 
     Raises:
         ValueError: In another encoding, which can't be told for sure, so it isn't guessed; the
-            message names file and line.
+            message names file and line. Or a device, some of which have no end.
         OSError: The file can't be read.
     """
+    if path.is_char_device():
+        raise ValueError(f"{path} is a device: save what it gives as a file")
     data = path.read_bytes()
     marked = (name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark))
     encoding = next(marked, "utf-8")

@@ -304,3 +304,8 @@ def test_what_json_readers_cannot_take_is_told_with_the_file(tmp_path: Path) -> 
     os.mkfifo(pipe)
     with pytest.raises(ValueError, match=f"^{pipe} is a pipe or a device"):
         read_json(pipe)
+
+
+def test_a_device_is_refused_as_it_may_have_no_end() -> None:
+    with pytest.raises(ValueError, match=r"^/dev/zero is a device: save what it gives as a file$"):
+        read_text(Path("/dev/zero"))
