@@ -43,6 +43,13 @@ MEASURES: Mapping[str, type[Measure]] = {
     "vision_distance": VisionDistance,
 }
 ALL = (*MEASURES, "ablation")
+RANKS = {
+    **{"ablation": "ablation", "ablation_yes": "ablation", "ablation_error": "ablation"},
+    **{"direct": "direct", "direct_yes": "direct", "divergence": "divergence"},
+    **{"mass": "mass", "answer_mass": "mass"},
+    **{"distance": "distance", "distance_share": "distance"},
+}
+"""Maps that heads of the text tower can be ranked by, and the measures that they come of."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +133,22 @@ def load(folder: Path) -> Analysis:
         raise ValueError(
             f"{path} is no analysis of heads ({lacks}): name a folder made by regaze analyse heads"
         ) from error
+
+
+def check_rank(by: str, measures: Sequence[str] | None = None) -> None:
+    """Check that heads can be ranked by a map, before anything is measured.
+
+    Args:
+        by: The map's name.
+        measures: Names in `ALL`; by default all that can be taken.
+
+    Raises:
+        ValueError: There is no such map of the text tower, or it comes of another measure.
+    """
+    if by not in RANKS:
+        raise ValueError(unknown("measure to rank by", by, RANKS))
+    if measures and RANKS[by] not in measures:
+        raise ValueError(f"heads can't be ranked by {by}: {RANKS[by]} isn't among the measures")
 
 
 def analyse(

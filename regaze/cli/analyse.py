@@ -134,12 +134,14 @@ def heads(
         raise ValueError("give --heads or --layer, not both")
     ablated_to = _to(to)
     from regaze.evals.analysis import page
-    from regaze.evals.analysis.analyse import RESULT, analyse
+    from regaze.evals.analysis.analyse import RESULT, analyse, check_rank
     from regaze.evals.analysis.asked import Subject, pick
     from regaze.evals.asking.generation import Answerer
     from regaze.evals.runs.distributed import join
     from regaze.evals.runs.progress import bars
 
+    if by is not None:
+        check_rank(by, measure)
     folder = folder or Path("runs") / f"analysis-{source.benchmark}-{Path(model.model).name}"
     task = source.tasks()[0]
     world = join()

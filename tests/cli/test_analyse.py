@@ -12,6 +12,7 @@ from command_line import call, one_line
 from PIL import Image
 from typer.testing import Result
 
+from regaze.evals.analysis.analyse import RANKS
 from regaze.evals.runs.conditions import Condition
 from regaze.interventions import HeadAblate
 
@@ -44,6 +45,7 @@ def test_heads_are_measured_drawn_and_named(tmp_path: Path) -> None:
         *("distance_share", "vision_distance", "vision_distance_share"),
         *("ablation", "ablation_yes", "ablation_error"),
     }
+    assert {one["name"] for one in found["maps"] if one["tower"] == "text"} == set(RANKS)
     assert found["items"] == 3 and not found["left_out"]
     assert [v is None for v in by_name["ablation"]["values"][3]] == [True] * 8
     assert len(by_name["vision_distance"]["values"]) == 4
@@ -105,7 +107,9 @@ def test_two_tasks_are_compared_by_their_best_heads(tmp_path: Path) -> None:
         (("--heads", "[[0,0]]", "--layer", "1"), "not both"),
         (("--heads", "[[9,0]]", "--measure", "ablation"), "[9,0]"),
         (("chair", "--measure", "direct"), "yes or no"),
-        (("pope", "--measure", "mass", "--by", "direct"), "direct"),
+        (("pope", "--measure", "mass", "--by", "direct"), "direct isn't among the measures"),
+        (("--by", "massive"), "did you mean mass"),
+        (("--by", "vision_distance"), "unknown measure to rank by 'vision_distance'"),
         (("--model", "other"), "unknown model 'other'"),
     ],
 )
@@ -113,6 +117,7 @@ def test_mistakes_are_told_in_one_line(args: tuple[str, ...], why: str, tmp_path
     done = heads(*args, *FEW, "--out", str(tmp_path / "run"))
     assert done.exit_code == 2
     assert why in one_line(done)
+    assert not (tmp_path / "run").exists(), "nothing was begun"
 
 
 def test_what_can_t_be_taken_is_left_out_and_said(tmp_path: Path) -> None:
