@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +42,7 @@ from regaze.evals.runs.conditions import Condition
 from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.progress import bars
 from regaze.evals.scoring.scores import TaskScores
-from regaze.evals.scoring.statistics import Change
+from regaze.evals.scoring.statistics import rounded
 from regaze.hooks import attach
 
 _DTYPE = "bfloat16"
@@ -137,23 +136,14 @@ def table_of(scores: TaskScores) -> dict[str, Any]:
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
-            "metrics": {name: _round(one.value) for name, one in row.metrics.items()},
+            "metrics": {name: rounded(one.value) for name, one in row.metrics.items()},
             "changes": row.change
-            and {name: _kept(one) for name, one in row.change.metrics.items()},
+            and {name: one.figures() for name, one in row.change.metrics.items()},
             "control": row.condition.control,
         }
         for row in section.rows
     }
     return {"prompts": scores.clusters, "silent": scores.silent, "rows": rows}
-
-
-def _kept(change: Change) -> dict[str, float | None]:
-    fields = ("delta", "low", "high", "p", "p_holm")
-    return {name: _round(getattr(change, name)) for name in fields}
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 6)
 
 
 def _times(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +33,7 @@ from regaze.evals.runs.controls import with_controls
 from regaze.evals.runs.progress import Progress, bars
 from regaze.evals.runs.work import Plan
 from regaze.evals.scoring.scores import TaskScores
-from regaze.evals.scoring.statistics import Change
+from regaze.evals.scoring.statistics import rounded
 from regaze.evals.scoring.thresholds import AUC, BEST
 from regaze.evals.study import prepare, study
 from regaze.evals.tuning.spaces import SPACES
@@ -166,9 +165,9 @@ def table_of(scores: TaskScores) -> dict[str, Any]:
     section = scores.sections[-1]
     rows = {
         row.condition.label: {
-            "metrics": {name: _round(row.metrics[name].value) for name in KEPT[scores.task]},
+            "metrics": {name: rounded(row.metrics[name].value) for name in KEPT[scores.task]},
             "changes": row.change
-            and {name: _kept(row.change.metrics[name]) for name in KEPT[scores.task]},
+            and {name: row.change.metrics[name].figures() for name in KEPT[scores.task]},
             "control": row.condition.control,
         }
         for row in section.rows
@@ -182,15 +181,6 @@ def table_of(scores: TaskScores) -> dict[str, Any]:
         "silent": scores.silent,
         "rows": rows,
     }
-
-
-def _kept(change: Change) -> dict[str, float | None]:
-    fields = ("delta", "low", "high", "p", "p_holm")
-    return {name: _round(getattr(change, name)) for name in fields}
-
-
-def _round(value: float | None) -> float | None:
-    return None if value is None or math.isnan(value) else round(value, 6)
 
 
 def _times(loaded: Loaded, world: World, methods: Every, path: Path) -> dict[str, dict[str, float]]:

@@ -94,6 +94,16 @@ class Change:
         """True if the interval says that the two systems differ."""
         return self.low > 0 or self.high < 0
 
+    def figures(self) -> dict[str, float | None]:
+        """What tables show of it, as stored results hold it."""
+        fields = ("delta", "low", "high", "p", "p_holm")
+        return {name: rounded(getattr(self, name)) for name in fields}
+
+
+def rounded(value: float | None) -> float | None:
+    """A value to six digits, as stored results hold it; None where it is undefined."""
+    return None if value is None or math.isnan(value) else round(value, 6)
+
 
 @dataclass(frozen=True)
 class McNemar:

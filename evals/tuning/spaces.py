@@ -137,6 +137,18 @@ def space_of(spec: Intervention) -> dict[str, Domain]:
     return free
 
 
+def some_values(space: Space) -> dict[str, Any]:
+    """A value of each field of a space but of layers, for checks before a model is loaded."""
+    values = {name: _first(domain) for name, domain in space.items()}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _first(domain: Domain) -> Any:
+    if isinstance(domain, Range):
+        return domain.low
+    return domain.values[0] if isinstance(domain, OneOf) else None
+
+
 def set_fields(spec: Intervention) -> dict[str, Any]:
     """The fields that differ from the defaults."""
     usual = {name: field.default for name, field in spec.__dataclass_fields__.items()}

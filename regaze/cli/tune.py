@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -76,13 +76,14 @@ def tune(search: Search, model: Model, as_json: Json = False) -> None:
     )
     source.check()
     from regaze.evals.runs.progress import bars
-    from regaze.evals.tuning.spaces import space_of
+    from regaze.evals.tuning.spaces import some_values, space_of
     from regaze.evals.tuning.tune import tune as run
     from regaze.evals.tuning.tuned import TUNED
     from regaze.interventions import parse
 
     spec = parse(search.method)
-    space_of(spec)  # What can't be tuned is refused before a model is loaded.
+    # What can't be tuned is refused before a model is loaded.
+    replace(spec, **some_values(space_of(spec))).check_given()
     name = f"tune-{spec.name}-{search.on}-{Path(model.model).name}"
     folder = search.folder or Path("runs") / name
     loaded = model.load()

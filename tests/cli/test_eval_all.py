@@ -73,3 +73,7 @@ def test_tune_prints_settings_to_take(model: str, tmp_path: Path) -> None:
     result = call("tune", "tidal", *fixed)
     assert result.exit_code == 2
     assert "nothing is known to search in tidal" in one_line(result)
+    for method, said in (("highlight", "set spans to"), ("adhh", "set heads to")):
+        result = call("tune", method, "--model", "nowhere", "--out", str(tmp_path / "none"))
+        assert result.exit_code == 2 and said in one_line(result)
+    assert not (tmp_path / "none").exists()
