@@ -29,7 +29,7 @@ READING = [
     if TINY[name].words and any(s.kind in TEXT for s in find_sites(built(name)))
 ]
 UNREADABLE = {
-    "MochiTransformer3DModel": "which these are isn't known",
+    "MochiTransformer3DModel": "which these are isn't known.*as Mochi does",
     "Mochi, padded": "which these are isn't known",
 }
 """Classes whose samples come one by one, and the error they give."""

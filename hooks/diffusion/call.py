@@ -16,6 +16,12 @@ from regaze.hooks.diffusion.sites import Layout, Site
 Made = TypeVar("Made")
 
 
+_UNSPLIT = (
+    "if splitting of the batch was switched on, switch it off; a model that always attends to one "
+    "sample after the other, as Mochi does, can't be edited in this way"
+)
+
+
 @dataclass(frozen=True)
 class Entered:
     """The rows that entered a module's forward.
@@ -140,7 +146,7 @@ class Call:
         if self.entered is None or len(self.query) != self.entered.batch:
             raise RuntimeError(
                 f"{self.site.name} calls its kernel on {len(self.query)} of the samples that "
-                "entered it, so what it returns can't be scaled; switch splitting of the batch off"
+                f"entered it, so what it returns can't be scaled; {_UNSPLIT}"
             )
         self.factors.append(factor)
 
@@ -225,7 +231,7 @@ class Call:
             raise RuntimeError(
                 f"{self.site.name} calls its kernel on {batch} samples, and the denoiser was "
                 f"called with {rows * frames}: which these are isn't known, which this edit needs; "
-                "switch splitting of the batch off"
+                f"{_UNSPLIT}"
             )
         return Samples(layout.branches, rows // each, layout.images, frames)
 

@@ -103,8 +103,14 @@ class EnhanceAVideo(ByLayers):
         """Fill in the weight and the layers.
 
         Raises:
-            ValueError: No weight was published for this model, or it has no such layers.
+            ValueError: No weight was published for this model, it has no such layers, or what its
+                attention returns is normalised, which takes the factor off again.
         """
+        if host.model == "MochiTransformer3DModel":
+            raise ValueError(
+                f"enhance_a_video: {host.model} normalises what its attention returns, so a factor "
+                "on it changes nothing; it acts on Wan, CogVideoX and HunyuanVideo"
+            )
         weight = _WEIGHTS.get(host.model) if self.weight is None else self.weight
         if weight is None:
             raise ValueError(

@@ -88,6 +88,8 @@ def test_it_acts_beside_guidance_and_in_its_steps_alone() -> None:
 def test_bad_inputs_raise() -> None:
     with pytest.raises(ValueError, match="no weight was published for SD3Transformer2DModel"):
         regaze.attach(tiny("sd3"), EnhanceAVideo())
+    with pytest.raises(ValueError, match="normalises what its attention returns, so a factor on"):
+        regaze.attach(video("mochi"), EnhanceAVideo(weight=4))
     with pytest.raises(ValueError, match="no attention of UNet2DConditionModel sees several fra"):
         regaze.attach(tiny("sd"), EnhanceAVideo(weight=4))
     with pytest.raises(ValueError, match="is self-attention, .*; choose temporal attention"):
