@@ -226,7 +226,8 @@ class Again:
         if seen is not None and bool(seen[:, 0].gather(2, column[:, None]).any()):
             raise NotImplementedError(
                 "this method runs the last token of a prompt again, but this model's prompts see "
-                "all of themselves, so that all of it would have to run again"
+                "all of themselves, so that all of it would have to run again; a mask of one's own "
+                "hides columns by -inf or torch.finfo(dtype).min, and -1e9 is a bias like any other"
             )
 
 

@@ -210,7 +210,8 @@ def _mask_of(call: Call, sample: int, some: slice) -> Tensor | None:
     if not bool((seen | ~before).all()) or own.is_floating_point() and bool((own[seen] != 0).any()):
         raise NotImplementedError(
             "anchor: this model's mask hides earlier columns or adds to logits, so which of them "
-            "may be left out isn't known; leave the layer out"
+            "may be left out isn't known; leave the layer out, or hide columns by -inf or "
+            "torch.finfo(dtype).min, if they were hidden by -1e9, which is a bias like any other"
         )
     return None if bool((seen == before).all()) else seen
 

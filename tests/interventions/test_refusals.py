@@ -9,6 +9,7 @@ import pytest
 import torch
 from asking import SHORT, ask
 from census_lvlm import bare_host
+from matrix import ALL
 from tiny import tiny
 
 from regaze.hooks import attach
@@ -129,3 +130,20 @@ def test_ilvad_takes_no_drafts_and_no_second_question() -> None:
         more = torch.full((1, 3), 5)
         with pytest.raises(NotImplementedError, match="begin anew with the whole conversation"):
             model.model(input_ids=more, past_key_values=made.past_key_values)
+
+
+@pytest.mark.parametrize("name", ["adaptvis", "gift-late", "ilvad", "anchor"])
+def test_a_mask_that_hides_by_a_bias_is_told_from_one_that_hides(name: str) -> None:
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]))
+    length = inputs["input_ids"].shape[1]
+
+    def edited(hidden: float) -> torch.Tensor:
+        mask = torch.full((length, length), hidden).triu(1)[None, None]
+        with attach(model.model, ALL[name].acts, processor=model.processor), torch.no_grad():
+            logits: torch.Tensor = model.model(**{**inputs, "attention_mask": mask}).logits
+        return logits
+
+    torch.testing.assert_close(edited(-torch.inf), edited(torch.finfo(torch.float32).min))
+    with pytest.raises(NotImplementedError, match=r"by -inf or torch\.finfo\(dtype\)\.min.* -1e9"):
+        edited(-1e9)
