@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from functools import update_wrapper, wraps
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def moved_literally(pipeline: Any, running: Manner, form: LatentForm) -> Iterato
     def stepped(prediction: Tensor, t: Any, sample: Tensor, *args: Any, **kwargs: Any) -> Any:
         return step(prediction, t, move.taken(sample), *args, **kwargs)
 
-    denoiser.forward, scheduler.step = move.forward, stepped
+    denoiser.forward, scheduler.step = move.forward, _InPlace(scheduler, stepped)
     if scale is not None:
 
         @wraps(scale)
@@ -89,12 +89,30 @@ def moved_literally(pipeline: Any, running: Manner, form: LatentForm) -> Iterato
             move.unscaled = sample
             return scale(sample, *args, **kwargs)
 
-        scheduler.scale_model_input = scaled
+        scheduler.scale_model_input = _InPlace(scheduler, scaled)
     try:
         yield
     finally:
         del denoiser.forward, scheduler.step
         vars(scheduler).pop("scale_model_input", None)
+
+
+class _InPlace:
+    """A function in the place of a scheduler's method, which a copy of the scheduler has back.
+
+    Pipelines that make sound beside a picture step it with a copy.
+    """
+
+    def __init__(self, scheduler: Any, function: Callable[..., Any]) -> None:
+        update_wrapper(self, function)
+        self._scheduler, self._function = scheduler, function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        kind = type(self._scheduler)
+        return getattr(kind, self._function.__name__).__get__(memo[id(self._scheduler)], kind)
 
 
 class _Move:

@@ -49,6 +49,7 @@ def written_out(pipe: Any, kind: Pipe, spec: Any) -> AbstractContextManager[None
         ("ZImagePipeline", "reweight"),
         ("LTX2Pipeline", "seg"),  # Predictions of picture and sound.
         ("LTX2Pipeline", "reweight"),  # Video also sees sound, which has no words.
+        ("LTX2Pipeline", "a_star"),  # Sound takes its steps with a copy of the scheduler.
         ("HunyuanVideo15Pipeline", "seg"),  # Padding that sees nothing.
         ("HunyuanVideo15Pipeline", "reweight"),
         ("AuraFlowPipeline", "reweight"),  # Learned tokens before the text.
