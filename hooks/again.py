@@ -130,7 +130,9 @@ class Again:
         edits = [
             (entry, work)
             for entry, work in works
-            if work.rows and not work.reads_only and work.active(layer, self.pass_)
+            if work.rows
+            and (work.reads_again or not work.reads_only)
+            and work.active(layer, self.pass_)
         ]
         plan = self.pass_.last_plan(call.query.device)
         over = replace(kept, key=key, value=value)

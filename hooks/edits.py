@@ -62,6 +62,7 @@ class Edit:
             multiplies by positive ones; otherwise masked columns are masked once more behind it.
         sees_decoding: `see_hidden` is called in decode steps, and for rows that run again, too.
         reads_only: The edit only looks, in `see_rows`; the model's output stays as it is.
+        reads_again: It looks at last rows that are run again, too, which count from then on.
         looks_ahead: Number of decode steps that are run, on the likeliest tokens and a copy of the
             prompt's cache, before `look_back`: passes with ``pass_.ahead``, in which everything
             that is attached acts, and whose state is dropped.
@@ -75,6 +76,7 @@ class Edit:
     reads: frozenset[int] = frozenset()
     rows: Rows | None = None
     reads_only: bool = False
+    reads_again: bool = False
     keeps_masked: bool = False
     sees_decoding: bool = False
     looks_ahead: int = 0

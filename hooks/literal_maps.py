@@ -37,7 +37,7 @@ class Pass:
         was_read: Per column, True if it was read (in a block of several), False if generated.
         hidden: Per layer, what entered it, of all columns.
         heads: Per layer, the prompt's last head outputs "H D", before the factors.
-        last: Per layer, the weights "H T" of the prompt's last row.
+        last: Per number in ``reads`` and layer, the weights "H T" of the prompt's last row.
         maps: Number of maps built.
         row: The row that ``heads`` are of.
         looks: Layers whose maps are kept.
@@ -45,6 +45,7 @@ class Pass:
             in the layers before alone.
         weights: Maps of these layers in the block that was run last.
         blocks: Maps of these layers in all blocks.
+        reads: Numbers of forms after whose edits of logits the prompt's last row is read.
     """
 
     prompt: Prompt
@@ -55,13 +56,14 @@ class Pass:
     was_read: list[bool] = field(default_factory=list)
     hidden: dict[int, Tensor] = field(default_factory=dict)
     heads: dict[int, Tensor] = field(default_factory=dict)
-    last: dict[int, Tensor] = field(default_factory=dict)
+    last: dict[tuple[int, int], Tensor] = field(default_factory=dict)
     maps: int = 0
     row: int = -1
     looks: Collection[int] = ()
     before: int = 0
     weights: dict[int, Tensor] = field(default_factory=dict)
     blocks: list[dict[int, Tensor]] = field(default_factory=list)
+    reads: Collection[int] = ()
 
     def count(self, tower: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Note a block that enters the tower; all layers are to compute all its rows."""
@@ -88,17 +90,16 @@ class Pass:
             hidden = torch.cat([before, hidden], -2)
         self.hidden[layer] = hidden
 
-    def edit(self, layer: int, scores: Tensor, seen: Tensor, count: int | None = None) -> Tensor:
+    def edit(self, layer: int, scores: Tensor, seen: Tensor, some: slice = slice(None)) -> Tensor:
         """The edits on a layer's map.
 
         Args:
             layer: Layer index.
             scores: "1 H Q K".
             seen: Bool "1 1 Q K".
-            count: Number of forms whose edits act; all by default.
+            some: The forms whose edits act; all by default.
         """
-        acting = self.forms[:count]
-        forms = [f for f in acting if isinstance(f, MapForm) and layer in f.layers]
+        forms = [f for f in self.forms[some] if isinstance(f, MapForm) and layer in f.layers]
         if not forms:
             return scores
         # A sliding window's first columns are gone: they count as unseen.
@@ -183,14 +184,17 @@ def _attend(
         shown = mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         seen = seen & shown[..., : scores.shape[-1]]
     if layer in now.looks:
-        now.weights[layer] = _softmax(now.edit(layer, scores, seen, now.before), seen)
-    scores = now.edit(layer, scores, seen).masked_fill(~seen, -torch.inf)
+        now.weights[layer] = _softmax(now.edit(layer, scores, seen, slice(now.before)), seen)
+    done = 0  # An edit may keep what it saw, so each is made once.
+    for count in sorted(now.reads) if now.start == 0 else ():
+        scores, done = now.edit(layer, scores, seen, slice(done, count)), count
+        now.last[count, layer] = _softmax(scores, seen)[0, :, -1]
+    scores = now.edit(layer, scores, seen, slice(done, None)).masked_fill(~seen, -torch.inf)
     weights = _softmax(scores, seen)
     weights = now.weigh(layer, weights, scores, seen)
     out = now.edit_outputs(layer, weights @ value, seen)
     if now.start == 0:
         now.heads[layer] = out[0, :, now.row].clone()
-        now.last[layer] = weights[0, :, -1]
     if layer in now.factors:
         out = out * now.factors[layer].to(out)[None, :, None, None]
     return out.transpose(1, 2).to(query.dtype), weights

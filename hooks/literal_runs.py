@@ -52,14 +52,19 @@ def literally(
             if isinstance(form, ProbeForm):
                 each[number] = _acting(host, inputs, prompt, first, form, factors)
     edits = _edits_of(each)
-    scores = [form for form in each if isinstance(form, ScoreForm)]
+    # What a method of scores reads of attention is what the methods before it left.
+    scores = [
+        (form, len(_edits_of(each[:number])))
+        for number, form in enumerate(each)
+        if isinstance(form, ScoreForm)
+    ]
     removed = [i or s for i, s in zip(prompt.image, prompt.structure, strict=True)]
 
     def plain(count: int, forms: Sequence[MapForm] = ()) -> AbstractContextManager[Pass]:
         return running(host, Pass(Prompt(*[[False] * count] * 3), forms, {}))
 
     with (
-        running(host, Pass(prompt, edits, factors)) as now,
+        running(host, Pass(prompt, edits, factors, reads={n for _, n in scores})) as now,
         scored(host, inputs, removed, scores, now, plain),
     ):
         yield now

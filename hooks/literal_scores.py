@@ -23,7 +23,7 @@ class _Run(Protocol):
 
     start: int
     hidden: dict[int, Tensor]
-    last: dict[int, Tensor]
+    last: dict[tuple[int, int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Whole:
         kept: Bool "T": which of its columns are no image's.
         generated: "1 G" token ids.
         hidden: Per layer, the residual stream "1 K E" that entered it in the main run.
-        last: Per layer, the weights "H T" of the prompt's last row in the main run.
+        last: Per layer, the weights "H T" of the prompt's last row in the main run, as the methods
+            before this one left them.
         plain: Makes a context in which the text tower runs a number of columns, unedited or with
             edits of its maps.
     """
@@ -122,7 +123,7 @@ def scored(
     host: Host,
     inputs: Mapping[str, Any],
     removed: Sequence[bool],
-    forms: Sequence[ScoreForm],
+    forms: Sequence[tuple[ScoreForm, int]],
     now: _Run,
     plain: Callable[[int], Any],
 ) -> Iterator[None]:
@@ -132,7 +133,7 @@ def scored(
         host: The model.
         inputs: The prompt.
         removed: Mask of the prompt's columns that are the image's.
-        forms: The methods, in order.
+        forms: The methods, in order, and how many edits of maps come before each.
         now: The run; its ``start`` is the number of columns before a block.
         plain: Makes a context in which the text tower runs a number of columns unedited.
     """
@@ -147,10 +148,11 @@ def scored(
         nonlocal ids
         block = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         ids = torch.cat([ids.to(block)[:, : now.start], block], 1)
-        whole = Whole(host, inputs, kept, ids[:, len(kept) :], dict(now.hidden), now.last, plain)
+        new, hidden = ids[:, len(kept) :], dict(now.hidden)
         scores = output.logits[:, -1].float()
-        for form in forms:
-            scores = form.edit(scores, whole)
+        for form, before in forms:
+            last = {layer: row for (count, layer), row in now.last.items() if count == before}
+            scores = form.edit(scores, Whole(host, inputs, kept, new, hidden, last, plain))
         output.logits = torch.cat([output.logits[:, :-1], scores[:, None].to(output.logits)], 1)
         return output
 

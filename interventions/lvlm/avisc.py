@@ -203,7 +203,7 @@ def blanked(given: Mapping[str, Any], blank: Tensor, scheme: Scheme, seed: int) 
 
 class _AvisCEdit(Edit):
     rows = "last"
-    reads_only = True
+    reads_only = reads_again = True
 
     def __init__(self, spec: AvisC, layers: Collection[int]) -> None:
         super().__init__(layers)
@@ -241,7 +241,9 @@ class _AvisCEdit(Edit):
         here = (plan.rows == self.last.to(plan.rows.device)[:, None]) & plan.valid
         # A static cache has columns behind the prompt's, in some layers more than in others.
         row = (logits.softmax(-1).mean(1) * here[..., None]).sum(1)[:, : self.length]
-        self.weights[layer] = self.weights[layer] + row if layer in self.weights else row
+        # It comes in one of several parts, and once more if it is run again.
+        before = self.weights.get(layer, row)
+        self.weights[layer] = torch.where(here.any(1, keepdim=True), row, before)
 
     def _enter(self, given: Mapping[str, Any], pass_: Pass) -> Mapping[str, Any]:
         image = pass_.tokens.is_kind(Kind.IMAGE)

@@ -240,6 +240,16 @@ def test_dola_reads_the_exits_of_the_run_whose_scores_it_contrasts(
     assert_literal(model, ask(model, ROWS[0]), *[ALL[name].acts for name in names])
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", ["vaf", "avar-probs", "spin", "adaptvis", "gift-late", "ilvad"])
+def test_avisc_reads_what_the_methods_before_it_left(name: str, first: bool) -> None:
+    model = tiny("llava")
+    specs = [CONTRASTS["avisc"].acts, ALL[name].acts][:: 1 if first else -1]
+    assert_literal(model, ask(model, ROWS[0]), *specs, within=2e-5)
+    batch = answer(model, ask(model, *ROWS), *specs)
+    assert batch == [answer(model, ask(model, row), *specs)[0] for row in ROWS]
+
+
 # -- VCD's noise --------------------------------------------------------------------------------
 
 
