@@ -247,7 +247,7 @@ class Pass:
         rows = self.scored(self.length)
         every = torch.ones_like(rows, dtype=torch.bool)
         acts: dict[Rows, Tensor | None] = {}
-        for name in ("last", "question", "text", "image"):
+        for name in ("last", "latest", "question", "text", "image"):
             picked = self._select(name).gather(1, rows)
             acts[name] = None if picked.all() else picked[:, None, :, None].to(device)
         return RowPlan(rows.to(device), every.to(device), every.to(device), acts, covers_all=True)

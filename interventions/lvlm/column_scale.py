@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regaze.hooks.checks import check_number
-from regaze.hooks.literal import Map, MapForm
+from regaze.hooks.literal import Map, MapForm, reweighed
 from regaze.hooks.passes import Columns
 from regaze.interventions.base import register
 from regaze.interventions.lvlm.tool import ColumnTool, acted_on
@@ -49,12 +49,11 @@ class ColumnScale(ColumnTool):
         return replace(self, factor=1.0)
 
     def literal(self) -> MapForm:
-        """``a_j = factor a_j`` on the columns, divided by the row's sum."""
+        """``a_j = factor a_j`` on the columns; the softmax divides by the row's sum."""
 
         def edit(z: Tensor, m: Map) -> Tensor:
             a = z.double().masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)
-            a = torch.where(self.at(m), max(self.factor, _TINY) * a, a)
-            scaled = (a / a.sum(-1, keepdim=True)).log().float()
-            return torch.where(acted_on(self, m, z), scaled, z)
+            new = torch.where(self.at(m), max(self.factor, _TINY) * a, a)
+            return torch.where(acted_on(self, m, z), reweighed(z, a, new).float(), z)
 
         return MapForm(self.layers or (), edit)

@@ -118,6 +118,8 @@ def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str
         ("vaf", "ilvad"), ("ilvad", "vaf"), ("gift", "pai"), ("gift-late", "pai"),
         ("pai", "gift-late"), ("avar-probs", "pai"), ("ilvad", "vaf", "icd"),
         ("paint", "gift", "var"), ("vhr", "adaptvis"), ("gift-late", "vhr"), ("ilvad", "gift"),
+        ("columnscale", "pai"), ("columnscale", "avar"), ("spin", "columnscale-hide"),
+        ("pasta-code", "adaptvis"), ("gift-late", "pasta-code"), ("highlight-probability", "ilvad"),
     ],
     ids="+".join,
 )  # fmt: skip
