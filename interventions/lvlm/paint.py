@@ -38,7 +38,7 @@ from regaze.hooks.edits import Edit
 from regaze.hooks.handover import Handover
 from regaze.hooks.host import Host
 from regaze.hooks.literal import Map, MapForm, Probe, ProbeForm
-from regaze.hooks.passes import Columns, GrowingMask, Pass, Picture, RowPlan
+from regaze.hooks.passes import Columns, GrowingMask, Pass, Picture, RowPlan, Rows
 from regaze.hooks.tokens import Kind
 from regaze.interventions.base import Intervention, Preset, register
 from regaze.interventions.lvlm.common import choose_layers, require_patches
@@ -223,7 +223,7 @@ class _Read(Edit):
 
     def __init__(self, spec: PAINT, layers: Sequence[int], found: Handover[_Seen]) -> None:
         super().__init__(layers)
-        self.rows = "class" if spec.scores == "class" else "all"
+        self.rows: Rows = "class" if spec.scores == "class" else "all"
         self.found = found
         self.seen = _Seen((), {})
 
@@ -233,7 +233,10 @@ class _Read(Edit):
             self.found.put(self.seen)
 
     def see_rows(self, layer: int, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
-        weights = (logits.softmax(-1).float() * plan.valid[:, None, :, None]).sum((1, 2))  # "B K"
+        # Others may look at more rows, or at others.
+        acts = plan.acts[self.rows]
+        valid = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+        weights = (logits.softmax(-1).float() * valid[:, None, :, None]).sum((1, 2))  # "B K"
         for row, number in enumerate(columns.pictures):
             picture, end = self.seen.pictures[number], columns.offset + weights.shape[-1]
             scores = self.seen.scores.setdefault((layer, number), weights.new_zeros(picture.length))

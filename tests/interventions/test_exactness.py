@@ -120,6 +120,7 @@ def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str
         ("paint", "gift", "var"), ("vhr", "adaptvis"), ("gift-late", "vhr"), ("ilvad", "gift"),
         ("columnscale", "pai"), ("columnscale", "avar"), ("spin", "columnscale-hide"),
         ("pasta-code", "adaptvis"), ("gift-late", "pasta-code"), ("highlight-probability", "ilvad"),
+        ("paint", "paint-heads"),
     ],
     ids="+".join,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from asking import LONG, SHORT, Row, answer, ask, literally, logits
 from tiny import Tiny, tiny
 from torch import Tensor
 
-from regaze.hooks import Picture, attach
+from regaze.hooks import Picture, attach, capture
 from regaze.interventions import PAINT, parse
 from regaze.interventions.lvlm.paint import merge
 
@@ -169,3 +169,14 @@ def test_columns_that_are_no_whole_blocks_of_patches_raise() -> None:
 def test_wrong_settings_raise(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse(text)
+
+
+@pytest.mark.parametrize("rows", ["all", "class", (3,)])
+def test_whoever_else_looks_at_the_picture_changes_no_patch(rows: Any) -> None:
+    model = tiny("llava")
+    inputs = ask(model, ROWS[1])
+    want = logits(model, inputs, SPEC)
+    with capture(model.model, rows, tower="vision") as seen:
+        got = logits(model, inputs, SPEC)
+    assert seen.captured
+    assert torch.equal(got, want)
