@@ -35,7 +35,7 @@ from regaze.hooks.diffusion.predictions import prediction_of, trimmed, with_samp
 from regaze.hooks.diffusion.rows import Rows, call_by_name
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
-from regaze.hooks.diffusion.works import Work
+from regaze.hooks.diffusion.works import Work, refuse_shuffled
 from regaze.hooks.replaced import keeping_nothing
 
 _NOTHING: Mapping[str, Any] = {}
@@ -160,6 +160,7 @@ class OnePass:
         if not live:
             return pass_
         _refuse_checkpoints(self._denoiser)
+        refuse_shuffled([entry.work for entry in live])
         pass_.compiled = any(is_compiled(part) for part in self._module.modules())
         outside = seat.thread().outside
         pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows, outside)

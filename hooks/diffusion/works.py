@@ -83,6 +83,10 @@ class Work:
     False for a method that replaces it because it is slow."""
     counted: ClassVar[bool] = True
     """True if calls of `attend` are edits: False for a method that only reads there."""
+    places: ClassVar[bool] = False
+    """True if it edits attention by where in the picture tokens are."""
+    shuffles: ClassVar[bool] = False
+    """True if tokens are elsewhere in its branch, in the spatial transformers of its sites."""
     needs_latents: ClassVar[bool] = False
     """True if it needs a pipeline, whose latents it moves."""
 
@@ -160,6 +164,27 @@ def change(new: Tensor, old: Tensor) -> Tensor:
     old = old.float()
     found: Tensor = (new.float() - old).norm(dim=(2, 3)) / old.norm(dim=(2, 3)).clamp(1e-12)
     return found
+
+
+def refuse_shuffled(works: Sequence[Work]) -> None:
+    """Check that no work needs the places of tokens that another one shuffles.
+
+    Raises:
+        ValueError: Works that act in one pass do.
+    """
+    shuffled = {_around(site) for work in works if work.shuffles for site in work.sites}
+    for site in (site for work in works if work.places for site in work.sites):
+        if _around(site) in shuffled:
+            raise ValueError(
+                f"one method shuffles the tokens of {_around(site)} (TPG), and another one edits "
+                f"{site.name} by where in the picture they are (FlowWarp, Regions, PrimeComposer): "
+                "give them layers of different spatial transformers, or leave one out"
+            )
+
+
+def _around(site: Site) -> str:
+    """Path of the spatial transformer that a layer is in."""
+    return site.name.partition(".transformer_blocks.")[0]
 
 
 @dataclass(frozen=True)

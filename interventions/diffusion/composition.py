@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial, reduce
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from PIL import Image
@@ -53,6 +53,8 @@ class Composing(LatentEdit):
         spec: The method's settings, a `regaze.interventions.PrimeComposer`.
         pictures: Background and object; None if their latents are given.
     """
+
+    places: ClassVar[bool] = True
 
     spec: Any = None
     pictures: tuple[Image.Image, Image.Image] | None = None

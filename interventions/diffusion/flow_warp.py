@@ -163,7 +163,7 @@ class FlowWarp(ByLayers):
                 ".flo) or in Python an array (frames - 1, height, width, 2)"
             )
         warped = Warped(self, flows.read(self.flow))
-        return Attend(tuple(self._sites(host)), self.start, self.stop, warped.attend)
+        return _ByPlace(tuple(self._sites(host)), self.start, self.stop, warped.attend)
 
     def _sites(self, denoiser: Host) -> list[Site]:
         """The layers to edit.
@@ -178,6 +178,12 @@ class FlowWarp(ByLayers):
                     f"flow_warp: {site.name} attends over frames, not within a picture"
                 )
         return found
+
+
+class _ByPlace(Attend):
+    """An edit that moves what tokens see along the flow."""
+
+    places: ClassVar[bool] = True
 
 
 def _default_layers(denoiser: Host) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class Regional(Work):
         masks: The regions' places.
         found: The groups of tokens on each grid, as far as one was needed.
     """
+
+    places: ClassVar[bool] = True
 
     prompts: tuple[str, ...] = ()
     base: float = 1.0

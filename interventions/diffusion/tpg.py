@@ -174,6 +174,7 @@ class _Shuffling(Guidance):
     """Guidance whose edits are no attention calls, so that their effect isn't measured there."""
 
     measured: ClassVar[bool] = False
+    shuffles: ClassVar[bool] = True
 
 
 def _is_inside(site: Site) -> bool:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
 import torch
+from methods import METHODS
+from scenes import stage
 from tiny_pipelines import FAMILIES, tiny
 
 import regaze
@@ -57,3 +62,23 @@ def test_bad_inputs_raise() -> None:
     with pytest.raises(ValueError, match="seed must be a whole number, got 0.5"):
         TPG(seed=0.5)  # type: ignore[arg-type]
     assert TPG.preset("sdxl") == TPG(layers=("down_blocks.2",))
+
+
+@pytest.mark.parametrize(("scene", "name"), [("animatediff", "flow_warp"), ("sd", "regions")])
+def test_an_edit_by_place_stays_out_of_transformers_that_are_shuffled(
+    scene: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    pipe, kind = stage(scene)
+    spec = METHODS[name].on(scene)
+    both = "one method shuffles the tokens of mid.* by where in the picture they are"
+    if name == "flow_warp":  # In the decoder alone.
+        with regaze.attach(pipe, TPG(layers=("mid",)), spec) as run:
+            kind.run(pipe)
+        assert all(one.fired for one in run.report().interventions)
+        spec = dataclasses.replace(spec, layers=("mid",))
+    with (
+        regaze.attach(pipe, TPG(layers=("mid",)), spec),
+        pytest.raises(ValueError, match=both),
+    ):
+        kind.run(pipe)
