@@ -118,7 +118,7 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             assert torch.equal(edited[1], literal[1]), method.id
             for got, want in zip(edited, literal, strict=True):
                 assert apart(got, want) <= ROUNDING * spread, method.id
-            # Its row is the last and padded: of places read off the first one none would fit.
+            # The shorter prompt is the second, padded row: places read off the first don't fit it.
             assert torch.equal(padded[0][1], edited[1][0]), method.id
             assert apart(padded[1][1], edited[2][0]) <= ROUNDING * spread, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):

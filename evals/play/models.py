@@ -46,8 +46,8 @@ class Shelf:
         offered: Names to choose from, first.
         any_model: Allow other folders and Hub ids, too.
         keep: Number that stay in memory.
-        dtype: Of those that are loaded. Default: their own.
-        device: Where they are loaded. Default: the first GPU, else the CPU.
+        dtype: The models' precision. Default: their own.
+        device: The models' device. Default: the first GPU, else the CPU.
 
     Raises:
         ValueError: No such dtype, or no such device here.

@@ -172,17 +172,17 @@ def refuse_shuffled(works: Sequence[Work]) -> None:
     Raises:
         ValueError: Works that act in one pass do.
     """
-    shuffled = {_around(site) for work in works if work.shuffles for site in work.sites}
+    shuffled = {transformer_of(site) for work in works if work.shuffles for site in work.sites}
     for site in (site for work in works if work.places for site in work.sites):
-        if _around(site) in shuffled:
+        if (inside := transformer_of(site)) in shuffled:
             raise ValueError(
-                f"one method shuffles the tokens of {_around(site)} (TPG), and another one edits "
+                f"one method shuffles the tokens of {inside} (TPG), and another one edits "
                 f"{site.name} by where in the picture they are (FlowWarp, Regions, PrimeComposer): "
                 "give them layers of different spatial transformers, or leave one out"
             )
 
 
-def _around(site: Site) -> str:
+def transformer_of(site: Site) -> str:
     """Path of the spatial transformer that a layer is in."""
     return site.name.partition(".transformer_blocks.")[0]
 

@@ -37,7 +37,7 @@ from regaze.hooks.diffusion.literal import GuidanceForm
 from regaze.hooks.diffusion.literal_maps import Map
 from regaze.hooks.diffusion.passes import Pass
 from regaze.hooks.diffusion.sites import Site
-from regaze.hooks.diffusion.works import Guidance
+from regaze.hooks.diffusion.works import Guidance, transformer_of
 from regaze.interventions.base import Preset, register
 from regaze.interventions.diffusion.guided import Guided
 
@@ -192,11 +192,6 @@ def _split(name: str) -> tuple[str, int]:
     """The spatial transformer that a layer's name says, and the number of the block in it."""
     path, _, number = name.removesuffix(".attn1").rpartition(".transformer_blocks.")
     return path, int(number)
-
-
-def transformer_of(site: Site) -> str:
-    """Path of the spatial transformer that a layer is in."""
-    return _split(site.name)[0]
 
 
 def last_block(host: Host, site: Site) -> str:

@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def steps(method: Method) -> dict[str, Any]:
-    """A first step and one that comes after another, unless what a method is given is of three."""
+    """Two steps, a first and a later one; these methods are given something for each of three."""
     return {} if method.id in ("paro", "primecomposer") else {"num_inference_steps": 2}
 
 
