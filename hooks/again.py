@@ -62,13 +62,16 @@ class Again:
         """The rows of the block that are run again, "B R"."""
         return self.pass_.scored(self.pass_.length)
 
-    def inputs(self, given: Mapping[str, Any], config: Any, cache: str) -> dict[str, Any]:
+    def inputs(
+        self, given: Mapping[str, Any], config: Any, cache: str, shown: bool = False
+    ) -> dict[str, Any]:
         """Arguments of the model's ``forward``.
 
         Args:
             given: The first run's arguments.
             config: The text tower's config.
             cache: Name of the model's argument for its cache.
+            shown: True if the output is to hold hidden states.
 
         Raises:
             NotImplementedError: The first run was given neither token ids nor embeddings, or a
@@ -108,6 +111,8 @@ class Again:
             "use_cache": True,
             "return_dict": True,
         }
+        if shown:
+            found["output_hidden_states"] = True
         types = [name for name, v in given.items() if name.endswith("token_type_ids")]
         return found | {n: torch.zeros_like(at) for n in types if given[n] is not None}
 
@@ -155,7 +160,9 @@ class Again:
                     edit.see_hidden(layer, hidden, self.pass_)
 
     def answer(self, output: Any, scores: Tensor, new: Any) -> Tensor:
-        """The scores "B R V" of both runs, where each counts; maps in the output change likewise.
+        """The scores "B R V" of both runs, where each counts.
+
+        Attention maps and hidden states in the output change likewise.
 
         Args:
             output: Output of the model in the first run.
@@ -169,6 +176,9 @@ class Again:
             output.attentions = tuple(
                 self._map(one, rows, self.weights.get(layer)) for layer, one in enumerate(maps)
             )
+        if states := getattr(output, "hidden_states", None):
+            pairs = zip(states, new.hidden_states, strict=True)
+            output.hidden_states = tuple(self._hidden(old, own) for old, own in pairs)
         new = new.logits[:, -self.pass_.n_last :].to(scores)
         return torch.where(chosen[:, None, None], new, scores)
 
@@ -178,6 +188,12 @@ class Again:
         index = rows.expand(*new.shape[:3], old.shape[-1])
         chosen = self.samples.to(old.device)[:, None, None, None]
         return old.scatter(2, index, torch.where(chosen, new.to(old), old.gather(2, index)))
+
+    def _hidden(self, old: Tensor, new: Tensor) -> Tensor:
+        """Return hidden states "... B T E" with the new ones "... B R E" in their rows."""
+        index = self.rows.to(old.device)[..., None].expand(new.shape)
+        chosen = self.samples.to(old.device)[:, None, None]
+        return old.scatter(-2, index, torch.where(chosen, new.to(old), old.gather(-2, index)))
 
     def _with(self, old: Tensor, new: Tensor, columns: Tensor) -> Tensor:
         """Return keys or values "B G K D" with the new ones at columns "B R"."""

@@ -188,8 +188,11 @@ class NullPrompt(NullColumns):
         def keep(value: Any) -> Any:
             if isinstance(value, PackedCache):
                 return value.real
-            if isinstance(value, Tensor) and value.ndim == 3 and value.shape[1] == total:
-                return value[:, : self.length]
+            if isinstance(value, Tensor) and value.ndim > 2:
+                # "B T H", or with several streams "N B T H" or "B T N H".
+                for dim in (value.ndim - 2, 1):
+                    if value.shape[dim] == total:
+                        return value.narrow(dim, 0, self.length)
             if isinstance(value, tuple):
                 return tuple(keep(v) for v in value)
             return value

@@ -255,7 +255,8 @@ class Scores:
         kept = [(m, m.rope_deltas) for m in self._runs.owners]
         try:
             with keeping_nothing(scorer), self._again(running, samples) as again:
-                new = scorer.forward(**again.inputs(given, config, cache_name(scorer)))
+                shown = getattr(output, "hidden_states", None) is not None
+                new = scorer.forward(**again.inputs(given, config, cache_name(scorer), shown))
         finally:
             self._here.given = self._here.running = None
             for module, deltas in kept:

@@ -53,22 +53,19 @@ def spec_for(host: Host, method: Method) -> Intervention:
     return dataclasses.replace(acts, **changes)
 
 
-def generated(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Ids and logits of greedy decoding."""
+@torch.no_grad()
+def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """What is generated, its logits, and hidden states of the prompt's rows."""
     made = model.model.generate(
         **inputs,
         max_new_tokens=2,
         do_sample=False,
         output_logits=True,
+        output_hidden_states=True,
         return_dict_in_generate=True,
     )
-    return made.sequences[:, -2:], torch.stack(made.logits, 1)
-
-
-@torch.no_grad()
-def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of the prompt's rows, then what is generated."""
-    return model.model(**inputs).logits, *generated(model, inputs)
+    states = getattr(made, "hidden_states", None) or made.decoder_hidden_states
+    return made.sequences[:, -2:], torch.stack(made.logits, 1), states[0][-1]
 
 
 def apart(got: Tensor, want: Tensor) -> float:
@@ -95,7 +92,7 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
     host, inputs = find_host(model.model), prompts(family, PROMPT)
     with pictures(model):
         plain = run(model, inputs)
-        spread = float(plain[0].std())
+        spreads = [float(x.std()) for x in plain[1:]]
         for method in RUN:
             if reason := cannot(family, method):
                 with pytest.raises(ValueError, match=reason):
@@ -105,7 +102,7 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
                 continue
             with attach(model.model, spec_for(host, method)) as attached:
                 edited = run(model, inputs)
-                padded = generated(model, prompts(family, LONGER, PROMPT))
+                padded = run(model, prompts(family, LONGER, PROMPT))
             with literally(model, inputs, attached.specs):
                 literal = run(model, inputs)
             report = attached.report()
@@ -114,12 +111,17 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             attending = set(getattr(attached.specs[0], "layers", ()))
             # A layer without visual sinks is none of VAR's business.
             assert acted <= attending if method.name == "var" else acted == attending, method.id
-            assert (edited[0] - plain[0]).abs().max() > EFFECT * spread, method.id
-            assert torch.equal(edited[1], literal[1]), method.id
-            for got, want in zip(edited, literal, strict=True):
-                assert apart(got, want) <= ROUNDING * spread, method.id
+            moved = map(apart, edited[1:], plain[1:])
+            shares = [gap / spread for gap, spread in zip(moved, spreads, strict=True)]
+            assert max(shares) > EFFECT, method.id
             # The shorter prompt is the second, padded row: places read off the first don't fit it.
-            assert torch.equal(padded[0][1], edited[1][0]), method.id
-            assert apart(padded[1][1], edited[2][0]) <= ROUNDING * spread, method.id
+            assert torch.equal(padded[0][1], edited[0][0]), method.id
+            assert torch.equal(edited[0], literal[0]), method.id
+            for got, want, row, spread in zip(
+                edited[1:], literal[1:], padded[1:], spreads, strict=True
+            ):
+                assert apart(got, want) <= ROUNDING * spread, method.id
+                own = row[..., 1:, -got.shape[-2] :, :]
+                assert apart(own, got) <= ROUNDING * spread, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):
             assert torch.equal(got, before)

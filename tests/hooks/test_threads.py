@@ -35,7 +35,7 @@ def switching(request: pytest.FixtureRequest) -> Iterator[None]:
 def sayers(model: Tiny, rows: Sequence[Row], **options: Any) -> list[Callable[[], list[int]]]:
     def sayer(inputs: dict[str, Any]) -> Callable[[], list[int]]:
         def say() -> list[int]:
-            made = model.model.generate(**inputs, max_new_tokens=12, do_sample=False, **options)
+            made = model.model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
             found: list[int] = made[0].tolist()
             return found
 
@@ -54,11 +54,11 @@ def test_threads_get_what_they_would_get_alone(name: str, options: dict[str, Any
         want = [job() for job in jobs]
         alone = run.report().interventions[0]
     with attach(model.model, EDITS[name].acts) as run:
-        for _ in range(3):
+        for _ in range(2):
             assert together(*jobs) == want
         report = run.report().interventions[0]
-    assert report.prompts == 3 * alone.prompts
-    assert [x.calls for x in report.layers] == [3 * x.calls for x in alone.layers]
+    assert report.prompts == 2 * alone.prompts
+    assert [x.calls for x in report.layers] == [2 * x.calls for x in alone.layers]
     assert [x.effect for x in report.layers] == pytest.approx([x.effect for x in alone.layers])
 
 

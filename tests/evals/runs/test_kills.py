@@ -13,7 +13,7 @@ import pytest
 from killing import NAMES
 from stored import answers_on_disk
 
-KILLS = {"stub": 25, "real": 2}
+KILLS = {"stub": 25, "real": 1}
 
 
 def contents(out: Path) -> dict[str, bytes | str]:

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload
 from accelerate.hooks import remove_hook_from_submodules
 from methods import Method, promised
-from scenes import KINDS, PAIRS, differ, plain, rows_of, stage, traces
+from scenes import KINDS, PAIRS, differ, plain, rows_of, stage, steps, traces
 from tiny_pipelines import Family
 from torch import Tensor
 
@@ -29,22 +29,18 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
-def steps(method: Method) -> dict[str, Any]:
-    """Two steps, a first and a later one; these methods are given something for each of three."""
-    return {} if method.id in ("paro", "primecomposer") else {"num_inference_steps": 2}
-
-
 @promised("undo", *SOME)
 def test_detaching_restores_the_pipeline(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
     denoiser = getattr(pipe, kind.denoiser)
-    want, before = plain(scene), traces(pipe, denoiser)
+    few = steps(method.id)
+    want, before = plain(scene, **few), traces(pipe, denoiser)
     with regaze.attach(pipe, method.on(scene)) as run:
-        edited = kind.run(pipe)
+        edited = kind.run(pipe, **few)
     assert run.report().fired
     assert differ(edited, want) > 1e-3
     assert traces(pipe, denoiser) == before
-    assert torch.equal(kind.run(pipe), want)
+    assert torch.equal(kind.run(pipe, **few), want)
 
 
 @promised("idle", *SOME)
@@ -68,7 +64,7 @@ def written_out(pipe: Any, kind: Family, spec: Any, guided: bool) -> AbstractCon
 
 def check(scene: str, method: Method, guided: bool) -> None:
     pipe, kind = stage(scene)
-    few = steps(method)
+    few = steps(method.id)
     alone = plain(scene, guided, **few)
     with regaze.attach(pipe, method.on(scene)) as run:
         got = kind.run(pipe, guided=guided, **few)
@@ -95,7 +91,7 @@ def test_it_does_without_classifier_free_guidance(scene: str, method: Method) ->
 def test_a_batch_gives_what_single_samples_give(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
     with regaze.attach(pipe, method.on(scene)):
-        batch, single = (kind.run(pipe, size, **steps(method)) for size in (2, 1))
+        batch, single = (kind.run(pipe, size, **steps(method.id)) for size in (2, 1))
     assert differ(rows_of(kind, batch, 0), single) < method.within
 
 
@@ -121,12 +117,12 @@ def test_half_precision(scene: str, method: Method, dtype: torch.dtype) -> None:
 @promised("undo", "sd", "pairs-flux", "clip-wan", "frames-sd")
 def test_sequential_offloading(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
-    own = copy.deepcopy(pipe)
+    own, few = copy.deepcopy(pipe), steps(method.id)
     denoiser = getattr(own, kind.denoiser)
     with regaze.attach(own, method.on(scene)):
-        want = kind.run(own)
+        want = kind.run(own, **few)
         cpu_offload(denoiser, execution_device=torch.device("cpu"))
-        got = kind.run(own)
+        got = kind.run(own, **few)
         remove_hook_from_submodules(denoiser)
     assert differ(got, want) < 1e-5
 

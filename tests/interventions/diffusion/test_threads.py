@@ -14,7 +14,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
 from making import move
 from methods import Method, promised
-from scenes import stage
+from scenes import stage, steps
 from tiny_pipelines import FAMILIES, quiet
 from torch import Tensor
 
@@ -36,7 +36,7 @@ def switching(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
 @promised("threads", "sd", "flux", "pairs-flux")
 def test_threads_do_not_see_each_other(scene: str, method: Method) -> None:
     pipe, kind = stage(scene)
-    calls = [kind.call(kind.samples, True) for _ in range(RUNS)]
+    calls = [kind.call(kind.samples, True) | steps(method.id) for _ in range(RUNS)]
     for number, call in enumerate(calls):
         if "latents" in call:
             call["latents"] = call["latents"] * (1 + 0.1 * number)
