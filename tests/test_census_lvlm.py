@@ -1,7 +1,7 @@
 """Every image-text-to-text class of transformers is edited exactly, or refuses; nothing in between.
 
 Each class that can be built tiny is built, and every method run on it against its literal form, in
-the prompt and in decoding, alone and in a padded batch.
+the prompt and in decoding, alone or in a padded batch.
 """
 
 from __future__ import annotations
@@ -73,6 +73,11 @@ def apart(got: Tensor, want: Tensor) -> float:
     return float(torch.where(got == want, 0.0, (got - want).double().abs()).max())
 
 
+def last_row(outputs: Tensor) -> Tensor:
+    """The last sample of "B N", "B Q V" or "... B T E"."""
+    return outputs[-1:] if outputs.ndim == 2 else outputs[..., -1:, :, :]
+
+
 def test_every_class_is_in_the_table() -> None:
     assert set(EVERY) <= set(FAMILIES)
     assert FEWER or set(EVERY) == set(FAMILIES)
@@ -100,9 +105,12 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
                 continue
             if method.name == "gift" and len(host.sites) == 1:
                 continue
+            # Every family meets both, and every method: the prompt alone, and as the second, padded
+            # row of a batch, where places read off the first don't fit it.
+            alone = (EDITED.index(family) + RUN.index(method)) % 2
+            asked = inputs if alone else prompts(family, LONGER, PROMPT)
             with attach(model.model, spec_for(host, method)) as attached:
-                edited = run(model, inputs)
-                padded = run(model, prompts(family, LONGER, PROMPT))
+                ids, *edited = map(last_row, run(model, asked))
             with literally(model, inputs, attached.specs):
                 literal = run(model, inputs)
             report = attached.report()
@@ -111,17 +119,14 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             attending = set(getattr(attached.specs[0], "layers", ()))
             # A layer without visual sinks is none of VAR's business.
             assert acted <= attending if method.name == "var" else acted == attending, method.id
-            moved = map(apart, edited[1:], plain[1:])
-            shares = [gap / spread for gap, spread in zip(moved, spreads, strict=True)]
-            assert max(shares) > EFFECT, method.id
-            # The shorter prompt is the second, padded row: places read off the first don't fit it.
-            assert torch.equal(padded[0][1], edited[0][0]), method.id
-            assert torch.equal(edited[0], literal[0]), method.id
-            for got, want, row, spread in zip(
-                edited[1:], literal[1:], padded[1:], spreads, strict=True
+            assert torch.equal(ids, literal[0]), method.id
+            moved = []
+            for got, want, before, spread in zip(
+                edited, literal[1:], plain[1:], spreads, strict=True
             ):
-                assert apart(got, want) <= ROUNDING * spread, method.id
-                own = row[..., 1:, -got.shape[-2] :, :]
-                assert apart(own, got) <= ROUNDING * spread, method.id
+                own = got[..., -want.shape[-2] :, :]
+                assert apart(own, want) <= ROUNDING * spread, method.id
+                moved.append(apart(own, before) / spread)
+            assert max(moved) > EFFECT, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):
             assert torch.equal(got, before)

@@ -44,10 +44,12 @@ def sayers(model: Tiny, rows: Sequence[Row], **options: Any) -> list[Callable[[]
     return [sayer(ask(model, row)) for row in rows]
 
 
-@pytest.mark.usefixtures("switching")
+@pytest.mark.parametrize("switching", [1e-6], ids=["often"], indirect=True)
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}], ids=["greedy", "beams"])
 @pytest.mark.parametrize("name", MAIN)
-def test_threads_get_what_they_would_get_alone(name: str, options: dict[str, Any]) -> None:
+def test_threads_get_what_they_would_get_alone(
+    name: str, options: dict[str, Any], switching: None
+) -> None:
     model = tiny("llava", fresh=True)
     jobs = sayers(model, ROWS, **options)
     with attach(model.model, EDITS[name].acts) as run:

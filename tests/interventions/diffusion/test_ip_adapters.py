@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from diffusers.models.attention_processor import (
 from diffusers.models.embeddings import ImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from methods import METHODS
-from scenes import differ
+from scenes import differ, steps
 from tiny_pipelines import FAMILIES, TEXT, WIDTH, noise, quiet
 from torch import Tensor, nn
 
@@ -37,8 +38,9 @@ def projection(adapters: int, width: int, tokens: int) -> Any:
     )
 
 
+@functools.cache
 def with_two_adapters(family: str) -> Any:
-    """Each picture has as many tokens as the text."""
+    """A pipeline that tests leave as it was; each picture has as many tokens as the text."""
     pipe = quiet(FAMILIES[family].build())
     torch.manual_seed(3)
     processors: dict[str, Any] = {}
@@ -88,7 +90,7 @@ def test_cross_attention_to_pictures_stays(
     pipe, kind = with_two_adapters(family), FAMILIES[family]
 
     def run() -> Tensor:
-        return kind.run(pipe, guided=guided, **pictures(2, guided, masked))
+        return kind.run(pipe, guided=guided, **pictures(2, guided, masked), **steps(method))
 
     plain = run()
     with regaze.attach(pipe, METHODS[method].on(family)) as attached:
