@@ -155,7 +155,7 @@ class Again:
         """Show a layer's input "B R E" to the edits that see those of single rows."""
         for entry in self.first.by_layer.get(layer, ()):
             edit = self.first.works[entry]
-            if overrides(edit, "see_hidden") and edit.sees_decoding:
+            if overrides(edit, "see_hidden") and (edit.sees_decoding or edit.reads_again):
                 with torch.no_grad():
                     edit.see_hidden(layer, hidden, self.pass_)
 

@@ -126,8 +126,8 @@ class Edit:
     def see_hidden(self, layer: int, hidden: Tensor, pass_: Pass) -> None:
         """Read the residual stream "B Q E" entering a layer, before its norm.
 
-        In decode steps, and of last rows that run again (then they alone, "B R E"), only with
-        ``sees_decoding``.
+        In decode steps only with ``sees_decoding``, and of last rows that run again (then they
+        alone, "B R E") with that or ``reads_again``.
         Gradients don't flow through what is read.
         """
 

@@ -240,7 +240,7 @@ class _Seen:
 
 class _VAREdit(Edit):
     rows = "text"
-    keeps_masked = True
+    keeps_masked = reads_again = True
 
     def __init__(self, spec: VAR, host: Host) -> None:
         super().__init__(spec.layers or () if spec.keep != 1 else ())
@@ -283,13 +283,24 @@ class _VAREdit(Edit):
             return
         phi = sink_values(hidden, self.dims)
         sinks = phi > self.tau if self.spec.sense == "code" else phi >= self.tau
-        sinks = sinks & self.prompt.to(sinks.device)
+        prompt = self.prompt.to(sinks.device)
+        if pass_.again:
+            rows = pass_.scored(pass_.length).to(sinks.device)
+            before = self.sinks[layer]
+            sinks = before.scatter(1, rows + pass_.past, sinks & prompt.gather(1, rows))
+            self._keep(layer, sinks)
+            return
+        sinks = sinks & prompt
         self._look(layer, phi, sinks, pass_)
         if layer in self.sinks:
             # Since the block before, text may have been generated (or rolled back).
             before = self.sinks[layer][:, : pass_.past]
             gap = pass_.past - before.shape[1]
             sinks = torch.cat([torch.nn.functional.pad(before, (0, gap)), sinks], 1)
+        self._keep(layer, sinks)
+
+    def _keep(self, layer: int, sinks: Tensor) -> None:
+        """Keep a layer's sinks "B K", and what its rows sum over."""
         self.sinks[layer] = sinks
         image = self.image.to(sinks.device)
         self.sums.pop(layer, None)
