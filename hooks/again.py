@@ -8,7 +8,7 @@ prompt. Its new keys and values take the place of the old ones in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,7 +25,14 @@ from regaze.hooks.running import Running
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Kind
 
+SHOWN = ("hidden_states", "router_logits")
+"""What an output may hold of all rows, by ``output_hidden_states=True`` and the like."""
 _PLAIN = ("DynamicLayer", "DynamicSlidingWindowLayer", "StaticLayer", "StaticSlidingWindowLayer")
+
+
+def shown(output: Any) -> list[str]:
+    """Those of `SHOWN` that an output of a model holds."""
+    return [name for name in SHOWN if getattr(output, name, None)]
 
 
 @dataclass(eq=False)
@@ -63,7 +70,7 @@ class Again:
         return self.pass_.scored(self.pass_.length)
 
     def inputs(
-        self, given: Mapping[str, Any], config: Any, cache: str, shown: bool = False
+        self, given: Mapping[str, Any], config: Any, cache: str, shown: Collection[str] = ()
     ) -> dict[str, Any]:
         """Arguments of the model's ``forward``.
 
@@ -71,7 +78,7 @@ class Again:
             given: The first run's arguments.
             config: The text tower's config.
             cache: Name of the model's argument for its cache.
-            shown: True if the output is to hold hidden states.
+            shown: Those of `SHOWN` that the first run's output holds.
 
         Raises:
             NotImplementedError: The first run was given neither token ids nor embeddings, or a
@@ -111,8 +118,7 @@ class Again:
             "use_cache": True,
             "return_dict": True,
         }
-        if shown:
-            found["output_hidden_states"] = True
+        found |= {f"output_{name}": True for name in shown}
         types = [name for name, v in given.items() if name.endswith("token_type_ids")]
         return found | {n: torch.zeros_like(at) for n in types if given[n] is not None}
 
@@ -162,7 +168,7 @@ class Again:
     def answer(self, output: Any, scores: Tensor, new: Any) -> Tensor:
         """The scores "B R V" of both runs, where each counts.
 
-        Attention maps and hidden states in the output change likewise.
+        Attention maps, and what else the output shows of these rows, change likewise.
 
         Args:
             output: Output of the model in the first run.
@@ -176,9 +182,9 @@ class Again:
             output.attentions = tuple(
                 self._map(one, rows, self.weights.get(layer)) for layer, one in enumerate(maps)
             )
-        if states := getattr(output, "hidden_states", None):
-            pairs = zip(states, new.hidden_states, strict=True)
-            output.hidden_states = tuple(self._hidden(old, own) for old, own in pairs)
+        for name in shown(output):
+            pairs = zip(output[name], new[name], strict=True)
+            output[name] = tuple(self._shown(old, own) for old, own in pairs)
         new = new.logits[:, -self.pass_.n_last :].to(scores)
         return torch.where(chosen[:, None, None], new, scores)
 
@@ -189,8 +195,11 @@ class Again:
         chosen = self.samples.to(old.device)[:, None, None, None]
         return old.scatter(2, index, torch.where(chosen, new.to(old), old.gather(2, index)))
 
-    def _hidden(self, old: Tensor, new: Tensor) -> Tensor:
-        """Return hidden states "... B T E" with the new ones "... B R E" in their rows."""
+    def _shown(self, old: Tensor, new: Tensor) -> Tensor:
+        """Return "... B T E", or "BT E" as routers have it, with new rows."""
+        if old.ndim == 2:
+            rows = [x.unflatten(0, (len(self.samples), -1)) for x in (old, new)]
+            return self._shown(*rows).flatten(0, 1)
         index = self.rows.to(old.device)[..., None].expand(new.shape)
         chosen = self.samples.to(old.device)[:, None, None]
         return old.scatter(-2, index, torch.where(chosen, new.to(old), old.gather(-2, index)))

@@ -27,7 +27,7 @@ _OF_ROWS = ("token_type_ids", "mm_token_type_ids")
 _KNOWN = (*_OF_ROWS, "input_ids", "attention_mask", "position_ids")
 _ROOM = 64
 """Number of columns to allocate ahead."""
-_SHOWN = ("output_attentions", "output_hidden_states")
+_SHOWN = ("output_attentions", "output_hidden_states", "output_router_logits")
 
 
 @dataclass(frozen=True, eq=False)

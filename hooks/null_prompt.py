@@ -183,7 +183,7 @@ class NullPrompt(NullColumns):
 
     def cut(self, output: Any) -> Any:
         """The tower's output without the packed columns."""
-        total = self.length + self.size
+        total, batch = self.length + self.size, len(self.columns)
 
         def keep(value: Any) -> Any:
             if isinstance(value, PackedCache):
@@ -193,6 +193,9 @@ class NullPrompt(NullColumns):
                 for dim in (value.ndim - 2, 1):
                     if value.shape[dim] == total:
                         return value.narrow(dim, 0, self.length)
+            if isinstance(value, Tensor) and value.ndim == 2 and len(value) == batch * total:
+                # Logits of routers, whose tokens stand in one row.
+                return value.unflatten(0, (batch, total))[:, : self.length].flatten(0, 1)
             if isinstance(value, tuple):
                 return tuple(keep(v) for v in value)
             return value

@@ -9,6 +9,7 @@ columns that both share and the packed ones, from an empty state.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ class Apart:
         seen = valid.gather(1, order)
         kwargs = {k: None if isinstance(v, Cache) else v for k, v in self.kwargs.items()}
         kwargs["attention_mask"] = None if bool(seen.all()) else seen.long()
-        output = layer.forward(hidden, *self.args, **kwargs)
+        # Recorders of a layer's insides (router logits) know by context that they are at work.
+        output = Context().run(layer.forward, hidden, *self.args, **kwargs)
         outputs: Tensor = output[0] if isinstance(output, tuple) else output
         back = order.argsort(1)[:, null.shared :, None]
         return outputs.gather(1, back.expand(-1, -1, outputs.shape[2]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils.generic import ModelOutput
 
-from regaze.hooks.again import Again
+from regaze.hooks.again import Again, shown
 from regaze.hooks.ahead import look_ahead
 from regaze.hooks.caches import cache_name, find_cache
 from regaze.hooks.callers import refuse_nested
@@ -255,8 +255,8 @@ class Scores:
         kept = [(m, m.rope_deltas) for m in self._runs.owners]
         try:
             with keeping_nothing(scorer), self._again(running, samples) as again:
-                shown = getattr(output, "hidden_states", None) is not None
-                new = scorer.forward(**again.inputs(given, config, cache_name(scorer), shown))
+                told = again.inputs(given, config, cache_name(scorer), shown(output))
+                new = scorer.forward(**told)
         finally:
             self._here.given = self._here.running = None
             for module, deltas in kept:

@@ -130,3 +130,23 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             assert max(moved) > EFFECT, method.id
         for got, before in zip(run(model, inputs), plain, strict=True):
             assert torch.equal(got, before)
+
+
+@pytest.mark.parametrize("name", ["vhr", "adaptvis"])
+@pytest.mark.parametrize("family", ["aria", "llama4", "qwen3_vl_moe", "qwen3_5_moe"])
+@torch.no_grad()
+def test_logits_of_routers_are_those_of_the_prompt_s_rows(family: str, name: str) -> None:
+    model, method = tiny_model(family), EDITS[name]
+    if cannot(family, method):
+        pytest.skip(cannot(family, method))
+    inputs = prompts(family, PROMPT) | {"output_router_logits": True}
+    with pictures(model):
+        plain = model.model(**inputs).router_logits
+        with attach(model.model, spec_for(find_host(model.model), method)) as attached:
+            edited = model.model(**inputs).router_logits
+        with literally(model, inputs, attached.specs):
+            literal = model.model(**inputs).router_logits
+    assert len(edited) == len(plain)
+    assert any(apart(got, before) > EFFECT for got, before in zip(edited, plain, strict=True))
+    for got, want in zip(edited, literal, strict=True):
+        assert apart(got, want) <= ROUNDING * float(want.std())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from asking import LONG, SHORT, ask, assert_literal, decoded, literally
+from asking import LONG, SHORT, Row, answer, ask, assert_literal, decoded, literally
 from matrix import ALL, EDITS, pairs
 from methods import LAYERS, SINKS, Method
 from tiny import FAMILIES, tiny
@@ -127,3 +127,14 @@ def test_rows_that_others_compute_have_the_bias_of_all_rows(name: str, bias: str
 def test_what_one_method_leaves_is_what_the_next_one_finds(names: tuple[str, ...]) -> None:
     model = tiny("llava")
     assert_literal(model, ask(model, (SHORT, [0])), *[ALL[name].acts for name in names])
+
+
+@pytest.mark.parametrize("names", [("ilvad", "var"), ("var", "ilvad")], ids="+".join)
+def test_a_row_that_runs_again_counts_as_a_sink_by_what_it_has_become(
+    names: tuple[str, ...],
+) -> None:
+    model, specs = tiny("qwen2_vl"), [ALL[name].acts for name in names]
+    rows: list[Row] = [(SHORT, [0]), (LONG, [1])]
+    assert_literal(model, ask(model, rows[0]), *specs)
+    batch = answer(model, ask(model, *rows), *specs)
+    assert batch == [answer(model, ask(model, row), *specs)[0] for row in rows]
