@@ -107,7 +107,7 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
                 continue
             # Every family meets both, and every method: the prompt alone, and as the second, padded
             # row of a batch, where places read off the first don't fit it.
-            alone = (EDITED.index(family) + RUN.index(method)) % 2
+            alone = (list(FAMILIES).index(family) + RUN.index(method)) % 2
             asked = inputs if alone else prompts(family, LONGER, PROMPT)
             with attach(model.model, spec_for(host, method)) as attached:
                 ids, *edited = map(last_row, run(model, asked))
