@@ -70,7 +70,7 @@ class Again:
         return self.pass_.scored(self.pass_.length)
 
     def inputs(
-        self, given: Mapping[str, Any], config: Any, cache: str, shown: Collection[str] = ()
+        self, given: Mapping[str, Any], config: Any, cache: str, more: Collection[str] = ()
     ) -> dict[str, Any]:
         """Arguments of the model's ``forward``.
 
@@ -78,7 +78,7 @@ class Again:
             given: The first run's arguments.
             config: The text tower's config.
             cache: Name of the model's argument for its cache.
-            shown: Those of `SHOWN` that the first run's output holds.
+            more: Those of `SHOWN` that the first run's output holds.
 
         Raises:
             NotImplementedError: The first run was given neither token ids nor embeddings, or a
@@ -118,7 +118,7 @@ class Again:
             "use_cache": True,
             "return_dict": True,
         }
-        found |= {f"output_{name}": True for name in shown}
+        found |= {f"output_{name}": True for name in more}
         types = [name for name, v in given.items() if name.endswith("token_type_ids")]
         return found | {n: torch.zeros_like(at) for n in types if given[n] is not None}
 

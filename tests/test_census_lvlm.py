@@ -12,11 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from asking import literally
+from asking import contrasts, decoded, literally
 from census_lvlm import EVERY, FEWER, LONGER, PROMPT, pictures, prompts, tiny_config, tiny_model
 from matrix import CONTRASTS, EDITS, cannot
 from methods import Method
-from tiny import Tiny
 from torch import Tensor, nn
 
 from regaze.hooks import Host, attach
@@ -53,28 +52,13 @@ def spec_for(host: Host, method: Method) -> Intervention:
     return dataclasses.replace(acts, **changes)
 
 
-@torch.no_grad()
-def run(model: Tiny, inputs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """What is generated, its logits, and hidden states of the prompt's rows."""
-    made = model.model.generate(
-        **inputs,
-        max_new_tokens=2,
-        do_sample=False,
-        output_logits=True,
-        output_hidden_states=True,
-        return_dict_in_generate=True,
-    )
-    states = getattr(made, "hidden_states", None) or made.decoder_hidden_states
-    return made.sequences[:, -2:], torch.stack(made.logits, 1), states[0][-1]
-
-
 def apart(got: Tensor, want: Tensor) -> float:
     """Largest difference; tokens that are ruled out (-inf) in both are alike."""
     return float(torch.where(got == want, 0.0, (got - want).double().abs()).max())
 
 
-def last_row(outputs: Tensor) -> Tensor:
-    """The last sample of "B N", "B Q V" or "... B T E"."""
+def last_sample(outputs: Tensor) -> Tensor:
+    """The last row of a batch: of "B N", "B Q V" or "... B T E"."""
     return outputs[-1:] if outputs.ndim == 2 else outputs[..., -1:, :, :]
 
 
@@ -96,8 +80,7 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
     model = tiny_model(family)
     host, inputs = find_host(model.model), prompts(family, PROMPT)
     with pictures(model):
-        plain = run(model, inputs)
-        spreads = [float(x.std()) for x in plain[1:]]
+        both = [decoded(model, inputs, second, tokens=2) for second in (False, True)]
         for method in RUN:
             if reason := cannot(family, method):
                 with pytest.raises(ValueError, match=reason):
@@ -110,25 +93,25 @@ def test_every_method_equals_its_literal_form_or_says_why_not(family: str) -> No
             alone = (list(FAMILIES).index(family) + RUN.index(method)) % 2
             asked = inputs if alone else prompts(family, LONGER, PROMPT)
             with attach(model.model, spec_for(host, method)) as attached:
-                ids, *edited = map(last_row, run(model, asked))
+                second = contrasts(model, attached.specs)
+                edited = [last_sample(x) for x in decoded(model, asked, second, tokens=2)]
             with literally(model, inputs, attached.specs):
-                literal = run(model, inputs)
+                literal = decoded(model, inputs, second, tokens=2)
             report = attached.report()
             assert report.fired, method.id
             acted = {one.layer for one in report.interventions[0].layers if one.layer >= 0}
             attending = set(getattr(attached.specs[0], "layers", ()))
             # A layer without visual sinks is none of VAR's business.
             assert acted <= attending if method.name == "var" else acted == attending, method.id
-            assert torch.equal(ids, literal[0]), method.id
+            assert torch.equal(edited[1], literal[1]), method.id
             moved = []
-            for got, want, before, spread in zip(
-                edited, literal[1:], plain[1:], spreads, strict=True
-            ):
-                own = got[..., -want.shape[-2] :, :]
-                assert apart(own, want) <= ROUNDING * spread, method.id
-                moved.append(apart(own, before) / spread)
+            for part in (0, 2):
+                want, before = literal[part], both[second][part]
+                got, spread = edited[part][..., -want.shape[-2] :, :], float(before.std())
+                assert apart(got, want) <= ROUNDING * spread, method.id
+                moved.append(apart(got, before) / spread)
             assert max(moved) > EFFECT, method.id
-        for got, before in zip(run(model, inputs), plain, strict=True):
+        for got, before in zip(decoded(model, inputs, tokens=2), both[0], strict=True):
             assert torch.equal(got, before)
 
 

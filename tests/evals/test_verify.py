@@ -95,6 +95,7 @@ REFUSED = {
 def test_every_method_keeps_every_promise_on_a_painter(name: str) -> None:
     loaded = pipelines.load(name)
     specs = every("diffusers pipelines")
+    # Twenty refinements a step take longer than all other methods together.
     specs = [AttendAndExcite(refinements=2) if s.name == "attend_and_excite" else s for s in specs]
     if name == "painter-unet":  # Those that the other painter refuses, and one that it doesn't.
         specs = [s for s in specs if s.name in {"pag", "consistedit", *REFUSED["painter-mmdit"]}]
