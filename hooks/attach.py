@@ -114,7 +114,8 @@ def attach(
     if denoisers is None:
         split_target(target, processor)
     for one in interventions:
-        if not callable(getattr(one, "resolve", None)) or isinstance(one, type):
+        is_spec = all(hasattr(one, name) for name in ("resolve", "bind", "acts_on"))
+        if not is_spec or isinstance(one, type):
             several = "; several come one by one: attach(model, *specs)"
             raise TypeError(
                 "attach takes specs such as VHR(alpha=2) or parse('vhr:alpha=2'), got "

@@ -36,7 +36,7 @@ def split_target(target: Any, processor: Any = None) -> tuple[nn.Module, Any]:
         else "load one with AutoModelForImageTextToText.from_pretrained(...)"
     )
     raise TypeError(
-        f"attach needs a transformers model or pipeline, got {type(target).__name__}; {cure}"
+        f"a transformers model or pipeline is needed, got {type(target).__name__}; {cure}"
     )
 
 

@@ -200,8 +200,13 @@ def register(cls: _T) -> _T:
     """Make a method known by its name to `get`, `parse`, ``from_dict`` and the command line.
 
     Raises:
+        TypeError: It isn't a subclass of `Intervention` with a name.
         ValueError: Another one has that name.
     """
+    if not (isinstance(cls, type) and issubclass(cls, Intervention)):
+        raise TypeError(f"register takes a subclass of Intervention, got {shown(cls)}")
+    if not isinstance(getattr(cls, "name", None), str):
+        raise TypeError(f'{cls.__name__} needs a name: name: ClassVar[str] = "my_method"')
     shipped = outlines().get(cls.name)
     if cls.name in _REGISTRY or (shipped and shipped.module != cls.__module__):
         raise ValueError(f"an intervention named {cls.name!r} is already registered")

@@ -197,7 +197,7 @@ def _kept(flow: Any) -> str:
         return str(flow)
     try:
         return str(flows.keep(flow if isinstance(flow, Flow) else Flow(np.asarray(flow))))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"flow_warp: {error}") from None
 
 

@@ -21,6 +21,7 @@ from regaze.hooks.checks import check_number
 from regaze.hooks.host import Host, find_host
 from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.stack import paused
+from regaze.hooks.targets import split_target
 
 DEFAULT_TAU = 20 / 4096**0.5
 """The published threshold 20 at LLaVA-1.5-7B's hidden size, as a fraction of phi's bound."""
@@ -120,8 +121,12 @@ def discover_sinks(model: Any, processor: Any = None, tau: float | None = None) 
 
     Returns:
         The profile; ``sink_dims`` is empty if nothing stands out.
+
+    Raises:
+        TypeError: Neither a model nor a pipeline that holds one.
+        ValueError: Its text layers can't be told, or tau is out of its domain.
     """
-    return find_sinks(find_host(getattr(model, "model", model), processor, unknown="check"), tau)
+    return find_sinks(find_host(*split_target(model, processor), unknown="check"), tau)
 
 
 def find_sinks(host: Host, tau: float | None = None) -> SinkProfile:

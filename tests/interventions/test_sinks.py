@@ -74,6 +74,12 @@ def test_a_model_without_sinks_has_an_empty_profile_and_var_raises() -> None:
         attach(model.model, VAR())
 
 
+@pytest.mark.parametrize("target", [None, "llava", {}, tiny("llava").processor])
+def test_sinks_are_looked_for_in_a_model(target: Any) -> None:
+    with pytest.raises(TypeError, match="model"):
+        discover_sinks(target)
+
+
 def test_a_lower_threshold_finds_more() -> None:
     model = tiny("llava")
     counts = [len(discover_sinks(model.model, tau=tau).sink_dims) for tau in (0.3, 0.2, 0.1)]

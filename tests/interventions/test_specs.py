@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from regaze.interventions import (
     get,
     names,
     parse,
+    register,
 )
 
 SPECS = [
@@ -323,6 +325,33 @@ def test_long_values_are_shown_by_their_beginning_and_deep_ones_refused() -> Non
         assert len(str(caught.value)) < 200
     with pytest.raises(ValueError, match="nested too deeply"):
         parse("vhr:layers=" + "[" * 3000 + "]" * 3000)
+
+
+def test_a_value_of_several_lines_is_shown_on_one() -> None:
+    module: Any = torch.nn.Sequential(torch.nn.Flatten())
+    with pytest.raises(ValueError, match=r"got Sequential\( \(0\): Flatten\(.*\) \)$"):
+        PAI(alpha=module)
+
+
+@pytest.mark.parametrize("given", [None, 3, "vhr", PAI(), Path("vhr"), int])
+def test_only_an_intervention_can_be_registered(given: Any) -> None:
+    before = names()
+    with pytest.raises(TypeError, match="a subclass of Intervention, got"):
+        register(given)
+    assert names() == before
+
+
+def test_an_intervention_without_a_name_is_refused() -> None:
+    class Nameless(Intervention):
+        pass
+
+    with pytest.raises(TypeError, match="Nameless needs a name"):
+        register(Nameless)
+
+
+def test_a_number_is_no_flow_however_long_it_is() -> None:
+    with pytest.raises(ValueError, match="flow_warp: .*too large"):
+        parse(f"flow_warp:flow={'9' * 400}")
 
 
 def test_a_mapping_can_be_written_as_messages_suggest_it() -> None:
