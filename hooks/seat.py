@@ -255,7 +255,9 @@ def _refuse_tracing() -> None:
         NotImplementedError: It is.
     """
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
-    if tracing or torch.compiler.is_exporting():
+    # torch.compiler.is_exporting() came with torch 2.7. Compiled models run this uncompiled.
+    exporting = torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+    if tracing or exporting:
         raise NotImplementedError(
             "torch.jit.trace and torch.export record one prompt's pass, whose columns and rows "
             "would be edited in every other prompt: detach first (torch.compile works)"
