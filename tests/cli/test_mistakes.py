@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,11 @@ from regaze.evals.pictures import pipelines
         (["eval", "pope", "--split="], "--split is empty"),
         (["show", ""], "an argument is empty"),
         (["sites", "--model", "sandbox"], "sandbox answers questions: name a pipeline"),
-        (["serve", "--model", "painter-unet"], "painter-unet paints: name a model that answers"),
+        pytest.param(
+            ["serve", "--model", "painter-unet"],
+            "painter-unet paints: name a model that answers",
+            marks=pytest.mark.skipif(find_spec("starlette") is None, reason="needs Starlette"),
+        ),
         (["eval", "video", "--controlnet", "nope"], "--controlnet: there is no folder nope"),
         (["ask", "--prompt", "x", "--image", "."], "--image . can't be read: Is a directory"),
         (["compare", "--prompt", "x", "--with", "pag:scale=x"], "must be a finite number, got 'x'"),
