@@ -156,8 +156,9 @@ def literally(
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            layout = read_layout(denoiser, by_name(denoiser, args, kwargs))
-            share, t = state.share(pipeline, cond=not state.waiting)
+            given = by_name(denoiser, args, kwargs)
+            layout = read_layout(denoiser, given)
+            share, t = state.share(pipeline, given.get("timestep"), cond=not state.waiting)
             for form in forms:
                 if isinstance(form, AttendForm) and form.start <= share < form.stop:
                     if form.cond_only and state.waiting:
@@ -216,14 +217,23 @@ class Steps:
         self.step = -1
         self.at = (0, 1)
 
-    def share(self, pipeline: Any, cond: bool) -> tuple[float, float]:
-        """Share of the sampling steps that lie behind, and this step's timestep."""
+    def share(self, pipeline: Any, given: object, cond: bool) -> tuple[float, float]:
+        """Share of the sampling steps that lie behind, and this step's timestep.
+
+        Args:
+            pipeline: The pipeline.
+            given: The timestep that the denoiser is given; some models take it in other units.
+            cond: True in the first call of a step.
+        """
         self.step += cond
-        times = pipeline.scheduler.timesteps
-        # Pipelines that begin in the middle (from an image) run the last ones.
+        times = pipeline.scheduler.timesteps.tolist()
         count = getattr(pipeline, "num_timesteps", None) or len(times)
         self.at = (self.step, count)
-        return self.step / count, float(times[len(times) - count + self.step])
+        # Those that begin in the middle (from an image) run the last ones.
+        t = float(times[len(times) - count + self.step])
+        if isinstance(given, Tensor) and given.ndim == 0 and float(given) in times:
+            t = float(given)  # Those that end early (denoising_end) run the first.
+        return self.step / count, t
 
 
 def _guiding(forms: Sequence[GuidanceForm | AttendForm]) -> list[GuidanceForm]:

@@ -116,8 +116,8 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         other = running.guided and running.calls and calls[0] % 2 == 1
         calls[0] += 1
-        share, t = steps.share(pipeline, cond=not other)
         call = by_name(denoiser, args, kwargs)
+        share, t = steps.share(pipeline, call.get("timestep"), cond=not other)
         if other or not method.acts(share, t):
             return stock(**call)
         rows = len(call["sample"] if "sample" in call else call["hidden_states"])

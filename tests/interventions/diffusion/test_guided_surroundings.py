@@ -372,6 +372,23 @@ def test_blocks_left_out_beside_a_controlnet_are_written_out_too() -> None:
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
 
 
+@pytest.mark.parametrize(
+    "spec",
+    [regaze.PAG(adaptive=0.004), regaze.TPG(), METHODS["a_star"].on("sdxl")],
+    ids=lambda spec: spec.name,
+)
+def test_a_run_that_ends_early_is_timed_by_its_own_steps(spec: Any) -> None:
+    pipe, kind = fresh("sdxl"), FAMILIES["sdxl"]
+    early: dict[str, Any] = {"num_inference_steps": 5, "denoising_end": 0.6}
+    plain = kind.run(pipe, **early)
+    with regaze.attach(pipe, spec) as run:
+        got = kind.run(pipe, **early)
+    with written_out(pipe, kind, run.specs[0]):
+        want = kind.run(pipe, **early)
+    assert close(got, want)
+    assert not close(got, plain)
+
+
 def written_out(pipe: Any, kind: Any, spec: Any) -> Any:
     form, manner = spec.literal(), kind.running()
     if isinstance(form, WholeForm):
