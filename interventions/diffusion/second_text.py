@@ -79,9 +79,22 @@ def check_call(method: str, call: dict[str, Any], pass_: Pass) -> None:
         )
 
 
+def _for_each_sample(call: dict[str, Any], pass_: Pass) -> dict[str, Any]:
+    """A call with a row of text for each of its samples.
+
+    FLUX and Wan broadcast the embeddings of one prompt over several pictures, where a pipeline is
+    given embeddings and ``num_images_per_prompt``.
+    """
+    batch = pass_.rows.batch
+    given = {name: call.get(name) for name in (pass_.family.text, "pooled_projections")}
+    lone = {n: x for n, x in given.items() if isinstance(x, Tensor) and len(x) == 1 < batch}
+    return {**call, **{name: x.expand(batch, *x.shape[1:]) for name, x in lone.items()}}
+
+
 def more_tokens(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded) -> dict[str, Any]:
     """A call whose text stream holds a second text behind the first."""
     check_call(method, call, pass_)
+    call = _for_each_sample(call, pass_)
     name, rows = pass_.family.text, pass_.rows
     text: Tensor = call[name]
     cond = rows.cond or slice(0, rows.batch)
@@ -95,6 +108,7 @@ def more_tokens(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded
 def more_rows(method: str, call: dict[str, Any], pass_: Pass, encoded: Encoded) -> dict[str, Any]:
     """A call with a further row for each conditional one, of the same picture and a second text."""
     check_call(method, call, pass_)
+    call = _for_each_sample(call, pass_)
     family, batch, cond = pass_.family, *_whose(pass_)
     more = call_of_rows(call, cond, batch, family)
     samples, name = cond.stop - cond.start, family.text
@@ -125,6 +139,7 @@ def regional_rows(
         ValueError: It holds another branch, too.
     """
     check_call(method, call, pass_)
+    call = _for_each_sample(call, pass_)
     family, batch, cond = pass_.family, *_whose(pass_)
     if cond != slice(0, batch):
         raise ValueError(f"{method}: a batch of several branches isn't known of this model")

@@ -121,6 +121,8 @@ def reading(method: Reading, pipeline: Any, running: Manner) -> Iterator[None]:
         if other or not method.acts(share, t):
             return stock(**call)
         rows = len(call["sample"] if "sample" in call else call["hidden_states"])
+        if len(call[text]) == 1:  # Of one prompt, broadcast over several pictures.
+            call[text] = call[text].expand(rows, -1, -1)
         unguided = rows // 2 if running.both else 0
         if unguided and not running.cond_last:
             raise NotImplementedError("the conditional half comes first, which isn't written out")

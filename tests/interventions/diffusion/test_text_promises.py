@@ -32,6 +32,26 @@ def test_several_images_of_a_prompt() -> None:
     assert differ(both[1:], second) < 1e-5
 
 
+@pytest.mark.parametrize("family", ["flux", "wan"])
+@pytest.mark.parametrize("method", ["nag", "regions"])
+def test_several_images_of_one_prompts_embeddings(family: str, method: str) -> None:
+    """The denoiser is given one row of text, which it broadcasts over its rows of pictures."""
+    pipe, kind = tiny(family), FAMILIES[family]
+    count = "num_videos_per_prompt" if family == "wan" else "num_images_per_prompt"
+    one = kind.call(1, True) | {"latents": kind.call(2, True)["latents"]}
+    two = {
+        name: torch.cat([x, x]) if isinstance(x, Tensor) and name != "latents" else x
+        for name, x in one.items()
+    }
+    with regaze.attach(pipe, METHODS[method].on(family)) as run:
+        got, want = pipe(**one, **{count: 2})[0], pipe(**two)[0]
+    assert differ(got, want) < 1e-5
+    spec: Any = run.specs[0]
+    with spec.literal().within(pipe, kind.running(batch=2)):
+        assert differ(got, pipe(**one, **{count: 2})[0]) < 1e-5
+    assert differ(got, pipe(**two)[0]) > 1e-2
+
+
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux", "wan"])
 def test_guidance_beside_it_leads_away_from_what_it_predicts(family: str) -> None:
     """The branch reads both texts, too: where nothing is perturbed, guidance adds nothing."""
