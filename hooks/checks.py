@@ -52,7 +52,7 @@ def _note(field: str, domain: Domain) -> None:
 
 def shown(value: object) -> str:
     """A value as messages show it: on one line, and its beginning, where it is long."""
-    text = " ".join(repr(value).split())
+    text = re.sub(r"\s*\n\s*", " ", repr(value))
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 20]}... ({len(text)} letters)"
 
 
