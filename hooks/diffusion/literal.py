@@ -229,10 +229,10 @@ class Steps:
         times = pipeline.scheduler.timesteps.tolist()
         count = getattr(pipeline, "num_timesteps", None) or len(times)
         self.at = (self.step, count)
-        # Those that begin in the middle (from an image) run the last ones.
+        # A pipeline that begins in the middle (from an image) runs the last timesteps.
         t = float(times[len(times) - count + self.step])
         if isinstance(given, Tensor) and given.ndim == 0 and float(given) in times:
-            t = float(given)  # Those that end early (denoising_end) run the first.
+            t = float(given)  # One that ends early (denoising_end) runs the first.
         return self.step / count, t
 
 
