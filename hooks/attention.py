@@ -8,8 +8,16 @@ the kernel gets them: after rotary embedding, normalisation and the cache update
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
+
+
+def unrounded(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which `torch.autocast` leaves float32 products as they are."""
+    kind = device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def row_logits(query: Tensor, key: Tensor, scaling: float, softcap: float | None = None) -> Tensor:

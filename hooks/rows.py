@@ -13,6 +13,7 @@ from regaze.hooks.attention import (
     mix_values,
     row_logits,
     scatter_rows,
+    unrounded,
     visible_columns,
 )
 from regaze.hooks.dispatch import Call
@@ -84,6 +85,11 @@ class RowJob:
         refuse_unknown(call)
         if self.asked is not None:
             self._count(self.asked)
+        with unrounded(call.query.device):
+            return self._recompute()
+
+    def _recompute(self) -> Recomputed:
+        call = self.call
         batch, heads = call.query.shape[:2]
         if self.query is not None:
             return self._part(self.plan)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from asking import LONG, SHORT, ask
+from asking import LONG, SHORT, ask, logits
 from matrix import EDITS, MAIN
 from tiny import tiny
+from torch import Tensor
 
 from regaze.hooks import attach, capture, rows
 from regaze.hooks.edits import Edit
@@ -50,6 +54,26 @@ def test_parts_count_as_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     assert [layer.calls for layer in in_parts.layers] == [1] * len(EDITS[name].layers)
     assert [layer.calls for layer in at_once.layers] == [1] * len(EDITS[name].layers)
     assert in_parts.fired
+
+
+def test_autocast_leaves_recomputed_rows_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In 16 bits their logits would be coarser than the kernel's."""
+    model = tiny("llava")
+    inputs = ask(model, (SHORT, [0]), (LONG, [1]))
+    made = []
+    for name in ("row_logits", "mix_values"):
+        real: Callable[..., Tensor] = getattr(rows, name)
+
+        def noted(*given: Any, real: Callable[..., Tensor] = real) -> Tensor:
+            made.append(real(*given))
+            return made[-1]
+
+        monkeypatch.setattr(rows, name, noted)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits(model, inputs, EDITS["vaf"].acts)
+        assert torch.is_autocast_enabled("cpu")
+    assert made
+    assert {one.dtype for one in made} == {torch.float32}
 
 
 @pytest.mark.parametrize("count", [*range(1, 20), 50])
