@@ -12,6 +12,7 @@ from torch import Tensor
 
 from regaze.hooks.attention import gather_rows
 from regaze.hooks.dispatch import Call
+from regaze.hooks.precision import product_dtype
 
 TOLERANCE = {
     torch.float64: 1e-4,
@@ -21,7 +22,7 @@ TOLERANCE = {
 }
 """Largest difference of a head's rows, as a share of the size of the kernel's output.
 
-Half precision rounds the kernel's weights, float32 leaves room for TF32.
+Half precision rounds the kernel's weights. Float32 counts as what its products may be rounded to.
 """
 
 
@@ -43,12 +44,13 @@ def check_rows(
         RuntimeError: They differ by more than rounding.
     """
     difference = row_difference(stock, plain, rows, valid)
-    most = TOLERANCE.get(stock.dtype, TOLERANCE[torch.bfloat16])
+    dtype = product_dtype(stock.dtype, stock.device)
+    most = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     if not difference <= most:
         raise RuntimeError(
             f"layer {layer} ({type(call.module).__name__}): its attention isn't what regaze "
             f"recomputes of the same rows (they differ by {difference:.2g} of the output's size, "
-            f"tolerance {most:g} in {str(stock.dtype).removeprefix('torch.')}), so it adds a bias, "
+            f"tolerance {most:g} in {str(dtype).removeprefix('torch.')}), so it adds a bias, "
             "a sink, a cap, a scale, or hides columns in a way that isn't known here, and an edit "
             "wouldn't be exact: leave this layer out, or tell the authors of regaze"
         )

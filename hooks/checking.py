@@ -25,6 +25,7 @@ from regaze.hooks.caches import cache_name
 from regaze.hooks.edits import Edit
 from regaze.hooks.host import Host
 from regaze.hooks.passes import Columns
+from regaze.hooks.precision import product_dtype
 from regaze.hooks.reading import Reader
 from regaze.hooks.seat import Seat
 from regaze.hooks.stack import LayerEntry
@@ -94,7 +95,7 @@ def _off(one: Tensor, other: Tensor) -> float:
 
 
 def _limit(output: Tensor) -> float:
-    return ROUNDING.get(output.dtype, 0.05)
+    return ROUNDING.get(product_dtype(output.dtype, output.device), 0.05)
 
 
 class _Boost(Edit):

@@ -241,6 +241,17 @@ def test_a_subclass_whose_streams_lie_the_other_way_round_is_right_all_the_same(
     torch.testing.assert_close(got, plain + SCALE * (plain - perturbed), rtol=1e-4, atol=2e-5)
 
 
+def test_one_is_accepted_where_products_are_rounded() -> None:
+    net = painter()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with regaze.attach(net, PAG(scale=SCALE), unknown="check") as attached:
+            run(net, call(2))
+        assert attached.report().fired
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 class Biased:
     """Attention with a map of its own, by the kernel's name for part of it."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from regaze.hooks import Attachment
+from regaze.hooks.precision import product_dtype
 from regaze.interventions import Intervention
 
 _LONG = 1.0
@@ -100,7 +101,9 @@ class Subject(ABC):
     @property
     def tolerance(self) -> float:
         """Largest difference that rounding may make in this dtype."""
-        return self.tolerances.get(self.dtype, max(self.tolerances.values()))
+        device = next(self.module.parameters()).device
+        dtype = product_dtype(self.dtype, device)
+        return self.tolerances.get(dtype, max(self.tolerances.values()))
 
     def state(self) -> dict[str, Any]:
         """All that an attachment could leave behind."""

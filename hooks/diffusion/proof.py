@@ -32,6 +32,7 @@ from regaze.hooks.diffusion.probes import Seen, by_maps, muted, predict, reached
 from regaze.hooks.diffusion.rows import call_of_rows
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import find_sites
+from regaze.hooks.precision import product_dtype
 
 ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-3}
 """Largest difference, as a share of the spread of the denoiser's output; others: 0.05."""
@@ -264,7 +265,7 @@ class Proof:
 
     @property
     def _limit(self) -> float:
-        return ROUNDING.get(self._plain.dtype, 0.05)
+        return ROUNDING.get(product_dtype(self._plain.dtype, self._plain.device), 0.05)
 
     def _off(self, one: Tensor, other: Tensor) -> float:
         """Largest difference, as a share of the spread."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 from matrix import EDITS, usable
 from tiny import tiny
 from tiny_pipelines import FAMILIES, quiet
@@ -54,6 +55,18 @@ def verdicts(certificate: Certificate, method: str | None = None) -> dict[str, s
 
 # What a model with random weights doesn't have: sinks among its dimensions, and heads that look.
 TRAINED = ("ilvad", "var")
+
+
+def test_tolerances_are_those_of_what_products_are_rounded_to() -> None:
+    model = tiny("llava")
+    subject = language.Language(model.model, model.processor)
+    exact = subject.tolerance
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert subject.tolerance == 2e-2 > exact
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert subject.tolerance == exact
 
 
 @pytest.mark.parametrize("model", ["random", "sandbox"])

@@ -16,6 +16,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from regaze.hooks import attach, capture
+from regaze.hooks.precision import product_dtype
 from regaze.interventions import PAI, VAF, VHR
 
 NAME = "made_up"
@@ -111,6 +112,40 @@ def test_a_kernel_that_does_no_more_is_edited(name: str) -> None:
     want = logits(tiny("llava"), inputs, EDITS[name].acts)
     real = inputs["attention_mask"].bool()
     torch.testing.assert_close(got[real], want[real], rtol=0, atol=1e-4)
+
+
+@pytest.fixture(params=["high", "medium"])
+def lowered(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A precision of float32 products, as training scripts set it for speed."""
+    torch.set_float32_matmul_precision(request.param)
+    yield request.param
+    torch.set_float32_matmul_precision("highest")
+
+
+def test_products_that_may_be_rounded_are_checked_as_what_they_are(lowered: str) -> None:
+    on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda")
+    of = {"high": torch.float16, "medium": torch.bfloat16}[lowered]
+    assert product_dtype(torch.float32, on_cpu) == of
+    assert product_dtype(torch.float32, on_gpu) != torch.float32
+    assert product_dtype(torch.float64, on_cpu) == torch.float64
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (LONG, [1]), (SHORT, [0]))
+    edited, plain = logits(model, inputs, EDITS["vaf"].acts), logits(model, inputs)
+    torch.set_float32_matmul_precision("highest")
+    assert product_dtype(torch.float32, on_gpu) == torch.float32
+    want = logits(model, inputs, EDITS["vaf"].acts)
+    real = inputs["attention_mask"].bool()
+    off, moved = (edited - want)[real].abs().mean(), (want - plain)[real].abs().mean()
+    assert off < 0.1 * moved
+
+
+@pytest.mark.parametrize("odd", [sink, window, strongest])
+def test_a_kernel_that_does_more_is_refused_at_any_precision(lowered: str, odd: Odd) -> None:
+    model = tiny("llava", fresh=True)
+    inputs = ask(model, (LONG, [1]), (SHORT, [0]))
+    dtype = {"high": "0.02 in float16", "medium": "0.1 in bfloat16"}[lowered]
+    with running(model, odd), pytest.raises(RuntimeError, match=f"tolerance {dtype}"):
+        logits(model, inputs, EDITS["vaf"].acts)
 
 
 @pytest.mark.parametrize("name", ["pai", "vaf"])

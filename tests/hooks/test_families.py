@@ -99,6 +99,17 @@ def test_it_is_accepted_if_edits_are_exact_there(made_up: str, name: str) -> Non
     torch.testing.assert_close(edited, literal, rtol=0, atol=1e-4 * float(literal.std()))
 
 
+def test_it_is_accepted_where_products_are_rounded(made_up: str) -> None:
+    model = tiny_model_unknown(made_up)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with attach(model, PAI(layers=(0,)), unknown="check") as run:
+            model(**prompts(made_up, PROMPT))
+        assert run.report().fired
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def without_type(config: Any) -> dict[str, Any]:
     return {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
 
