@@ -88,7 +88,7 @@ def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | 
     shape = get_anyres_image_grid_shape(
         size.tolist(), config.image_grid_pinpoints, vision.image_size
     )
-    canvas = torch.empty(1, shape[0] * side, shape[1] * side)
+    canvas = torch.empty(1, shape[0] * side, shape[1] * side, dtype=torch.float32)
     rows, cols = unpad_image(canvas, size.tolist()).shape[1:]
     if hasattr(config, "vision_aspect_ratio"):  # LLaVA-OneVision pools what is too much
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))

@@ -200,6 +200,6 @@ def _run_text(host: Host, ids: Tensor, kept: Tensor, positions: Tensor | None, s
     else:
         ids, kept = ids[:, kept], kept[kept]
     if host.model_type == "paligemma":  # Its prompts see all of themselves.
-        seen = torch.zeros(1, 1, len(kept), len(kept), device=ids.device)
+        seen = torch.zeros(1, 1, len(kept), len(kept), device=ids.device, dtype=torch.float32)
         options["attention_mask"] = seen.masked_fill(~kept, torch.finfo(seen.dtype).min)
     host.tower(input_ids=ids, **options)

@@ -254,7 +254,9 @@ class Pass:
 
     def some_rows(self, count: int, device: torch.device) -> RowPlan:
         """At most so many rows, spread over the block; those of padding aren't valid."""
-        rows = torch.linspace(0, self.length - 1, min(count, self.length)).long()
+        rows = torch.linspace(
+            0, self.length - 1, min(count, self.length), dtype=torch.float64
+        ).long()
         rows = rows.expand(self.batch, -1).contiguous()
         real = self._block(~self.tokens.is_kind(Kind.PAD)).gather(1, rows)
         none = torch.zeros_like(real).to(device)

@@ -212,7 +212,7 @@ def _batch(
     before = int(class_token)
     grid = torch.arange(height * width).view(height, width) + before
     mask = given.get("patch_attention_mask")
-    shown = torch.ones(batch, height, width) if mask is None else mask.cpu()
+    shown = torch.ones(batch, height, width, dtype=torch.float32) if mask is None else mask.cpu()
     shown = shown.bool()
     if shown.shape != (batch, height, width):
         raise ValueError(

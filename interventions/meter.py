@@ -20,14 +20,19 @@ class Meter:
 
     def see(self, density: float) -> None:
         """Count a call of this density."""
-        self._density.add("", torch.tensor([density]))
+        self._density.add("", torch.tensor([density], dtype=torch.float32))
 
     def clock(
         self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]
     ) -> None:
         """Time both, the first time in each thread."""
         if self._time.count("") == 1:
-            self._time.add("", torch.tensor([_seconds(device, sparse) / _seconds(device, dense)]))
+            self._time.add(
+                "",
+                torch.tensor(
+                    [_seconds(device, sparse) / _seconds(device, dense)], dtype=torch.float32
+                ),
+            )
 
     def __str__(self) -> str:
         if not self._time.calls:

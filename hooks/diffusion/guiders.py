@@ -34,7 +34,9 @@ def refuse_uneven(running: Running | None, prediction: Any) -> None:
     if len(getattr(guider, "_input_predictions", ())) > 2:
         return  # The call for its further branch raises.
     drawn = torch.Generator().manual_seed(0)
-    cond, uncond, added = (torch.randn((1, *prediction.shape[1:]), generator=drawn) for _ in "cua")
+    cond, uncond, added = (
+        torch.randn((1, *prediction.shape[1:]), generator=drawn, dtype=torch.float32) for _ in "cua"
+    )
 
     def combined(more: Tensor | float) -> Any:
         parts = {"pred_cond": cond + more, "pred_uncond": uncond + more}

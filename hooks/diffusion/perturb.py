@@ -89,7 +89,7 @@ def gaussian(sigma: float, side: int) -> Tensor:
     """SEG's kernel for a grid side, float32, summing to 1."""
     length = math.ceil(6 * sigma) + 1
     length = min(length - 1 + length % 2, side + 1 - side % 2)
-    x = torch.linspace(-(length - 1) / 2, (length - 1) / 2, length)
+    x = torch.linspace(-(length - 1) / 2, (length - 1) / 2, length, dtype=torch.float32)
     weights = torch.exp(-0.5 * (x / sigma) ** 2)
     return weights / weights.sum()
 
@@ -150,5 +150,7 @@ def mask_as_numbers(mask: Tensor) -> Tensor:
     """A kernel's mask as numbers to add to logits, "B 1 N K" or "B 1 1 K" or the like."""
     mask = mask if mask.ndim == 4 else mask[:, None]
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+        return torch.zeros(mask.shape, device=mask.device, dtype=torch.float32).masked_fill(
+            ~mask, -torch.inf
+        )
     return mask.float()

@@ -126,7 +126,7 @@ class _Segregate(ConceptObjective):
         return loss + self._spec.retention * retention_loss(maps, masks)
 
     def literal_loss(self, sample: int, concepts: Tensor) -> Tensor:
-        loss = torch.zeros((), device=concepts.device)
+        loss = torch.zeros((), device=concepts.device, dtype=torch.float32)
         for m, one in enumerate(concepts):
             for other in concepts[:m]:
                 ratio = torch.minimum(one, other).sum() / (one + other).sum()

@@ -57,7 +57,9 @@ def literal_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
         inner = powers / powers.sum(-1, keepdim=True)
     found = []
     for tokens in columns.concepts:
-        one = sum((inner[..., token] for token in tokens), torch.zeros(())) / len(tokens)
+        one = sum(
+            (inner[..., token] for token in tokens), torch.zeros((), dtype=torch.float32)
+        ) / len(tokens)
         found.append(literal_blur(one, sigma) if sigma else one)
     return torch.stack(found)
 

@@ -78,7 +78,7 @@ class Consistent(Work):
         """The columns of the text that hold an edit's words in its source, "E T"."""
         length, chain = max(part.columns.stop for part in run.text), self.spec.rounds + 1
         edits = [n for n in range(run.samples) if n // images % chain]
-        members = torch.zeros(len(edits), length)
+        members = torch.zeros(len(edits), length, dtype=torch.float32)
         for place, n in enumerate(edits):
             for word in self._words(run.text, n, images, place // images, len(edits) // images):
                 members[place, columns_of(word, run.text, n - images, length)] = 1

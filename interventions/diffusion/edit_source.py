@@ -148,7 +148,7 @@ class Recording:
                 "nothing was recorded: run the pipeline inside of `with recorded(...)`"
             )
         mean = self.seen.mean().cpu() if self.seen.calls else None
-        times = torch.tensor(self.times)
+        times = torch.tensor(self.times, dtype=torch.float32)
         return Source(torch.stack(self.latents), times, mean, self.grid if self.seen.calls else ())
 
 
@@ -180,7 +180,7 @@ class Recorder(Work):
         lists = self.words if each else (self.words,) * run.samples
         if run.samples % len(lists):
             raise ValueError(f"words are given for {len(lists)} prompts, and {run.samples} run")
-        members = torch.zeros(run.samples, length)
+        members = torch.zeros(run.samples, length, dtype=torch.float32)
         for sample in range(run.samples):
             for word in lists[sample * len(lists) // run.samples]:
                 members[sample, columns_of(word, run.text, sample, length)] = 1

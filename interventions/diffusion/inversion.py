@@ -117,7 +117,9 @@ def encoded(pipeline: Any, image: Any) -> Tensor:
         if model == "QwenImageTransformer2DModel":
             found = vae.encode(pixels[:, :, None]).latent_dist.mode()
             mean, std = (
-                torch.tensor(getattr(vae.config, name)).view(1, -1, 1, 1, 1).to(found)
+                torch.tensor(getattr(vae.config, name), dtype=torch.float32)
+                .view(1, -1, 1, 1, 1)
+                .to(found)
                 for name in ("latents_mean", "latents_std")
             )
             found = ((found - mean) / std)[:, :, 0]

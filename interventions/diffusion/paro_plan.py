@@ -242,10 +242,10 @@ def _weights(denoiser: Any, site: str) -> tuple[float, ...]:
     if not isinstance(weight, Tensor) or weight.is_meta or not weight.is_floating_point():
         return ()
     flat = weight.detach().flatten()
-    at = torch.linspace(0, len(flat) - 1, _SAMPLE, device=flat.device).long()
+    at = torch.linspace(0, len(flat) - 1, _SAMPLE, device=flat.device, dtype=torch.float32).long()
     return tuple(flat[at].float().tolist())
 
 
 def _close(one: Identity, other: Identity) -> bool:
-    a, b = torch.tensor(one.weights), torch.tensor(other.weights)
+    a, b = (torch.tensor(each.weights, dtype=torch.float32) for each in (one, other))
     return len(a) == len(b) and bool(((a - b).abs() <= _CLOSE * b.abs().max()).all())

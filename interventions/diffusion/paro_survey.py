@@ -221,7 +221,9 @@ def _bias(call: Call, head: int) -> Tensor | None:
     mask = by_heads(call.mask)
     mask = mask[:, head if mask.shape[1] > 1 else 0]
     if mask.dtype == torch.bool:
-        return torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -torch.inf)
+        return torch.zeros(mask.shape, device=mask.device, dtype=torch.float32).masked_fill(
+            ~mask, -torch.inf
+        )
     return mask.float()
 
 

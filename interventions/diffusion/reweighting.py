@@ -48,7 +48,7 @@ class Weighted(Work):
         return self._read(run.text, run.samples, length)
 
     def _read(self, text: Sequence[Part], samples: int, length: int) -> Weighted:
-        factors = torch.ones(samples, length)
+        factors = torch.ones(samples, length, dtype=torch.float32)
         spans = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(samples, length, 1)
         for sample in range(samples):
             for word, strength in self.words:

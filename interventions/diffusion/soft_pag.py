@@ -109,7 +109,9 @@ class SoftPAG(Guided):
 
     def literal_map(self, m: Map) -> Tensor:
         """``(1 - u) A + u T``, head by head."""
-        u = torch.full((m.weights.shape[1], 1, 1), self.u if self.heads is None else 0.0)
+        u = torch.full(
+            (m.weights.shape[1], 1, 1), self.u if self.heads is None else 0.0, dtype=torch.float32
+        )
         for layer, head, own in _parsed(self.heads or ""):
             if layer == m.site.layer:
                 u[head] = self.u if own is None else own
@@ -151,7 +153,10 @@ class SoftPAG(Guided):
             ValueError: A layer or head doesn't exist.
         """
         if self.heads is None:
-            return {s.name: torch.full((s.heads, 1, 1), self.u) for s in self.sites(denoiser)}
+            return {
+                s.name: torch.full((s.heads, 1, 1), self.u, dtype=torch.float32)
+                for s in self.sites(denoiser)
+            }
         found: dict[str, Tensor] = {}
         for layer, head, u in _parsed(self.heads):
             try:
@@ -159,7 +164,7 @@ class SoftPAG(Guided):
                 only_heads(site, [head])
             except ValueError as error:
                 raise ValueError(f"softpag: {error}") from None
-            table = found.setdefault(site.name, torch.zeros(site.heads, 1, 1))
+            table = found.setdefault(site.name, torch.zeros(site.heads, 1, 1, dtype=torch.float32))
             table[head] = self.u if u is None else u
         return found
 

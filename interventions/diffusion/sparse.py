@@ -78,7 +78,9 @@ class Sparse(Work):
     def moved(self, call: Call, changed: Tensor) -> Tensor:
         """The error against dense attention, in a sample of rows."""
         count = call.query.shape[2]
-        rows = torch.linspace(0, count - 1, min(_ROWS, count), device=changed.device).long()
+        rows = torch.linspace(
+            0, count - 1, min(_ROWS, count), device=changed.device, dtype=torch.float32
+        ).long()
         more: dict[str, Any] = {}
         if call.mask is not None:
             mask = by_heads(call.mask)

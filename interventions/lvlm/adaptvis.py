@@ -221,4 +221,4 @@ def choose_weights(scores: Tensor, threshold: float, unsure: float, sure: float)
     """
     likeliest = (100 * scores.softmax(-1).amax(-1)).round() / 100
     below = likeliest.double() < threshold - 1e-7
-    return torch.where(below, unsure, sure)
+    return torch.full_like(likeliest, sure, dtype=torch.float32).masked_fill(below, unsure)

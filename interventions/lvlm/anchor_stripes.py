@@ -75,7 +75,9 @@ def anchored(
     key, value = (x.repeat_interleave(each, 0) if each > 1 else x for x in (key, value))
     span, pairs = spec.block * spec.step, 0.0
     out = value.new_empty(heads, count, value.shape[-1])
-    weights = torch.zeros(heads, count, count, device=query.device) if maps else None
+    weights = (
+        torch.zeros(heads, count, count, device=query.device, dtype=torch.float32) if maps else None
+    )
     for start in range(0, count, span):
         rows = slice(start, min(start + span, count))
         first = min(spec.init, start)

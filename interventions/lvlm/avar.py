@@ -114,5 +114,5 @@ class _Scale(Edit):
         if not self.probs:
             return scale_logits(logits, columns.image, columns.system, up, down)
         # Weights that are multiplied by m are logits to which log m is added.
-        bias = math.log(max(up, 1e-30)) * columns.image
-        return logits + bias + math.log(max(down, 1e-30)) * columns.system
+        bias = math.log(max(up, 1e-30)) * columns.image.float()
+        return logits + bias + math.log(max(down, 1e-30)) * columns.system.float()

@@ -190,7 +190,7 @@ def blanked(given: Mapping[str, Any], blank: Tensor, scheme: Scheme, seed: int) 
     new = torch.zeros_like(embeds) if scheme == "zeros" else torch.ones_like(embeds)
     if scheme == "noise":
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(embeds.shape[1:], generator=generator)
+        drawn = torch.randn(embeds.shape[1:], generator=generator, dtype=torch.float32)
         new = drawn.to(embeds).expand_as(embeds)
     found = {**given, "inputs_embeds": torch.where(blank[..., None], new, embeds)}
     deep, where = given.get("deepstack_visual_embeds"), given.get("visual_pos_masks")

@@ -42,7 +42,7 @@ class ColumnScale(ColumnTool):
 
     def edit(self, layer: int, values: Tensor, columns: Columns) -> Tensor:
         """Add the factor's logarithm to the logits."""
-        return values + math.log(max(self.factor, _TINY)) * self.at(columns)
+        return values + math.log(max(self.factor, _TINY)) * self.at(columns).to(values.dtype)
 
     def idle(self) -> ColumnScale:
         """The same with a factor of 1."""

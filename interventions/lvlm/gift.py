@@ -169,7 +169,7 @@ class GIFT(Intervention):
         words = "all" if self.words == "auto" else self.words
         content = [columns[n] for n in content_of(ids, seen.processor, words, self.repeats)]
         text_before = [c for c in content if bool(asks[c - 1]) and not bool(image[c - 1 :].any())]
-        s = torch.zeros(int(image.sum()))
+        s = torch.zeros(int(image.sum()), dtype=torch.float32)
         if text_before:
             kept: list[Tensor] = []
             for layer in self.saliency or ():
@@ -196,7 +196,7 @@ class GIFT(Intervention):
                 for head in sees:
                     now[head, on_image] = now[head, on_image] * factor
                 r = now[sees][:, on_image].sum() / a[sees, row][:, on_image].sum()
-                r = r if bool(r.isfinite()) else torch.ones(())
+                r = r if bool(r.isfinite()) else torch.ones((), dtype=torch.float32)
                 reads = _most(a[:, row], asked)[:half]
                 for head in reads:
                     now[head, asked] = now[head, asked] * self.beta * r

@@ -122,7 +122,7 @@ class ReadGaze(Edit):
 
     def _gaze(self, tokens: TokenMap) -> Gaze:
         image, text = tokens.is_kind(Kind.IMAGE), tokens.is_kind(Kind.QUESTION)
-        saliency = torch.zeros(tokens.batch, 1, 1, tokens.length)
+        saliency = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.float32)
         question = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.bool)
         ids = torch.cat(self.ids, 1)
         for row in range(tokens.batch):

@@ -153,7 +153,10 @@ def attribute_heads(target: Any, captions: Iterable[Caption], *, processor: Any 
     model, processor = split_target(target, processor)
     host = find_host(model, processor)
     ablation = _Ablation(host)
-    sums = {kind: torch.zeros(host.n_layers, host.n_heads).double() for kind in (True, False)}
+    sums = {
+        kind: torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64)
+        for kind in (True, False)
+    }
     counts = {True: 0, False: 0}
     with attach(model, ablation, processor=processor), torch.no_grad():
         for caption in captions:
@@ -228,4 +231,4 @@ class _AblationEdit(Edit):
     ) -> Tensor | None:
         if layer != self.given.layer:
             return None
-        return 1 - torch.eye(out.shape[2], device=out.device)
+        return 1 - torch.eye(out.shape[2], device=out.device, dtype=torch.float32)

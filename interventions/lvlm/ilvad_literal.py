@@ -30,18 +30,22 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
             a = step[layer][0, :, 0].cpu()
             a = pad(a, (len(image) + number + 1 - a.shape[-1], 0))[:, : len(image)][:, image]
             rows.append(a[_best(a.sum(-1))].mean(0))
-        m[layer] = torch.stack(rows).mean(0) if rows else torch.zeros(int(image.sum()))
+        m[layer] = (
+            torch.stack(rows).mean(0)
+            if rows
+            else torch.zeros(int(image.sum()), dtype=torch.float32)
+        )
     views = [m[layer] > spec.tau * m[layer].mean() for layer in layers]
     came = sum(
         ((now & ~before).float() for before, now in zip(views, views[1:], strict=False)),
-        torch.zeros(int(image.sum())),
+        torch.zeros(int(image.sum()), dtype=torch.float32),
     )
     mean = torch.stack([m[layer] for layer in layers]).mean(0)
     s = came * (mean > mean.mean())
     if not seen.ahead or s.max() == s.min():
         return MapForm(())
     s = s.clamp(s.mean() - 3 * s.std(), s.mean() + 3 * s.std())
-    log_m = torch.zeros(len(image))
+    log_m = torch.zeros(len(image), dtype=torch.float32)
     log_m[image] = spec.alpha * (s - s.min()) / (s.max() - s.min())
 
     def heads_of(a: Tensor) -> tuple[list[int], float]:
@@ -90,7 +94,7 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
         text = torch.ones(columns, dtype=torch.bool)
         text[: len(image)] = False
         text[asked] = True
-        held = torch.tensor(list(ground.values()))
+        held = torch.tensor(list(ground.values()), dtype=torch.float32)
         low, high = held.aminmax() if len(held) else (held, held)
         if len(held) > 1 and high > low:
             held = held.clamp(held.mean() - 3 * held.std(), held.mean() + 3 * held.std())

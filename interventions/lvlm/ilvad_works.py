@@ -202,7 +202,7 @@ class _Ground(Edit):
         self.ahead, self.again = _Ahead(), True
         tokens, device = pass_.tokens, pass_.device
         image = tokens.is_kind(Kind.IMAGE)
-        log_m = torch.zeros(tokens.batch, tokens.length)
+        log_m = torch.zeros(tokens.batch, tokens.length, dtype=torch.float32)
         for row in range(tokens.batch):
             steps = [n for n, speaking in enumerate(ahead.speaking) if bool(speaking[row])]
             if not steps or not bool(image[row].any()):
@@ -237,7 +237,9 @@ class _Ground(Edit):
             _, more = look(rows.weights, patches, torch.ones_like(patches))
             at = rows.at.to(more.device)
             last = at == self.at.to(at.device)[:, None]
-            ground = torch.zeros(at.shape[0], log_m.shape[1] + 1, device=at.device)
+            ground = torch.zeros(
+                at.shape[0], log_m.shape[1] + 1, device=at.device, dtype=torch.float32
+            )
             known = ground.bool()
             index = torch.where(at < 0, log_m.shape[1], at)  # A column for rows that are none.
             ground = ground.scatter(1, index, more.masked_fill(last, 0.0))[:, :-1].to(log_m)

@@ -115,7 +115,7 @@ def _inputs(given: Mapping[str, Any], pass_: Pass) -> Mapping[str, Any]:
 
 def _combine(spec: M3ID, scores: Tensor, text: Tensor, pass_: Pass) -> Tensor:
     number = token_numbers(pass_, scores.shape[1]).to(scores.device)
-    gamma = (spec.rate * number[..., None]).exp()
+    gamma = (spec.rate * number[..., None].float()).exp()
     return with_images(guide(scores, text, gamma, spec.beta), scores, pass_)
 
 

@@ -121,5 +121,5 @@ def scale_logits(
         enhance: Factor on image columns.
         suppress: Factor on system columns.
     """
-    one = torch.ones((), device=logits.device)
+    one = torch.ones((), device=logits.device, dtype=logits.dtype)
     return logits * torch.where(image, enhance, torch.where(system, suppress, one))

@@ -352,8 +352,8 @@ def sums_and_bounds(
     visual, rest = image & sinks, image & ~sinks
     test = (1 - least_share) * image.float() - visual.float()
     sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)[:, None]
-    slack = -(1 - least_share) * epsilon * image.sum(1)
-    smallest = torch.where(visual.any(1), LEAST, torch.inf)
+    slack = -(1 - least_share) * epsilon * image.float().sum(1)
+    smallest = torch.full_like(slack, torch.inf).masked_fill(visual.any(1), LEAST)
     bounds = torch.stack([smallest, slack, torch.full_like(slack, floor)], -1)[:, None, None]
     return sums, bounds
 

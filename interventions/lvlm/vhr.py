@@ -113,7 +113,9 @@ class VHR(Intervention):
             pairs = zip(divergence, activity, strict=True)
             divergence = [0.0 if d > far and a > loud else d for d, a in pairs]
         median = statistics.median(divergence)
-        return torch.tensor([self.alpha if d > median else 1.0 for d in divergence])
+        return torch.tensor(
+            [self.alpha if d > median else 1.0 for d in divergence], dtype=torch.float32
+        )
 
     def resolve(self, host: Host) -> VHR:
         """Choose the layers.
@@ -172,7 +174,7 @@ class _VHREdit(Edit):
                 seen, null.float(), spec.outlier_filter, spec.unbiased, spec.heads, rounding
             )
             chosen &= self.has_image[:, None].to(out.device)
-            one = torch.ones((), device=out.device)
+            one = torch.ones((), device=out.device, dtype=torch.float32)
             self.factors[layer] = torch.where(chosen, self.spec.alpha, one)
         return self.factors.get(layer)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,41 @@ def test_autocast_stays_close_to_full_precision(name: str) -> None:
     plain = logits(model, inputs)
     effect = (full - plain)[:, -1].abs().mean()
     assert (cast - full).abs().mean() < 0.05 * float(full.std()) + 0.2 * effect
+
+
+@pytest.fixture(params=[torch.bfloat16, torch.float64], ids=["bfloat16", "float64"])
+def default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A default dtype that isn't the model's, as scripts set it while they load one."""
+    torch.set_default_dtype(request.param)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", [*EDITS, *(n for n in CONTRASTS if not n.startswith("icd"))])
+def test_the_default_dtype_changes_nothing(name: str, default: None) -> None:
+    model, spec = tiny("llava"), {**EDITS, **CONTRASTS}[name].acts
+    inputs = ask(model, *ROWS)
+    with attach(model.model, spec):
+        got = scores(model, inputs)
+    torch.set_default_dtype(torch.float32)
+    with attach(model.model, spec):
+        want = scores(model, inputs)
+    cut = want == -torch.inf
+    assert torch.equal(got == -torch.inf, cut)
+    torch.testing.assert_close(got[~cut], want[~cut], rtol=0, atol=1e-5 * float(want[~cut].std()))
+
+
+@torch.no_grad()
+def scores(model: Tiny, inputs: dict[str, Any]) -> Tensor:
+    """Scores of two tokens."""
+    made = model.model.generate(
+        **inputs,
+        max_new_tokens=2,
+        do_sample=False,
+        output_scores=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(made.scores)
 
 
 @pairs(families=("qwen2_vl", "qwen2_5_vl", "qwen3_vl"))

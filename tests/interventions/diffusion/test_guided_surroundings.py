@@ -26,6 +26,7 @@ from diffusers.models.attention_processor import (
     SlicedAttnProcessor,
 )
 from methods import METHODS
+from scenes import differ, steps
 from tiny_pipelines import FAMILIES, image, quiet, sd3_parts, sd_parts, tiny, vae
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -226,6 +227,25 @@ def test_autocast(family: str, method: str) -> None:
             got = kind.run(pipe)
     assert run.report().fired
     assert (got - want).abs().max() < 0.15 * want.abs().max()
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3"])
+def test_the_default_dtype_changes_nothing(family: str) -> None:
+    pipe, kind = tiny(family), FAMILIES[family]
+    call = kind.call(1, True)
+    acting = [name for name, method in METHODS.items() if family in method.scenes]
+    assert len(acting) > 15
+    for name in acting:
+        run: dict[str, Any] = {**call, **steps(name)}
+        found = []
+        with regaze.attach(pipe, METHODS[name].on(family)):
+            for dtype in (torch.float32, torch.bfloat16):
+                torch.set_default_dtype(dtype)
+                try:
+                    found.append(pipe(**run)[0])
+                finally:
+                    torch.set_default_dtype(torch.float32)
+        assert differ(found[1], found[0]) < 1e-5, name
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place", "blocks"])
