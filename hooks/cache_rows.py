@@ -45,7 +45,7 @@ class CacheRows:
                 break
         else:
             return None
-        column = torch.arange(tokens.kinds.shape[1])
+        column = torch.arange(tokens.kinds.shape[1], device="cpu")
         image = torch.where(tokens.kinds == Kind.IMAGE, column, 0).amax(1)
         # What is generated may be rolled back.
         last = torch.where(tokens.kinds != Kind.GENERATED, column, 0).amax(1)

@@ -116,7 +116,7 @@ def _tokens(tower: Any) -> Tensor:
     weight = tower.get_input_embeddings().weight
     size = min(len(weight), 1000)
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(min(10, size - 1), size, (1, LENGTH + 1), generator=generator)
+    ids = torch.randint(min(10, size - 1), size, (1, LENGTH + 1), generator=generator, device="cpu")
     return ids if weight.device.type == "meta" else ids.to(weight.device)
 
 

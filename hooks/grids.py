@@ -54,7 +54,7 @@ def patch_grid(config: Any, columns: int, size: Tensor | None, breaks: int = 0) 
         shape = (side, side)
     if shape is None or first < 0 or first + shape[0] * shape[1] > columns:
         return None
-    return first + torch.arange(shape[0] * shape[1]).reshape(shape)
+    return first + torch.arange(shape[0] * shape[1], device="cpu").reshape(shape)
 
 
 def grid_size(inputs: Mapping[str, Any], image: int) -> Tensor | None:
@@ -84,11 +84,11 @@ def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | 
     side = vision.image_size // vision.patch_size
     tiles = columns - side * side
     if tiles <= 1 or size is None:
-        return torch.arange(side * side).reshape(side, side) if tiles >= 0 else None
+        return torch.arange(side * side, device="cpu").reshape(side, side) if tiles >= 0 else None
     shape = get_anyres_image_grid_shape(
         size.tolist(), config.image_grid_pinpoints, vision.image_size
     )
-    canvas = torch.empty(1, shape[0] * side, shape[1] * side, dtype=torch.float32)
+    canvas = torch.empty(1, shape[0] * side, shape[1] * side, dtype=torch.float32, device="cpu")
     rows, cols = unpad_image(canvas, size.tolist()).shape[1:]
     if hasattr(config, "vision_aspect_ratio"):  # LLaVA-OneVision pools what is too much
         most = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
@@ -98,5 +98,5 @@ def _any_resolution(config: Any, columns: int, size: Tensor | None) -> Tensor | 
     if tiles != rows * (cols + 1):
         return None
     # Each row of tiles ends in a newline column, which is no patch.
-    grid: Tensor = side * side + torch.arange(tiles).reshape(rows, cols + 1)[:, :-1]
+    grid: Tensor = side * side + torch.arange(tiles, device="cpu").reshape(rows, cols + 1)[:, :-1]
     return grid

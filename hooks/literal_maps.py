@@ -148,9 +148,9 @@ class Pass:
             mark(self.was_read)[None, None, None],
             mark([self.prompt.is_text(row) for row in rows])[None, None, :, None],
             mark(last)[None, None, :, None],
-            self.hidden.get(layer, torch.empty(1, self.end, 0, dtype=torch.float32)).to(
-                seen.device
-            ),
+            self.hidden.get(
+                layer, torch.empty(1, self.end, 0, dtype=torch.float32, device="cpu")
+            ).to(seen.device),
         )
 
 

@@ -150,7 +150,7 @@ def compare_prompts(
     last = max(at for at, text_here in enumerate(kept) if text_here) if stays else -1
     with running(host, Pass(text, [], factors or {}, row=last)) as blind:
         at = None if removed == "drop" else positions
-        _run_text(host, inputs["input_ids"], torch.tensor(kept), at, stays)
+        _run_text(host, inputs["input_ids"], torch.tensor(kept, device="cpu"), at, stays)
     return seen.heads, blind.heads
 
 
@@ -162,7 +162,7 @@ def _positions(host: Host, inputs: Mapping[str, Any]) -> Tensor:
     def note(tower: Any, args: Any, kwargs: dict[str, Any]) -> None:
         given = kwargs.get("position_ids")
         length = inputs["input_ids"].shape[1]
-        noted.append(torch.arange(length)[None] if given is None else given)
+        noted.append(torch.arange(length, device="cpu")[None] if given is None else given)
 
     handle = host.tower.register_forward_pre_hook(note, with_kwargs=True)
     try:

@@ -141,8 +141,8 @@ def scored(
         with nullcontext():
             yield
         return
-    kept = ~torch.tensor(removed)
-    ids = torch.empty(1, 0, dtype=torch.long)
+    kept = ~torch.tensor(removed, device="cpu")
+    ids = torch.empty(1, 0, dtype=torch.long, device="cpu")
 
     def change(module: Any, args: Any, kwargs: Mapping[str, Any], output: Any) -> Any:
         nonlocal ids

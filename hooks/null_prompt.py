@@ -38,7 +38,7 @@ def shares_beginning(pass_: Pass, mask: Any) -> bool:
         pass_: The block, a whole prompt.
         mask: The tower's: one, or one for each kind of layer.
     """
-    image, column = pass_.tokens.is_kind(Kind.IMAGE), torch.arange(pass_.length)
+    image, column = pass_.tokens.is_kind(Kind.IMAGE), torch.arange(pass_.length, device="cpu")
     first = torch.where(image, column, pass_.length).amin(1)
     shared = int(first.masked_fill(~image.any(1), 0).max())
     for one in mask.values() if isinstance(mask, Mapping) else (mask,):
@@ -74,7 +74,7 @@ class NullPrompt(NullColumns):
             shares: True if rows before the first image see nothing from there on.
         """
         tokens, length = pass_.tokens, pass_.length
-        image, column = tokens.is_kind(Kind.IMAGE), torch.arange(length)
+        image, column = tokens.is_kind(Kind.IMAGE), torch.arange(length, device="cpu")
         text = tokens.is_kind(Kind.SYSTEM, Kind.QUESTION)
         has_image = image.any(1)
         begins = torch.where(image, column, length).amin(1)

@@ -168,7 +168,7 @@ class Pass:
     device: torch.device
     masks: PromptMasks
     inputs: Mapping[str, Any] = field(default_factory=dict)
-    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    ids: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long, device="cpu"))
     pictures: tuple[Picture, ...] = ()
     again: bool = False
     ahead: Tensor | None = None
@@ -204,8 +204,8 @@ class Pass:
         """
         if self._last is None:
             real = self._block(~self.tokens.is_kind(Kind.PAD))
-            known = torch.arange(1, self.length + 1) <= self.length - self.n_last + 1
-            self._last = (real * known * torch.arange(1, self.length + 1)).argmax(1)
+            known = torch.arange(1, self.length + 1, device="cpu") <= self.length - self.n_last + 1
+            self._last = (real * known * torch.arange(1, self.length + 1, device="cpu")).argmax(1)
         return self._last
 
     def scored(self, kept: int) -> Tensor:
@@ -255,7 +255,7 @@ class Pass:
     def some_rows(self, count: int, device: torch.device) -> RowPlan:
         """At most so many rows, spread over the block; those of padding aren't valid."""
         rows = torch.linspace(
-            0, self.length - 1, min(count, self.length), dtype=torch.float64
+            0, self.length - 1, min(count, self.length), dtype=torch.float64, device="cpu"
         ).long()
         rows = rows.expand(self.batch, -1).contiguous()
         real = self._block(~self.tokens.is_kind(Kind.PAD)).gather(1, rows)

@@ -193,7 +193,10 @@ def read_pictures(tower: nn.Module, vision: Vision, given: Mapping[str, Any]) ->
         pictures = _packed(given, config)
     length = max((one.length for one in pictures), default=0)
     if real is None:
-        real = torch.arange(length) < torch.tensor([one.length for one in pictures])[:, None]
+        real = (
+            torch.arange(length, device="cpu")
+            < torch.tensor([one.length for one in pictures], device="cpu")[:, None]
+        )
     numbers = tuple(range(len(pictures)))
     return VisionPass(pictures, length, entering.device, vision.class_token, real, numbers)
 
@@ -210,9 +213,13 @@ def _batch(
     high, wide = _pair(config.patch_size)
     batch, height, width = pixels.shape[0], pixels.shape[2] // high, pixels.shape[3] // wide
     before = int(class_token)
-    grid = torch.arange(height * width).view(height, width) + before
+    grid = torch.arange(height * width, device="cpu").view(height, width) + before
     mask = given.get("patch_attention_mask")
-    shown = torch.ones(batch, height, width, dtype=torch.float32) if mask is None else mask.cpu()
+    shown = (
+        torch.ones(batch, height, width, dtype=torch.float32, device="cpu")
+        if mask is None
+        else mask.cpu()
+    )
     shown = shown.bool()
     if shown.shape != (batch, height, width):
         raise ValueError(
@@ -233,7 +240,7 @@ def _packed(given: Mapping[str, Any], config: Any) -> tuple[Picture, ...]:
     found = []
     for height, width in sizes:
         rows, cols = int(height) // high, int(width) // wide
-        found.append(Picture(rows * cols, torch.arange(rows * cols).view(rows, cols)))
+        found.append(Picture(rows * cols, torch.arange(rows * cols, device="cpu").view(rows, cols)))
     return tuple(found)
 
 
@@ -243,7 +250,9 @@ def _grids(given: Mapping[str, Any], config: Any, windows: bool) -> tuple[Pictur
     grids = given["grid_thw"].tolist()
     order: list[Tensor] = []
     for time, rows, cols in grids:
-        blocks = torch.arange(rows * cols).view(rows // merge, merge, cols // merge, merge)
+        blocks = torch.arange(rows * cols, device="cpu").view(
+            rows // merge, merge, cols // merge, merge
+        )
         order += [blocks.transpose(1, 2).flatten()] * time
     if windows:
         # Newer transformers only; so are the towers that have windows.
@@ -267,7 +276,9 @@ def _sorted_by_window(order: list[Tensor], index: Tensor, unit: int) -> list[Ten
         ValueError: A block would leave its frame.
     """
     sizes = [len(one) for one in order]
-    frames = torch.arange(len(order)).repeat_interleave(torch.tensor(sizes))
+    frames = torch.arange(len(order), device="cpu").repeat_interleave(
+        torch.tensor(sizes, device="cpu")
+    )
     moved = torch.cat(order).view(-1, unit)[index].flatten()
     if not torch.equal(frames.view(-1, unit)[index].flatten(), frames):
         raise ValueError("the windows of this vision tower mix frames, which isn't known here")

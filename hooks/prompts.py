@@ -145,7 +145,7 @@ class _Move:
             return
         if self._name == "batch_repeat_interleave":
             count = next(iter(marks.prompts.values())).tokens.batch
-            rows = torch.arange(count).repeat_interleave(int(rows))
+            rows = torch.arange(count, device="cpu").repeat_interleave(int(rows))
         rows = rows.cpu()
         index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows.long()
         setattr(self._cache, _ATTRIBUTE, marks.select(index))
@@ -153,4 +153,6 @@ class _Move:
 
 def empty(batch: int) -> tuple[Tensor, Tensor]:
     """Token ids and padding of a prompt of which nothing was read."""
-    return torch.empty(batch, 0, dtype=torch.long), torch.empty(batch, 0, dtype=torch.bool)
+    return torch.empty(batch, 0, dtype=torch.long, device="cpu"), torch.empty(
+        batch, 0, dtype=torch.bool, device="cpu"
+    )

@@ -146,7 +146,7 @@ class Reader:
                 "regaze can't see the prompt's token ids (the model was given inputs_embeds); "
                 'pass spans={"image": [(start, end)]} to attach, in columns of the padded batch'
             )
-        return torch.zeros(batch, length, dtype=torch.long)
+        return torch.zeros(batch, length, dtype=torch.long, device="cpu")
 
     def _seen_ids(self, block: Block) -> Iterator[Any]:
         yield block.outer.get("input_ids")
@@ -267,7 +267,9 @@ def _append(
     ids: Tensor, real: Tensor, new: Tensor, mask: Tensor | None, past: int
 ) -> tuple[Tensor, Tensor]:
     """Ids and padding with those of a block behind them."""
-    seen = torch.ones(new.shape, dtype=torch.bool) if mask is None else mask.cpu().bool()
+    seen = (
+        torch.ones(new.shape, dtype=torch.bool, device="cpu") if mask is None else mask.cpu().bool()
+    )
     # What was generated since the block before wasn't kept.
     gap = (0, past - ids.shape[1])
     pad = torch.nn.functional.pad

@@ -167,7 +167,7 @@ class SecondRuns:
         times = pass_.batch // len(scores)
         if times > 1:
             # Beams and sampled answers are rows of their own from the start.
-            lane = lane.select(torch.arange(len(scores)).repeat_interleave(times))
+            lane = lane.select(torch.arange(len(scores), device="cpu").repeat_interleave(times))
             scores = scores.repeat_interleave(times, 0)
         return scores, lane
 
@@ -178,7 +178,7 @@ class SecondRuns:
         length = pass_.length - pass_.n_last + 1
         if batch == pass_.batch and length == pass_.length:
             return pass_
-        rows = torch.arange(0, pass_.batch, pass_.batch // batch)
+        rows = torch.arange(0, pass_.batch, pass_.batch // batch, device="cpu")
         tokens = pass_.tokens.select(rows).crop(length)
         return replace(pass_, tokens=tokens, length=length, n_last=1, masks=PromptMasks(tokens))
 

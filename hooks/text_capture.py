@@ -89,7 +89,7 @@ class Capture:
             ValueError: Nothing was captured for this sample.
         """
         tokens = self._found(sample)
-        total, count = torch.zeros(tokens.length, dtype=torch.float32), 0
+        total, count = torch.zeros(tokens.length, dtype=torch.float32, device="cpu"), 0
         for one in self.captured:
             valid = one.valid[sample]
             if before is not None:

@@ -112,11 +112,11 @@ class TokenMap:
             attention_mask: "B T", 0 on padding.
         """
         ids = ids.cpu()
-        image = torch.isin(ids, torch.tensor(sorted(tokens.image), dtype=ids.dtype))
+        image = torch.isin(ids, torch.tensor(sorted(tokens.image), dtype=ids.dtype, device="cpu"))
         real = torch.ones_like(image) if attention_mask is None else attention_mask.cpu().bool()
         image &= real
         separator = torch.zeros_like(image)
-        number = torch.full(image.shape, -1, dtype=torch.int16)
+        number = torch.full(image.shape, -1, dtype=torch.int16, device="cpu")
         for row in range(len(ids)):
             last, run, current, numbers = -1, 0, -1, []
             said = ids[row].tolist()
@@ -129,7 +129,7 @@ class TokenMap:
                     separator[row, last + 1 : column] = True
                 numbers.append(current)
                 last, run = column, run + 1
-            number[row, image[row]] = torch.tensor(numbers, dtype=torch.int16)
+            number[row, image[row]] = torch.tensor(numbers, dtype=torch.int16, device="cpu")
         return cls._classify(image, separator & real, real, number)
 
     @classmethod
@@ -153,9 +153,9 @@ class TokenMap:
             ValueError: An unknown kind, or a range outside the prompt.
         """
         shape = (len(spans), length)
-        image = torch.zeros(shape, dtype=torch.bool)
-        number = torch.full(shape, -1, dtype=torch.int16)
-        real = torch.ones(shape, dtype=torch.bool)
+        image = torch.zeros(shape, dtype=torch.bool, device="cpu")
+        number = torch.full(shape, -1, dtype=torch.int16, device="cpu")
+        real = torch.ones(shape, dtype=torch.bool, device="cpu")
         if attention_mask is not None:
             real = attention_mask.cpu().bool()
         for row, given in enumerate(spans):
@@ -180,7 +180,7 @@ class TokenMap:
 
     @classmethod
     def _classify(cls, image: Tensor, separator: Tensor, real: Tensor, number: Tensor) -> TokenMap:
-        kinds = torch.full(image.shape, int(Kind.SYSTEM), dtype=torch.int8)
+        kinds = torch.full(image.shape, int(Kind.SYSTEM), dtype=torch.int8, device="cpu")
         kinds[(image.cumsum(1) > 0) | ~image.any(1, keepdim=True)] = Kind.QUESTION
         kinds[separator] = Kind.SEPARATOR
         kinds[image] = Kind.IMAGE
@@ -199,7 +199,9 @@ class TokenMap:
 
     def is_kind(self, *kinds: Kind) -> Tensor:
         """Bool "B K": columns of any of the given kinds."""
-        found = torch.isin(self.kinds, torch.tensor([int(k) for k in kinds], dtype=torch.int8))
+        found = torch.isin(
+            self.kinds, torch.tensor([int(k) for k in kinds], dtype=torch.int8, device="cpu")
+        )
         grown = Kind.GENERATED in kinds
         return torch.nn.functional.pad(found, (0, self.generated), value=grown)
 

@@ -20,7 +20,7 @@ class Meter:
 
     def see(self, density: float) -> None:
         """Count a call of this density."""
-        self._density.add("", torch.tensor([density], dtype=torch.float32))
+        self._density.add("", torch.tensor([density], dtype=torch.float32, device="cpu"))
 
     def clock(
         self, device: torch.device, sparse: Callable[[], Any], dense: Callable[[], Any]
@@ -30,7 +30,9 @@ class Meter:
             self._time.add(
                 "",
                 torch.tensor(
-                    [_seconds(device, sparse) / _seconds(device, dense)], dtype=torch.float32
+                    [_seconds(device, sparse) / _seconds(device, dense)],
+                    dtype=torch.float32,
+                    device="cpu",
                 ),
             )
 

@@ -68,7 +68,7 @@ class Blocks:
     @cached_property
     def density(self) -> float:
         """Share of the map that is computed, in pairs of tokens."""
-        lengths = torch.full((self.keep.shape[-1],), self.size, dtype=torch.float64)
+        lengths = torch.full((self.keep.shape[-1],), self.size, dtype=torch.float64, device="cpu")
         lengths[-1] = self.tokens - self.size * (len(lengths) - 1)
         pairs = lengths @ self.keep.double() @ lengths
         return float(pairs.mean()) / self.tokens**2
@@ -99,7 +99,7 @@ class Blocks:
         first, last = int(blocks[0]), int(blocks[-1])
         if last - first + 1 == len(blocks):
             return slice(first * self.size, min(self.tokens, (last + 1) * self.size))
-        each = blocks[:, None] * self.size + torch.arange(self.size)
+        each = blocks[:, None] * self.size + torch.arange(self.size, device="cpu")
         return each[each < self.tokens]
 
 

@@ -35,7 +35,8 @@ def refuse_uneven(running: Running | None, prediction: Any) -> None:
         return  # The call for its further branch raises.
     drawn = torch.Generator().manual_seed(0)
     cond, uncond, added = (
-        torch.randn((1, *prediction.shape[1:]), generator=drawn, dtype=torch.float32) for _ in "cua"
+        torch.randn((1, *prediction.shape[1:]), generator=drawn, dtype=torch.float32, device="cpu")
+        for _ in "cua"
     )
 
     def combined(more: Tensor | float) -> Any:

@@ -62,7 +62,7 @@ class Map:
     @property
     def identity(self) -> Tensor:
         """The map of tokens that see nothing but themselves, "N N"."""
-        return torch.eye(self.weights.shape[-1], dtype=torch.float32).to(self.weights)
+        return torch.eye(self.weights.shape[-1], dtype=torch.float32, device="cpu").to(self.weights)
 
 
 def bias_of(mask: Tensor | None, like: Tensor) -> Tensor:

@@ -89,7 +89,9 @@ def gaussian(sigma: float, side: int) -> Tensor:
     """SEG's kernel for a grid side, float32, summing to 1."""
     length = math.ceil(6 * sigma) + 1
     length = min(length - 1 + length % 2, side + 1 - side % 2)
-    x = torch.linspace(-(length - 1) / 2, (length - 1) / 2, length, dtype=torch.float32)
+    x = torch.linspace(
+        -(length - 1) / 2, (length - 1) / 2, length, dtype=torch.float32, device="cpu"
+    )
     weights = torch.exp(-0.5 * (x / sigma) ** 2)
     return weights / weights.sum()
 

@@ -117,9 +117,9 @@ def muted(denoiser: Any, call: Mapping[str, Any]) -> Seen:
 def _sketch(x: Tensor) -> Tensor:
     """A few random numbers for each token, "B N S", which keep a map of what is large: its size."""
     made = torch.Generator().manual_seed(0)
-    weights = torch.randn(x.shape[1], x.shape[3], _SKETCH, generator=made, dtype=torch.float32).to(
-        x.device
-    )
+    weights = torch.randn(
+        x.shape[1], x.shape[3], _SKETCH, generator=made, dtype=torch.float32, device="cpu"
+    ).to(x.device)
     return torch.einsum("bhnd,hds->bns", x.float(), weights)
 
 
@@ -149,7 +149,9 @@ def by_maps(denoiser: Any, call: Mapping[str, Any], pictures: Mapping[str, slice
         logits = query.float() @ key.mT * (named.get("scale") or query.shape[-1] ** -0.5)
         weights = (logits + bias_of(named.get("attn_mask"), logits)).softmax(-1).nan_to_num(0)
         rows = pictures[path]
-        weights[..., rows, :] = torch.eye(weights.shape[-1], dtype=torch.float32).to(weights)[rows]
+        weights[..., rows, :] = torch.eye(weights.shape[-1], dtype=torch.float32, device="cpu").to(
+            weights
+        )[rows]
         out: Tensor = (weights @ value).to(query.dtype)
         return out
 

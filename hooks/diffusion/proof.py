@@ -121,7 +121,9 @@ class Proof:
         call = dict(self._call)
         for name in names:
             value = call[name]
-            noise = torch.randn(value.shape, generator=made, dtype=torch.float32).to(value)
+            noise = torch.randn(value.shape, generator=made, dtype=torch.float32, device="cpu").to(
+                value
+            )
             call[name] = value + noise * value.std().clamp(min=0.1)
         return call
 

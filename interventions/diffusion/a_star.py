@@ -78,7 +78,7 @@ class AStar(ConceptUpdate):
             check_number(self.name, "threshold", self.threshold, low=0, high=1, why='or "otsu"')
         if self.layout is not None:
             try:
-                ragged = torch.tensor(self.layout).ndim != 3
+                ragged = torch.tensor(self.layout, device="cpu").ndim != 3
             except (TypeError, ValueError, RuntimeError):
                 ragged = True
             if ragged:

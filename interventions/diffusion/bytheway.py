@@ -225,7 +225,7 @@ class ByTheWay(ByLayers):
             first = resized(*seen[counterpart(m.site.name)], grid)
         mixed = (1 - self.alpha) * m.weights + self.alpha * first
         # Each frequency by its own cosines and sines.
-        n = torch.arange(frames, dtype=torch.float64)
+        n = torch.arange(frames, dtype=torch.float64, device="cpu")
         waves = torch.exp(-2j * torch.pi * n[:, None] * n / frames)
         spectrum = mixed.to(waves.dtype) @ waves
         high = torch.zeros_like(spectrum)

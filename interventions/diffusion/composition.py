@@ -67,7 +67,7 @@ class Composing(LatentEdit):
         columns = None
         if self.spec.subject:
             length = max(part.columns.stop for part in run.text)
-            columns = torch.zeros(run.samples, length, dtype=torch.bool)
+            columns = torch.zeros(run.samples, length, dtype=torch.bool, device="cpu")
             for sample in range(run.samples):
                 for word in self.spec.subject:
                     columns[sample, columns_of(NAME, word, run.text, sample, length)] = True

@@ -58,7 +58,8 @@ def literal_maps(maps: Tensor, columns: Columns, sharpen: float, sigma: float) -
     found = []
     for tokens in columns.concepts:
         one = sum(
-            (inner[..., token] for token in tokens), torch.zeros((), dtype=torch.float32)
+            (inner[..., token] for token in tokens),
+            torch.zeros((), dtype=torch.float32, device="cpu"),
         ) / len(tokens)
         found.append(literal_blur(one, sigma) if sigma else one)
     return torch.stack(found)
@@ -90,7 +91,7 @@ def smoothing_kernel(sigma: float, size: int = 3) -> Tensor:
         sigma: The code's sigma, in places of the map.
         size: K, odd.
     """
-    x = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
+    x = torch.arange(size, dtype=torch.float32, device="cpu") - (size - 1) / 2
     line = torch.exp(-((x / (2 * sigma)) ** 2))
     kernel = line[:, None] * line[None]
     return kernel / kernel.sum()
@@ -131,7 +132,7 @@ def segregation_loss(concepts: Tensor) -> Tensor:
     Args:
         concepts: "N F R C".
     """
-    a, b = torch.triu_indices(len(concepts), len(concepts), 1)
+    a, b = torch.triu_indices(len(concepts), len(concepts), 1, device=concepts.device)
     return overlap(concepts[a], concepts[b]).sum()
 
 
@@ -180,5 +181,5 @@ def otsu(values: Tensor) -> Tensor:
 
 def resized(masks: Sequence[Sequence[Sequence[float]]], rows: int, columns: int) -> Tensor:
     """Masks of any size on a grid, "N 1 R C" of 0 and 1: a place is in if half of it is."""
-    given = torch.tensor(masks, dtype=torch.float32)[:, None]
+    given = torch.tensor(masks, dtype=torch.float32, device="cpu")[:, None]
     return (F.interpolate(given, (rows, columns), mode="area") >= 0.5).float()

@@ -78,7 +78,7 @@ class Consistent(Work):
         """The columns of the text that hold an edit's words in its source, "E T"."""
         length, chain = max(part.columns.stop for part in run.text), self.spec.rounds + 1
         edits = [n for n in range(run.samples) if n // images % chain]
-        members = torch.zeros(len(edits), length, dtype=torch.float32)
+        members = torch.zeros(len(edits), length, dtype=torch.float32, device="cpu")
         for place, n in enumerate(edits):
             for word in self._words(run.text, n, images, place // images, len(edits) // images):
                 members[place, columns_of(word, run.text, n - images, length)] = 1
@@ -231,7 +231,7 @@ class Consistent(Work):
         """Tokens that may be edited, "E N" or "1 N"; None as long as it isn't known."""
         layout = call.layout
         if self.spec.mask == "all":
-            return torch.ones(1, tokens, dtype=torch.bool)
+            return torch.ones(1, tokens, dtype=torch.bool, device="cpu")
         grid = layout.grid(call.site, tokens)
         if self.given:
             if grid is None or layout.finest is None:

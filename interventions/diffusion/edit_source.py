@@ -80,7 +80,7 @@ class Source:
 
         parts = {"latents": self.latents, "timesteps": self.timesteps, "shares": self.shares}
         if self.grid:
-            parts["grid"] = torch.tensor(self.grid)
+            parts["grid"] = torch.tensor(self.grid, device="cpu")
         data = save({n: x.detach().cpu().contiguous() for n, x in parts.items() if x is not None})
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         name = f"{hashlib.sha256(data).hexdigest()[:20]}.safetensors"
@@ -148,7 +148,7 @@ class Recording:
                 "nothing was recorded: run the pipeline inside of `with recorded(...)`"
             )
         mean = self.seen.mean().cpu() if self.seen.calls else None
-        times = torch.tensor(self.times, dtype=torch.float32)
+        times = torch.tensor(self.times, dtype=torch.float32, device="cpu")
         return Source(torch.stack(self.latents), times, mean, self.grid if self.seen.calls else ())
 
 
@@ -180,7 +180,7 @@ class Recorder(Work):
         lists = self.words if each else (self.words,) * run.samples
         if run.samples % len(lists):
             raise ValueError(f"words are given for {len(lists)} prompts, and {run.samples} run")
-        members = torch.zeros(run.samples, length, dtype=torch.float32)
+        members = torch.zeros(run.samples, length, dtype=torch.float32, device="cpu")
         for sample in range(run.samples):
             for word in lists[sample * len(lists) // run.samples]:
                 members[sample, columns_of(word, run.text, sample, length)] = 1

@@ -117,7 +117,7 @@ def encoded(pipeline: Any, image: Any) -> Tensor:
         if model == "QwenImageTransformer2DModel":
             found = vae.encode(pixels[:, :, None]).latent_dist.mode()
             mean, std = (
-                torch.tensor(getattr(vae.config, name), dtype=torch.float32)
+                torch.tensor(getattr(vae.config, name), dtype=torch.float32, device="cpu")
                 .view(1, -1, 1, 1, 1)
                 .to(found)
                 for name in ("latents_mean", "latents_std")

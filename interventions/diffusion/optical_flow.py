@@ -131,9 +131,9 @@ def raft_pair(model: Any) -> Pair:
 
         found = model(scaled(first), scaled(second))[-1]
         found = F.interpolate(found, (height, width), mode="bilinear", align_corners=False)[0]
-        found *= torch.tensor([width / sides[1], height / sides[0]], dtype=torch.float32)[
-            :, None, None
-        ]
+        found *= torch.tensor(
+            [width / sides[1], height / sides[0]], dtype=torch.float32, device="cpu"
+        )[:, None, None]
         return found.permute(1, 2, 0).numpy()
 
     return pair

@@ -170,7 +170,7 @@ def _reordered(plan: Plan, site: str, image: slice, total: int, step: int) -> tu
         return known[1:]
     mask = plan.mask(site, key[0])
     number = -(-total // plan.size)
-    keep = torch.ones(len(mask), number, number, dtype=torch.bool)
+    keep = torch.ones(len(mask), number, number, dtype=torch.bool, device="cpu")
     keep[:, : mask.shape[1], : mask.shape[1]] = mask
     length = image.stop - image.start
     picture, others = image_first(image, total).split((length, total - length))

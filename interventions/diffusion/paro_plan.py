@@ -96,7 +96,10 @@ class Plan:
     def mask(self, site: str, group: int) -> Tensor:
         """A layer's blocks, bool "heads R R"."""
         number = math.prod(self.grid) // self.size
-        bits = self.masks[site][group][..., None] >> torch.arange(8, dtype=torch.uint8) & 1
+        bits = (
+            self.masks[site][group][..., None] >> torch.arange(8, dtype=torch.uint8, device="cpu")
+            & 1
+        )
         mask: Tensor = bits.flatten(1)[:, : number**2].unflatten(1, (number, number)).bool()
         return mask
 
@@ -224,14 +227,14 @@ def group_of(step: int, steps: int) -> int:
 
 def permutation(grid: tuple[int, int, int], order: str) -> Tensor:
     """The token, counted frame after frame, that stands at each place: "N"."""
-    tokens = torch.arange(math.prod(grid)).view(grid)
+    tokens = torch.arange(math.prod(grid), device="cpu").view(grid)
     return tokens.permute(["fhw".index(axis) for axis in order]).flatten()
 
 
 def packed(mask: Tensor) -> Tensor:
     """Blocks "groups heads R R" bool, eight a byte."""
     bits = torch.nn.functional.pad(mask.flatten(2).to(torch.uint8), (0, -mask[0, 0].numel() % 8))
-    powers = 2 ** torch.arange(8, dtype=torch.uint8)
+    powers = 2 ** torch.arange(8, dtype=torch.uint8, device="cpu")
     found: Tensor = (bits.unflatten(-1, (-1, 8)) * powers).sum(-1).to(torch.uint8)
     return found
 
@@ -247,5 +250,5 @@ def _weights(denoiser: Any, site: str) -> tuple[float, ...]:
 
 
 def _close(one: Identity, other: Identity) -> bool:
-    a, b = (torch.tensor(each.weights, dtype=torch.float32) for each in (one, other))
+    a, b = (torch.tensor(each.weights, dtype=torch.float32, device="cpu") for each in (one, other))
     return len(a) == len(b) and bool(((a - b).abs() <= _CLOSE * b.abs().max()).all())

@@ -162,7 +162,7 @@ def best_blocks(sums: Tensor, density: float) -> Tensor:
     """
     count = max(1, round(density * sums.numel()))
     largest = sums.flatten().argsort(descending=True, stable=True)[:count]
-    keep = torch.zeros(sums.numel(), dtype=torch.bool)
+    keep = torch.zeros(sums.numel(), dtype=torch.bool, device="cpu")
     keep[largest] = True
     keep = keep.view(sums.shape)
     return keep.scatter(-1, sums.argmax(-1, keepdim=True), True)

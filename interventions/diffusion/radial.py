@@ -200,7 +200,7 @@ def block_mask(
     covered = -(-places // size)
     # Frames that begin inside a block may reach over the end.
     number = max(-(-total // size), (frames - 1) * places // size + covered)
-    keep = torch.zeros(number, number, dtype=torch.bool)
+    keep = torch.zeros(number, number, dtype=torch.bool, device="cpu")
     border = frames * places // size
     keep[border:] = True
     keep[:, border:] = True
@@ -233,8 +233,8 @@ def window(distance: int, places: int, decay: float, size: int = 128) -> int:
 def _pair_blocks(top: int, left: int, reach: int, places: int, size: int, covered: int) -> Tensor:
     """The blocks of a frame pair that begins at (top, left) inside its first block."""
     # Of each column of the pair: how many rows of each block see it.
-    column = torch.arange(covered * size) - left
-    first = torch.arange(covered)[:, None] * size - top
+    column = torch.arange(covered * size, device="cpu") - left
+    first = torch.arange(covered, device="cpu")[:, None] * size - top
     low = torch.maximum(first.clamp(min=0), column - reach)
     high = torch.minimum((first + size).clamp(max=places) - 1, column + reach)
     inside = (column >= 0) & (column < places)

@@ -91,11 +91,11 @@ def groups(inside: Tensor) -> list[Group]:
 def may_see(inside: Tensor, length: int) -> Tensor:
     """The same as a mask "R L + N, R L + N", texts first: what groups are held against."""
     regions, tokens = inside.shape
-    owner = torch.eye(regions, dtype=torch.bool).repeat_interleave(length, 0)
+    owner = torch.eye(regions, dtype=torch.bool, device="cpu").repeat_interleave(length, 0)
     nowhere = ~inside.any(0)
     bits = torch.cat([owner, inside.T.cpu()])
     shared = (bits[:, None] & bits[None]).any(-1)
-    none = torch.cat([torch.zeros(len(owner), dtype=torch.bool), nowhere.cpu()])
+    none = torch.cat([torch.zeros(len(owner), dtype=torch.bool, device="cpu"), nowhere.cpu()])
     return shared | (none[:, None] & none[None])
 
 

@@ -40,7 +40,7 @@ def form(spec: Regions) -> WholeForm:
 def inside(spec: Regions, grid: Sequence[int]) -> Tensor:
     """The regions whose text each token of a grid reads, "R N": token by token."""
     *frames, rows, columns = grid
-    found = torch.zeros(len(spec.regions), rows, columns, dtype=torch.bool)
+    found = torch.zeros(len(spec.regions), rows, columns, dtype=torch.bool, device="cpu")
     for number, (given, _) in enumerate(spec.regions):
         place = read_mask(given)
         for r in range(rows):
@@ -139,7 +139,7 @@ def _flux(spec: Regions, denoiser: Any, call: Mapping[str, Any], texts: Texts) -
 def _seen(spec: Regions, grid: tuple[int, int], length: int) -> Tensor:
     """The mask of which token sees which, texts of a length first and then the picture."""
     where = inside(spec, grid)
-    owner = torch.eye(len(where), dtype=torch.bool)
+    owner = torch.eye(len(where), dtype=torch.bool, device="cpu")
     bits = torch.cat([owner.repeat_interleave(length, 0), where.T])
     nowhere = ~bits.any(1)
     return (bits[:, None] & bits[None]).any(-1) | (nowhere[:, None] & nowhere[None])

@@ -171,7 +171,7 @@ class Reweight(ByLayers):
         )
 
     def _literal_map(self, m: Map) -> Tensor:
-        factors = torch.ones(m.weights.shape[-2:], dtype=torch.float32).to(m.weights)
+        factors = torch.ones(m.weights.shape[-2:], dtype=torch.float32, device="cpu").to(m.weights)
         joint = m.site.kind == "joint"
         rows = m.image if joint else slice(None)
         first = m.layout.text(m.site.order, m.weights.shape[-1]).start if joint else 0

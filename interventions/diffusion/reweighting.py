@@ -48,8 +48,10 @@ class Weighted(Work):
         return self._read(run.text, run.samples, length)
 
     def _read(self, text: Sequence[Part], samples: int, length: int) -> Weighted:
-        factors = torch.ones(samples, length, dtype=torch.float32)
-        spans = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(samples, length, 1)
+        factors = torch.ones(samples, length, dtype=torch.float32, device="cpu")
+        spans = torch.tensor([0.0, 1.0], dtype=torch.float64, device="cpu").repeat(
+            samples, length, 1
+        )
         for sample in range(samples):
             for word, strength in self.words:
                 if self.absent == "raise" or holds(text, sample, word):
@@ -57,7 +59,7 @@ class Weighted(Work):
             for word, window in self.windows:
                 if self.absent == "raise" or holds(text, sample, word):
                     columns = columns_of("reweight", word, text, sample, length)
-                    spans[sample, columns] = torch.tensor(window, dtype=spans.dtype)
+                    spans[sample, columns] = torch.tensor(window, dtype=spans.dtype, device="cpu")
         return replace(self, factors=factors, spans=spans if self.windows else None)
 
     def attending(self, pass_: Pass) -> tuple[Site, ...]:
@@ -122,7 +124,7 @@ class Weighted(Work):
         given, spans = found.factors, found.spans
         assert given is not None  # noqa: S101 (read above)
         factors = given.new_ones(pass_.rows.batch, length)
-        active = torch.ones(pass_.rows.batch, length, dtype=torch.bool)
+        active = torch.ones(pass_.rows.batch, length, dtype=torch.bool, device="cpu")
         each = (cond.stop - cond.start) // len(given)
         factors[cond, : given.shape[1]] = given.repeat_interleave(each, 0)
         if spans is not None:

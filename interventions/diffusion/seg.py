@@ -85,7 +85,9 @@ class SEG(Guided):
             blur = m.identity[m.image, m.image] * 0 + 1 / (m.image.stop - m.image.start)
         else:
             picture = torch.kron(blur_matrix(rows, self.sigma), blur_matrix(columns, self.sigma))
-            blur = torch.kron(torch.eye(frames, dtype=torch.float32), picture).to(m.logits)
+            blur = torch.kron(torch.eye(frames, dtype=torch.float32, device="cpu"), picture).to(
+                m.logits
+            )
         logits = m.logits.clone()
         logits[:, :, m.image] = blur @ logits[:, :, m.image]
         return (logits + m.bias).softmax(-1)
@@ -118,7 +120,7 @@ def blur_matrix(side: int, sigma: float) -> Tensor:
     length -= 1 - length % 2
     half = min(length, side + (1 - side % 2)) // 2
     weights = [math.exp(-0.5 * (x / sigma) ** 2) for x in range(-half, half + 1)]
-    matrix = torch.zeros(side, side, dtype=torch.float32)
+    matrix = torch.zeros(side, side, dtype=torch.float32, device="cpu")
     for i in range(side):
         for offset, weight in zip(range(-half, half + 1), weights, strict=True):
             j = abs(i + offset)

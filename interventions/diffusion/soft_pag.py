@@ -110,7 +110,10 @@ class SoftPAG(Guided):
     def literal_map(self, m: Map) -> Tensor:
         """``(1 - u) A + u T``, head by head."""
         u = torch.full(
-            (m.weights.shape[1], 1, 1), self.u if self.heads is None else 0.0, dtype=torch.float32
+            (m.weights.shape[1], 1, 1),
+            self.u if self.heads is None else 0.0,
+            dtype=torch.float32,
+            device="cpu",
         )
         for layer, head, own in _parsed(self.heads or ""):
             if layer == m.site.layer:
@@ -154,7 +157,7 @@ class SoftPAG(Guided):
         """
         if self.heads is None:
             return {
-                s.name: torch.full((s.heads, 1, 1), self.u, dtype=torch.float32)
+                s.name: torch.full((s.heads, 1, 1), self.u, dtype=torch.float32, device="cpu")
                 for s in self.sites(denoiser)
             }
         found: dict[str, Tensor] = {}
@@ -164,7 +167,9 @@ class SoftPAG(Guided):
                 only_heads(site, [head])
             except ValueError as error:
                 raise ValueError(f"softpag: {error}") from None
-            table = found.setdefault(site.name, torch.zeros(site.heads, 1, 1, dtype=torch.float32))
+            table = found.setdefault(
+                site.name, torch.zeros(site.heads, 1, 1, dtype=torch.float32, device="cpu")
+            )
             table[head] = self.u if u is None else u
         return found
 

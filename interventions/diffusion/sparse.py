@@ -158,5 +158,5 @@ def clip_of(method: str, call: Call, image: slice) -> tuple[int, int, int]:
 
 def image_first(image: slice, total: int) -> Tensor:
     """The token at each place when the picture's come first, and then the others."""
-    tokens = torch.arange(total)
+    tokens = torch.arange(total, device="cpu")
     return torch.cat([tokens[image], tokens[: image.start], tokens[image.stop :]])

@@ -124,7 +124,7 @@ class TPG(Guided):
         """
         text = f"{self.seed} {float(t)!r} {transformer}"
         draw = torch.Generator().manual_seed(zlib.crc32(text.encode()))
-        return torch.randperm(tokens, generator=draw)
+        return torch.randperm(tokens, generator=draw, device="cpu")
 
     def _shuffled(self, transformer: str) -> Callable[[Pass], Instead]:
         def made(pass_: Pass) -> Instead:

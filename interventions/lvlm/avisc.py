@@ -124,7 +124,9 @@ class AvisC(Intervention):
             others = [c for c, a in zip(columns, mean.tolist(), strict=True) if a < bound]
 
             def enter(given: Mapping[str, Any]) -> Mapping[str, Any]:
-                blank = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.bool)
+                blank = torch.zeros(
+                    given["inputs_embeds"].shape[:2], dtype=torch.bool, device="cpu"
+                )
                 blank[0, others] = True
                 return blanked(given, blank, self.scheme, self.seed)
 
@@ -190,7 +192,9 @@ def blanked(given: Mapping[str, Any], blank: Tensor, scheme: Scheme, seed: int) 
     new = torch.zeros_like(embeds) if scheme == "zeros" else torch.ones_like(embeds)
     if scheme == "noise":
         generator = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(embeds.shape[1:], generator=generator, dtype=torch.float32)
+        drawn = torch.randn(
+            embeds.shape[1:], generator=generator, dtype=torch.float32, device="cpu"
+        )
         new = drawn.to(embeds).expand_as(embeds)
     found = {**given, "inputs_embeds": torch.where(blank[..., None], new, embeds)}
     deep, where = given.get("deepstack_visual_embeds"), given.get("visual_pos_masks")

@@ -197,7 +197,7 @@ class Looker:
         by, layers = self.spec.gradient, self.spec.reading_layers
         if by is not None:
             found, token = read_gradient(self.model, self.processor, layers[0], by, inputs)
-            return Reading(found, False, self.text(torch.tensor([token])))
+            return Reading(found, False, self.text(torch.tensor([token], device="cpu")))
         config = copy.deepcopy(self.model.generation_config)
         config.update(
             do_sample=False,

@@ -172,7 +172,7 @@ def question_columns(text: Tensor, image: Tensor, trim: tuple[int, int]) -> list
         image: Bool "T".
         trim: Numbers of template tokens, as in `find_trim`.
     """
-    column = torch.arange(len(text))
+    column = torch.arange(len(text), device="cpu")
     last = int(column[image].max()) if bool(image.any()) else -1
     found: list[int] = column[text & (column > last)].tolist()
     return found[trim[0] : len(found) - trim[1]]

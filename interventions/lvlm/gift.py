@@ -162,14 +162,16 @@ class GIFT(Intervention):
         return ProbeForm(self._literal, self.saliency or (), again=self.late)
 
     def _literal(self, seen: Probe) -> MapForm:
-        asks = torch.tensor([not (i or s) for i, s in zip(seen.image, seen.structure, strict=True)])
-        image = torch.tensor(seen.image)
+        asks = torch.tensor(
+            [not (i or s) for i, s in zip(seen.image, seen.structure, strict=True)], device="cpu"
+        )
+        image = torch.tensor(seen.image, device="cpu")
         columns = question_columns(asks, image, self.trim or (0, 0))
         ids = [seen.ids[c] for c in columns]
         words = "all" if self.words == "auto" else self.words
         content = [columns[n] for n in content_of(ids, seen.processor, words, self.repeats)]
         text_before = [c for c in content if bool(asks[c - 1]) and not bool(image[c - 1 :].any())]
-        s = torch.zeros(int(image.sum()), dtype=torch.float32)
+        s = torch.zeros(int(image.sum()), dtype=torch.float32, device="cpu")
         if text_before:
             kept: list[Tensor] = []
             for layer in self.saliency or ():
@@ -188,7 +190,10 @@ class GIFT(Intervention):
             a = z.masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)[0]
             new = a.clone()
             half = len(a) // 2
-            on_image, asked = m.image.flatten(), torch.zeros(z.shape[-1], dtype=torch.bool)
+            on_image, asked = (
+                m.image.flatten(),
+                torch.zeros(z.shape[-1], dtype=torch.bool, device="cpu"),
+            )
             asked[columns] = True
             for row in m.last.flatten().nonzero().flatten().tolist():
                 now = a[:, row].clone()
@@ -196,7 +201,7 @@ class GIFT(Intervention):
                 for head in sees:
                     now[head, on_image] = now[head, on_image] * factor
                 r = now[sees][:, on_image].sum() / a[sees, row][:, on_image].sum()
-                r = r if bool(r.isfinite()) else torch.ones((), dtype=torch.float32)
+                r = r if bool(r.isfinite()) else torch.ones((), dtype=torch.float32, device="cpu")
                 reads = _most(a[:, row], asked)[:half]
                 for head in reads:
                     now[head, asked] = now[head, asked] * self.beta * r
@@ -299,4 +304,6 @@ class _LateBoost(_Boost):
 
     def look_back(self, scores: Tensor, pass_: Pass) -> Tensor | None:
         self._look()
-        return None if self.gaze is None else torch.ones(pass_.batch, dtype=torch.bool)
+        return (
+            None if self.gaze is None else torch.ones(pass_.batch, dtype=torch.bool, device="cpu")
+        )

@@ -96,9 +96,11 @@ class ReadGaze(Edit):
         past, ids = pass_.past, pass_.inputs.get("input_ids")
         shape = pass_.batch, pass_.length
         block = ids.cpu() if isinstance(ids, Tensor) and ids.shape == shape else None
-        before = torch.cat([torch.empty(pass_.batch, 0, dtype=torch.long), *self.ids], 1)[:, :past]
+        before = torch.cat(
+            [torch.empty(pass_.batch, 0, dtype=torch.long, device="cpu"), *self.ids], 1
+        )[:, :past]
         before = pad(before, (0, past - before.shape[1]), value=-1)
-        self.ids = [before, torch.full(shape, -1) if block is None else block]
+        self.ids = [before, torch.full(shape, -1, device="cpu") if block is None else block]
         self.seen = [(n, at.masked_fill(at >= past, -1), w) for n, at, w in self.seen]
 
     def select(self, rows: Tensor) -> ReadGaze:
@@ -122,8 +124,8 @@ class ReadGaze(Edit):
 
     def _gaze(self, tokens: TokenMap) -> Gaze:
         image, text = tokens.is_kind(Kind.IMAGE), tokens.is_kind(Kind.QUESTION)
-        saliency = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.float32)
-        question = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.bool)
+        saliency = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.float32, device="cpu")
+        question = torch.zeros(tokens.batch, 1, 1, tokens.length, dtype=torch.bool, device="cpu")
         ids = torch.cat(self.ids, 1)
         for row in range(tokens.batch):
             if not bool(image[row].any()):
@@ -153,7 +155,9 @@ class ReadGaze(Edit):
             order = order[at[order] >= 0]
             at, weights = at[order], weights[:, order.to(weights.device)]
             rising = shifts(weights)  # "H R-1 K": of rows 1, 2, ...
-            wanted = torch.isin(at[1:], torch.tensor(list(content))) & (at[1:] == at[:-1] + 1)
+            wanted = torch.isin(at[1:], torch.tensor(list(content), device="cpu")) & (
+                at[1:] == at[:-1] + 1
+            )
             if bool(wanted.any()):
                 kept.append(keep_heads(rising[:, wanted.to(rising.device)]).flatten(0, 1))
         return torch.cat(kept).mean(0) if kept else None

@@ -108,7 +108,7 @@ def rank_heads(
     named = None if layers is None else tuple(layers)
     _, where = choose_heads(spec.name, host, given or "all", named)
     tried = given or tuple((layer, head) for layer in where for head in range(host.n_heads))
-    found = torch.full((host.n_layers, host.n_heads), torch.nan, dtype=torch.float64)
+    found = torch.full((host.n_layers, host.n_heads), torch.nan, dtype=torch.float64, device="cpu")
     before = score()
     for layer, head in tried:
         with attach(model, _on(spec, layer, head), processor=processor):
@@ -154,7 +154,7 @@ def attribute_heads(target: Any, captions: Iterable[Caption], *, processor: Any 
     host = find_host(model, processor)
     ablation = _Ablation(host)
     sums = {
-        kind: torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64)
+        kind: torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64, device="cpu")
         for kind in (True, False)
     }
     counts = {True: 0, False: 0}
@@ -167,7 +167,7 @@ def attribute_heads(target: Any, captions: Iterable[Caption], *, processor: Any 
         kind = "true" if counts[True] else "hallucinated"
         raise ValueError(f"no {kind} words were given, so there is nothing to compare with")
     difference = sums[True] / counts[True] - sums[False] / counts[False]
-    attends = torch.zeros(host.n_layers, 1, dtype=torch.bool)
+    attends = torch.zeros(host.n_layers, 1, dtype=torch.bool, device="cpu")
     attends[[site.layer for site in host.sites]] = True
     return Ranking(difference.masked_fill(~attends, torch.nan))
 
@@ -193,7 +193,7 @@ def _influence(model: Any, host: Host, ablation: _Ablation, caption: Caption, pl
         model(input_ids=ids[:, at : at + 1], **{name: cache})
     step, word = ids[:, place - 1 : place], int(ids[0, place])
     plain = model(input_ids=step, **{name: copy.deepcopy(cache)}).logits[0, -1]
-    found = torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64)
+    found = torch.zeros(host.n_layers, host.n_heads, dtype=torch.float64, device="cpu")
     cache.batch_repeat_interleave(host.n_heads)
     for site in host.sites:
         ablation.layer = site.layer

@@ -101,7 +101,7 @@ def head_masks(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, 
     """By layer, a bool mask "H 1 1" of the heads to act on."""
     masks = {}
     for layer, heads in found.items():
-        masks[layer] = torch.zeros(n_heads, 1, 1, dtype=torch.bool)
+        masks[layer] = torch.zeros(n_heads, 1, 1, dtype=torch.bool, device="cpu")
         masks[layer][list(heads)] = True
     return masks
 
@@ -118,7 +118,9 @@ def choice_controls(spec: Any) -> dict[str, Intervention]:
 
 def random_keys(count: int, device: torch.device) -> Tensor:
     """A number for each head to choose it by, with a fixed seed: the same on every device."""
-    return torch.rand(count, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.rand(
+        count, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu"
+    ).to(device)
 
 
 def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int, list[int]]:
@@ -129,7 +131,7 @@ def other_heads(found: Mapping[int, Collection[int]], n_heads: int) -> dict[int,
     generator = torch.Generator().manual_seed(0)
     drawn = {}
     for layer, heads in sorted(found.items()):
-        order: list[int] = torch.randperm(n_heads, generator=generator).tolist()
+        order: list[int] = torch.randperm(n_heads, generator=generator, device="cpu").tolist()
         order = [h for h in order if h not in heads] + [h for h in order if h in heads]
         drawn[layer] = sorted(order[: len(heads)])
     return drawn

@@ -132,7 +132,7 @@ class PromptHighlighter(Intervention):
                 return scores
 
             def enter(given: Mapping[str, Any]) -> Mapping[str, Any]:
-                mask = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.bool)
+                mask = torch.zeros(given["inputs_embeds"].shape[:2], dtype=torch.bool, device="cpu")
                 mask[0, faint] = True
                 return shrunk(given, mask, self.perturb)
 
@@ -170,7 +170,7 @@ class _BiasEdit(SpanEdit):
     """A bias on the spans' columns in all heads."""
 
     def __init__(self, spec: PromptHighlighter, host: Host, added: float) -> None:
-        every = torch.ones(host.n_heads, dtype=torch.bool)
+        every = torch.ones(host.n_heads, dtype=torch.bool, device="cpu")
         super().__init__(spec.spans, dict.fromkeys(spec.layers or () if added else (), every))
         self.spec, self.host, self.added = spec, host, added
 

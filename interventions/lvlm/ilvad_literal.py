@@ -21,7 +21,7 @@ _TINY = 1e-30
 
 def literal(spec: ILVAD, seen: Probe) -> MapForm:
     """The formula of `ilvad`, row by row and head by head."""
-    image = torch.tensor(seen.image)
+    image = torch.tensor(seen.image, device="cpu")
     layers = sorted(seen.weights)
     m = {}
     for layer in layers:
@@ -33,19 +33,19 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
         m[layer] = (
             torch.stack(rows).mean(0)
             if rows
-            else torch.zeros(int(image.sum()), dtype=torch.float32)
+            else torch.zeros(int(image.sum()), dtype=torch.float32, device="cpu")
         )
     views = [m[layer] > spec.tau * m[layer].mean() for layer in layers]
     came = sum(
         ((now & ~before).float() for before, now in zip(views, views[1:], strict=False)),
-        torch.zeros(int(image.sum()), dtype=torch.float32),
+        torch.zeros(int(image.sum()), dtype=torch.float32, device="cpu"),
     )
     mean = torch.stack([m[layer] for layer in layers]).mean(0)
     s = came * (mean > mean.mean())
     if not seen.ahead or s.max() == s.min():
         return MapForm(())
     s = s.clamp(s.mean() - 3 * s.std(), s.mean() + 3 * s.std())
-    log_m = torch.zeros(len(image), dtype=torch.float32)
+    log_m = torch.zeros(len(image), dtype=torch.float32, device="cpu")
     log_m[image] = spec.alpha * (s - s.min()) / (s.max() - s.min())
 
     def heads_of(a: Tensor) -> tuple[list[int], float]:
@@ -91,10 +91,10 @@ def literal(spec: ILVAD, seen: Probe) -> MapForm:
         new = a.clone()
         for head in sees:
             new[head, : len(log_m)] *= log_m.exp()
-        text = torch.ones(columns, dtype=torch.bool)
+        text = torch.ones(columns, dtype=torch.bool, device="cpu")
         text[: len(image)] = False
         text[asked] = True
-        held = torch.tensor(list(ground.values()), dtype=torch.float32)
+        held = torch.tensor(list(ground.values()), dtype=torch.float32, device="cpu")
         low, high = held.aminmax() if len(held) else (held, held)
         if len(held) > 1 and high > low:
             held = held.clamp(held.mean() - 3 * held.std(), held.mean() + 3 * held.std())

@@ -202,7 +202,7 @@ class _Ground(Edit):
         self.ahead, self.again = _Ahead(), True
         tokens, device = pass_.tokens, pass_.device
         image = tokens.is_kind(Kind.IMAGE)
-        log_m = torch.zeros(tokens.batch, tokens.length, dtype=torch.float32)
+        log_m = torch.zeros(tokens.batch, tokens.length, dtype=torch.float32, device="cpu")
         for row in range(tokens.batch):
             steps = [n for n, speaking in enumerate(ahead.speaking) if bool(speaking[row])]
             if not steps or not bool(image[row].any()):
@@ -216,7 +216,9 @@ class _Ground(Edit):
             )
             s = came_into_view(means, self.spec.tau)
             if self.spec.patches == "shuffled":
-                s = s[torch.randperm(len(s), generator=torch.Generator().manual_seed(0))]
+                s = s[
+                    torch.randperm(len(s), generator=torch.Generator().manual_seed(0), device="cpu")
+                ]
             log_m[row, patches] = self.spec.alpha * s
         acts = log_m.any(-1)
         if not bool(acts.any()):

@@ -126,4 +126,4 @@ def token_numbers(pass_: Pass, rows: int) -> Tensor:
     # An earlier answer, before another question, doesn't count.
     behind = read.flip(1).cumsum(1).flip(1) == 0
     known = (behind & (kinds == Kind.GENERATED)).sum(1) + pass_.tokens.generated
-    return known[:, None] + 1 - torch.arange(rows - 1, -1, -1)
+    return known[:, None] + 1 - torch.arange(rows - 1, -1, -1, device="cpu")

@@ -20,7 +20,10 @@ STEPS = 1000
 
 def factors(step: int) -> tuple[float, float]:
     """The factors of the picture and of the noise at a step, 0 to 999."""
-    betas = torch.linspace(-6, 6, STEPS, dtype=torch.float32).sigmoid() * (0.005 - 1e-5) + 1e-5
+    betas = (
+        torch.linspace(-6, 6, STEPS, dtype=torch.float32, device="cpu").sigmoid() * (0.005 - 1e-5)
+        + 1e-5
+    )
     share = (1 - betas).cumprod(0)[step]
     return float(share.sqrt()), float((1 - share).sqrt())
 
@@ -91,7 +94,7 @@ def _draw(pixels: Tensor, seed: int, still: bool) -> Tensor:
         # A picture is there twice, as two moments of a clip: one draw, or they would average.
         shape[2] = 1
     return (
-        torch.randn(shape, generator=generator, dtype=torch.float32)
+        torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
         .to(pixels.device)
         .expand_as(pixels)
     )

@@ -148,8 +148,8 @@ class PAINT(Intervention):
                 maps.append(blocks.flatten().tolist())
             first, last = maps
             q1, q3 = (
-                torch.tensor(last, dtype=torch.float32)
-                .quantile(torch.tensor([0.25, 0.75], dtype=torch.float32))
+                torch.tensor(last, dtype=torch.float32, device="cpu")
+                .quantile(torch.tensor([0.25, 0.75], dtype=torch.float32, device="cpu"))
                 .tolist()
             )
             summary = {j for j, x in enumerate(last) if x > q3 + 1.5 * (q3 - q1)}
@@ -159,11 +159,13 @@ class PAINT(Intervention):
                 self.beta if j in summary else self.alpha if j in local else 0.0
                 for j in range(len(first))
             ]
-        share = torch.zeros(len(seen.image), dtype=torch.float32)
-        share[torch.tensor(seen.image)] = torch.tensor(strength, dtype=torch.float32)
+        share = torch.zeros(len(seen.image), dtype=torch.float32, device="cpu")
+        share[torch.tensor(seen.image, device="cpu")] = torch.tensor(
+            strength, dtype=torch.float32, device="cpu"
+        )
 
         def edit(z: Tensor, m: Map) -> Tensor:
-            added = torch.zeros(z.shape[-1], dtype=torch.float32)
+            added = torch.zeros(z.shape[-1], dtype=torch.float32, device="cpu")
             added[: len(share)] = share
             if self.modulation == "heads":
                 a = z.masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)
@@ -289,7 +291,9 @@ class _Boost(Edit):
             self._place_in(image[:, start:end], seen)
             for (start, seen), end in zip(self.read, ends, strict=True)
         ]
-        return torch.cat([torch.zeros(len(image), self.read[0][0], dtype=torch.float32), *parts], 1)
+        return torch.cat(
+            [torch.zeros(len(image), self.read[0][0], dtype=torch.float32, device="cpu"), *parts], 1
+        )
 
     def _place_in(self, image: Tensor, seen: _Seen) -> Tensor:
         """The share of each of the columns whose pictures were read together.
@@ -298,7 +302,7 @@ class _Boost(Edit):
             ValueError: Patches can't be told from columns.
         """
         if not bool(image.any()):  # They were cut off since.
-            return torch.zeros(image.shape, dtype=torch.float32)
+            return torch.zeros(image.shape, dtype=torch.float32, device="cpu")
         patches = sum(picture.grid.numel() for picture in seen.pictures)
         columns = int(image.sum())
         for times in range(1, len(image) + 1):  # Beams, and prompts with one beginning.
@@ -310,7 +314,7 @@ class _Boost(Edit):
                 f"PAINT can't tell the vision tower's {patches} patches from the {columns} image "
                 "columns that they become on this model"
             )
-        shares = torch.zeros(image.shape, dtype=torch.float32)
+        shares = torch.zeros(image.shape, dtype=torch.float32, device="cpu")
         found = torch.cat([self._of(seen, n, side) for n in range(len(seen.pictures))])
         of_one = shares[::times]
         of_one[image[::times]] = found.cpu()

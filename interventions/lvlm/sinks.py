@@ -190,11 +190,13 @@ def _search(host: Host, tau: float) -> SinkProfile:
 def _prompts(host: Host) -> list[Tensor]:
     tokenizer = getattr(host.processor, "tokenizer", host.processor)
     if callable(tokenizer):
-        return [torch.tensor([tokenizer(text)["input_ids"]]) for text in _TEXTS]
+        return [torch.tensor([tokenizer(text)["input_ids"]], device="cpu") for text in _TEXTS]
     config: Any = host.tower.config
     generator = torch.Generator().manual_seed(0)
     bos = [config.bos_token_id] if getattr(config, "bos_token_id", None) is not None else []
     size = min(config.vocab_size, 1000)
     low = min(10, size - 1)
-    rest = [torch.randint(low, size, (16,), generator=generator).tolist() for _ in _TEXTS]
-    return [torch.tensor([bos + ids]) for ids in rest]
+    rest = [
+        torch.randint(low, size, (16,), generator=generator, device="cpu").tolist() for _ in _TEXTS
+    ]
+    return [torch.tensor([bos + ids], device="cpu") for ids in rest]

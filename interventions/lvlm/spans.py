@@ -80,8 +80,10 @@ def find_spans(method: str, host: Host, spans: Spans, pass_: Pass) -> Tensor:
     """
     kinds = pass_.tokens.kinds
     ids = pass_.ids[:, : kinds.shape[1]]
-    real = ~torch.isin(kinds, torch.tensor([int(Kind.PAD), int(Kind.GENERATED)], dtype=kinds.dtype))
-    found = torch.zeros(len(kinds), len(spans), kinds.shape[1], dtype=torch.bool)
+    real = ~torch.isin(
+        kinds, torch.tensor([int(Kind.PAD), int(Kind.GENERATED)], dtype=kinds.dtype, device="cpu")
+    )
+    found = torch.zeros(len(kinds), len(spans), kinds.shape[1], dtype=torch.bool, device="cpu")
     for row in range(len(kinds)):
         columns = real[row].nonzero().flatten()
         for number, span in enumerate(spans):
@@ -117,7 +119,7 @@ def _missing(method: str, span: object, row: int, length: int) -> str:
 def _find_text(host: Host, text: str, ids: Tensor, kinds: Tensor, real: Tensor) -> Tensor | None:
     """Columns of a text's first occurrence between the images of one prompt."""
     image = torch.isin(
-        kinds, torch.tensor([int(Kind.IMAGE), int(Kind.SEPARATOR)], dtype=kinds.dtype)
+        kinds, torch.tensor([int(Kind.IMAGE), int(Kind.SEPARATOR)], dtype=kinds.dtype, device="cpu")
     )
     run: list[int] = []
     for column in [*real.tolist(), None]:
@@ -127,7 +129,7 @@ def _find_text(host: Host, text: str, ids: Tensor, kinds: Tensor, real: Tensor) 
         written, offsets = read_tokens(_tokenizer(host), ids[run].tolist())
         if text in written:
             start, end = token_range(written, text, offsets)
-            return torch.tensor(run[start:end])
+            return torch.tensor(run[start:end], device="cpu")
         run = []
     return None
 

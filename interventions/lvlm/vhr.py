@@ -114,7 +114,9 @@ class VHR(Intervention):
             divergence = [0.0 if d > far and a > loud else d for d, a in pairs]
         median = statistics.median(divergence)
         return torch.tensor(
-            [self.alpha if d > median else 1.0 for d in divergence], dtype=torch.float32
+            [self.alpha if d > median else 1.0 for d in divergence],
+            dtype=torch.float32,
+            device="cpu",
         )
 
     def resolve(self, host: Host) -> VHR:

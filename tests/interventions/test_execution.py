@@ -334,6 +334,17 @@ def test_the_default_dtype_changes_nothing(name: str, default: None) -> None:
     torch.testing.assert_close(got[~cut], want[~cut], rtol=0, atol=1e-5 * float(want[~cut].std()))
 
 
+@pytest.mark.parametrize("name", [*EDITS, *(n for n in CONTRASTS if not n.startswith("icd"))])
+def test_the_default_device_changes_nothing(name: str) -> None:
+    """Tensors that land on it by themselves hold no data here."""
+    model, spec = tiny("llava"), {**EDITS, **CONTRASTS}[name].acts
+    inputs = ask(model, *ROWS)
+    with torch.device("meta"), attach(model.model, spec):
+        got = scores(model, inputs)
+    with attach(model.model, spec):
+        assert torch.equal(got, scores(model, inputs))
+
+
 @torch.no_grad()
 def scores(model: Tiny, inputs: dict[str, Any]) -> Tensor:
     """Scores of two tokens."""

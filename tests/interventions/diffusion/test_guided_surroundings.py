@@ -229,23 +229,30 @@ def test_autocast(family: str, method: str) -> None:
     assert (got - want).abs().max() < 0.15 * want.abs().max()
 
 
+@contextmanager
+def default_dtype() -> Iterator[None]:
+    torch.set_default_dtype(torch.bfloat16)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    "default", [default_dtype, lambda: torch.device("meta")], ids=["dtype", "device"]
+)
 @pytest.mark.parametrize("family", ["sd", "sd3"])
-def test_the_default_dtype_changes_nothing(family: str) -> None:
+def test_the_default_dtype_and_device_change_nothing(family: str, default: Any) -> None:
+    """Tensors that land on this device by themselves hold no data."""
     pipe, kind = tiny(family), FAMILIES[family]
     call = kind.call(1, True)
     acting = [name for name, method in METHODS.items() if family in method.scenes]
     assert len(acting) > 15
     for name in acting:
         run: dict[str, Any] = {**call, **steps(name)}
-        found = []
         with regaze.attach(pipe, METHODS[name].on(family)):
-            for dtype in (torch.float32, torch.bfloat16):
-                torch.set_default_dtype(dtype)
-                try:
-                    found.append(pipe(**run)[0])
-                finally:
-                    torch.set_default_dtype(torch.float32)
-        assert differ(found[1], found[0]) < 1e-5, name
+            want = pipe(**run)[0]
+            with default():
+                got = pipe(**run)[0]
+        assert differ(got, want) < 1e-5, name
 
 
 @pytest.mark.parametrize("way", ["wrapped", "in place", "blocks"])
