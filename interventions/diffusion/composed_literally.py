@@ -246,7 +246,7 @@ def _every(mask: Tensor, rows: int, columns: int) -> Tensor:
     down, across = mask.shape[0] / rows, mask.shape[1] / columns
     cells = [[bool(mask[int(r * down), int(c * across)]) for c in range(columns)]
              for r in range(rows)]  # fmt: skip
-    return torch.tensor(cells, dtype=torch.float32, device="cpu")
+    return torch.tensor(cells, device="cpu")
 
 
 def _of_rows(call: dict[str, Any], cut: Callable[[Tensor], Tensor]) -> dict[str, Any]:
