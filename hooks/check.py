@@ -47,12 +47,14 @@ def check_rows(
     dtype = product_dtype(stock.dtype, stock.device)
     most = TOLERANCE.get(dtype, TOLERANCE[torch.bfloat16])
     if not difference <= most:
+        said, rounded = (str(one).removeprefix("torch.") for one in (stock.dtype, dtype))
+        said += "" if said == rounded else f", whose products may be rounded to {rounded}"
         raise RuntimeError(
             f"layer {layer} ({type(call.module).__name__}): its attention isn't what regaze "
             f"recomputes of the same rows (they differ by {difference:.2g} of the output's size, "
-            f"tolerance {most:g} in {str(dtype).removeprefix('torch.')}), so it adds a bias, "
-            "a sink, a cap, a scale, or hides columns in a way that isn't known here, and an edit "
-            "wouldn't be exact: leave this layer out, or tell the authors of regaze"
+            f"tolerance {most:g} in {said}), so it adds a bias, a sink, a cap, a scale, or hides "
+            "columns in a way that isn't known here, and an edit wouldn't be exact: leave this "
+            "layer out, or tell the authors of regaze"
         )
 
 

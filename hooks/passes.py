@@ -204,8 +204,9 @@ class Pass:
         """
         if self._last is None:
             real = self._block(~self.tokens.is_kind(Kind.PAD))
-            known = torch.arange(1, self.length + 1, device="cpu") <= self.length - self.n_last + 1
-            self._last = (real * known * torch.arange(1, self.length + 1, device="cpu")).argmax(1)
+            number = torch.arange(1, self.length + 1, device="cpu")
+            known = number <= self.length - self.n_last + 1
+            self._last = (real * known * number).argmax(1)
         return self._last
 
     def scored(self, kept: int) -> Tensor:

@@ -153,6 +153,5 @@ class _Move:
 
 def empty(batch: int) -> tuple[Tensor, Tensor]:
     """Token ids and padding of a prompt of which nothing was read."""
-    return torch.empty(batch, 0, dtype=torch.long, device="cpu"), torch.empty(
-        batch, 0, dtype=torch.bool, device="cpu"
-    )
+    ids = torch.empty(batch, 0, dtype=torch.long, device="cpu")
+    return ids, torch.empty_like(ids, dtype=torch.bool)

@@ -120,10 +120,7 @@ def sized(method: str, place: Any, finest: Sequence[int], grid: Sequence[int]) -
         return on_grid(place, grid)
     left, top, right, bottom = place
     *frames, tall, wide = grid
-    x, y = (
-        (torch.arange(wide, device="cpu") + 0.5) / wide,
-        (torch.arange(tall, device="cpu") + 0.5) / tall,
-    )
+    x, y = ((torch.arange(n, dtype=torch.float32, device="cpu") + 0.5) / n for n in (wide, tall))
     across, down = (x >= left) & (x < right), (y >= top) & (y < bottom)
     inside: Tensor = down[:, None] & across
     return inside.flatten().repeat(frames[0] if frames else 1)

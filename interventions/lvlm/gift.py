@@ -190,10 +190,8 @@ class GIFT(Intervention):
             a = z.masked_fill(~m.seen, -torch.inf).softmax(-1).nan_to_num(0)[0]
             new = a.clone()
             half = len(a) // 2
-            on_image, asked = (
-                m.image.flatten(),
-                torch.zeros(z.shape[-1], dtype=torch.bool, device="cpu"),
-            )
+            on_image = m.image.flatten()
+            asked = torch.zeros(z.shape[-1], dtype=torch.bool, device="cpu")
             asked[columns] = True
             for row in m.last.flatten().nonzero().flatten().tolist():
                 now = a[:, row].clone()

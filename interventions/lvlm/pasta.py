@@ -135,10 +135,8 @@ class PASTA(Intervention):
                 inside.append(marked)
             if not any(bool(marked.any()) for marked in inside):
                 return z
-            factor, prompt = (
-                torch.ones(z.shape[-1], dtype=torch.float32, device="cpu"),
-                m.prompt[0, 0, 0],
-            )
+            prompt = m.prompt[0, 0, 0]
+            factor = torch.ones(z.shape[-1], dtype=torch.float32, device="cpu")
             every = torch.stack(inside).any(0)
             for marked in [every] if self.sense == "union" else inside:
                 if self.mode == "exclude":

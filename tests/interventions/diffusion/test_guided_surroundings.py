@@ -232,8 +232,10 @@ def test_autocast(family: str, method: str) -> None:
 @contextmanager
 def default_dtype() -> Iterator[None]:
     torch.set_default_dtype(torch.bfloat16)
-    yield
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize(
