@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any, cast
 
 import pytest
 import torch
 
+from regaze.hooks.passes import Columns
 from regaze.interventions.lvlm.adaptvis import choose_weights
 from regaze.interventions.lvlm.adhh import silence_text
 from regaze.interventions.lvlm.avisc import find_blind, largest_layers
@@ -19,7 +21,7 @@ from regaze.interventions.lvlm.ilvad_maps import came_into_view, text_factors
 from regaze.interventions.lvlm.opera import over_trust
 from regaze.interventions.lvlm.paint import choose_patches
 from regaze.interventions.lvlm.pasta import span_bias
-from regaze.interventions.lvlm.spin import head_factors
+from regaze.interventions.lvlm.spin import SPIN, head_factors
 from regaze.interventions.lvlm.var import redistribution, sums_and_bounds
 
 
@@ -37,6 +39,25 @@ def test_spin_keeps_as_many_heads_as_the_code_whatever_the_share() -> None:
         for sums in (torch.randn(2, heads, 3), torch.zeros(2, heads, 3)):
             kept = (head_factors(sums, keep, 0.1) == 1).sum(1)
             assert (kept == int(keep * heads)).all(), (heads, keep)
+
+
+@pytest.mark.parametrize("hidden", ["window moved on", "masked"])
+def test_spin_leaves_rows_alone_that_see_nothing_of_the_image(hidden: str) -> None:
+    edit: Any = SPIN(layers=(0,)).bind(cast(Any, None))
+    logits = torch.randn(2, 5, 1, 6)
+    image = columns(6, 1, 2).expand(2, 1, 1, 6).clone()
+    if hidden == "masked":
+        seen = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+        seen[1, ..., :3] = False
+        logits = logits.masked_fill(~seen, -math.inf)
+        given = Columns(image, image & False, seen=seen)
+    else:
+        image[1] = False
+        given = Columns(image, image & False, offset=4)
+    weights = logits.softmax(-1)
+    first, second = edit.edit_weights(0, weights, logits, given)
+    assert int((first != weights[0]).any(-1).sum()) == 1  # of five heads all but 80 % are scaled
+    assert torch.equal(second, weights[1])
 
 
 def test_adhh_zeroes_at_the_threshold_sample_by_sample() -> None:
