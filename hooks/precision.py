@@ -9,14 +9,14 @@ _SAID = {"high": "tf32", "medium": "bf16"}
 
 
 def product_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype that is as fine as the factors of matrix products are.
+    """Return the dtype to whose precision the factors of matrix products may be rounded.
 
     ``torch.set_float32_matmul_precision`` and the switches of each backend let products of float32
     tensors round their factors: to tf32, which has float16's 10 bits, or to bfloat16.
 
     Args:
-        dtype: Of the tensors.
-        device: Where they are multiplied.
+        dtype: The tensors' dtype.
+        device: The device that multiplies them.
     """
     if dtype != torch.float32:
         return dtype

@@ -124,8 +124,8 @@ def lowered(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def test_products_that_may_be_rounded_are_checked_as_what_they_are(lowered: str) -> None:
     on_cpu, on_gpu = torch.device("cpu"), torch.device("cuda")
-    of = {"high": torch.float16, "medium": torch.bfloat16}[lowered]
-    assert product_dtype(torch.float32, on_cpu) == of
+    rounded = {"high": torch.float16, "medium": torch.bfloat16}[lowered]
+    assert product_dtype(torch.float32, on_cpu) == rounded
     assert product_dtype(torch.float32, on_gpu) != torch.float32
     assert product_dtype(torch.float64, on_cpu) == torch.float64
     model = tiny("llava", fresh=True)

@@ -56,7 +56,7 @@ def test_spin_leaves_rows_alone_that_see_nothing_of_the_image(hidden: str) -> No
         given = Columns(image, image & False, offset=4)
     weights = logits.softmax(-1)
     first, second = edit.edit_weights(0, weights, logits, given)
-    assert int((first != weights[0]).any(-1).sum()) == 1  # of five heads all but 80 % are scaled
+    assert int((first != weights[0]).any(-1).sum()) == 1  # one head in five is scaled by default
     assert torch.equal(second, weights[1])
 
 
