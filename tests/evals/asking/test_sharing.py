@@ -236,7 +236,11 @@ def test_groups_of_different_sizes_and_no_image_at_all() -> None:
 
 
 def differing(family: str, spec: Intervention) -> list[int]:
-    """Layers in which what two questions have in common, the picture too, has other keys."""
+    """Layers in which what two questions have in common, the picture too, has other keys.
+
+    Prompts of two lengths may be rounded differently, by about 1e-6; a method that lets the
+    question choose moves keys by .9 and more.
+    """
     model = tiny(family)
     answerer = Answerer(model.model, model.processor, 4)
     caches, rows = [], []
@@ -247,7 +251,8 @@ def differing(family: str, spec: Intervention) -> list[int]:
         rows.append(inputs["input_ids"][0].tolist())
     shared = common(rows)
     keys = [[layer.keys[:, :, :shared] for layer in cache.layers] for cache in caches]
-    return [n for n, pair in enumerate(zip(*keys, strict=True)) if not torch.equal(*pair)]
+    pairs_of_keys = enumerate(zip(*keys, strict=True))
+    return [n for n, pair in pairs_of_keys if not torch.allclose(*pair, rtol=0, atol=1e-4)]
 
 
 @pairs(*EDITS, families=("llava", "qwen2_vl"))
