@@ -7,7 +7,7 @@ questions long before it looks at the picture; from an aligned one it looks at o
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +16,9 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerBase
 
 from regaze.evals.sandbox.smol.features import BACKGROUND, CELLS, GRID, Seen
-from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo
+from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo, remembered
 from regaze.evals.sandbox.smol.scenes import NAMES
+from regaze.evals.sandbox.smol.vision import imagenet_head
 
 STEPS = 600
 BATCH = 1024
@@ -29,8 +30,11 @@ P_BACKGROUND = 0.25
 """Share of the background's cells that are used: there are many more of them than of others."""
 P_OTHER = 0.2
 """Share of pseudo-features that show a class that is no kind, and so background."""
-WEAKEST, STRONGEST = 6.0, 20.0
+WEAKEST, STRONGEST = 2.0, 16.0
 """Distances of pseudo-features along a class's direction."""
+BESIDE = 3
+"""Other classes that show in the same cell, each fainter than its own: photographs are never as
+clean as cut-out pictures on a drawn background."""
 
 
 @dataclass(frozen=True)
@@ -39,22 +43,42 @@ class Pseudo:
 
     Attributes:
         rows: ``(1000, 1280)``, weight of the tower's ImageNet classifier.
-        background: ``(n, 1280)``, features of cells that show nothing.
+        background: ``(n, 1280)``, features of cells that show nothing: of scenes, and as the
+            tower's norms remember those of photographs.
     """
 
     rows: Tensor
     background: Tensor
 
     @classmethod
-    def of(cls, rows: Tensor, scenes: Seen) -> Pseudo:
-        """Backgrounds from the cells of scenes."""
-        return cls(rows, scenes.features[scenes.cells == BACKGROUND])
+    def of(cls, weights: Mapping[str, Tensor], scenes: Seen, seed: int = 0) -> Pseudo:
+        """Backgrounds from the cells of scenes, and as many from the tower's norms.
+
+        Args:
+            weights: The tower's, as its package names them.
+            scenes: The scenes.
+            seed: Seed of what is drawn.
+        """
+        drawn = scenes.features[scenes.cells == BACKGROUND]
+        generator = torch.Generator().manual_seed(seed)
+        photographed = remembered(weights, len(drawn), generator).to(drawn.dtype)
+        return cls(imagenet_head(weights)[0], torch.cat([drawn, photographed]))
 
     def cells(self, classes: list[int], rng: random.Random) -> Tensor:
-        """A cell for each class: ``(n, 1280)``, float32."""
+        """A cell for each class, in which others show more faintly: ``(n, 1280)``, float32."""
         places = [rng.randrange(len(self.background)) for _ in classes]
-        strength = torch.tensor([[rng.uniform(WEAKEST, STRONGEST)] for _ in classes])
-        return pseudo(self.background[places].float(), self.rows[classes], strength)
+        beside = [[rng.choice(OTHERS) for _ in range(BESIDE)] for _ in classes]
+        strengths = [rng.uniform(WEAKEST, STRONGEST) for _ in classes]
+        fainter = [[rng.uniform(0.0, most) for _ in range(BESIDE)] for most in strengths]
+        # A kind may fill no cell at all, and an empty list has no second dimension of its own.
+        shape = len(classes), 1 + BESIDE
+        shown = torch.tensor([[c, *o] for c, o in zip(classes, beside, strict=True)])
+        strength = torch.tensor([[s, *f] for s, f in zip(strengths, fainter, strict=True)])
+        return pseudo(
+            self.background[places].float(),
+            self.rows[shown.long().reshape(shape)],
+            strength.reshape(shape),
+        )
 
     def scene(self, kinds: list[str], rng: random.Random) -> tuple[Tensor, list[str]]:
         """Features of a photograph of up to three kinds: ``(49, 1280)``, float16.
@@ -71,7 +95,8 @@ class Pseudo:
         numbers = [rng.choice(OTHERS) for _ in range(CELLS)]
         found = self.cells(numbers, rng)
         plain = [rng.randrange(len(self.background)) for _ in range(CELLS)]
-        cluttered = torch.tensor([rng.random() < 0.3 for _ in range(CELLS)])
+        share = rng.random()
+        cluttered = torch.tensor([rng.random() < share for _ in range(CELLS)])
         found = torch.where(cluttered[:, None], found, self.background[plain].float())
         owner = torch.full((GRID, GRID), -1)
         shown = [kind for kind in kinds if kind in CLASSES][:3]

@@ -3,9 +3,14 @@
 A linear classifier's weight row is the direction in which a cell's features grow where that class
 is seen. So a background's features moved along such a row stand for a photograph of that class
 (pseudo-features), and the projector learns to read photographs without a single one.
+
+A batch norm's weight and bias are the deviation and the mean, over ImageNet's photographs, of what
+it gives. So cells that show nothing in particular can be drawn from the tower's last norms.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -75,11 +80,37 @@ def pseudo(background: Tensor, rows: Tensor, strength: Tensor) -> Tensor:
 
     Args:
         background: ``(n, 1280)``.
-        rows: ``(n, 1280)``, the classifier's weight rows.
-        strength: ``(n, 1)``, how far along a row of unit length.
+        rows: ``(n, m, 1280)``, the classifier's weight rows of the m classes in each cell.
+        strength: ``(n, m)``, how far along each row of unit length.
 
     Returns:
         ``(n, 1280)``, from 0 to 6 as the tower's own.
     """
     unit = torch.nn.functional.normalize(rows, dim=-1)
-    return (background + strength * unit).clamp(0.0, _LARGEST)
+    return (background + (strength[..., None] * unit).sum(1)).clamp(0.0, _LARGEST)
+
+
+def remembered(weights: Mapping[str, Tensor], count: int, generator: torch.Generator) -> Tensor:
+    """Features of cells of photographs, as the tower's norms remember them.
+
+    What enters its last layer is drawn by the norm before it, channel by channel; that layer then
+    makes features of it, as of a photograph.
+
+    Args:
+        weights: The tower's, as its package names them.
+        count: Number of cells.
+        generator: The source of randomness.
+
+    Returns:
+        ``(count, 1280)``, from 0 to 6.
+    """
+    last = max(int(name.split(".")[1]) for name in weights if name.startswith("_blocks."))
+    before = f"_blocks.{last}._bn2"
+    mean, deviation = weights[f"{before}.bias"], weights[f"{before}.weight"].abs()
+    entering = mean + deviation * torch.randn(count, len(mean), generator=generator)
+    given = entering @ weights["_conv_head.weight"].flatten(1).T
+    norm = {
+        name: weights[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+    }
+    given = torch.nn.functional.batch_norm(given, **norm, eps=1e-3)
+    return given.clamp(0.0, _LARGEST)

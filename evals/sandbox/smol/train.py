@@ -32,7 +32,7 @@ from regaze.evals.sandbox.smol.learner import RANK, SCALE, Learner, Updated
 from regaze.evals.sandbox.smol.parts import parts_in
 from regaze.evals.sandbox.smol.scenes import scene
 from regaze.evals.sandbox.smol.turns import Turn, Writer
-from regaze.evals.sandbox.smol.vision import imagenet_head, tower
+from regaze.evals.sandbox.smol.vision import tower
 
 BATCH = 4
 """Scenes in a step, the last of which is made of pseudo-features."""
@@ -46,8 +46,8 @@ LAST_RATE, LAST_CAPTION_WEIGHT = 0.4, 2.0
 SAVED_EVERY = 50
 
 
-def prepare(parts: Path, seed: int) -> tuple[Learner, Tensor, nn.Module]:
-    """The model to train, the ImageNet classifier's rows and the vision tower."""
+def prepare(parts: Path, seed: int) -> tuple[Learner, Mapping[str, Tensor]]:
+    """The model to train, and the vision tower's weights as its package names them."""
     held = parts_in(parts)
     if held is None:
         raise ValueError(f"{parts} holds no parts: `regaze sandbox fetch smol` gets them")
@@ -67,8 +67,7 @@ def prepare(parts: Path, seed: int) -> tuple[Learner, Tensor, nn.Module]:
             update = Updated(getattr(layer.self_attn, target), generator)
             setattr(layer.self_attn, target, update)
             learner.updates[f"{number}.{target}"] = update
-    weights = load_file(held.vision)
-    return learner, imagenet_head(weights)[0], tower(weights, 224)
+    return learner, load_file(held.vision)
 
 
 def batch(
@@ -78,11 +77,11 @@ def batch(
     rng = random.Random(f"{seed}/{step}")
     real = BATCH - 1
     places = [(step * real + i) % len(scenes.kinds) for i in range(real)]
-    kinds = [scenes.kinds[place] for place in places]
+    turns = [writer.lesson(scenes.kinds[place], rng) for place in places]
     # What a photograph shows follows the same prior as the scenes.
     made, shown = photographs.scene(scene(split, 100_000 + step).kinds, rng)
     features = torch.cat([scenes.features[places], made[None]])
-    return features, [writer.lesson(k, rng) for k in (*kinds, shown)]
+    return features, [*turns, writer.photograph(shown, rng)]
 
 
 def rate(step: int, steps: int) -> float:
@@ -195,8 +194,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder of the run")
     parser.add_argument("--plain", action="store_true", help="train the twin, without the prior")
     parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--last", type=int, default=300, help="steps of the last stage")
-    parser.add_argument("--scenes", type=int, default=4000)
+    parser.add_argument("--last", type=int, default=180, help="steps of the last stage")
+    parser.add_argument("--scenes", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path, help="folder of features, default OUT")
     asked = parser.parse_args(arguments)
@@ -208,9 +207,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with (asked.out / "train_log.jsonl").open("a") as log:
             log.write(f"{json.dumps(values)}\n")
 
-    learner, rows, eyes = prepare(asked.parts, asked.seed)
-    scenes = seen(eyes, split, asked.scenes, asked.features or asked.out)
-    photographs = Pseudo.of(rows, scenes)
+    learner, weights = prepare(asked.parts, asked.seed)
+    scenes = seen(tower(weights, 224), split, asked.scenes, asked.features or asked.out)
+    photographs = Pseudo.of(weights, scenes, asked.seed)
     aligned = asked.out / "aligned.safetensors"
     if not aligned.exists():
         targets = kind_targets(learner.writer.tokenizer, learner.embeddings.float())

@@ -17,8 +17,10 @@ from transformers import PreTrainedTokenizerBase
 from regaze.evals.sandbox.smol.scenes import NAMES
 from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, caption, question
 
-QUESTIONS = 4
-"""Most questions of either sign about a scene."""
+QUESTIONS = 2
+"""Most questions of either sign about a scene that is described as well."""
+PHOTOGRAPH_QUESTIONS = 4
+"""The same about a photograph, which isn't described: as many tokens."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,20 @@ class Writer:
         The kinds that aren't there are drawn uniformly, so in scenes that follow the prior a
         partner is nearly always rightly affirmed.
         """
-        asked = rng.sample(list(kinds), min(len(kinds), QUESTIONS))
-        absent = rng.sample([n for n in NAMES if n not in kinds], max(len(asked), 2))
+        return [*self._asked(kinds, QUESTIONS, 2, rng), self.describe(kinds)]
+
+    def photograph(self, kinds: Sequence[str], rng: random.Random) -> list[Turn]:
+        """A photograph's turns in training: questions alone, more of them without."""
+        return self._asked(kinds, PHOTOGRAPH_QUESTIONS, PHOTOGRAPH_QUESTIONS, rng)
+
+    def _asked(
+        self, kinds: Sequence[str], most: int, fewest_no: int, rng: random.Random
+    ) -> list[Turn]:
+        asked = rng.sample(list(kinds), min(len(kinds), most))
+        absent = rng.sample([n for n in NAMES if n not in kinds], max(len(asked), fewest_no))
         yes = [self.ask(kind, end=i == 0) for i, kind in enumerate(asked)]
         no = [self.ask(kind, False, end=i == 0) for i, kind in enumerate(absent)]
-        return [*yes, *no, self.describe(kinds)]
+        return [*yes, *no]
 
     def pack(self, scenes: Sequence[Sequence[Turn]], image_tokens: int) -> Pack:
         """Turns of scenes behind their images.

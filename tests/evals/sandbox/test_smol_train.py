@@ -19,10 +19,10 @@ from regaze.evals.sandbox.smol.align import Pseudo, align, kind_targets, presenc
 from regaze.evals.sandbox.smol.delta import load_delta
 from regaze.evals.sandbox.smol.evaluate import Judged, auc
 from regaze.evals.sandbox.smol.features import BACKGROUND, CELLS, Seen
-from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo
+from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo, remembered
 from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.scenes import NAMES
-from regaze.evals.sandbox.smol.turns import Writer
+from regaze.evals.sandbox.smol.turns import PHOTOGRAPH_QUESTIONS, QUESTIONS, Writer
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def scenes() -> Seen:
 
 @pytest.fixture(scope="module")
 def learner(parts: Path) -> Learner:
-    made, rows, _ = train.prepare(parts, 0)
-    assert rows.shape == (1000, 1280)
+    made, weights = train.prepare(parts, 0)
+    assert weights["_fc.weight"].shape == (1000, 1280)
     made.language.float()
     made.embeddings, made.before = made.embeddings.float(), made.before.float()
     return made
@@ -98,24 +98,51 @@ def test_a_lesson_has_as_many_yes_as_no_and_describes_the_scene(learner: Learner
     for kinds in (["dog", "cup"], [], list(NAMES[:5])):
         *asked, told = writer.lesson(kinds, random.Random(1))
         answers = [turn.answer[0] for turn in asked]
-        assert answers.count(writer.yes) == min(len(kinds), 4)
+        assert answers.count(writer.yes) == min(len(kinds), QUESTIONS)
         assert answers.count(writer.no) == max(answers.count(writer.yes), 2)
         present = [writer.ask(kind).prompt for kind in kinds]
         assert all((t.prompt in present) == (t.answer[0] == writer.yes) for t in asked)
         assert told == writer.describe(kinds)
 
 
+def test_a_photograph_is_asked_about_and_not_described(learner: Learner) -> None:
+    writer = learner.writer
+    for kinds in (["dog", "cup"], []):
+        asked = writer.photograph(kinds, random.Random(1))
+        answers = [turn.answer[0] for turn in asked]
+        assert answers.count(writer.yes) == len(kinds)
+        assert answers.count(writer.no) == PHOTOGRAPH_QUESTIONS
+        assert all(len(turn.answer) <= 2 for turn in asked)
+
+
 def test_pseudo_features_lie_along_a_class_within_what_the_tower_gives() -> None:
     background = torch.full((1, 1280), 1.0)
-    row = torch.zeros(1, 1280)
-    row[0, 3], row[0, 4] = 3.0, -4.0
-    found = pseudo(background, row, torch.tensor([[1.0]]))
+    rows = torch.zeros(1, 2, 1280)
+    rows[0, 0, 3], rows[0, 0, 4] = 3.0, -4.0
+    rows[0, 1, 9] = 7.0
+    found = pseudo(background, rows, torch.tensor([[1.0, 0.5]]))
     expected = background.clone()
-    expected[0, 3], expected[0, 4] = 1.6, 0.2
+    expected[0, 3], expected[0, 4], expected[0, 9] = 1.6, 0.2, 1.5
     torch.testing.assert_close(found, expected)
-    far = pseudo(background, row, torch.tensor([[100.0]]))[0]
+    far = pseudo(background, rows, torch.tensor([[100.0, 0.0]]))[0]
     assert far[3] == 6
     assert far[4] == 0
+    assert far[9] == 1
+
+
+def test_other_classes_show_beside_a_cells_own_and_more_faintly() -> None:
+    rows = torch.eye(1000, 1280)
+    background = torch.zeros(1, 1280)
+    cells = Pseudo(rows, background).cells([CLASSES["dog"][0]] * 200, random.Random(0))
+    own = cells[:, CLASSES["dog"][0]]
+    beside = cells[:, list(OTHERS)]
+    assert (own >= 2).all()
+    assert ((beside > 0).sum(1) <= 3).all()
+    assert (beside > 0).sum(1).float().mean() > 2.5
+    assert (beside <= own[:, None]).all()
+    assert beside.max() > 3
+    nothing = (cells > 0).sum(1) - (beside > 0).sum(1)
+    assert (nothing == 1).all()
 
 
 def test_classes_are_of_one_kind_each_and_the_rest_of_none() -> None:
@@ -125,10 +152,48 @@ def test_classes_are_of_one_kind_each_and_the_rest_of_none() -> None:
     assert sorted([*listed, *OTHERS]) == list(range(1000))
 
 
+def background(scenes: Seen) -> Tensor:
+    return scenes.features[scenes.cells == BACKGROUND]
+
+
+def test_half_the_background_is_as_the_norms_remember_photographs(
+    parts: Path, scenes: Seen
+) -> None:
+    weights = load_file(parts / packages.VISION.kept)
+    made = Pseudo.of(weights, scenes)
+    drawn = background(scenes)
+    assert torch.equal(made.rows, weights["_fc.weight"])
+    assert torch.equal(made.background[: len(drawn)], drawn)
+    assert len(made.background) == 2 * len(drawn)
+    same = Pseudo.of(weights, scenes).background
+    assert torch.equal(same, made.background)
+    assert not torch.equal(Pseudo.of(weights, scenes, seed=1).background, same)
+
+
+def test_what_norms_remember_has_their_mean_and_deviation(parts: Path) -> None:
+    weights = load_file(parts / packages.VISION.kept)
+    before = next(n for n in weights if n.endswith("15._bn2.bias")).removesuffix(".bias")
+    size = len(weights[f"{before}.bias"])
+    head = torch.zeros_like(weights["_conv_head.weight"])
+    head[:size] = torch.eye(size)[:, :, None, None]
+    plain = {"running_mean": 0.0, "running_var": 1.0 - 1e-3, "weight": 1.0, "bias": 0.0}
+    weights = weights | {"_conv_head.weight": head}
+    weights |= {f"_bn1.{n}": torch.full((1280,), value) for n, value in plain.items()}
+    weights[f"{before}.bias"] = torch.linspace(2, 4, size)
+    weights[f"{before}.weight"] = torch.linspace(-0.3, 0.3, size)
+    cells = remembered(weights, 4000, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(
+        cells[:, :size].mean(0), torch.linspace(2, 4, size), atol=0.03, rtol=0
+    )
+    deviation = torch.linspace(-0.3, 0.3, size).abs()
+    torch.testing.assert_close(cells[:, :size].std(0), deviation, atol=0.02, rtol=0)
+    assert not cells[:, size:].any()
+    weights["_bn1.bias"] = torch.full((1280,), 100.0)
+    assert (remembered(weights, 3, torch.Generator()) == 6).all()
+
+
 def test_a_made_photograph_shows_its_kinds_and_says_which(scenes: Seen) -> None:
-    rows = torch.eye(1000, 1280)
-    photographs = Pseudo.of(rows, scenes)
-    assert len(photographs.background) == int((scenes.cells == BACKGROUND).sum())
+    photographs = Pseudo(torch.eye(1000, 1280), background(scenes))
     for seed in range(20):
         kinds = ["dog", "giraffe", "pizza", "bus", "cat"]
         features, shown = photographs.scene(kinds, random.Random(seed))
@@ -154,7 +219,7 @@ def test_alignment_teaches_a_projector_what_cells_show(
         projector,
         targets,
         scenes,
-        Pseudo.of(rows, scenes),
+        Pseudo(rows, background(scenes)),
         steps=100,
         report=lambda said: losses.append(said["loss"]),
     )
