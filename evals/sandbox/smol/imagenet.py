@@ -109,8 +109,12 @@ def remembered(weights: Mapping[str, Tensor], count: int, generator: torch.Gener
     mean, deviation = weights[f"{before}.bias"], weights[f"{before}.weight"].abs()
     entering = mean + deviation * torch.randn(count, len(mean), generator=generator)
     given = entering @ weights["_conv_head.weight"].flatten(1).T
-    norm = {
-        name: weights[f"_bn1.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
-    }
-    given = torch.nn.functional.batch_norm(given, **norm, eps=1e-3)
+    given = torch.nn.functional.batch_norm(
+        given,
+        weights["_bn1.running_mean"],
+        weights["_bn1.running_var"],
+        weights["_bn1.weight"],
+        weights["_bn1.bias"],
+        eps=1e-3,
+    )
     return given.clamp(0.0, _LARGEST)
