@@ -251,8 +251,8 @@ def differing(family: str, spec: Intervention) -> list[int]:
         rows.append(inputs["input_ids"][0].tolist())
     shared = common(rows)
     keys = [[layer.keys[:, :, :shared] for layer in cache.layers] for cache in caches]
-    pairs_of_keys = enumerate(zip(*keys, strict=True))
-    return [n for n, pair in pairs_of_keys if not torch.allclose(*pair, rtol=0, atol=1e-4)]
+    both = enumerate(zip(*keys, strict=True))
+    return [n for n, (a, b) in both if not torch.allclose(a, b, rtol=0, atol=1e-4)]
 
 
 @pairs(*EDITS, families=("llava", "qwen2_vl"))
