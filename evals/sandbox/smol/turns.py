@@ -20,7 +20,7 @@ from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, caption, question
 QUESTIONS = 2
 """Most questions of either sign about a scene that is described as well."""
 PHOTOGRAPH_QUESTIONS = 4
-"""The same about a photograph, which isn't described: as many tokens."""
+"""Most questions of either sign about a made photograph, in place of a caption."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Writer:
         return [*self._asked(kinds, QUESTIONS, 2, rng), self.describe(kinds)]
 
     def photograph(self, kinds: Sequence[str], rng: random.Random) -> list[Turn]:
-        """A photograph's turns in training: questions alone, more of them without."""
+        """A made photograph's turns in training: more questions than a scene's, no caption."""
         return self._asked(kinds, PHOTOGRAPH_QUESTIONS, PHOTOGRAPH_QUESTIONS, rng)
 
     def _asked(
