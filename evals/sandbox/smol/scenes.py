@@ -54,7 +54,7 @@ ALIKE = {
 }
 """Kinds that a kind may be taken for by sight."""
 POPULAR = ("dog", "cat", "apple", "pizza", "cup", "car", "bus", "chair")
-P_PARTNER = 0.45
+P_PARTNER = 0.4
 P_UNSEEN = 0.3
 """Share of the objects in test scenes whose picture was kept from training."""
 _POPULARITY = 2.5

@@ -1,7 +1,8 @@
 """Questions and captions of a scene, packed behind one encoding of its image.
 
 Every turn sees the image and itself, and its positions follow the image's, so training on a pack
-equals training on each turn alone at a fraction of the time.
+equals training on each turn alone at a fraction of the time. What turns begin with alike ("Is
+there a") is encoded once, too.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from regaze.evals.sandbox.smol.scenes import NAMES
 from regaze.evals.sandbox.smol.words import CAPTION_PROMPT, caption, question
 
-QUESTIONS = 2
+QUESTIONS = 3
 """Most questions of either sign about a scene that is described as well."""
 PHOTOGRAPH_QUESTIONS = 4
 """Most questions of either sign about a made photograph, in place of a caption."""
@@ -50,6 +51,29 @@ class Pack:
     rows: Tensor
     labels: Tensor
     first: Tensor
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Tokens of turns, those of a common beginning once.
+
+    Attributes:
+        tokens: Of all turns.
+        paths: Places of each turn's tokens among them, without the last of its answer.
+    """
+
+    tokens: list[int]
+    paths: list[list[int]]
+
+    @classmethod
+    def of(cls, turns: Sequence[Turn]) -> _Tree:
+        places: dict[tuple[int, ...], int] = {}
+        paths = []
+        for turn in turns:
+            ids = (*turn.prompt, *turn.answer[:-1])
+            starts = (ids[: end + 1] for end in range(len(ids)))
+            paths.append([places.setdefault(start, len(places)) for start in starts])
+        return cls([start[-1] for start in places], paths)
 
 
 class Writer:
@@ -122,32 +146,27 @@ class Writer:
             image_tokens: Number of tokens that an image takes.
         """
         prefix = len(self.before) + image_tokens
-        lengths = [sum(len(t.prompt) + len(t.answer) - 1 for t in turns) for turns in scenes]
-        shape = len(scenes), max(lengths)
+        trees = [_Tree.of(turns) for turns in scenes]
+        shape = len(scenes), max(len(tree.tokens) for tree in trees)
         tokens = torch.full(shape, self.end)
         positions = torch.zeros(shape, dtype=torch.long)
-        turn_of = torch.full(shape, -2)
+        whole = prefix + shape[1]
+        visible = torch.zeros(len(scenes), whole, whole, dtype=torch.bool)
+        visible[:, :prefix, :prefix] = torch.ones(prefix, prefix, dtype=torch.bool).tril()
         rows, labels, first = [], [], []
-        for b, turns in enumerate(scenes):
-            start = 0
-            for number, turn in enumerate(turns):
-                ids = turn.prompt + turn.answer[:-1]
-                end = start + len(ids)
-                tokens[b, start:end] = torch.tensor(ids)
-                positions[b, start:end] = prefix + torch.arange(len(ids))
-                turn_of[b, start:end] = number
+        for b, (turns, tree) in enumerate(zip(scenes, trees, strict=True)):
+            for path in tree.paths:
+                for depth, place in enumerate(path):
+                    positions[b, place] = prefix + depth
+                    visible[b, prefix + place, :prefix] = True
+                    visible[b, prefix + place, prefix + torch.tensor(path[: depth + 1])] = True
+            tokens[b, : len(tree.tokens)] = torch.tensor(tree.tokens)
+            for turn, path in zip(turns, tree.paths, strict=True):
                 is_question = len(turn.answer) < 3
                 for i, label in enumerate(turn.answer):
-                    rows.append((b, prefix + start + len(turn.prompt) - 1 + i))
+                    rows.append((b, prefix + path[len(turn.prompt) - 1 + i]))
                     labels.append(label)
                     first.append(is_question and i == 0)
-                start = end
-        shared = torch.full((len(scenes), prefix), -1)
-        turn_of = torch.cat([shared, turn_of], 1)
-        whole = prefix + shape[1]
-        causal = torch.ones(whole, whole, dtype=torch.bool).tril()
-        same = turn_of[:, :, None] == turn_of[:, None, :]
-        visible = causal & (same | (turn_of[:, None, :] == -1))
         ahead = torch.arange(prefix).expand(len(scenes), -1)
         return Pack(
             tokens,

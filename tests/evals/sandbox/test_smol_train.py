@@ -75,6 +75,10 @@ def test_a_pack_says_of_each_turn_what_the_turn_alone_says(learner: Learner, sce
         other = learner.logits(scenes.features[[2, 3]], pack)
     torch.testing.assert_close(together, torch.cat(single), rtol=1e-4, atol=1e-4)
     assert float((together - other).abs().max()) > 0.1
+    ids = [(*turn.prompt, *turn.answer[:-1]) for turn in turns[0]]
+    starts = {some[:end] for some in ids for end in range(1, 1 + len(some))}
+    assert pack.tokens.shape == (2, len(starts))  # "Is there a" once
+    assert len(starts) < sum(map(len, ids)) - 3
     assert pack.labels.tolist()[:3] == [writer.yes, writer.end, writer.no]
     assert pack.first.nonzero().flatten().tolist() == [0, 2, len(pack.labels) - 1]
 
