@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -22,6 +22,12 @@ from regaze.hooks.targets import split_target
 from regaze.interventions import Intervention
 
 _QUESTIONS = ("Is there a circle?", "What is in the image, and where?")
+_FURTHER = (
+    "Describe the picture.",
+    "How many things are there?",
+    "Which colors does the picture show?",
+    "What stands on the left of the image?",
+)
 _STEPS = 4
 _TIMED = 8
 _IMAGE_COLUMNS = 9
@@ -59,6 +65,7 @@ class Language(Subject):
         self.host: Host = find_host(self.model, self.processor)
         both = self._asked() if self.processor is not None else self._made_up()
         self._given: dict[Which, dict[str, Any]] = dict(zip((0, 1, "both"), both, strict=True))
+        self.further = 1 + len(_FURTHER)
         self._tokens = self._words()
         columns = [int((self._given[k]["attention_mask"]).sum()) for k in (0, 1)]
         source = "the model's processor" if self.processor is not None else "made-up ids"
@@ -100,6 +107,16 @@ class Language(Subject):
     def literally(self, forms: Sequence[Any]) -> AbstractContextManager[Any]:
         """Run literal forms on the first prompt."""
         return literally(self.host, self._given[0], forms)
+
+    @contextmanager
+    def instead(self, number: int) -> Iterator[None]:
+        """Make the first prompt another one inside: the second one, or one of yet others."""
+        given = self._given
+        self._given = {**given, 0: given[1] if number == 0 else self._others[number - 1]}
+        try:
+            yield
+        finally:
+            self._given = given
 
     @contextmanager
     def in_float32(self) -> Iterator[None]:
@@ -175,8 +192,18 @@ class Language(Subject):
         device: torch.device = self.host.tower.get_input_embeddings().weight.device  # type: ignore[operator]
         return torch.device("cpu") if device.type == "meta" else device
 
+    @cached_property
+    def _others(self) -> list[dict[str, Any]]:
+        if self.processor is None:
+            return [self._ids_of([row]) for row in self._rows()[2:]]
+        return [self._ask([text], [3 + number]) for number, text in enumerate(_FURTHER)]
+
     def _asked(self) -> list[dict[str, Any]]:
-        """The questions as the model's processor makes them: each alone, and both as a batch.
+        """The questions as the model's processor makes them: each alone, and both as a batch."""
+        return [self._ask([_QUESTIONS[i] for i in rows], rows) for rows in ([0], [1], [0, 1])]
+
+    def _ask(self, questions: Sequence[str], numbers: Sequence[int]) -> dict[str, Any]:
+        """A batch of questions, each about the picture of its number.
 
         Raises:
             ValueError: The processor can't take them.
@@ -184,53 +211,51 @@ class Language(Subject):
         from regaze.evals.asking.prompts import Prompter
 
         prompter = Prompter(self.processor)
-        pictures = [scene("test", 5).image, scene("test", 7).image]
+        pictures = [scene("test", 5 + 2 * number).image for number in numbers]
         try:
             if getattr(self.processor, "chat_template", None):
-                texts = [prompter.text(question, images=1) for question in _QUESTIONS]
+                texts = [prompter.text(question, images=1) for question in questions]
             else:
-                texts = [f"{self.processor.image_token}{question}" for question in _QUESTIONS]
-            asked = [
-                prompter.inputs([texts[i] for i in rows], [[pictures[i]] for i in rows])
-                for rows in ((0,), (1,), (0, 1))
-            ]
+                texts = [f"{self.processor.image_token}{question}" for question in questions]
+            inputs = prompter.inputs(texts, [[picture] for picture in pictures])
         except Exception as error:  # Processors raise whatever they like.
             raise ValueError(
                 f"this {type(self.processor).__name__} makes no prompt with a picture: {error}; "
                 "leave the processor out to verify with made-up token ids"
             ) from error
-        for inputs in asked:
-            ids = inputs["input_ids"]
-            inputs.setdefault("attention_mask", torch.ones_like(ids))
-        return [
-            {
-                key: value.to(self._device, self.dtype if value.is_floating_point() else None)
-                if isinstance(value, Tensor)
-                else value
-                for key, value in inputs.items()
-            }
-            for inputs in asked
-        ]
+        inputs.setdefault("attention_mask", torch.ones_like(inputs["input_ids"]))
+        return {
+            key: value.to(self._device, self.dtype if value.is_floating_point() else None)
+            if isinstance(value, Tensor)
+            else value
+            for key, value in inputs.items()
+        }
 
     def _made_up(self) -> list[dict[str, Any]]:
         """Arbitrary token ids around image tokens, without a picture behind these."""
+        rows = self._rows()[:2]
+        return [self._ids_of([rows[0]]), self._ids_of([rows[1]]), self._ids_of(rows)]
+
+    def _rows(self) -> list[list[int]]:
         image = min(self.host.image_ids, default=None)
         if image is None:
             raise ValueError(f"{self.host.model_type} has no image token to make a prompt with")
-        words = self._plain_ids(2, 12)
-        rows = [
-            [*words[0][:3], *[image] * _IMAGE_COLUMNS, *words[0][3 : 8 + 4 * number]]
-            for number in (0, 1)
+        words = self._plain_ids(2 + len(_FURTHER), 12)
+        return [
+            [*some[:3], *[image] * _IMAGE_COLUMNS, *some[3 : 12 if number % 2 else 8]]
+            for number, some in enumerate(words)
         ]
+
+    def _ids_of(self, rows: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Rows of token ids as one batch, padded on the left."""
         longest = max(map(len, rows))
         pad = getattr(self.host.tower.config, "pad_token_id", None) or 0
-        padded = torch.tensor([[pad] * (longest - len(row)) + row for row in rows])
+        padded = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
         real = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-        device = self._device
-        alone = [{"input_ids": torch.tensor([row]).to(device)} for row in rows]
-        for one in alone:
-            one["attention_mask"] = torch.ones_like(one["input_ids"])
-        return [*alone, {"input_ids": padded.to(device), "attention_mask": real.to(device)}]
+        return {
+            "input_ids": padded.to(self._device),
+            "attention_mask": real.to(self._device),
+        }
 
     def _plain_ids(self, rows: int, count: int) -> Any:
         config: Any = self.host.tower.config

@@ -3,14 +3,17 @@
 The attached model and the literal form both round, and so do a batch and its rows; methods that
 rank, cut off or contrast magnify what is rounded otherwise. So both sides are held against the same
 weights in float32. If they agree there, and in 16 bits the one is about as near to that as the
-other, the edit is right and rounds no worse.
+other, the edit is right and rounds no worse. A method that chooses (heads by their rank, say) may
+choose otherwise on one input and not on the next, so where the first input speaks against it,
+several are asked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +26,7 @@ from regaze.interventions import Intervention
 HALVES = (torch.float16, torch.bfloat16)
 FARTHER = 2.0
 """The ratio up to which two roundings count as equal: by chance alone, what lies farthest out of
-some thousands of numbers differs that much."""
+some thousands of numbers differs that much, and the literal form has more of them in float32."""
 
 Pairs = Sequence[tuple[Outputs, Outputs]]
 """The attached model's outputs, and what they must equal."""
@@ -47,15 +50,20 @@ def held_in_float32(
         The lines; where the difference is rounding, passed, or skipped if the method moves less
         than that.
     """
-    found: dict[bool, _Found | str] = {}
+    found: dict[tuple[bool, int], _Found | str] = {}
     for line in lines:
         batch = line.promise == "batch"
         if line.verdict != "failed" or line.difference is None or subject.dtype not in HALVES:
             yield line
             continue
-        if batch not in found:
-            found[batch] = _find(subject, specs, batch)
-        yield _held(subject, plain, line, found[batch])
+        held = line
+        for further in (0,) if batch or not subject.further else (0, subject.further):
+            if (batch, further) not in found:
+                found[batch, further] = _find(subject, specs, batch, further)
+            held = _held(subject, plain, line, found[batch, further])
+            if held.verdict != "failed":
+                break
+        yield held
 
 
 @dataclass(frozen=True)
@@ -64,18 +72,27 @@ class _Found:
     exact: Pairs
     unmoved: Sequence[Outputs]
     allowed: float
+    inputs: int
 
 
-def _find(subject: Subject, specs: Sequence[Intervention], batch: bool) -> _Found | str:
+def _find(
+    subject: Subject, specs: Sequence[Intervention], batch: bool, further: int
+) -> _Found | str:
     """Run both sides in 16 bits and in float32; why not, where that can't be."""
+    halves: list[tuple[Outputs, Outputs]] = []
+    exact: list[tuple[Outputs, Outputs]] = []
+    unmoved: list[Outputs] = []
     try:
-        halves = _pairs(subject, specs, batch)
-        with subject.in_float32():
-            exact = _pairs(subject, specs, batch)
-            unmoved = [subject.run(which)[0] for which in ((0, 1) if batch else (0,))]
-            return _Found(halves, exact, unmoved, subject.tolerance)
+        for number in range(-1, further):
+            with nullcontext() if number < 0 else subject.instead(number):
+                halves += _pairs(subject, specs, batch)
+                with subject.in_float32():
+                    exact += _pairs(subject, specs, batch)
+                    unmoved += [subject.run(which)[0] for which in ((0, 1) if batch else (0,))]
+                    allowed = subject.tolerance
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"float32 would tell rounding from an error, but: {first_line(error)}"
+    return _Found(halves, exact, unmoved, allowed, 1 + further)
 
 
 def _pairs(subject: Subject, specs: Sequence[Intervention], batch: bool) -> Pairs:
@@ -93,15 +110,17 @@ def _held(subject: Subject, plain: Plain, line: Line, found: _Found | str) -> Li
     part = None if line.promise == "batch" else line.promise
     exact = [other for _, other in found.exact]
 
-    def apart(ones: Iterable[Outputs]) -> float:
-        return max(plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True))
+    def apart(ones: Iterable[Outputs]) -> list[float]:
+        return [plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True)]
 
-    mine, others = (apart(ones) for ones in zip(*found.halves, strict=True))
-    left, moves = apart(one for one, _ in found.exact), apart(found.unmoved)
+    mine, others = (fmean(apart(ones)) for ones in zip(*found.halves, strict=True))
+    moves = fmean(apart(found.unmoved))
+    left = max(apart(one for one, _ in found.exact), key=lambda one: (one != one, one))
     said = ("in the batch", "alone") if part is None else ("attached", "literal")
+    asked = "" if found.inputs == 1 else f", means of {found.inputs} inputs"
     detail = (
-        f"from float32 {said[0]} {mine:.1e}, {said[1]} {others:.1e}; there the two differ by "
-        f"{left:.1e} ({found.allowed:.0e} allowed)"
+        f"from float32 {said[0]} {mine:.1e}, {said[1]} {others:.1e}{asked}; there the two differ "
+        f"by {left:.1e} ({found.allowed:.0e} allowed)"
     )
     if not left <= found.allowed:  # NaN fails.
         return _saying(line, detail)

@@ -37,6 +37,7 @@ class Subject(ABC):
         what: Name of the outputs, for readers.
         inputs: Description of the model's inputs, for readers.
         one_batch: Reason why two inputs can't be one batch; empty if they can.
+        further: Number of other inputs that can stand in for the first one.
         tolerances: Largest difference that rounding may make, as a share of the spread of the
             outputs, by dtype.
     """
@@ -45,6 +46,7 @@ class Subject(ABC):
     what: str
     inputs: str
     one_batch: str = ""
+    further: int = 0
     tolerances: Mapping[torch.dtype, float]
 
     @property
@@ -80,6 +82,10 @@ class Subject(ABC):
     def shared(self) -> AbstractContextManager[Any]:
         """Make the model one that two threads can share as far as the plain one can be."""
         return nullcontext()
+
+    def instead(self, number: int) -> AbstractContextManager[None]:
+        """Make the first input the further one of that number inside."""
+        raise NotImplementedError("there are no further inputs")
 
     def in_float32(self) -> AbstractContextManager[None]:
         """Hold the same weights and inputs in float32 inside, to see what rounding does.

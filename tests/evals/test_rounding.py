@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -130,6 +131,88 @@ def test_so_it_is_in_a_batch(halves: Loaded) -> None:
 def test_a_method_that_moves_less_than_rounding_is_not_settled(halves: Loaded) -> None:
     for line in about(verified(halves, PAI(alpha=1e-4))):
         assert line.verdict == "skipped" and "less than that: verify in float32" in line.detail
+
+
+class Scripted:
+    """A subject of three inputs, whose runs lie as far from 0 as a script says.
+
+    Args:
+        apart: Distances of the attached and the literal run in 16 bits, by input.
+        left: What is left of the attached run's in float32, by input.
+    """
+
+    dtype, what, tolerance, further = torch.bfloat16, "numbers", 1e-3, 2
+
+    def __init__(self, apart: Sequence[tuple[float, float]], left: Sequence[float]) -> None:
+        self.apart, self.left = apart, left
+        self.number, self.form, self.exact = 0, "", False
+        self.asked: set[int] = set()
+
+    def run(self, which: int) -> list[dict[str, Tensor]]:
+        self.asked.add(self.number)
+        found = {"": 1.0, "literal": 0.0, "attached": self.left[self.number]}
+        if not self.exact:
+            found = dict(zip(("attached", "literal"), self.apart[self.number], strict=True))
+        return [{"decode": torch.tensor([found[self.form]])}]
+
+    @contextmanager
+    def _with(self, **state: Any) -> Iterator[None]:
+        before = {name: getattr(self, name) for name in state}
+        vars(self).update(state)
+        yield
+        vars(self).update(before)
+
+    def attach(self, specs: Any) -> Any:
+        return self._with(form="attached")
+
+    def literally(self, forms: Any) -> Any:
+        return self._with(form="literal")
+
+    def instead(self, number: int) -> Any:
+        return self._with(number=number + 1)
+
+    def in_float32(self) -> Any:
+        return self._with(exact=True)
+
+
+@pytest.mark.parametrize(
+    ("apart", "left", "verdict", "said", "asked"),
+    [
+        ([(0.3, 0.2)] * 3, [0, 1, 1], "passed", "literal 2.0e-01; there", 1),
+        ([(0.5, 0.2), (0.1, 0.2), (0.2, 0.3)], [0] * 3, "passed", "2.7e-01, literal 2.3e-01", 3),
+        ([(0.5, 0.2)] * 3, [0] * 3, "failed", "5.0e-01, literal 2.0e-01, means of 3 inputs", 3),
+        ([(0.5, 0.2), (0.1, 0.2), (0.2, 0.3)], [0, 0, 0.1], "failed", "differ by 1.0e-01", 3),
+        ([(0.5, 0.2), (0.1, 0.2), (0.2, 0.3)], [0, float("nan"), 0], "failed", "by nan", 3),
+        ([(3.0, 1.0), (1.0, 2.0), (2.0, 3.0)], [0] * 3, "skipped", "moves the numbers by 1.0", 3),
+    ],
+)
+def test_one_input_that_speaks_against_a_method_is_held_beside_others(
+    apart: Any, left: Any, verdict: str, said: str, asked: int
+) -> None:
+    subject: Any = Scripted(apart, left)
+    plain: Any = object.__new__(Plain)
+    plain.spread = {"decode": 1.0}
+    failed = Line("scripted", "decode", "failed", "differs", 0.5, 0.001)
+    (line,) = held_in_float32(subject, plain, [PAI()], [failed])
+    assert line.verdict == verdict and said in line.detail
+    assert len(subject.asked) == asked
+
+
+@pytest.mark.parametrize("with_processor", [True, False])
+def test_other_prompts_stand_in_for_the_first(halves: Loaded, with_processor: bool) -> None:
+    subject = Language(halves.model, halves.processor if with_processor else None)
+    first = subject.run(0)[0]["prefill"]
+    seen = [first]
+    for number in range(subject.further):
+        with subject.instead(number):
+            seen.append(subject.run(0)[0]["prefill"])
+            with subject.in_float32():
+                exact = subject.run(0)[0]["prefill"]
+        assert exact.shape == seen[-1].shape and float((exact - seen[-1]).abs().max()) > 0
+    ends = {tuple(rows[-1].tolist()) for rows in seen}
+    assert len(ends) == 1 + subject.further == 6
+    assert torch.equal(seen[1], subject.run(1)[0]["prefill"])
+    assert torch.equal(first, subject.run(0)[0]["prefill"])
 
 
 def test_without_float32_a_failure_stays_one(
