@@ -2,7 +2,8 @@
 
 Stage 0 aligns the projector with words (`align`); stage 1 trains it and low-rank updates of the
 language model's attention on questions and captions; stage 2 does so for a short while with more
-weight on captions, which are learnt more slowly. One thread, bfloat16 with float32 updates.
+weight on captions, which are learnt more slowly. The result is the mean of the last checkpoints,
+from about two thirds on. One thread, bfloat16 with float32 updates.
 Every step is a pure function of the seed and its number, and a run that was cut off goes on from
 its last checkpoint.
 """
@@ -44,6 +45,8 @@ CAPTION_WEIGHT = 0.5
 LAST_RATE, LAST_CAPTION_WEIGHT = 0.4, 2.0
 """Share of the learning rates and weight of captions in the last stage."""
 SAVED_EVERY = 50
+AVERAGED = 12
+"""Last checkpoints whose mean is the result (stochastic weight averaging, arXiv 1803.05407)."""
 
 
 def prepare(parts: Path, seed: int) -> tuple[Learner, Mapping[str, Tensor]]:
@@ -116,6 +119,9 @@ def train(
 ) -> None:
     """Stages 1 and 2, from the last checkpoint in a folder if there is one."""
     trained = learner.trained()
+    mean = {name: value.detach().clone() for name, value in trained.items()}
+    saved = _saved(steps + last)
+    averaged = saved[-AVERAGED:]
     projector = [value for name, value in trained.items() if name.startswith("projector.")]
     updates = [value for name, value in trained.items() if name.startswith("lora.")]
     groups = [
@@ -127,7 +133,7 @@ def train(
     checkpoint = out / "checkpoint.safetensors"
     first, spent = 0, 0.0
     if checkpoint.exists():
-        first, spent = _restore(checkpoint, trained, optimizer)
+        first, spent = _restore(checkpoint, trained, mean, optimizer)
     started = time.process_time() - spent
     recent: list[tuple[float, float, float]] = []
     for step in range(first, steps + last):
@@ -151,19 +157,32 @@ def train(
             minutes = round((time.process_time() - started) / 60, 2)
             say(step=step + 1, asked=means[0], told=means[1], right=means[2], cpu_minutes=minutes)
             recent.clear()
-        if (step + 1) % SAVED_EVERY == 0 or step + 1 == steps + last:
-            _keep(checkpoint, trained, optimizer, step + 1, time.process_time() - started)
+        if step + 1 in averaged:
+            part = 1 / (1 + averaged.index(step + 1))
+            mean = {name: mean[name].lerp(value.detach(), part) for name, value in trained.items()}
+        if step + 1 in saved:
+            _keep(checkpoint, trained, mean, optimizer, step + 1, time.process_time() - started)
+    with torch.no_grad():
+        for name, value in trained.items():
+            value.copy_(mean[name])
+
+
+def _saved(steps: int) -> list[int]:
+    """The numbers of steps after which a run is saved."""
+    return [step for step in range(1, steps + 1) if step % SAVED_EVERY == 0 or step == steps]
 
 
 def _keep(
     path: Path,
     trained: Mapping[str, Tensor],
+    mean: Mapping[str, Tensor],
     optimizer: torch.optim.Optimizer,
     step: int,
     cpu: float,
 ) -> None:
     """Writes what a run goes on from."""
     state = {f"value/{name}": value.detach().contiguous() for name, value in trained.items()}
+    state |= {f"mean/{name}": value for name, value in mean.items()}
     for name, value in trained.items():
         for key, held in optimizer.state[value].items():
             state[f"{key}/{name}"] = held
@@ -173,7 +192,10 @@ def _keep(
 
 @torch.no_grad()
 def _restore(
-    path: Path, trained: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+    path: Path,
+    trained: Mapping[str, Tensor],
+    mean: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
 ) -> tuple[int, float]:
     """Puts back what `_keep` wrote: the step to go on with, and processor seconds spent."""
     with safe_open(path, "pt") as file:
@@ -182,6 +204,8 @@ def _restore(
             part, _, name = key.partition("/")
             if part == "value":
                 trained[name].copy_(file.get_tensor(key))
+            elif part == "mean":
+                mean[name] = file.get_tensor(key)
             else:
                 optimizer.state[trained[name]][part] = file.get_tensor(key)
     return int(said["step"]), float(said["cpu"])
@@ -193,8 +217,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("parts", type=Path, help="folder of the parts")
     parser.add_argument("out", type=Path, help="folder of the run")
     parser.add_argument("--plain", action="store_true", help="train the twin, without the prior")
-    parser.add_argument("--steps", type=int, default=1300)
-    parser.add_argument("--last", type=int, default=180, help="steps of the last stage")
+    parser.add_argument("--steps", type=int, default=1360)
+    parser.add_argument("--last", type=int, default=150, help="steps of the last stage")
     parser.add_argument("--scenes", type=int, default=4800)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--features", type=Path, help="folder of features, default OUT")

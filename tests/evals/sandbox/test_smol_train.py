@@ -250,6 +250,15 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     monkeypatch.setattr(train, "align", partial(align, steps=50))
     monkeypatch.setattr(train, "seen", lambda *_: scenes)
 
+    kept: dict[int, dict[str, Tensor]] = {}
+    keep = train._keep
+
+    def keeping(path: Path, trained: dict[str, Tensor], *rest: Any) -> None:
+        kept[rest[2]] = {name: value.detach().clone() for name, value in trained.items()}
+        keep(path, trained, *rest)
+
+    monkeypatch.setattr(train, "_keep", keeping)
+
     class Stopped(Exception):
         pass
 
@@ -275,6 +284,10 @@ def test_a_stopped_run_goes_on_and_ends_the_same(
     assert (delta.about.rank, delta.about.scale, delta.about.steps) == (8, 2.0, 4)
     expected = load_delta(whole / "delta.safetensors").tensors
     assert all(torch.equal(delta.tensors[name], x) for name, x in expected.items())
+    assert list(kept) == [2, 4]
+    for name, x in expected.items():  # The mean of the last checkpoints, here of both.
+        torch.testing.assert_close(x, kept[2][name].lerp(kept[4][name], 0.5).to(x.dtype))
+    assert any(not torch.equal(kept[4][name].to(x.dtype), x) for name, x in expected.items())
     started = load_file(whole / "aligned.safetensors")
     moved = [x for name, x in expected.items() if name.endswith(".B")]
     assert all(bool(x.any()) for x in moved)
