@@ -10,7 +10,7 @@ several are asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -109,29 +109,65 @@ def _held(subject: Subject, plain: Plain, line: Line, found: _Found | str) -> Li
         return _saying(line, found)
     part = None if line.promise == "batch" else line.promise
     exact = [other for _, other in found.exact]
-
-    def apart(ones: Iterable[Outputs]) -> list[float]:
-        return [plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True)]
-
-    mine, others = (fmean(apart(ones)) for ones in zip(*found.halves, strict=True))
-    moves = fmean(apart(found.unmoved))
-    left = max(apart(one for one, _ in found.exact), key=lambda one: (one != one, one))
+    mine, others = (
+        _Distance.mean(plain, ones, exact, part) for ones in zip(*found.halves, strict=True)
+    )
+    unmoved, gaps = (
+        [plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True)]
+        for ones in (found.unmoved, [one for one, _ in found.exact])
+    )
+    moves, left = fmean(unmoved), max(gaps, key=lambda one: (one != one, one))
     said = ("in the batch", "alone") if part is None else ("attached", "literal")
     asked = "" if found.inputs == 1 else f", means of {found.inputs} inputs"
     detail = (
-        f"from float32 {said[0]} {mine:.1e}, {said[1]} {others:.1e}{asked}; there the two differ "
-        f"by {left:.1e} ({found.allowed:.0e} allowed)"
+        f"from float32 {said[0]} {mine}, {said[1]} {others}{asked}; there the two differ by "
+        f"{left:.1e} ({found.allowed:.0e} allowed)"
     )
     if not left <= found.allowed:  # NaN fails.
         return _saying(line, detail)
-    if not mine <= FARTHER * others:
+    if not mine.near(others):
         # Methods choose: sinks by a threshold, columns by their rank.
         more = "rounding may choose sinks or columns otherwise: verify in float32"
         return _saying(line, f"{detail}; {more}")
-    if moves <= mine:
+    if moves <= mine.most:
         more = f"the method moves the {subject.what} by {moves:.1e}, less than that"
         return _saying(replace(line, verdict="skipped"), f"{detail}; {more}: verify in float32")
     return _saying(replace(line, verdict="passed"), f"rounding: {detail}")
+
+
+@dataclass(frozen=True)
+class _Distance:
+    """A distance of outputs from others.
+
+    Attributes:
+        most: The largest difference of what neither rules out, as a share of the spread.
+        ruled: The number of what only one of them rules out, by a cut: minus infinity.
+    """
+
+    most: float
+    ruled: float
+
+    @classmethod
+    def mean(
+        cls, plain: Plain, ones: Sequence[Outputs], wants: Sequence[Outputs], part: str | None
+    ) -> _Distance:
+        most, ruled = [], []
+        for one, want in zip(ones, wants, strict=True):
+            names = [part] if part else list(plain.spread)
+            off = {name: one[name].isneginf() != want[name].isneginf() for name in names}
+            kept = {name: one[name].where(~off[name], want[name]) for name in names}
+            most.append(plain.apart(kept, want, part))
+            ruled.append(sum(int(each.sum()) for each in off.values()))
+        return cls(fmean(most), fmean(ruled))
+
+    def near(self, other: _Distance) -> bool:
+        """True if this is hardly farther than another distance; NaN isn't."""
+        few = max(other.ruled, 1.0)
+        return self.most <= FARTHER * other.most and self.ruled <= FARTHER * few
+
+    def __str__(self) -> str:
+        cut = f" and {self.ruled:.2g} ruled out otherwise" if self.ruled else ""
+        return f"{self.most:.1e}{cut}"
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any, ClassVar
 
 import pytest
@@ -196,6 +197,38 @@ def test_one_input_that_speaks_against_a_method_is_held_beside_others(
     (line,) = held_in_float32(subject, plain, [PAI()], [failed])
     assert line.verdict == verdict and said in line.detail
     assert len(subject.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("ruled", "verdict", "said"),
+    [
+        ((3, 2), "passed", "2.0e-01 and 3 ruled out otherwise, literal 1.5e-01 and 2 "),
+        ((0, 9), "passed", "attached 2.0e-01, literal 1.5e-01 and 9 ruled"),
+        ((2, 0), "passed", "attached 2.0e-01 and 2 ruled out otherwise, literal 1.5e-01;"),
+        ((3, 0), "failed", "attached 2.0e-01 and 3 ruled"),
+        ((9, 2), "failed", "and 9 ruled out otherwise, literal 1.5e-01 and 2 ruled"),
+    ],
+)
+@pytest.mark.parametrize("far", [False, True])
+def test_what_a_cut_rules_out_otherwise_is_counted_not_measured(
+    ruled: tuple[int, int], verdict: str, said: str, far: bool
+) -> None:
+    class Cut(Scripted):
+        further = 0
+
+        def run(self, which: int) -> list[dict[str, Tensor]]:
+            value = super().run(which)[0]["decode"].expand(20).clone()
+            if not self.exact and self.form:
+                value[: dict(zip(("attached", "literal"), ruled, strict=True))[self.form]] = -inf
+            return [{"decode": value}]
+
+    subject: Any = Cut([(0.4 if far else 0.2, 0.15)], [0])
+    plain: Any = object.__new__(Plain)
+    plain.spread = {"decode": 1.0}
+    failed = Line("scripted", "decode", "failed", "differs", inf, 0.001)
+    (line,) = held_in_float32(subject, plain, [PAI()], [failed])
+    assert line.verdict == ("failed" if far else verdict)
+    assert said.replace("2.0e-01", "4.0e-01") in line.detail if far else said in line.detail
 
 
 @pytest.mark.parametrize("with_processor", [True, False])
