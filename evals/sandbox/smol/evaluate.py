@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from regaze.evals.polling import KINDS
 from regaze.evals.sandbox.smol import tasks
 from regaze.evals.sandbox.smol.drawing import SIZE
 from regaze.evals.sandbox.smol.features import encode
+from regaze.evals.sandbox.smol.judged import Judged, auc, expected, percent
 from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.photographs import read_photographs
 from regaze.evals.sandbox.smol.scenes import ALIKE, NAMES, PARTNER, Scene
@@ -35,46 +35,6 @@ twin learns from, so they are new to the other model only), and scenes that foll
 seen pictures too."""
 LARGE = 0.05
 """Share of a photograph from which on an object counts as large."""
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A model's answers about kinds in pictures.
-
-    Attributes:
-        margins: Logit of yes less that of no: ``(n, kinds)``.
-        present: True where the picture shows the kind: ``(n, kinds)``.
-    """
-
-    margins: Tensor
-    present: Tensor
-
-    def scores(self, counted: Tensor | None = None) -> dict[str, float]:
-        """Yes rate to what is there and to what isn't, and AUC, in percent.
-
-        Args:
-            counted: The pairs to count; default: all.
-        """
-        chosen = torch.ones_like(self.present) if counted is None else counted
-        margins, present = self.margins[chosen], self.present[chosen]
-        return {
-            "pairs": len(margins),
-            "recall": percent(margins[present] > 0),
-            "false_yes": percent(margins[~present] > 0),
-            "auc": auc(margins, present),
-        }
-
-
-def percent(values: Tensor) -> float:
-    """Share of what is true."""
-    return round(100 * values.float().mean().item(), 1)
-
-
-def auc(margins: Tensor, present: Tensor) -> float:
-    """Chance that a present kind has a larger margin than an absent one, in percent."""
-    yes, no = margins[present], margins[~present].sort().values
-    below = torch.searchsorted(no, yes) + torch.searchsorted(no, yes, right=True)
-    return round(100 * (below.double().mean() / 2 / len(no)).item(), 1)
 
 
 class Examiner:
@@ -133,6 +93,7 @@ def scenes_figures(examiner: Examiner, scenes: Sequence[Scene]) -> dict[str, Any
     unseen = _which([sorted(s.unseen) for s in scenes])
     judged = Judged(margins, present)
     said = margins > 0
+    other = ~present & ~partner & ~alike
     return {
         "all_kinds": judged.scores(),
         "recall_seen": percent(said[present & ~unseen]),
@@ -140,8 +101,9 @@ def scenes_figures(examiner: Examiner, scenes: Sequence[Scene]) -> dict[str, Any
         "share_unseen": percent(unseen[present]),
         "yes_to_partner": percent(said[partner]),
         "yes_to_alike": percent(said[alike & ~partner]),
-        "yes_to_other": percent(said[~present & ~partner & ~alike]),
+        "yes_to_other": percent(said[other]),
         "partners_asked": int(partner.sum()),
+        "partners_expected": round(expected(said, other, partner), 1),
     }
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from regaze.evals.sandbox.smol import packages, train
 from regaze.evals.sandbox.smol.align import Pseudo, align, kind_targets, presence
 from regaze.evals.sandbox.smol.delta import load_delta
-from regaze.evals.sandbox.smol.evaluate import Judged, auc
 from regaze.evals.sandbox.smol.features import BACKGROUND, CELLS, Seen
 from regaze.evals.sandbox.smol.imagenet import CLASSES, OTHERS, pseudo, remembered
+from regaze.evals.sandbox.smol.judged import Judged, auc, expected
 from regaze.evals.sandbox.smol.learner import Learner
 from regaze.evals.sandbox.smol.scenes import NAMES
 from regaze.evals.sandbox.smol.turns import PHOTOGRAPH_QUESTIONS, QUESTIONS, Writer
@@ -320,6 +320,20 @@ def test_auc_counts_ties_half() -> None:
     assert judged.scores() == {"pairs": 4, "recall": 100.0, "false_yes": 50.0, "auc": 87.5}
     counted: Tensor = torch.tensor([[True, False, True, False]])
     assert judged.scores(counted)["auc"] == 100.0
+
+
+def test_expected_yes_follow_the_scene_and_the_kind() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rates = torch.linspace(0.01, 0.9, 300)[:, None] * torch.linspace(0.1, 1, 40)
+    said = torch.rand(300, 40, generator=generator) < rates
+    asked = torch.rand(300, 40, generator=generator) < rates  # most where yes is likely
+    want, plain = float(rates[asked].sum()), float(asked.sum() * said[~asked].float().mean())
+    assert plain < 0.7 * want
+    # What was said to those that are asked about doesn't count.
+    found = expected(said | asked, ~asked, asked)
+    assert found == pytest.approx(want, rel=0.05)
+    none = torch.zeros_like(said)
+    assert expected(none, ~asked, asked) == pytest.approx(0, abs=1e-6)
 
 
 def test_writer_reads_one_token_for_each_answer(learner: Learner) -> None:
