@@ -28,6 +28,9 @@ FARTHER = 2.0
 """The ratio up to which two roundings count as equal: by chance alone, what lies farthest out of
 some thousands of numbers differs that much, and the literal form has more of them in float32."""
 
+# The first input, before those that can stand in for it.
+_FIRST = -1
+
 Pairs = Sequence[tuple[Outputs, Outputs]]
 """The attached model's outputs, and what they must equal."""
 
@@ -51,18 +54,22 @@ def held_in_float32(
         than that.
     """
     found: dict[tuple[bool, int], _Found | str] = {}
+
+    def find(batch: bool, number: int) -> _Found | str:
+        if (batch, number) not in found:
+            found[batch, number] = _find(subject, specs, batch, number)
+        return found[batch, number]
+
     for line in lines:
         batch = line.promise == "batch"
         if line.verdict != "failed" or line.difference is None or subject.dtype not in HALVES:
             yield line
             continue
-        held = line
-        for further in (0,) if batch or not subject.further else (0, subject.further):
-            if (batch, further) not in found:
-                found[batch, further] = _find(subject, specs, batch, further)
-            held = _held(subject, plain, line, found[batch, further])
-            if held.verdict != "failed":
-                break
+        inputs = [find(batch, _FIRST)]
+        held, farther = _held(subject, plain, line, inputs)
+        if farther and not batch:
+            inputs += [find(batch, number) for number in range(subject.further)]
+            held, _ = _held(subject, plain, line, inputs)
         yield held
 
 
@@ -72,27 +79,21 @@ class _Found:
     exact: Pairs
     unmoved: Sequence[Outputs]
     allowed: float
-    inputs: int
 
 
 def _find(
-    subject: Subject, specs: Sequence[Intervention], batch: bool, further: int
+    subject: Subject, specs: Sequence[Intervention], batch: bool, number: int
 ) -> _Found | str:
     """Run both sides in 16 bits and in float32; why not, where that can't be."""
-    halves: list[tuple[Outputs, Outputs]] = []
-    exact: list[tuple[Outputs, Outputs]] = []
-    unmoved: list[Outputs] = []
     try:
-        for number in range(-1, further):
-            with nullcontext() if number < 0 else subject.instead(number):
-                halves += _pairs(subject, specs, batch)
-                with subject.in_float32():
-                    exact += _pairs(subject, specs, batch)
-                    unmoved += [subject.run(which)[0] for which in ((0, 1) if batch else (0,))]
-                    allowed = subject.tolerance
+        with nullcontext() if number == _FIRST else subject.instead(number):
+            halves = _pairs(subject, specs, batch)
+            with subject.in_float32():
+                exact = _pairs(subject, specs, batch)
+                unmoved = [subject.run(which)[0] for which in ((0, 1) if batch else (0,))]
+                return _Found(halves, exact, unmoved, subject.tolerance)
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         return f"float32 would tell rounding from an error, but: {first_line(error)}"
-    return _Found(halves, exact, unmoved, allowed, 1 + further)
 
 
 def _pairs(subject: Subject, specs: Sequence[Intervention], batch: bool) -> Pairs:
@@ -104,35 +105,43 @@ def _pairs(subject: Subject, specs: Sequence[Intervention], batch: bool) -> Pair
         return [(alone, subject.run(0)[0])]
 
 
-def _held(subject: Subject, plain: Plain, line: Line, found: _Found | str) -> Line:
-    if isinstance(found, str):
-        return _saying(line, found)
+def _held(
+    subject: Subject, plain: Plain, line: Line, inputs: Sequence[_Found | str]
+) -> tuple[Line, bool]:
+    """The line with what was found, and True if distances alone speak against the method."""
+    found: list[_Found] = []
+    for one in inputs:
+        if isinstance(one, str):
+            return _saying(line, one), False
+        found.append(one)
     part = None if line.promise == "batch" else line.promise
-    exact = [other for _, other in found.exact]
-    mine, others = (
-        _Distance.mean(plain, ones, exact, part) for ones in zip(*found.halves, strict=True)
-    )
+    halves = [pair for one in found for pair in one.halves]
+    exact = [pair for one in found for pair in one.exact]
+    wants = [other for _, other in exact]
+    mine, others = (_Distance.mean(plain, ones, wants, part) for ones in zip(*halves, strict=True))
     unmoved, gaps = (
-        [plain.apart(one, want, part) for one, want in zip(ones, exact, strict=True)]
-        for ones in (found.unmoved, [one for one, _ in found.exact])
+        [plain.apart(one, want, part) for one, want in zip(ones, wants, strict=True)]
+        for ones in ([each for one in found for each in one.unmoved], [one for one, _ in exact])
     )
     moves, left = fmean(unmoved), max(gaps, key=lambda one: (one != one, one))
+    allowed = found[0].allowed
     said = ("in the batch", "alone") if part is None else ("attached", "literal")
-    asked = "" if found.inputs == 1 else f", means of {found.inputs} inputs"
+    asked = "" if len(found) == 1 else f", means of {len(found)} inputs"
     detail = (
         f"from float32 {said[0]} {mine}, {said[1]} {others}{asked}; there the two differ by "
-        f"{left:.1e} ({found.allowed:.0e} allowed)"
+        f"{left:.1e} ({allowed:.0e} allowed)"
     )
-    if not left <= found.allowed:  # NaN fails.
-        return _saying(line, detail)
+    if not left <= allowed:  # NaN fails.
+        return _saying(line, detail), False
     if not mine.near(others):
         # Methods choose: sinks by a threshold, columns by their rank.
         more = "rounding may choose sinks or columns otherwise: verify in float32"
-        return _saying(line, f"{detail}; {more}")
+        return _saying(line, f"{detail}; {more}"), True
     if moves <= mine.most:
         more = f"the method moves the {subject.what} by {moves:.1e}, less than that"
-        return _saying(replace(line, verdict="skipped"), f"{detail}; {more}: verify in float32")
-    return _saying(replace(line, verdict="passed"), f"rounding: {detail}")
+        line = replace(line, verdict="skipped")
+        return _saying(line, f"{detail}; {more}: verify in float32"), False
+    return _saying(replace(line, verdict="passed"), f"rounding: {detail}"), False
 
 
 @dataclass(frozen=True)

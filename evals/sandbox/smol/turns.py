@@ -1,8 +1,8 @@
 """Questions and captions of a scene, packed behind one encoding of its image.
 
 Every turn sees the image and itself, and its positions follow the image's, so training on a pack
-equals training on each turn alone at a fraction of the time. What turns begin with alike ("Is
-there a") is encoded once, too.
+equals training on each turn alone at a fraction of the time. A beginning that
+turns share ("Is there a") is encoded once, too.
 """
 
 from __future__ import annotations
