@@ -20,7 +20,7 @@ from regaze.hooks.attention import visible_columns
 from regaze.hooks.dispatch import Attention, Call, Stock
 from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.passes import Pass
-from regaze.hooks.rows import RowJob
+from regaze.hooks.rows import RowJob, Stages
 from regaze.hooks.running import Running
 from regaze.hooks.tally import Entry
 from regaze.hooks.tokens import Kind
@@ -148,7 +148,9 @@ class Again:
         plan = self.pass_.last_plan(call.query.device)
         over = replace(kept, key=key, value=value)
         asked = self.first.prompt.asked
-        job = RowJob(over, edits, plan, layer, self.pass_, offset, asked, query=call.query)
+        job = RowJob(
+            over, Stages.of(edits), plan, layer, self.pass_, offset, asked, query=call.query
+        )
         done = job.run()
         self.weights[layer], out = done.weights, done.out
         for entry, work in works:

@@ -13,11 +13,12 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
+_AS_IT_IS = nullcontext()
 
-def unrounded(device: torch.device) -> AbstractContextManager[object]:
-    """A context in which `torch.autocast` leaves float32 products as they are."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+def unrounded(kind: str) -> AbstractContextManager[object]:
+    """A context in which `torch.autocast` leaves float32 products on a kind of device alone."""
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else _AS_IT_IS
 
 
 def row_logits(query: Tensor, key: Tensor, scaling: float, softcap: float | None = None) -> Tensor:

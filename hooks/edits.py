@@ -139,6 +139,19 @@ class Edit:
         """Return edited logits "B H R K" (float32, -inf where masked); never in place."""
         return logits
 
+    def move_weights(self, layer: int, weights: Tensor, columns: Columns) -> Tensor:
+        """Return what `edit_logits` makes of the weights, "B H R K"; never in place.
+
+        Optional: called instead of `edit_logits` where nothing looks at logits behind it, which
+        spares a softmax. Rows must sum to what they did, and what is 0 stays 0.
+
+        Args:
+            layer: Layer index.
+            weights: "B H R K" float32, the softmax of the logits.
+            columns: Masks that tell the keys' kinds.
+        """
+        return weights
+
     def column_bias(self, layer: int, columns: Columns) -> ColumnBias | None:
         """Return what all rows of some heads add to their logits, or None.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -121,6 +122,11 @@ class RowPlan:
     written: Tensor
     acts: dict[Rows, Tensor | None]
     covers_all: bool
+
+    @functools.cached_property
+    def device_type(self) -> str:
+        """Kind of device that the rows are on; asked for in every layer, and slow to find out."""
+        return self.rows.device.type
 
     def parts(self, count: int) -> Iterator[RowPlan]:
         """The plan in pieces of at most ``count`` rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from regaze.hooks.attention import (
 )
 from regaze.hooks.dispatch import Call
 from regaze.hooks.edits import Edit, overrides
-from regaze.hooks.passes import Columns, Pass, RowPlan
+from regaze.hooks.passes import Columns, Pass, RowPlan, Wanted
 from regaze.hooks.tally import Entry, due
 
 # Long questions are recomputed in parts, so that "B H R K" stays small (64 MB in float32).
@@ -31,6 +32,53 @@ MEASURED_TAKEN = 64
 Working = tuple[Entry[Edit, int], Edit]
 """An entry, and the state that its edit has in this pass."""
 Asked = MutableMapping[tuple[Entry[Edit, int], int], int]
+
+
+class Stages(NamedTuple):
+    """The edits of some rows, by what they do there; each in the order in which they act.
+
+    Attributes:
+        every: All of them.
+        wanted: The rows that each asks for.
+        logits: Those that read or change logits, without the next two.
+        mover: The last one that changes logits, if it can as well move the weights.
+        behind: Those that read what the mover leaves.
+        weights: Those that change weights.
+        outputs: Those that change outputs.
+        biasing: Those with a bias for the rows that aren't recomputed, too.
+    """
+
+    every: Sequence[Working]
+    wanted: tuple[Wanted, ...]
+    logits: Sequence[Working]
+    mover: Working | None
+    behind: Sequence[Working]
+    weights: Sequence[Working]
+    outputs: Sequence[Working]
+    biasing: Sequence[Edit]
+
+    @classmethod
+    def of(cls, edits: Sequence[Working]) -> Stages:
+        """Sort the edits of some rows."""
+        wanted = tuple((e.rows, e.reads_only) for _, e in edits if e.rows is not None)
+        biasing = [edit for _, edit in edits if overrides(edit, "column_bias")]
+        weights = [one for one in edits if overrides(one[1], "edit_weights")]
+        outputs = [one for one in edits if overrides(one[1], "edit_outputs")]
+        logits = [
+            (entry, edit)
+            for entry, edit in edits
+            if edit.reads_only
+            or overrides(edit, "column_bias")
+            or (overrides(edit, "edit_logits") and not overrides(edit, "edit_weights"))
+        ]
+        mover, behind = None, []
+        changing = [n for n, (_, edit) in enumerate(logits) if not edit.reads_only]
+        if changing and not weights and overrides(logits[changing[-1]][1], "move_weights"):
+            (mover, *behind), logits = logits[changing[-1] :], logits[: changing[-1]]
+        return cls(edits, wanted, logits, mover, behind, weights, outputs, biasing)
+
+
+NO_EDITS = Stages.of([])
 
 
 @dataclass
@@ -54,7 +102,7 @@ class RowJob:
 
     Attributes:
         call: The call.
-        edits: Edits with rows, in order; each sees the logits that those before it left.
+        edits: Edits with rows; each sees the logits that those before it left.
         plan: The rows.
         layer: Layer index.
         pass_: The block.
@@ -65,7 +113,7 @@ class RowJob:
     """
 
     call: Call
-    edits: Sequence[Working]
+    edits: Stages
     plan: RowPlan
     layer: int
     pass_: Pass
@@ -85,14 +133,14 @@ class RowJob:
         refuse_unknown(call)
         if self.asked is not None:
             self._count(self.asked)
-        with unrounded(call.query.device):
+        with unrounded(self.plan.device_type):
             return self._recompute()
 
     def _recompute(self) -> Recomputed:
         call = self.call
-        batch, heads = call.query.shape[:2]
-        if self.query is not None:
+        if self.query is not None or self.pass_.length == 1:
             return self._part(self.plan)
+        batch, heads = call.query.shape[:2]
         at_once = max(1, MOST_ELEMENTS // (batch * heads * call.key.shape[2]))
         if self.plan.rows.shape[1] <= at_once:
             return self._part(self.plan)
@@ -106,7 +154,7 @@ class RowJob:
         )
 
     def _count(self, asked: Asked) -> None:
-        for entry, edit in self.edits:
+        for entry, edit in self.edits.every:
             if not edit.reads_only and self.layer not in edit.reads:
                 entry.tally.count(self.layer)
                 number = asked[entry, self.layer] = asked[entry, self.layer] + 1
@@ -146,23 +194,32 @@ class RowJob:
         columns = self.pass_.columns(self.offset, n_keys, logits.device)
         if visible is not None:
             columns = replace(columns, seen=visible)
-        for entry, edit in self.edits:
+        for entry, edit in self.edits.logits:
             if edit.reads_only:
-                with torch.no_grad():
-                    edit.see_rows(self.layer, logits, plan, columns)
-            elif overrides(edit, "column_bias") or (
-                overrides(edit, "edit_logits") and not overrides(edit, "edit_weights")
-            ):
+                self._see(edit, logits, plan, columns)
+            else:
                 logits = self._edit(entry, edit, logits, visible, plan, columns)
         weights = logits.softmax(-1)
-        for entry, edit in self.edits:
-            if overrides(edit, "edit_weights"):
-                weights = self._edit_weights(entry, edit, weights, logits, plan, columns)
+        if self.edits.mover is not None:
+            entry, edit = self.edits.mover
+            if self.edits.behind:  # Whoever looks changes nothing, not even how it is computed.
+                with torch.no_grad():
+                    left = self._edited(edit, logits, visible, plan, columns)
+                for _, reader in self.edits.behind:
+                    self._see(reader, left, plan, columns)
+            moved = edit.move_weights(self.layer, weights, columns)
+            weights = self._changed(entry, edit, weights, moved, plan)
+        for entry, edit in self.edits.weights:
+            moved = edit.edit_weights(self.layer, weights, logits, columns)
+            weights = self._changed(entry, edit, weights, moved, plan)
         out = mix_values(weights, call.value)
-        for entry, edit in self.edits:
-            if overrides(edit, "edit_outputs"):
-                out = self._edit_outputs(entry, edit, out, plan, columns)
+        for entry, edit in self.edits.outputs:
+            out = self._edit_outputs(entry, edit, out, plan, columns)
         return Recomputed(out, weights if call.maps else None, plain)
+
+    def _see(self, edit: Edit, logits: Tensor, plan: RowPlan, columns: Columns) -> None:
+        with torch.no_grad():
+            edit.see_rows(self.layer, logits, plan, columns)
 
     def _edit(
         self,
@@ -173,7 +230,23 @@ class RowJob:
         plan: RowPlan,
         columns: Columns,
     ) -> Tensor:
-        acts = rows = plan.acts[edit.rows] if edit.rows else None
+        new = self._edited(edit, logits, visible, plan, columns)
+        if entry in self._due:
+            acts = plan.acts[edit.rows] if edit.rows else None
+            counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
+            measure(entry, self.layer, logits, new, counted, logits=True)
+        return new
+
+    def _edited(
+        self,
+        edit: Edit,
+        logits: Tensor,
+        visible: Tensor | None,
+        plan: RowPlan,
+        columns: Columns,
+    ) -> Tensor:
+        """The logits with an edit's in its rows."""
+        rows = plan.acts[edit.rows] if edit.rows else None
         if overrides(edit, "column_bias"):
             bias = edit.column_bias(self.layer, columns)
             new = logits if bias is None else bias.add(logits)
@@ -183,24 +256,13 @@ class RowJob:
         # Arithmetic on masked logits may give NaN; what was masked stays masked.
         seen = None if edit.keeps_masked else visible
         where = rows if seen is None else seen if rows is None else seen & rows
-        if where is not None:
-            new = torch.where(where, new, logits)
-        if entry in self._due:
-            counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]
-            measure(entry, self.layer, logits, new, counted, logits=True)
-        return new
+        return new if where is None else torch.where(where, new, logits)
 
-    def _edit_weights(
-        self,
-        entry: Entry[Edit, int],
-        edit: Edit,
-        weights: Tensor,
-        logits: Tensor,
-        plan: RowPlan,
-        columns: Columns,
+    def _changed(
+        self, entry: Entry[Edit, int], edit: Edit, weights: Tensor, new: Tensor, plan: RowPlan
     ) -> Tensor:
+        """The weights with an edit's in its rows."""
         acts = plan.acts[edit.rows] if edit.rows else None
-        new = edit.edit_weights(self.layer, weights, logits, columns)
         new = new if acts is None else torch.where(acts, new, weights)
         if entry in self._due:
             counted = plan.valid if acts is None else plan.valid & acts[:, 0, :, 0]

@@ -20,7 +20,15 @@ from regaze.hooks.null_prompt import NullPrompt
 from regaze.hooks.passes import Pass, RowPlan
 from regaze.hooks.prompts import Prompt, Works
 from regaze.hooks.recurrent import Apart
-from regaze.hooks.rows import MEASURED_TAKEN, RowJob, Working, overwrite, refuse_unknown
+from regaze.hooks.rows import (
+    MEASURED_TAKEN,
+    NO_EDITS,
+    RowJob,
+    Stages,
+    Working,
+    overwrite,
+    refuse_unknown,
+)
 from regaze.hooks.tally import Entry, due
 
 
@@ -36,7 +44,7 @@ class _Acting(NamedTuple):
     """
 
     taker: Working | None
-    rows: Sequence[Working]
+    rows: Stages
     scaling: Sequence[Working]
     looks: bool
 
@@ -47,7 +55,8 @@ class _Acting(NamedTuple):
         takers = (one for one in here if overrides(one[1], "take_over") and one[1].takes(pass_))
         scaling = [one for one in here if overrides(one[1], "scale_heads")]
         looks = bool(scaling) or any(edit.looks_back for _, edit in here)
-        return cls(next(takers, None), [one for one in here if one[1].rows], scaling, looks)
+        rows = Stages.of([one for one in here if one[1].rows])
+        return cls(next(takers, None), rows, scaling, looks)
 
 
 @dataclass(eq=False)
@@ -118,7 +127,10 @@ class Running:
         if acting.taker is not None:
             return self._taken_over(layer, stock, call, acting.taker, len(entries) > 1)
         real = call if null is None else null.real(call)
-        rows = [one for one in acting.rows if one[1].active(layer, self.pass_)]
+        rows = acting.rows
+        active = [one for one in rows.every if one[1].active(layer, self.pass_)]
+        if len(active) < len(rows.every):
+            rows = Stages.of(active)
         out, weights = self._rows(layer, stock, run, real, rows, acting.looks)
         for entry, edit in acting.scaling:
             factor = self._factor(layer, entry, edit, out)
@@ -170,7 +182,8 @@ class Running:
         """Compute some rows as they would be without any edit, "B R H D" float32."""
         with torch.no_grad():
             offset = self.offsets.get(layer, 0)
-            plain = RowJob(call, [], plan, layer, self.pass_, offset, None, plain=True).run().plain
+            job = RowJob(call, NO_EDITS, plan, layer, self.pass_, offset, None, plain=True)
+            plain = job.run().plain
         if plain is None:
             raise RuntimeError("rows without edits were asked for and weren't made")
         return plain
@@ -181,14 +194,13 @@ class Running:
         stock: Stock,
         run: Callable[[Stock], Attention],
         real: Call,
-        edits: Sequence[Working],
+        edits: Stages,
         looked_at: bool,
     ) -> Attention:
         device = real.query.device
-        wanted = [(w.rows, w.reads_only) for _, w in edits if w.rows is not None]
-        plan = self.pass_.plan(wanted, device) if wanted else None
+        plan = self.pass_.plan(edits.wanted, device) if edits.wanted else None
         looks = plan or (self.pass_.plan([("last", False)], device) if looked_at else None)
-        biasing = [w for _, w in edits if overrides(w, "column_bias")]
+        biasing = edits.biasing
         if looks is None and not biasing:
             return run(stock)
         checks = self._checks_now(layer)
@@ -201,7 +213,7 @@ class Running:
                 return self._bias(done, layer, real, biasing)
             if checks and not self.over:
                 with torch.no_grad():
-                    job = RowJob(real, [], looks, layer, self.pass_, offset, None, plain=True)
+                    job = RowJob(real, NO_EDITS, looks, layer, self.pass_, offset, None, plain=True)
                     plain = job.run().plain
                 self._check(real, layer, done[0], plain, looks.rows, looks.valid)
             return done

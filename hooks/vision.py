@@ -18,7 +18,7 @@ from regaze.hooks.edits import Edit, overrides
 from regaze.hooks.host import Host
 from regaze.hooks.keywords import sees_keywords
 from regaze.hooks.pictures import Eye, VisionPass, read_pictures
-from regaze.hooks.rows import RowJob, Working, overwrite
+from regaze.hooks.rows import NO_EDITS, RowJob, Stages, Working, overwrite
 from regaze.hooks.stack import LayerEntry, Stack
 from regaze.hooks.tally import due
 
@@ -220,21 +220,22 @@ class Looking:
         """The rows of one piece, edited."""
         pass_, call = piece.pass_, piece.call
         device = call.query.device
-        rows = [(e, w) for e, w in works if w.rows is not None and w.active(layer, pass_)]
+        rows = Stages.of(
+            [(e, w) for e, w in works if w.rows is not None and w.active(layer, pass_)]
+        )
         scaling = [(e, w) for e, w in works if overrides(w, "scale_heads")]
-        wanted = [(w.rows, w.reads_only) for _, w in rows if w.rows is not None]
-        plan = pass_.plan(wanted, device) if wanted else None
+        plan = pass_.plan(rows.wanted, device) if rows.wanted else None
         checks = layer in self._checks
         # A factor on all rows is checked on one.
         first = pass_.plan([((pass_.offset,), True)], device) if scaling and checks else None
         out, weights = stock
         if looks := plan or first:
-            edits, asked = (rows, self._asked) if plan else ([], None)
+            edits, asked = (rows, self._asked) if plan else (NO_EDITS, None)
             done = RowJob(call, edits, looks, layer, pass_, 0, asked, plain=checks).run()
             if done.plain is not None:
                 check_rows(call, layer, out, done.plain, looks.rows, looks.valid)
                 self.checked.add((layer, False))
-            if plan and not all(w.reads_only for _, w in rows):
+            if plan and not all(w.reads_only for _, w in rows.every):
                 out, weights = overwrite((out, weights), done, plan)
         for entry, edit in scaling:
             with torch.no_grad():

@@ -141,12 +141,16 @@ class _SPINEdit(Edit):
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         spec = self.spec
         score = logits if spec.score == "logits" else weights
-        # A sliding window may hide the image; then no head is better than another.
-        seen = columns.image if columns.seen is None else columns.image & columns.seen
-        sums = torch.where(seen, score, 0.0).sum(-1)
+        if columns.seen is None:
+            seen, sums = columns.image, (score * columns.image).sum(-1)
+        else:
+            seen = columns.image & columns.seen
+            sums = torch.where(seen, score, 0.0).sum(-1)
         factor = head_factors(sums, spec.keep, spec.factor, spec.heads)
-        blind = ~seen.any(-1, keepdim=True)
-        return weights * factor[..., None].masked_fill(blind, 1.0)
+        if columns.seen is not None or columns.offset:
+            # A sliding window may hide the image; then no head is better than another.
+            factor = factor.masked_fill(~seen.any(-1), 1.0)
+        return weights * factor[..., None]
 
 
 def head_factors(sums: Tensor, keep: float, factor: float, heads: str = "top") -> Tensor:

@@ -308,6 +308,7 @@ class _VAREdit(Edit):
             sums, bounds = sums_and_bounds(
                 image, sinks, self.spec.least_share, self.spec.floor, self.spec.epsilon
             )
+            sums = with_moves(sums, self.spec.keep)
             self.sums[layer] = GrowingMask(sums), bounds
 
     def _look(self, layer: int, phi: Tensor, sinks: Tensor, pass_: Pass) -> None:
@@ -322,11 +323,12 @@ class _VAREdit(Edit):
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         known, bounds = self.sums[layer]
-        sums = columns.of(known)
-        biases = head_biases(logits.softmax(-1), sums, bounds, self.spec.keep)
-        # `logits + biases @ sums[:, :, :2]` in one pass over the rows.
-        rows, biases = logits.flatten(1, 2), biases.flatten(1, 2)
-        return torch.baddbmm(rows, biases, sums[:, 0, :2]).view_as(logits)
+        sums = columns.of(known)[:, :4]
+        return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
+
+    def move_weights(self, layer: int, weights: Tensor, columns: Columns) -> Tensor:
+        known, bounds = self.sums[layer]
+        return redistributed(weights, columns.of(known), bounds)
 
 
 def sums_and_bounds(
@@ -345,45 +347,82 @@ def sums_and_bounds(
         epsilon: Added to each of the n image weights; 1e-6 in the released code.
 
     Returns:
-        Coefficients "B 1 4 K" of four sums: on sinks, on the rest of the image, the share test,
-        on the image; and lower bounds "B 1 1 3" for the last three. A sample without visual sinks
-        has a bound that nothing reaches.
+        Coefficients "B 4 K" of four sums: on sinks, on the rest of the image, the share test, on
+        the image; and lower bounds "B 1 4", of which the first is none. A sample without visual
+        sinks has a bound that nothing reaches.
     """
     visual, rest = image & sinks, image & ~sinks
     test = (1 - least_share) * image.float() - visual.float()
-    sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)[:, None]
+    sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)
     slack = -(1 - least_share) * epsilon * image.float().sum(1)
-    smallest = torch.full_like(slack, torch.inf).masked_fill(visual.any(1), LEAST)
-    bounds = torch.stack([smallest, slack, torch.full_like(slack, floor)], -1)[:, None, None]
+    none = torch.full_like(slack, -torch.inf)
+    smallest = (-none).masked_fill(visual.any(1), LEAST)
+    bounds = torch.stack([none, smallest, slack, torch.full_like(slack, floor)], -1)[:, None]
     return sums, bounds
 
 
+def with_moves(sums: Tensor, keep: float) -> Tensor:
+    """Coefficients of `sums_and_bounds`, and behind them those by which weights move.
+
+    Args:
+        sums: "B 4 K".
+        keep: Share of a sink's weight that stays.
+
+    Returns:
+        "B 6 K".
+    """
+    sinks, rest = sums[:, :1], sums[:, 1:2]
+    return torch.cat([sums, (1 - keep) * rest, (keep - 1) * sinks], 1)
+
+
+def redistributed(weights: Tensor, sums: Tensor, bounds: Tensor) -> Tensor:
+    """VAR's weights themselves, by fewer steps than the softmax of biased logits takes.
+
+    With s and r the mass on sinks and on the rest of the image,
+
+        a'_j = a_j + a_j c (s m_j + r n_j) / r
+
+    where m is 1 - keep on the rest, n is keep - 1 on sinks, and c is 1 in image-centric heads.
+
+    Args:
+        weights: "B H R K", float32, rows summing to 1.
+        sums: "B 6 K" of `with_moves`.
+        bounds: "B 1 4".
+
+    Returns:
+        "B H R K".
+    """
+    rows = weights.flatten(1, 2)
+    mass, centric = _masses(rows, sums[:, :4], bounds)
+    # s / r and r / r, which is 1 to the last bit: all that a sink has can be taken.
+    shares = mass[..., :2] / mass[..., 1:2].clamp(min=LEAST) * centric
+    moved = shares @ sums[:, 4:]
+    return torch.addcmul(rows, rows, moved).view_as(weights)
+
+
 def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
-    """The logit bias that turns attention weights into VAR's; arguments as of `head_biases`.
+    """The logit bias that turns attention weights into VAR's.
+
+    Args:
+        weights: "B H R K", float32, rows summing to 1.
+        sums: "B 4 K" of `sums_and_bounds`.
+        bounds: "B 1 4".
+        keep: Share of a sink's weight that stays.
 
     Returns:
         "B H R K"; 0 in heads and rows that are not image-centric.
     """
-    return head_biases(weights, sums, bounds, keep) @ sums[:, :, :2]
-
-
-def head_biases(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
-    """The biases of a row's sinks and of the rest of its image.
-
-    Args:
-        weights: "B H R K", float32, rows summing to 1.
-        sums: "B 1 4 K" of `sums_and_bounds`.
-        bounds: "B 1 1 3".
-        keep: Share of a sink's weight that stays.
-
-    Returns:
-        "B H R 2"; 0 in heads and rows that are not image-centric.
-    """
-    mass = weights @ sums.transpose(-1, -2)
-    centric = (mass[..., 1:] >= bounds).all(-1, keepdim=True)
+    mass, centric = _masses(weights.flatten(1, 2), sums, bounds)
     # Where it isn't used, the quotient must not be 0 / 0 either: its gradient would be NaN.
     rest = mass[..., 1:2].clamp(min=LEAST)
     gain = torch.log1p((1 - keep) * mass[..., :1] / rest)
     # exp(-1e4) is 0: all is taken.
     loss = math.log(keep) if keep > 0 else -1e4
-    return torch.nn.functional.pad(gain, (1, 0), value=loss) * centric
+    biases = torch.nn.functional.pad(gain, (1, 0), value=loss) * centric
+    return (biases @ sums[:, :2]).view_as(weights)
+
+
+def _masses(rows: Tensor, sums: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
+    """The four sums of each row of weights, "B N 4", and whether its head is image-centric."""
+    mass = rows @ sums.transpose(1, 2)
+    return mass, (mass >= bounds).all(-1, keepdim=True)

@@ -22,7 +22,12 @@ from regaze.interventions.lvlm.opera import over_trust
 from regaze.interventions.lvlm.paint import choose_patches
 from regaze.interventions.lvlm.pasta import span_bias
 from regaze.interventions.lvlm.spin import SPIN, head_factors
-from regaze.interventions.lvlm.var import redistribution, sums_and_bounds
+from regaze.interventions.lvlm.var import (
+    redistributed,
+    redistribution,
+    sums_and_bounds,
+    with_moves,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -165,9 +170,26 @@ def test_var_without_sinks_with_nothing_else_and_with_all_taken() -> None:
     for sinks in (image, image & False, columns(8, 0)[None]):
         assert not redistribution(weights, *sums_and_bounds(image, sinks, 0.5, 0.0), 0.4).any()
     sums, bounds = sums_and_bounds(image, columns(8, 0, 2)[None], 0.0, 0.0)
-    edited = weights * redistribution(weights, sums, bounds, 0.0).exp()
-    torch.testing.assert_close(edited.sum(-1), torch.ones(1, 3, 2))
-    assert (edited[..., [0, 2]] < 1e-12).all()
+    biased = weights * redistribution(weights, sums, bounds, 0.0).exp()
+    for edited in (biased, redistributed(weights, with_moves(sums, 0.0), bounds)):
+        torch.testing.assert_close(edited.sum(-1), torch.ones(1, 3, 2))
+        assert (edited[..., [0, 2]] < 1e-12).all()
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
+def test_var_moves_the_weights_of_biased_logits(keep: float) -> None:
+    logits, image = 3 * torch.randn(3, 5, 4, 12), columns(12, 2, 3, 4, 5, 6).repeat(3, 1)
+    sinks = torch.stack([columns(12, 0, 3), columns(12, 0), columns(12, 2, 3, 4, 5, 6)])
+    logits[0, :, :, 9:] = -math.inf
+    logits[1, 2] = 0.0
+    logits[2, ..., 7:] = 9.0
+    sums, bounds = sums_and_bounds(image, sinks, 0.6, 0.2, 1e-6)
+    weights = logits.softmax(-1)
+    bias = redistribution(weights, sums, bounds, keep)
+    moved = redistributed(weights, with_moves(sums, keep), bounds)
+    torch.testing.assert_close(moved, (logits + bias).softmax(-1), rtol=1e-5, atol=1e-7)
+    assert (bias[0] != 0).any() == (keep != 1)
+    assert torch.equal(moved[1:], weights[1:])  # No sink in the image, or nothing else.
 
 
 def test_pasta_s_union_of_overlapping_spans_and_a_sample_without_one() -> None:
