@@ -28,7 +28,7 @@ def test_rows_in_parts_equal_rows_at_once(
 ) -> None:
     model = tiny("llava", attn_implementation=base)
     inputs = ask(model, (SHORT, [0]), (LONG, [1]))
-    results: list[list[Tensor]] = []
+    results = []
     for limit in (rows.MOST_ELEMENTS, most):
         monkeypatch.setattr(rows, "MOST_ELEMENTS", limit)
         with (
