@@ -10,6 +10,7 @@ from torch import nn
 
 from regaze.hooks.diffusion.families import DENOISERS
 from regaze.hooks.diffusion.sites import Site, find_sites, native_grid
+from regaze.hooks.others import parts
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def refuse_caches(denoiser: Any) -> None:
         ValueError: Step caching of diffusers is on (FirstBlockCache, PAB, FasterCache, ...), by
             `enable_cache` or by hand, on any part of the denoiser.
     """
-    registries = (vars(part).get("_diffusers_hook") for part in denoiser.modules())
+    registries = (vars(part).get("_diffusers_hook") for part in parts(denoiser))
     hooks = [hook for one in registries if one is not None for hook in one.hooks.values()]
     if getattr(denoiser, "is_cache_enabled", False) or any(hook._is_stateful for hook in hooks):
         raise ValueError(

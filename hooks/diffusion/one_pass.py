@@ -36,6 +36,7 @@ from regaze.hooks.diffusion.rows import Rows, call_by_name
 from regaze.hooks.diffusion.running import running
 from regaze.hooks.diffusion.sites import Layout, Site, read_layout
 from regaze.hooks.diffusion.works import Work, refuse_shuffled
+from regaze.hooks.others import parts
 from regaze.hooks.replaced import keeping_nothing
 
 _NOTHING: Mapping[str, Any] = {}
@@ -161,7 +162,7 @@ class OnePass:
             return pass_
         _refuse_checkpoints(self._denoiser)
         refuse_shuffled([entry.work for entry in live])
-        pass_.compiled = any(is_compiled(part) for part in self._module.modules())
+        pass_.compiled = any(is_compiled(part) for part in parts(self._module))
         outside = seat.thread().outside
         pass_.rows = find_rows(family, call, found, seat.attached, seat.cond_rows, outside)
         pass_.layout = self._layout(pass_, call, pass_.rows.branches)
