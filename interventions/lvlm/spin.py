@@ -141,7 +141,7 @@ class _SPINEdit(Edit):
     def edit_weights(self, layer: int, weights: Tensor, logits: Tensor, columns: Columns) -> Tensor:
         spec = self.spec
         score = logits if spec.score == "logits" else weights
-        if columns.seen is None:
+        if columns.seen is None:  # No logit is -inf, which would make NaN of 0.
             seen, sums = columns.image, (score * columns.image).sum(-1)
         else:
             seen = columns.image & columns.seen

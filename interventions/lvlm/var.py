@@ -305,10 +305,7 @@ class _VAREdit(Edit):
         image = self.image.to(sinks.device)
         self.sums.pop(layer, None)
         if (sinks & image).any():
-            sums, bounds = sums_and_bounds(
-                image, sinks, self.spec.least_share, self.spec.floor, self.spec.epsilon
-            )
-            sums = with_moves(sums, self.spec.keep)
+            sums, bounds = sums_and_bounds(image, sinks, self.spec)
             self.sums[layer] = GrowingMask(sums), bounds
 
     def _look(self, layer: int, phi: Tensor, sinks: Tensor, pass_: Pass) -> None:
@@ -323,17 +320,15 @@ class _VAREdit(Edit):
 
     def edit_logits(self, layer: int, logits: Tensor, columns: Columns) -> Tensor:
         known, bounds = self.sums[layer]
-        sums = columns.of(known)[:, :4]
-        return logits + redistribution(logits.softmax(-1), sums, bounds, self.spec.keep)
+        change = redistribution(logits.softmax(-1), columns.of(known), bounds)
+        return logits + (1 + change).clamp(min=LEAST).log()
 
     def move_weights(self, layer: int, weights: Tensor, columns: Columns) -> Tensor:
         known, bounds = self.sums[layer]
-        return redistributed(weights, columns.of(known), bounds)
+        return torch.addcmul(weights, weights, redistribution(weights, columns.of(known), bounds))
 
 
-def sums_and_bounds(
-    image: Tensor, sinks: Tensor, least_share: float, floor: float, epsilon: float = 0.0
-) -> tuple[Tensor, Tensor]:
+def sums_and_bounds(image: Tensor, sinks: Tensor, spec: VAR) -> tuple[Tensor, Tensor]:
     """Columns that VAR sums a row's weights over, and the bounds that make a head image-centric.
 
     With s the mass on the image and t the part of it on sinks, the share test
@@ -342,87 +337,43 @@ def sums_and_bounds(
     Args:
         image: Bool "B K".
         sinks: Bool "B K", text and visual.
-        least_share: r, the least share of the image mass that must not be on sinks.
-        floor: Least image mass.
-        epsilon: Added to each of the n image weights; 1e-6 in the released code.
+        spec: The method; r is its ``least_share``, epsilon is added to each of n image weights.
 
     Returns:
-        Coefficients "B 4 K" of four sums: on sinks, on the rest of the image, the share test, on
-        the image; and lower bounds "B 1 4", of which the first is none. A sample without visual
-        sinks has a bound that nothing reaches.
+        Coefficients "B 6 K": of the sums on sinks, on the rest of the image, of the share test and
+        on the image, and of two changes, 1 - keep on the rest and keep - 1 on sinks. And lower
+        bounds "B 1 4" of the sums, of which the first is none. A sample without visual sinks has a
+        bound that nothing reaches.
     """
-    visual, rest = image & sinks, image & ~sinks
-    test = (1 - least_share) * image.float() - visual.float()
-    sums = torch.stack([sinks.float(), rest.float(), test, image.float()], 1)
-    slack = -(1 - least_share) * epsilon * image.float().sum(1)
+    taken, most = 1 - spec.keep, 1 - spec.least_share
+    visual = image & sinks
+    on_image, on_sinks, on_rest = image.float(), sinks.float(), (image & ~sinks).float()
+    test = most * on_image - visual.float()
+    rows = [on_sinks, on_rest, test, on_image, taken * on_rest, -taken * on_sinks]
+    slack = -most * spec.epsilon * on_image.sum(1)
     none = torch.full_like(slack, -torch.inf)
     smallest = (-none).masked_fill(visual.any(1), LEAST)
-    bounds = torch.stack([none, smallest, slack, torch.full_like(slack, floor)], -1)[:, None]
-    return sums, bounds
+    bounds = torch.stack([none, smallest, slack, torch.full_like(slack, spec.floor)], -1)
+    return torch.stack(rows, 1), bounds[:, None]
 
 
-def with_moves(sums: Tensor, keep: float) -> Tensor:
-    """Coefficients of `sums_and_bounds`, and behind them those by which weights move.
+def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor) -> Tensor:
+    """The relative change x of each weight, a' = a (1 + x).
 
-    Args:
-        sums: "B 4 K".
-        keep: Share of a sink's weight that stays.
-
-    Returns:
-        "B 6 K".
-    """
-    sinks, rest = sums[:, :1], sums[:, 1:2]
-    return torch.cat([sums, (1 - keep) * rest, (keep - 1) * sinks], 1)
-
-
-def redistributed(weights: Tensor, sums: Tensor, bounds: Tensor) -> Tensor:
-    """VAR's weights themselves, by fewer steps than the softmax of biased logits takes.
-
-    With s and r the mass on sinks and on the rest of the image,
-
-        a'_j = a_j + a_j c (s m_j + r n_j) / r
-
-    where m is 1 - keep on the rest, n is keep - 1 on sinks, and c is 1 in image-centric heads.
+    With s and r the mass on sinks and on the rest of the image and c 1 in image-centric heads,
+    x is c (1 - keep) s / r on the rest and -c (1 - keep) r / r on sinks.
 
     Args:
         weights: "B H R K", float32, rows summing to 1.
-        sums: "B 6 K" of `with_moves`.
+        sums: "B 6 K" of `sums_and_bounds`.
         bounds: "B 1 4".
-
-    Returns:
-        "B H R K".
-    """
-    rows = weights.flatten(1, 2)
-    mass, centric = _masses(rows, sums[:, :4], bounds)
-    # s / r and r / r, which is 1 to the last bit: all that a sink has can be taken.
-    shares = mass[..., :2] / mass[..., 1:2].clamp(min=LEAST) * centric
-    moved = shares @ sums[:, 4:]
-    return torch.addcmul(rows, rows, moved).view_as(weights)
-
-
-def redistribution(weights: Tensor, sums: Tensor, bounds: Tensor, keep: float) -> Tensor:
-    """The logit bias that turns attention weights into VAR's.
-
-    Args:
-        weights: "B H R K", float32, rows summing to 1.
-        sums: "B 4 K" of `sums_and_bounds`.
-        bounds: "B 1 4".
-        keep: Share of a sink's weight that stays.
 
     Returns:
         "B H R K"; 0 in heads and rows that are not image-centric.
     """
-    mass, centric = _masses(weights.flatten(1, 2), sums, bounds)
-    # Where it isn't used, the quotient must not be 0 / 0 either: its gradient would be NaN.
-    rest = mass[..., 1:2].clamp(min=LEAST)
-    gain = torch.log1p((1 - keep) * mass[..., :1] / rest)
-    # exp(-1e4) is 0: all is taken.
-    loss = math.log(keep) if keep > 0 else -1e4
-    biases = torch.nn.functional.pad(gain, (1, 0), value=loss) * centric
-    return (biases @ sums[:, :2]).view_as(weights)
-
-
-def _masses(rows: Tensor, sums: Tensor, bounds: Tensor) -> tuple[Tensor, Tensor]:
-    """The four sums of each row of weights, "B N 4", and whether its head is image-centric."""
-    mass = rows @ sums.transpose(1, 2)
-    return mass, (mass >= bounds).all(-1, keepdim=True)
+    mass = weights.flatten(1, 2) @ sums[:, :4].transpose(1, 2)
+    centric = (mass >= bounds).all(-1, keepdim=True)
+    # r / r is 1 to the last bit, so all that a sink has can be taken. Where it isn't used, a
+    # quotient must not be 0 / 0 either: its gradient would be NaN.
+    shares = mass[..., :2] / mass[..., 1:2].clamp(min=LEAST) * centric
+    return (shares @ sums[:, 4:]).view_as(weights)

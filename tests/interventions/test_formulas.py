@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 
-from regaze.hooks.passes import Columns
+from regaze.hooks.passes import Columns, GrowingMask
 from regaze.interventions.lvlm.adaptvis import choose_weights
 from regaze.interventions.lvlm.adhh import silence_text
 from regaze.interventions.lvlm.avisc import find_blind, largest_layers
@@ -22,12 +23,7 @@ from regaze.interventions.lvlm.opera import over_trust
 from regaze.interventions.lvlm.paint import choose_patches
 from regaze.interventions.lvlm.pasta import span_bias
 from regaze.interventions.lvlm.spin import SPIN, head_factors
-from regaze.interventions.lvlm.var import (
-    redistributed,
-    redistribution,
-    sums_and_bounds,
-    with_moves,
-)
+from regaze.interventions.lvlm.var import VAR, redistribution, sums_and_bounds
 
 
 @pytest.fixture(autouse=True)
@@ -168,27 +164,28 @@ def test_adaptvis_rounds_to_two_decimals_before_it_compares() -> None:
 def test_var_without_sinks_with_nothing_else_and_with_all_taken() -> None:
     weights, image = torch.rand(1, 3, 2, 8).softmax(-1), columns(8, 2, 3, 4, 5)[None]
     for sinks in (image, image & False, columns(8, 0)[None]):
-        assert not redistribution(weights, *sums_and_bounds(image, sinks, 0.5, 0.0), 0.4).any()
-    sums, bounds = sums_and_bounds(image, columns(8, 0, 2)[None], 0.0, 0.0)
-    biased = weights * redistribution(weights, sums, bounds, 0.0).exp()
-    for edited in (biased, redistributed(weights, with_moves(sums, 0.0), bounds)):
-        torch.testing.assert_close(edited.sum(-1), torch.ones(1, 3, 2))
-        assert (edited[..., [0, 2]] < 1e-12).all()
+        known = sums_and_bounds(image, sinks, VAR(rho=0.5, p=0.6, floor=0.0))
+        assert not redistribution(weights, *known).any()
+    known = sums_and_bounds(image, columns(8, 0, 2)[None], VAR(rho=0.0, p=1.0, floor=0.0))
+    edited = weights * (1 + redistribution(weights, *known))
+    torch.testing.assert_close(edited.sum(-1), torch.ones(1, 3, 2))
+    assert not edited[..., [0, 2]].any()
 
 
-@pytest.mark.parametrize("keep", [0.0, 0.4, 1.0])
-def test_var_moves_the_weights_of_biased_logits(keep: float) -> None:
+@pytest.mark.parametrize("p", [0.0, 0.4, 1.0])
+def test_var_biases_logits_to_the_weights_that_it_moves(p: float) -> None:
     logits, image = 3 * torch.randn(3, 5, 4, 12), columns(12, 2, 3, 4, 5, 6).repeat(3, 1)
     sinks = torch.stack([columns(12, 0, 3), columns(12, 0), columns(12, 2, 3, 4, 5, 6)])
     logits[0, :, :, 9:] = -math.inf
-    logits[1, 2] = 0.0
-    logits[2, ..., 7:] = 9.0
-    sums, bounds = sums_and_bounds(image, sinks, 0.6, 0.2, 1e-6)
-    weights = logits.softmax(-1)
-    bias = redistribution(weights, sums, bounds, keep)
-    moved = redistributed(weights, with_moves(sums, keep), bounds)
-    torch.testing.assert_close(moved, (logits + bias).softmax(-1), rtol=1e-5, atol=1e-7)
-    assert (bias[0] != 0).any() == (keep != 1)
+    edit: Any = VAR(rho=0.4, p=p, floor=0.2, sink_dims=(0,), layers=(0,)).bind(
+        cast(Any, SimpleNamespace(hidden_size=4))
+    )
+    sums, bounds = sums_and_bounds(image, sinks, edit.spec)
+    edit.sums[0] = GrowingMask(sums), bounds
+    given, weights = Columns(image[:, None, None], image[:, None, None] & False), logits.softmax(-1)
+    moved = edit.move_weights(0, weights, given)
+    torch.testing.assert_close(moved, edit.edit_logits(0, logits, given).softmax(-1))
+    assert torch.equal(moved[0], weights[0]) == (p == 0)
     assert torch.equal(moved[1:], weights[1:])  # No sink in the image, or nothing else.
 
 
